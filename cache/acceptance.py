@@ -143,7 +143,7 @@ class Acceptance:
         self._miss_share = 1.0
         """Multiplies the probability that a miss is judged; steered by the budget."""
         self._spent = 1.0
-        """Judgements per request of late."""
+        """Judgements per request recently."""
         self._judged_then = 0
         self._fitted_at = 0
 

@@ -128,7 +128,7 @@ def bench_tenants(
     for tenant in track(range(tenants), "tenants", console=Console(stderr=True)):
         _fill(cache, str(tenant), vectors)
     resident = _resident_bytes() - before
-    spaces = [space.index for space in cache._spaces.values()]
+    spaces = [space.index for space in cache._partitions.values()]
     own = [vectors.copy() for _ in range(tenants)]
     alone = FlatIndex(dimension)
     for n in range(entries):

@@ -1,7 +1,7 @@
 """Single flight: of many identical requests at once, one asks and the others wait for its answer.
 
 The leader's answer goes to every follower. A leader that fails or is cancelled hands over to one follower, so
-an upstream in trouble meets one caller after another and not a herd. Nobody waits for ever: a follower whose
+an upstream in trouble meets one caller after another and not a herd. Nobody waits forever: a follower whose
 patience ends goes alone. With a lease, leaders of several replicas agree on one of them; the others look for
 its entry in the store they share. A lease that cannot be had or asked is no reason to wait.
 """

@@ -5,8 +5,8 @@ like one of them is cheaper and faster there. A conversation is a chain of piece
 each known by the hash of all pieces up to it; the chains form a radix tree, and each of its nodes remembers who
 answered it when. The share reported is an expectation: how much of the prompt the deployment saw, times how
 often what it saw was really read from its cache. It is a reason among others for the router, never a rule; so it is
-among the deployments of one model, which are weighed by what each has taken of late too. There every conversation has
-a home, which workers that know nothing of each other agree on.
+among the deployments of one model, which are weighed by what each has taken recently too. There every conversation
+has a home, which workers that know nothing of each other agree on.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class PrefixMap:
 
 
 class RecentTokens:
-    """Prompt tokens that a deployment took of late: what it took a half-life ago counts half."""
+    """Prompt tokens that a deployment took recently: what it took a half-life ago counts half."""
 
     HALF_LIFE_S = 7.0
     __slots__ = ("_at_s", "_tokens")

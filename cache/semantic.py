@@ -85,7 +85,7 @@ class Miss:
 
 
 @dataclass(slots=True)
-class _Row:
+class _PendingVerdict:
     """A judgement under way."""
 
     weight: float
@@ -98,7 +98,7 @@ class _Row:
 
 
 @dataclass(slots=True)
-class _Space:
+class _PartitionIndex:
     """One partition: its index and the items it is of."""
 
     index: Index
@@ -135,14 +135,14 @@ class SemanticCache:
         self._sets = sets
         self._on_forgotten = on_forgotten
         self._pair_rule = pair_rule
-        self._spaces: dict[bytes, _Space] = {}
+        self._partitions: dict[bytes, _PartitionIndex] = {}
         self._items: OrderedDict[int, Item] = OrderedDict()
         """By label, the least recently used first."""
         self._labels: dict[str, int] = {}
         self._tenants: dict[str, set[int]] = {}
         self._next_label = 0
         self._vocabulary = Vocabulary()
-        self._rows: OrderedDict[int, _Row] = OrderedDict()
+        self._pending: OrderedDict[int, _PendingVerdict] = OrderedDict()
         self._next_row = 0
 
     def __len__(self) -> int:
@@ -209,17 +209,18 @@ class SemanticCache:
         unit = self._unit(vector)
         if unit is None or (miss is not None and not miss.recordable) or entry.id in self._labels:
             return
-        space = self._spaces.setdefault(question.key, _Space(self._make_index(self._dimension), entry.tenant))
-        if space.tenant != entry.tenant:
+        new = _PartitionIndex(self._make_index(self._dimension), entry.tenant)
+        partition = self._partitions.setdefault(question.key, new)
+        if partition.tenant != entry.tenant:
             return
         wording = wording_of(question.text)
         self._next_label += 1
         expires_s = entry.created_s + entry.ttl_s
         item = Item(self._next_label, entry.id, key, entry.tenant, question.key, question.text, expires_s)
         self._settle(item, wording, miss)
-        if isinstance(space.index, FlatIndex) and len(space.index) >= _FLAT_LIMIT:
-            space.index = IvfIndex(space.index)
-        space.index.add(item.label, unit)
+        if isinstance(partition.index, FlatIndex) and len(partition.index) >= _FLAT_LIMIT:
+            partition.index = IvfIndex(partition.index)
+        partition.index.add(item.label, unit)
         self._items[item.label] = item
         self._labels[entry.id] = item.label
         self._tenants.setdefault(entry.tenant, set()).add(item.label)
@@ -231,7 +232,7 @@ class SemanticCache:
         """Take a verdict (None: nobody could tell); the comparison returned, if any, is worth judging too (same new
         answer).
         """
-        pending = self._rows.pop(row, None)
+        pending = self._pending.pop(row, None)
         if pending is None or right is None:
             return None
         item = pending.item
@@ -282,17 +283,17 @@ class SemanticCache:
         return np.divide(unit, length) if 1e-6 < length < 1e6 else None
 
     def _around(self, key: bytes, unit: Vector, tenant: str, now_s: float) -> Neighbours | None:
-        space = self._spaces.get(key)
-        if space is None or space.tenant != tenant:
+        partition = self._partitions.get(key)
+        if partition is None or partition.tenant != tenant:
             return None
-        labels, near = space.index.search(unit, _NEAREST)
+        labels, near = partition.index.search(unit, _NEAREST)
         items = [self._items[label] for label in labels]
         stale = [item for item in items if item.expires_s <= now_s]
         if stale:
             for item in stale:
                 self._forget(item)
             return self._around(key, unit, tenant, now_s)
-        return vote(items, near, space.index.gather(labels)) if items else None
+        return vote(items, near, partition.index.gather(labels)) if items else None
 
     def _known(self, near: list[tuple[str, float]], key: bytes, tenant: str, now_s: float) -> Neighbours | None:
         """The entries found elsewhere whose words are known here, of this partition and tenant."""
@@ -367,26 +368,25 @@ class SemanticCache:
     ) -> Comparison:
         close = found.second is not None and found.second_vote >= _MERGE_VOTE
         second = found.first_of(found.second) if close and found.second is not None else None
-        return self._pend(_Row(weight, audited, seen, found.best, second), item)
+        return self._pend(_PendingVerdict(weight, audited, seen, found.best, second), item)
 
-    def _pend(self, row: _Row, item: Item) -> Comparison:
+    def _pend(self, pending: _PendingVerdict, item: Item) -> Comparison:
         self.acceptance.judgements += 1
         self._next_row += 1
-        self._rows[self._next_row] = row
-        if len(self._rows) > _MAX_PENDING:
-            self._rows.popitem(last=False)
+        self._pending[self._next_row] = pending
+        if len(self._pending) > _MAX_PENDING:
+            self._pending.popitem(last=False)
         return Comparison(self._next_row, item.entry_id, item.key, item.tenant)
 
-    def _ask_merge(self, judged: _Row) -> Comparison | None:
+    def _ask_merge(self, judged: _PendingVerdict) -> Comparison | None:
         second = judged.second
         if second is None or second.label not in self._items or not judged.best.may_be(second.answer_class):
             return None
-        row = _Row(0.0, False, [], judged.best, second, merging=True)
-        return self._pend(row, second)
+        return self._pend(_PendingVerdict(0.0, False, [], judged.best, second, merging=True), second)
 
     def _settle(self, item: Item, wording: Wording, miss: Miss | None) -> None:
         """Put a new item into its class: one of its own unless its score says better."""
-        pending = self._rows.get(miss.comparison.row) if miss is not None and miss.comparison else None
+        pending = self._pending.get(miss.comparison.row) if miss is not None and miss.comparison else None
         if pending is not None:
             pending.item = item
         if miss is not None and miss.likely is not None:
@@ -403,9 +403,9 @@ class SemanticCache:
         mine.discard(item.label)
         if not mine:
             del self._tenants[item.tenant]
-        space = self._spaces[item.partition]
-        space.index.remove(item.label)
-        if not len(space.index):
-            del self._spaces[item.partition]
+        partition = self._partitions[item.partition]
+        partition.index.remove(item.label)
+        if not len(partition.index):
+            del self._partitions[item.partition]
         if self._on_forgotten is not None:
             self._on_forgotten(item.partition, item.entry_id)

@@ -160,7 +160,7 @@ class Wording:
 
 @lru_cache(16_384)
 def wording_of(text: str) -> Wording:
-    """A text's wording; those read of late are kept."""
+    """A text's wording; those read recently are kept."""
     return Wording(text)
 
 

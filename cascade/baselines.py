@@ -78,7 +78,7 @@ def verified_cascade(logged: Logged) -> VerifiedCascade:
     """AutoMix to serve: the cheapest pair for each share. DataError where no draft has a confidence."""
     pairs = _pairs(logged)
     if not pairs:
-        raise DataError("no model's answers have a confidence and a dearer model beside them: nothing to verify")
+        raise DataError("nothing to verify: no model with confidences has a more expensive one beside it")
     best = float(logged.data.scores.mean(0).max())
     return VerifiedCascade(tuple(dict.fromkeys(cheapest(pairs, share * best) for share in SHARES)), best)
 

@@ -47,7 +47,7 @@ class Solved:
         self._cases.append(Case(case.question, case.answer, np.asarray(case.vector / length, np.float32)))
 
     def nearest(self, vector: Vector, k: int, exclude: str = "") -> list[Case]:
-        """At most k cases that are similar enough, the nearest last, where a model heeds it most."""
+        """At most k cases that are similar enough, the nearest last, where a model pays most attention to it."""
         cases = [case for case in self._cases if case.question != exclude]
         length = float(np.linalg.norm(vector))
         if k <= 0 or not cases or length == 0.0:

@@ -53,7 +53,7 @@ def families(logged: Logged, setting: TrainingSettings, reference: str, count: i
 
 
 def reference_of(logged: Logged, name: str) -> int:
-    """The model named, else the dearest: what an operator may name before anything was measured."""
+    """The model named, else the most expensive: what an operator may name before anything was measured."""
     models = logged.data.models
     if name and name not in models:
         raise DataError(f"no model is called {name!r}; known: {', '.join(models)}")

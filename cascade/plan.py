@@ -47,8 +47,8 @@ def plan_for(
     if strategy in BUILDERS:
         floor, most = _floor(accept_at, choice.model), (limits or Limits()).max_attempts
         step = partial(_step, worst_cost_usd=worst_cost_usd, accept_at=-inf)
-        ground = StrategyInputs(choice, step, rungs[1:], messages, floor, most, judge)
-        built = BUILDERS[strategy](ground)
+        inputs = StrategyInputs(choice, step, rungs[1:], messages, floor, most, judge)
+        built = BUILDERS[strategy](inputs)
     if strategy in BUILDERS and built is None:
         rungs = rungs[:1]
     steps = [_step(model, worst_cost_usd, _floor(accept_at, model)) for model in rungs[:-1]]
@@ -61,7 +61,7 @@ def plan_for(
 
 
 def _rungs(choice: Choice) -> list[str]:
-    """The chosen model, then those expected to do better, the best last; no opinion: the dearer ones."""
+    """The chosen model, then those expected to do better, the best last; no opinion: the more expensive ones."""
     worth = {e.model: e.quality for e in choice.estimates if not isnan(e.quality)}
     if choice.model not in worth:
         worth = {e.model: e.cost_usd for e in choice.estimates}

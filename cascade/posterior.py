@@ -200,16 +200,16 @@ class Rule:
     """Weights (d, actions) of the worth after each action, before its price; only states that go on."""
     gains: Matrix | None = field(default=None, repr=False)
     """Weights (d, actions) of the logit of the chance that a climb which begins with each action ends right; None: the
-    rule foretells nothing.
+    rule predicts nothing.
     """
     spends: Matrix | None = field(default=None, repr=False)
-    """The same for what is paid after that first answer, as a share of the dearest model's price for each answer that
-    may follow.
+    """The same for what is paid after that first answer, as a share of the most expensive model's price for each answer
+    that may follow.
     """
 
     def opened(self, space: Space, chances: Matrix, prices: Prices) -> tuple[Matrix, Matrix]:
         """What climbs that begin with each of the space's actions are expected to end with: the chance of a right
-        answer, and all its dollars. (n, actions) each. ValueError where the rule foretells nothing.
+        answer, and all its dollars. (n, actions) each. ValueError where the rule predicts nothing.
         """
         if self.gains is None or self.spends is None:
             raise ValueError("this rule was fitted without what it foretells")

@@ -72,8 +72,8 @@ def solve(board: Board, prices: Prices, rate: float) -> Rule:
     return Rule(rate, ahead)
 
 
-def foreseeing(rule: Rule, board: Board, prices: Prices) -> Rule:
-    """The rule with what it foretells of every first action: logistic regressions of where climbs on these rows end."""
+def with_forecasts(rule: Rule, board: Board, prices: Prices) -> Rule:
+    """The rule with what it predicts of every first action: logistic regressions of where climbs on these rows end."""
     space, x = board.space, value_design((), board.chances[()])
     ends = [_end(rule, board, prices, after((), action), np.arange(len(x))) for action in space.actions(())]
     most = space.depth * prices.answer.max(1)

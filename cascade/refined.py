@@ -42,7 +42,8 @@ class Pair:
 def perfics(
     performance: Column, refined: Column, share_of_cost: Column, weights: tuple[float, float, float] = WEIGHTS
 ) -> Column:
-    """Weighted mean of quality, refined quality and thrift (1 - the refined answer's share of the dearest cost)."""
+    """Weighted mean of quality, refined quality and thrift (1 - the refined answer's share of the most expensive cost).
+    """
     terms = np.stack([performance, refined, 1.0 - share_of_cost])
     found: Column = np.tensordot(np.array(weights) / sum(weights), terms, axes=1)
     return found
@@ -57,16 +58,16 @@ def ranked(
     drawn = resampled_weights(len(next(iter(pairs.values())).score), RESAMPLES, seed)
     means = np.stack([np.vstack([pair.columns.mean(0), drawn @ pair.columns]) for pair in pairs.values()])
     quality, refined, cost_usd, refined_usd = np.moveaxis(means, -1, 0)
-    dearest = np.maximum(np.maximum(cost_usd, refined_usd).max(0), 1e-12)
+    highest = np.maximum(np.maximum(cost_usd, refined_usd).max(0), 1e-12)
     direct_best = quality[quality[:, 0].argmax()]
     figures = {
         "quality": quality,
         "refined_quality": refined,
         "refined_minus_direct": refined - quality,
         "refined_minus_best_direct": refined - direct_best,
-        "cost_share": cost_usd / dearest,
-        "refined_cost_share": refined_usd / dearest,
-        "perfics": perfics(quality, refined, refined_usd / dearest, weights),
+        "cost_share": cost_usd / highest,
+        "refined_cost_share": refined_usd / highest,
+        "perfics": perfics(quality, refined, refined_usd / highest, weights),
     }
     rows = {
         name: {figure: with_interval(float(values[j, 0]), values[j, 1:].tolist()) for figure, values in figures.items()}

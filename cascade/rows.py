@@ -44,7 +44,7 @@ class TrainingSettings:
     rates: int = 36
     """Exchange rates tried."""
     highest_rate: float = HIGHEST_RATE
-    """Of them, in quality points per cost of the dearest model."""
+    """Of them, in quality points per cost of the most expensive model."""
     seed: int = 0
 
 

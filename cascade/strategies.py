@@ -63,78 +63,78 @@ Built = tuple[Strategy, tuple[Step, ...]]
 """A strategy and every attempt it may make: what a hold is taken for."""
 
 
-def agreement(ground: StrategyInputs) -> Built | None:
+def agreement(inputs: StrategyInputs) -> Built | None:
     """Two cheap models that agree are believed; otherwise the best decides."""
-    best, cost = ground.best, {e.model: e.cost_usd for e in ground.choice.estimates}
+    best, cost = inputs.best, {e.model: e.cost_usd for e in inputs.choice.estimates}
     if best is None:
         return None
-    others = [m for m in ground.choice.probabilities if m not in (ground.choice.model, best.model)]
+    others = [m for m in inputs.choice.probabilities if m not in (inputs.choice.model, best.model)]
     if not others:
         return None
-    second = ground.step(min(others, key=lambda m: cost.get(m, float("inf"))))
-    ballots = (ground.chosen, second)
+    second = inputs.step(min(others, key=lambda m: cost.get(m, float("inf"))))
+    ballots = (inputs.chosen, second)
     return Vote(ballots, best, 1.0, 1.0, at_once=2), (*ballots, best)
 
 
-def self_consistency(ground: StrategyInputs) -> Built | None:
+def self_consistency(inputs: StrategyInputs) -> Built | None:
     """Samples of the chosen model until their vote is clear; a split vote goes to the best model."""
-    ballots = samples(ground.chosen, SAMPLES, TEMPERATURE)
-    escalate = () if ground.best is None else (ground.best,)
-    return Vote(ballots, ground.best), (*ballots, *escalate)
+    ballots = samples(inputs.chosen, SAMPLES, TEMPERATURE)
+    escalate = () if inputs.best is None else (inputs.best,)
+    return Vote(ballots, inputs.best), (*ballots, *escalate)
 
 
-def best_of(ground: StrategyInputs) -> Built | None:
+def best_of(inputs: StrategyInputs) -> Built | None:
     """Samples of the chosen model while another is expected to be worth its price."""
-    estimates = {e.model: e for e in ground.choice.estimates}
-    own = estimates.get(ground.choice.model)
+    estimates = {e.model: e for e in inputs.choice.estimates}
+    own = estimates.get(inputs.choice.model)
     chance = 0.5 if own is None or isnan(own.quality) else own.quality
     price = own.cost_usd if own is not None and isfinite(own.cost_usd) else 0.0
-    dearer = estimates[ground.best.model].cost_usd if ground.best and ground.best.model in estimates else 0.0
-    worth = max(dearer if isfinite(dearer) else 0.0, WORTH_IN_CALLS * price)
-    tries = samples(ground.chosen, SAMPLES, TEMPERATURE)
-    return BestOf(tries, chance, price, worth, good=ground.accept_at), tries
+    better_usd = estimates[inputs.best.model].cost_usd if inputs.best and inputs.best.model in estimates else 0.0
+    worth = max(better_usd if isfinite(better_usd) else 0.0, WORTH_IN_CALLS * price)
+    tries = samples(inputs.chosen, SAMPLES, TEMPERATURE)
+    return BestOf(tries, chance, price, worth, good=inputs.accept_at), tries
 
 
-def verify(ground: StrategyInputs) -> Built | None:
+def verify(inputs: StrategyInputs) -> Built | None:
     """A judge, or the chosen model itself, checks the answer; doubt goes to the best model.
 
     The best model never judges: whoever pays for its verdict had better have its answer.
     """
-    best, messages, chosen = ground.best, ground.messages, ground.chosen
+    best, messages, chosen = inputs.best, inputs.messages, inputs.chosen
     if best is None or not messages:
         return None
-    judge = ground.step(ground.judge) if ground.judge and ground.judge != best.model else chosen
-    votes = verdicts_within(ground.max_attempts)
+    judge = inputs.step(inputs.judge) if inputs.judge and inputs.judge != best.model else chosen
+    votes = verdicts_within(inputs.max_attempts)
     strategy = SelfVerification(
-        chosen, judge, lambda answer: verification(messages, answer), best, Threshold(ground.accept_at), votes
+        chosen, judge, lambda answer: verification(messages, answer), best, Threshold(inputs.accept_at), votes
     )
     return strategy, (chosen, *(judge,) * votes, best)
 
 
-def refine(ground: StrategyInputs) -> Built | None:
+def refine(inputs: StrategyInputs) -> Built | None:
     """The chosen model mends its answer once where it shows too little."""
-    messages, chosen = ground.messages, ground.chosen
+    messages, chosen = inputs.messages, inputs.chosen
     if not messages:
         return None
-    strategy = Refine(chosen, lambda answer: refinement(messages, answer), good=ground.accept_at)
+    strategy = Refine(chosen, lambda answer: refinement(messages, answer), good=inputs.accept_at)
     return strategy, (chosen, chosen)
 
 
-def sketch(ground: StrategyInputs) -> Built | None:
+def sketch(inputs: StrategyInputs) -> Built | None:
     """Skeleton-of-Thought where the question asks for a list of points."""
-    messages, chosen = ground.messages, ground.chosen
-    if not suits_skeleton(ground.question):
+    messages, chosen = inputs.messages, inputs.chosen
+    if not suits_skeleton(inputs.question):
         return None
     strategy = Skeleton(chosen, skeleton(messages), lambda o, n, title: point(messages, o, n, title))
     return strategy, (chosen,) * 12
 
 
-def stepwise(ground: StrategyInputs) -> Built | None:
+def stepwise(inputs: StrategyInputs) -> Built | None:
     """The chosen model drafts a solution step by step; the best one redoes poor steps."""
-    best, messages, chosen = ground.best, ground.messages, ground.chosen
+    best, messages, chosen = inputs.best, inputs.messages, inputs.chosen
     if best is None or not messages:
         return None
-    strategy = Stepwise(chosen, best, lambda so_far: next_step(messages, so_far), ground.accept_at)
+    strategy = Stepwise(chosen, best, lambda so_far: next_step(messages, so_far), inputs.accept_at)
     return strategy, (*(chosen, best) * strategy.most, best)
 
 

@@ -19,10 +19,10 @@ from cascade.posterior_fit import (
     best_quality,
     cheapest_matching,
     fit_posterior,
-    foreseeing,
     rates_for,
     solve,
     walk,
+    with_forecasts,
 )
 from cascade.routing import RoutedCascade
 from cascade.rows import EstimatedRows, TrainingSettings, estimated_parts, space_of
@@ -95,7 +95,7 @@ def routed_cascade(trained: Trained, part: EstimatedRows) -> RoutedCascade:
     best = best_quality(trained.held_out, TrainingSettings().most_cost * trained.single_usd)
     kept = sorted(wanted | {best} | set(range(0, len(trained.rules), 3)))
     board = Board.of(trained.posterior, part.scene)
-    rules = [foreseeing(trained.rules[i], board, part.prices) for i in kept]
+    rules = [with_forecasts(trained.rules[i], board, part.prices) for i in kept]
     sure = [[certified_threshold(trained, i, risk) for risk in RISKS] for i in kept]
     return RoutedCascade(
         trained.posterior, rules, trained.held_out[kept], trained.best_single, part.typical, np.array(sure)

@@ -1,8 +1,9 @@
 """AutoMix with a POMDP, learnt from logged answers: which model drafts, which one takes over, and when.
 
 A draft's logged confidence is read as the share of favourable verdicts on it (log-probability of "true" where a model
-was asked whether its answer is right). Every pair of a cheaper and a dearer model is tried at several rates of quality
-against money (Aggarwal et al. 2024, section 3.3); the cheapest that keeps a share of the best model's quality serves.
+was asked whether its answer is right). Every pair of a cheaper and a more expensive model is tried at several rates of
+quality against money (Aggarwal et al. 2024, section 3.3); the cheapest that keeps a share of the best model's quality
+serves.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cascade.verify import Pomdp, SelfVerification, fit_pomdp, verdicts_within
 
 LEAST_ROWS = 50
 RATES = (0.0, *np.geomspace(0.03, 3.0, 7).tolist())
-"""Quality points per cost of the dearest model."""
+"""Quality points per cost of the most expensive model."""
 
 
 @dataclass(frozen=True, slots=True)

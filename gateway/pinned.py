@@ -11,7 +11,7 @@ from gateway.errors import CallerError
 from gateway.routes import Model, Route
 from gateway.wire.request import Described
 from routers.eligible import over
-from routers.simple import TOO_DEAR, too_dear
+from routers.simple import TOO_EXPENSIVE, too_expensive
 from routers.types import Candidate, Choice, Knobs, Query, Undecided
 
 NO_VECTOR = np.zeros(0, np.float32)
@@ -30,13 +30,13 @@ def listed(route: Route, worst: Mapping[str, int], knobs: Knobs) -> Choice:
     cap = knobs.max_cost_usd
     names = [name for name in route.names if cap is None or worst[name] <= cap * 1e9]
     if not names:
-        raise CallerError(f"'{route.name}' may not answer this request: {TOO_DEAR}", code="no_eligible_model")
+        raise CallerError(f"'{route.name}' may not answer this request: {TOO_EXPENSIVE}", code="no_eligible_model")
     return replace(pinned(names[0], "pinned" if route.router is None else "listed"), ranked=tuple(names))
 
 
 def breaks(query: Query, candidate: Candidate, knobs: Knobs) -> str:
     """The bound on money or time that this model would break; empty: none."""
-    return over(query, candidate, knobs) or (TOO_DEAR if too_dear(query, candidate, knobs) else "")
+    return over(query, candidate, knobs) or (TOO_EXPENSIVE if too_expensive(query, candidate, knobs) else "")
 
 
 def bounded(route: Route, candidate: Candidate, asked: Described, knobs: Knobs) -> Choice:

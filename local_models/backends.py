@@ -48,7 +48,7 @@ class Profile:
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Fields the engine knows by another name."""
     ignored: frozenset[str] = frozenset()
-    """Fields it would take and not heed: refused."""
+    """Fields that it would accept and ignore; they are refused."""
     how_to_measure: str = ""
     """What the operator must switch on for the metrics page."""
 
@@ -67,7 +67,7 @@ class Profile:
         )
 
     def adapt(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The body as this engine takes it; `RequestRefused` names a field it would not heed."""
+        """The body as this engine takes it; `RequestRefused` names a field that it would ignore."""
         for name in self.ignored:
             if _says_something(body.get(name)):
                 raise RequestRefused(f"{self.name} does not heed {name}", code="unsupported_value", param=name)

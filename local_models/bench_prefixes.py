@@ -158,7 +158,7 @@ def hit_rate(
     return (tree.hit_tokens + beyond) / tree.asked_tokens
 
 
-def foreseen(trace: Sequence[Asked], blocks: int) -> float:
+def best_by_future(trace: Sequence[Asked], blocks: int) -> float:
     """The hit rate of the best cache that knows all that will be asked.
 
     A block found again was kept since its last use and took a slot in every request between; what a request is
@@ -179,7 +179,7 @@ def foreseen(trace: Sequence[Asked], blocks: int) -> float:
     return -float(best.fun) / sum(len(asked.prompt) for asked in trace) if best else 0.0
 
 
-def unforeseen(trace: Sequence[Asked], blocks: int) -> float:
+def best_by_odds(trace: Sequence[Asked], blocks: int) -> float:
     """A bound on the hit rate, on average over the draws, of every cache that can't foresee them, though it knew all
     odds and which blocks may ever be asked for again.
 
@@ -248,7 +248,7 @@ def _hit_rates(trace: Sequence[Asked], of: str) -> dict[str, float]:
     met = blocks_met(trace)
     distinct = len(met)
     blocks = distinct // 10 if of == "all blocks" else max(20, sum(count > 1 for count in met.values()) // 10)
-    best = foreseen(trace, blocks)
+    best = best_by_future(trace, blocks)
     return {
         "marconi": hit_rate(trace, blocks, 1.0),
         "lru": hit_rate(trace, blocks, None),
@@ -260,5 +260,5 @@ def _hit_rates(trace: Sequence[Asked], of: str) -> dict[str, float]:
         "marconi, all of it offloaded": hit_rate(trace, blocks, 1.0, distinct),
         "unbounded": hit_rate(trace, 2 * distinct, None),
         "at best knowing the future": best,
-        "at best knowing the odds": min(best, unforeseen(trace, blocks)),
+        "at best knowing the odds": min(best, best_by_odds(trace, blocks)),
     }

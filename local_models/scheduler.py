@@ -138,7 +138,7 @@ class Scheduler:
         return sequence
 
     def _place_in_s(self, now_s: float) -> float:
-        """Until the line moves on by one, going by how it has moved of late; it took at least as long as its first one
+        """Until the line moves on by one, going by how it has moved recently; it took at least as long as its first one
         has waited where it has not.
         """
         moved = self._admitted_s

@@ -31,7 +31,7 @@ class ArtifactError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What an artefact says of itself."""
+    """Metadata of an artefact, kept in its file."""
 
     kind: str
     """Name in the registry of routers."""
@@ -59,7 +59,7 @@ def checksum(arrays: Arrays, card: Mapping[str, Any]) -> str:
 
 
 def save_artifact(path: Path, card: Card, arrays: Arrays) -> None:
-    """A reader never sees half a file."""
+    """Write the artefact so that a reader never sees half of it. Raises OSError."""
     from safetensors.numpy import save
 
     stated = json.loads(json.dumps(asdict(card)))
@@ -69,7 +69,9 @@ def save_artifact(path: Path, card: Card, arrays: Arrays) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Beside the target, then renamed: where it can't be written, what was there stays. OSError names the file."""
+    """Write to a temporary file beside `path` and rename it, so that a failure leaves what was there. The OSError names
+    `path`.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -85,8 +87,9 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def load_artifact(path: Path, features_version: str | None = None) -> tuple[Card, dict[str, NDArray[Any]]]:
-    """The card and arrays. ArtifactError says what is wrong with the file; None asks for no feature version. Features
-    of an encoder are for whoever serves the artefact to give.
+    """The card and the arrays of a file. Raises ArtifactError, which says what is wrong with it. `features_version`:
+    the version that this build makes; None leaves it unchecked. An artefact whose features a configured encoder makes
+    always passes.
     """
     stated, arrays = _read(path)
     claimed = stated.pop("checksum", "")

@@ -1,14 +1,12 @@
-"""Contextual bandits behind the contract of a router: they learn from every answer that is scored.
+"""A contextual bandit as a router: it learns from every answer that is scored.
 
-Quality is what the base router expects (an offline artefact, or a prior by price) plus a linear
-correction in the query's main axes. A model's correction is one shared by all models plus its own, both
-shrunk toward zero, so that an answer of one model teaches about the others and about the query's
-difficulty: parameters are shared, the start is warm.
+Its estimate of quality is that of a base router (an offline artefact, or a prior by price) plus a correction that is
+linear in the query's main axes. The correction of a model is the sum of a part shared by all models and a part of its
+own. Both are shrunk toward zero, so that an answer of one model also teaches about the others.
 
-What is learnt are sums over answers, so the states of several replicas add up to one, and old answers fade by
-multiplying them down. Probabilities are computed, never sampled to guess: the propensity of a choice is
-exact, for Thompson sampling too. Refuses nothing that its base router decides: eligibility, bounds and
-knobs are the same.
+What is learned are sums over answers: the states of several replicas add up, and old answers are forgotten by scaling
+the sums down. Choice probabilities are computed and not estimated by sampling, so the propensity of a choice is exact,
+also for Thompson sampling. Eligibility, bounds and knobs are those of the base router.
 """
 
 from __future__ import annotations
@@ -34,15 +32,17 @@ THOMPSON, SQUARE_CB, GREEDY = "thompson", "squarecb", "greedy"
 RULES = (THOMPSON, SQUARE_CB, GREEDY)
 
 BOLDNESS_OF_LEVEL, BOLDNESS = 0.8, 0.25
-"""Of Thompson's draws; see `drawn_spread`."""
+"""Shares of the posterior's standard deviation that Thompson's draws have; see `drawn_spread`."""
 
 NODES = 16
 _NODES: Array = np.array([NormalDist().inv_cdf((i + 0.5) / NODES) for i in range(NODES)])
-"""Of a standard normal draw, equally likely."""
+"""Quadrature points of a standard normal draw, all of the same weight."""
 
 
 def thompson(mean: Array, sd: Array) -> Array:
-    """P(this model's draw is the highest), for independent normal draws: by quadrature over its own draw."""
+    """Probability of each model that its draw is the highest, for independent normal draws of those means and standard
+    deviations; by quadrature over the model's own draw.
+    """
     sd = np.maximum(sd, 1e-9)
     if len(mean) == 2:
         first = 0.5 * (1.0 + erf(float(mean[0] - mean[1]) / sqrt(2.0 * float(sd @ sd))))
@@ -55,18 +55,20 @@ def thompson(mean: Array, sd: Array) -> Array:
 
 
 def drawn_spread(sd: Array, levels: Array, boldness: float) -> Array:
-    """Standard deviation of Thompson's draws: nearly as wide as a model's level is unsure, and `boldness` times what
-    the query adds to it.
+    """Standard deviation of Thompson's draws, narrower than the posterior's `sd`: the part of a model's level
+    (`levels`) counts nearly in full, the part that the query adds counts by `boldness` only.
 
-    Levels are settled by trying, soon. Slopes of every model on every axis are not, and drawn at their full width they
-    would have all models tried for ever on a difference that few queries show.
+    A few answers settle a model's level. They don't settle its slope on every axis, and draws at the full width of
+    those would keep all models being tried forever.
     """
     level = np.minimum(levels, sd) ** 2
     return np.asarray(np.sqrt(BOLDNESS_OF_LEVEL**2 * level + boldness**2 * (sd**2 - level)))
 
 
 def _normal_cdf(z: Array) -> Array:
-    """Phi to .0003, which only moves where exploration goes: the propensity is what is then drawn from."""
+    """The normal distribution function to within .0003. The error only moves where exploration goes; propensities stay
+    exact.
+    """
     return np.asarray(0.5 * (1.0 + np.tanh(z * (0.7978845608 + 0.0356774081 * z * z))))
 
 
@@ -75,7 +77,7 @@ REFIT_EVERY = 20
 
 
 class Bandit(LinearBandit):
-    """A router that corrects a base router by what came of its choices."""
+    """A router that corrects the estimates of a base router by the outcomes of its choices."""
 
     features_version: str
 
@@ -91,7 +93,9 @@ class Bandit(LinearBandit):
         shrink: Shrinkage | None = None,
         half_life: float = 0.0,
     ) -> None:
-        """`boldness`: see `drawn_spread`; `half_life`: after so many answers one counts half, 0: never."""
+        """`boldness`: see `drawn_spread`. `half_life`: number of answers after which an answer counts half; 0: answers
+        are never forgotten.
+        """
         if rule not in RULES:
             raise ValueError(f"rule {rule!r} is unknown: one of {', '.join(RULES)}")
         state = state if state is not None else BanditState.empty((), projection.dims)
@@ -115,7 +119,7 @@ class Bandit(LinearBandit):
         return chosen(forecast, worth, chances, draw, excluded, self._label)
 
     def forecast(self, query: Query, kept: Sequence[Candidate]) -> Forecast:
-        """The base router's, corrected. Undecided as the base is."""
+        """The base router's forecast, corrected. Raises Undecided where the base does."""
         found = self.base.forecast(query, kept)
         quality, sd, cost = self.correction(query.vector, found.models)
         return replace(
@@ -126,7 +130,9 @@ class Bandit(LinearBandit):
         )
 
     def correction(self, vector: Vector, models: Sequence[str]) -> tuple[Numbers, Numbers, Numbers]:
-        """Quality, its deviation and cost beyond the base router's, in the order of `models`."""
+        """Corrections of quality, their standard deviations, and corrections of cost in dollars, in the order of
+        `models`.
+        """
         z, told = self.axes(vector), self.posterior
         unsure = sqrt(told.noise * (1.0 / self.shrink.level + float(z[:-1] @ z[:-1]) / self.shrink.own))
         quality, sd, cost = (part.tolist() for part in told.correction(z))
@@ -146,7 +152,7 @@ class Bandit(LinearBandit):
         return drawn_spread(np.array(forecast.quality_sd), levels, self.boldness)
 
     def chances(self, worth: Numbers, spread: Array, explore: bool) -> Numbers:
-        """Probabilities over the eligible models, by this bandit's rule."""
+        """Choice probabilities of the eligible models, by this bandit's rule."""
         k = len(worth)
         if not explore or k == 1 or self.rule == GREEDY:
             return inverse_gap(worth, Exploration(), False)
@@ -163,8 +169,8 @@ class Bandit(LinearBandit):
     def update(
         self, query: Query, candidates: Sequence[Candidate], model: str, quality: float, cost_usd: float | None = None
     ) -> None:
-        """That model's answer to that query was worth so much. `candidates` are those it was chosen among: what a
-        prior by price expects of one depends on the others.
+        """Learn from one scored answer of `model`. `candidates` are those it was chosen among, because a prior by price
+        depends on the other candidates.
         """
         expected = self.base.forecast(query, candidates)
         j = list(expected.models).index(model)
@@ -172,26 +178,29 @@ class Bandit(LinearBandit):
         self.learn(query.vector, model, quality - float(expected.quality[j]), cost)
 
     def learn(self, vector: Vector, model: str, quality: float, cost_usd: float = 0.0) -> None:
-        """`quality` and `cost_usd`: beyond what the base router expected."""
+        """Learn from one answer. `quality` and `cost_usd` are what it had beyond the base router's estimate."""
         if self.half_life > 0:
             self.state.fade(0.5 ** (1.0 / self.half_life))
         self.state.learn(self.axes(vector), model, quality, cost_usd)
         self._count_answer()
 
     def amend(self, query: Query, model: str, by: float) -> None:
-        """An answer learnt before was worth so much more (or less) than was said then."""
+        """Correct the quality of an answer learned before by `by`."""
         self.state.amend(self.axes(query.vector), model, by)
         self._posterior = None
 
 
 def main_axes(projection: Projection, vectors: Array, dims: int = 16) -> Projection:
-    """The projection's first axes, each of unit spread over those vectors: what shrinkage is measured in."""
+    """The projection's first axes, each scaled to a standard deviation of 1 over those vectors, for which the penalties
+    of `Shrinkage` are stated.
+    """
     spread = np.maximum(projection.apply(vectors)[:, :dims].std(0), 1e-6)
     return Projection().restore({"mean_": projection.mean_, "axes_": projection.axes_[:, :dims] / spread})
 
 
 def learnt_axes(projection: Projection, ridge: Linear, dims: int = 16) -> Projection:
-    """The axes where the vectors are gone: their spread is read off the ridge that was fitted on them."""
+    """As `main_axes` where the vectors are gone: their spread is read off a ridge regression that was fitted on them.
+    """
     squares = 1.0 / np.diag(ridge.covariance_)[:dims] - ridge.ridge
     spread = np.sqrt(np.maximum(squares / squares.max(), 1e-6))
     axes = (projection.axes_[:, :dims] / spread).astype(np.float32)

@@ -58,7 +58,7 @@ def cold(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
 
 def priced(data: Outcomes, x: Array, featurizer: Featurizer) -> Replay:
     """All rows, with what a gateway knows of models it has never heard an answer of: their prices (here the mean cost
-    of a call), and the prior that dearer models tend to be better.
+    of a call), and the prior that more expensive models tend to be better.
     """
     price = data.cost_usd.mean(0)
     quality = prior.expected([Candidate(name, usd, usd) for name, usd in zip(data.models, price * 1000, strict=True)])

@@ -1,7 +1,8 @@
-"""What a bandit has seen of models, as sums, and what those sums say: a ridge regression on shared and own parts.
+"""The sufficient statistics of a linear bandit, and the ridge regression that they determine, with a part shared by all
+models and a part of each model.
 
-Sums over answers add up, so every replica keeps its own and reads the others' beside it: nothing is counted twice and
-nothing is lost, whatever arrives when. Refuses sums of another shape than its own.
+The statistics are sums over answers. Every replica keeps its own and adds the others' when it reads them, so nothing is
+counted twice or lost, in whatever order they arrive. Sums of another shape are refused.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Shrinkage:
-    """How far corrections may go, as ridge penalties; noise is the variance of one score around its mean."""
+    """Ridge penalties on the corrections, in answers; `noise` is the prior variance of one score around its mean."""
 
     shared: float = 20.0
     own: float = 400.0
-    """Of each model's own slopes."""
+    """On each model's own slopes."""
     level: float = 5.0
-    """Of each model's own mean: with noise .2 it may lie .2 off what the base expects."""
+    """On each model's own mean: with noise .2 its prior standard deviation is .2."""
     noise: float = 0.2
 
 
 @dataclass(slots=True)
 class BanditState:
-    """Sums over scored answers: (m, d + 1, d + 1) second moments of the query, (m, d + 1) moments with
-    what the base router did not expect of quality and cost. The last entry of a query is 1.
+    """Sums over scored answers of m models and queries z of d + 1 numbers, the last of which is 1. `gram` (m, d + 1, d
+    + 1) sums z z^T; `quality` and `cost` (m, d + 1) sum z times what the base router did not expect of either.
     """
 
     models: tuple[str, ...]
@@ -43,7 +44,7 @@ class BanditState:
     quality: Array
     cost: Array
     squares: float = 0.0
-    """Of unexpected quality, for the noise."""
+    """Sum of squared unexpected quality, from which the noise is estimated."""
 
     @classmethod
     def empty(cls, models: Sequence[str], dims: int) -> Self:
@@ -52,11 +53,11 @@ class BanditState:
 
     @property
     def counts(self) -> Array:
-        """Answers seen of each model, faded ones in part."""
+        """Number of answers seen of each model, (m,); forgotten ones count in part."""
         return np.asarray(self.gram[:, -1, -1])
 
     def learn(self, z: Array, model: str, quality: float, cost_usd: float = 0.0) -> None:
-        """One scored answer: what its quality and cost were beyond what the base router expected."""
+        """Add one scored answer, with its quality and cost beyond what the base router expected."""
         j = self.place(model)
         self.gram[j] += np.outer(z, z)
         self.quality[j] += quality * z
@@ -64,7 +65,7 @@ class BanditState:
         self.squares += quality * quality
 
     def amend(self, z: Array, model: str, by: float) -> None:
-        """The quality of an answer counted before turns out to be `by` higher."""
+        """Raise the quality of an answer that was added before by `by`."""
         self.quality[self.place(model)] += by * z
 
     def place(self, model: str) -> int:
@@ -77,14 +78,14 @@ class BanditState:
         return self.models.index(model)
 
     def fade(self, factor: float) -> None:
-        """What was learnt so far counts only `factor` as much as what comes: for a world that drifts."""
+        """Scale all that was learned by `factor`, so that later answers count more."""
         self.gram *= factor
         self.quality *= factor
         self.cost *= factor
         self.squares *= factor
 
     def merged(self, other: BanditState) -> BanditState:
-        """The state that has seen the answers of both replicas."""
+        """A new state that has seen the answers of both."""
         both = BanditState(self.models, self.gram.copy(), self.quality.copy(), self.cost.copy(), self.squares)
         for model in other.models:
             both.place(model)
@@ -96,7 +97,7 @@ class BanditState:
         return both
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """For an artefact or a shared store."""
+        """The sums by name, for an artefact or a shared store."""
         return {"gram": self.gram, "quality": self.quality, "cost": self.cost, "squares": np.array([self.squares])}
 
     @classmethod
@@ -112,7 +113,8 @@ class BanditState:
 
     @classmethod
     def from_bytes(cls, data: bytes, dims: int) -> Self:
-        """ValueError where these are no sums over queries on `dims` axes."""
+        """The state that `to_bytes` wrote. Raises ValueError where the bytes hold no sums over queries on `dims` axes.
+        """
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -129,8 +131,8 @@ class BanditState:
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """What a state says of each model: weights on the query (m, d + 1) and how unsure the model's own
-    part is.
+    """The posterior that a state determines: weights on the query, (m, d + 1) each, and the covariance of each model's
+    own part, (m, d + 1, d + 1), in units of the noise.
     """
 
     models: tuple[str, ...]
@@ -155,19 +157,19 @@ class Posterior:
 
 
 OWN_TRIED = (1.0, 0.25, 0.08, 0.025)
-"""Of the stated penalty on own slopes."""
+"""Shares of the stated penalty on own slopes that are compared by evidence."""
 NOISE_COUNTS = 300.0
-"""Answers that the stated noise counts as."""
+"""Number of answers that the stated noise counts as."""
 CENTRED_COUNTS = 10.0
-"""Queries that axes of mean zero and unit spread count as."""
+"""Number of queries that the prior belief in axes of mean zero and unit spread counts as."""
 
 
 def fitted(state: BanditState, shrink: Shrinkage) -> Posterior:
-    """The posterior under the noise and the penalty on own slopes, at most the stated one, that the answers speak for.
+    """The posterior under the noise and the penalty on own slopes that have the most evidence (type-II likelihood,
+    MacKay 1992, Bayesian interpolation), which the sums alone determine.
 
-    Their evidence (type-II likelihood: MacKay 1992, Bayesian interpolation) needs nothing but the sums. Few answers
-    keep what was stated, for little can be read out of them; models that really differ by query free themselves.
-    Penalties are on axes of mean zero and unit spread over the queries seen, wherever those lie on the axes given.
+    The penalty is at most the stated one. With few answers the stated values hold; where models really differ by query,
+    the penalty falls. Penalties apply to axes that are moved to mean zero and unit spread over the queries seen.
     """
     move = _centring(state)
     gram = move @ state.gram @ move.T
@@ -182,7 +184,9 @@ def fitted(state: BanditState, shrink: Shrinkage) -> Posterior:
 
 
 def _centring(state: BanditState) -> Array:
-    """(d + 1, d + 1): takes axes to such of mean zero and unit spread; near the identity where few rows are known."""
+    """Matrix (d + 1, d + 1) that moves the axes to mean zero and unit spread over the queries seen; near the identity
+    while few were seen.
+    """
     total = state.gram.sum(0)
     rows = float(total[-1, -1])
     share = rows / (rows + CENTRED_COUNTS)
@@ -195,8 +199,8 @@ def _centring(state: BanditState) -> Array:
 
 
 def _weighed(state: BanditState, told: Posterior, shrink: Shrinkage) -> tuple[float, Posterior]:
-    """Log likelihood of what was unexpected, the own parts integrated out, up to what no penalty changes; and the
-    posterior with its noise, which counts the stated one as so many answers more.
+    """Log evidence of the unexpected quality under those penalties, up to a constant, and the posterior with the noise
+    estimated from the answers and the stated noise.
     """
     (m, d), c = state.quality.shape, told.common
     rows = float(state.counts.sum())
@@ -211,7 +215,9 @@ def _weighed(state: BanditState, told: Posterior, shrink: Shrinkage) -> tuple[fl
 
 
 def posterior(state: BanditState, shrink: Shrinkage) -> Posterior:
-    """Ridge on shared plus own parts, solved by eliminating the own parts block by block."""
+    """The posterior under those penalties: ridge regression on shared and own parts, with the own parts eliminated
+    block by block.
+    """
     d = state.quality.shape[1]
     own = np.diag(np.append(np.full(d - 1, shrink.own), shrink.level))
     shared = np.diag(np.append(np.full(d - 1, shrink.shared), 1.0))

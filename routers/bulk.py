@@ -1,8 +1,8 @@
-"""Many texts read at once, by arrays instead of objects: the sums of their tokens' vectors, the kinds of their bytes.
+"""Features of many texts at once, computed on arrays instead of objects: sums of token vectors, and counts of bytes.
 
-What `StaticEmbedding` and `Featurizer` find of one text, to rounding, for jobs of a million. All texts' bytes lie side
-by side; a stretch between blanks is known by a number (a polynomial over its bytes and its length, modulo 2^64), so
-that those seen before cost no object. Its tokens' sum is remembered under that number, and no text is.
+The results are those of `StaticEmbedding` and `Featurizer` on one text, but for rounding; this is for jobs of a million
+texts. The bytes of all texts lie in one array. Each stretch between blanks is identified by a hash (a polynomial over
+its bytes and its length, modulo 2^64), under which the sum of its token vectors is remembered. No text is kept.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Marks = NDArray[np.intp]
 Numbers = NDArray[np.uint64]
 
 CHUNK_CHARS = 1 << 17
-"""Of texts that are read together: their arrays stay in the processor's cache."""
+"""Characters of the texts that are processed together, so that their arrays stay in the processor's cache."""
 MEMO = 32_768
-"""Stretches whose sums are remembered: 25 MB at 192 numbers each."""
+"""Stretches whose sums are remembered; 25 MB at 192 numbers each."""
 _RADIX = 0x9E3779B97F4A7C15
 _LENGTHS = 0xD1B54A32D192ED03
 _BLANK = np.zeros(256, bool)
 _BLANK[[ord(char) for char in map(chr, range(128)) if char.isspace()]] = True
 _NOT_BYTES = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ud800-\udfff]")
-"""Blanks beyond ASCII, and halves of characters: bytes alone don't show where such a text is to be cut."""
+"""Blanks outside ASCII and lone surrogates: a text with one of them can't be cut by its bytes alone."""
 
 
 class Written:
-    """Texts as bytes, a line feed behind each."""
+    """Texts as UTF-8 bytes, each followed by a line feed."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         parts = [text.encode("utf-8", "replace") for text in texts]
@@ -42,7 +42,9 @@ class Written:
         self.sizes = np.fromiter(map(len, parts), np.intp, len(parts)) + 1
 
     def kinds(self, table: Bytes, count: int) -> NDArray[np.float64]:
-        """How many bytes of each kind every text has, shape (n, count); `table`: each byte's kind."""
+        """How many bytes of each kind every text has, shape (n, count). `table` gives the kind of each of the 256
+        bytes.
+        """
         own = np.repeat(np.arange(len(self.sizes)) * count, self.sizes)
         own += table.take(self.bytes)
         found = np.bincount(own, minlength=len(self.sizes) * count).reshape(-1, count).astype(np.float64)
@@ -50,7 +52,9 @@ class Written:
         return found
 
     def stretches(self) -> tuple[Marks, Marks, Marks]:
-        """Where each stretch between blanks begins and ends, and which is the first of each text, shape (n + 1,)."""
+        """Start and end of each stretch between blanks, and the index of the first stretch of each text, shape (n +
+        1,).
+        """
         blank = _BLANK.take(self.bytes)
         edge = np.flatnonzero(blank[1:] != blank[:-1]) + 1
         if len(blank) and not blank[0]:
@@ -59,7 +63,7 @@ class Written:
         return starts, ends, np.searchsorted(starts, np.concatenate([[0], np.cumsum(self.sizes)]))
 
     def numbers(self, starts: Marks, ends: Marks) -> Numbers:
-        """A number for each stretch: the same for equal ones, and hardly ever for others."""
+        """The 64-bit hash of each stretch."""
         powers, inverse = _powers(max(CHUNK_CHARS, 1 << len(self.bytes).bit_length()))
         sums = np.zeros(len(self.bytes) + 1, np.uint64)
         np.cumsum(powers[: len(self.bytes)] * self.bytes, out=sums[1:])
@@ -82,11 +86,11 @@ def _powers(count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 
 class Places:
-    """Where numbers lie: a table with a few ways to place each, looked at for all numbers at once."""
+    """A hash table from hashes to indices with a few slots for each hash, searched for many hashes at once."""
 
     _WAYS = 4
     _BITS = 17
-    """Four times as many slots as are ever filled: hardly a number finds all its ways taken."""
+    """2^17 slots, four times as many as are ever filled, so that a hash hardly ever finds all its slots taken."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -94,7 +98,7 @@ class Places:
         self._places = np.full((1 << self._BITS) + self._WAYS, -1, np.int32)
 
     def find(self, numbers: Numbers) -> NDArray[np.int32]:
-        """Each one's place; -1 where it has none."""
+        """The index of each hash; -1 where it has none."""
         slot = (numbers >> np.uint64(64 - self._BITS)).astype(np.intp)
         found = np.where(self._numbers[slot] == numbers, self._places[slot], -1)
         for way in range(1, self._WAYS):
@@ -106,7 +110,7 @@ class Places:
         return found.astype(np.int32)
 
     def add(self, numbers: Numbers) -> None:
-        """Give each of these new numbers the next place; one whose ways are all taken is found again by nobody."""
+        """Give each of these new hashes the next index. A hash whose slots are all taken can't be found again."""
         for number, slot in zip(numbers.tolist(), (numbers >> np.uint64(64 - self._BITS)).tolist(), strict=True):
             way = next((way for way in range(self._WAYS) if self._places[slot + way] < 0), None)
             if way is not None:
@@ -120,7 +124,7 @@ class Places:
 
 
 class Sums:
-    """Sums of token vectors of many texts. Its memo is bounded, and is one thread's."""
+    """Sums of the token vectors of many texts. Its memo is bounded, and it must be used by one thread at a time."""
 
     def __init__(self, embedding: StaticEmbedding) -> None:
         self._embedding = embedding
@@ -133,7 +137,9 @@ class Sums:
         return 0 if self._places is None else self._places.count
 
     def of(self, texts: Sequence[str], written: Written, tail_words: int) -> tuple[Matrix, Matrix, Marks]:
-        """For each text, the sum of its last `tail_words` stretches, the sum of all before, and how many there are."""
+        """For each text: the sum over its last `tail_words` stretches, the sum over those before, and the number of
+        stretches.
+        """
         tail, head, words = self._of_bytes(written, tail_words)
         for row, text in enumerate(texts):
             if not text.isascii() and _NOT_BYTES.search(text):
@@ -157,7 +163,7 @@ class Sums:
         return sums[1::2], sums[::2], np.diff(first)
 
     def _found(self, written: Written, starts: Marks, ends: Marks) -> NDArray[np.int32]:
-        """Where each stretch's sum lies among the remembered."""
+        """The index of each stretch's sum in the memo; unknown stretches are added."""
         if self._places is None:
             self._places = Places()
         numbers = written.numbers(starts, ends)
@@ -179,7 +185,7 @@ class Sums:
         return places
 
     def _keep(self, before: int, vectors: Matrix) -> None:
-        """Store vectors behind the first `before`."""
+        """Store vectors after the first `before` ones."""
         wanted = before + len(vectors)
         if wanted > len(self._vectors):
             larger = np.zeros((max(wanted, min(2 * len(self._vectors), MEMO)), vectors.shape[1]), np.float32)
@@ -189,7 +195,8 @@ class Sums:
 
 
 def chunks(sizes: Iterable[int]) -> Iterator[slice]:
-    """Texts of those lengths, so many at a time that they are read together at little cost; a longer one alone."""
+    """Slices of texts of those lengths, with at most CHUNK_CHARS characters each; a longer text is alone in its slice.
+    """
     start = end = chars = 0
     for size in sizes:
         if end > start and chars + size > CHUNK_CHARS:

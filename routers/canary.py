@@ -1,8 +1,8 @@
-"""A candidate before a share of the traffic: two routers as one whose probabilities are exact.
+"""A new router for a share of the traffic: two routers as one, with exact probabilities.
 
-One draw decides both who decides and what is chosen, so a choice repeats. The propensity of a model is
-that of the mixture, whichever of the two decided: what is logged stays valid for off-policy evaluation.
-Who decided is in the choice's router label, so the two halves are also a randomised comparison.
+One draw decides both who decides and what is chosen, so a choice repeats. The propensity of a model is that of the
+mixture, whichever of the two decided: what is logged stays valid for off-policy evaluation. Who decided is in the
+choice's router label, so the two halves are also a randomised comparison.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Canary:
         self.features_version = incumbent.features_version or candidate.features_version
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
-        """Undecided where the incumbent is; a candidate that can't decide leaves all to the incumbent."""
+        """Raises Undecided where the incumbent does. Where only the candidate can't decide, the incumbent decides
+        alone.
+        """
         share = self.share
         tried = draw < share
         try:

@@ -1,8 +1,9 @@
-"""A limit as part of the arm: how many tokens (or seconds) a model may use, learnt from answers that were cut.
+"""Limits as part of a bandit's arms: how many tokens (or seconds) a model may use, learned from answers that were cut.
 
-An answer cut at its limit pays nothing and tells only that more would have been needed: a censored observation. But an
-answer under any limit speaks of every smaller one, and a finished one of every larger one too, so one model's limits
-share their observations (product-limit estimate of Kaplan & Meier 1958) instead of being arms of their own.
+An answer that was cut at its limit is worth nothing and tells only that more was needed: it is a censored observation.
+But an answer under one limit also informs about every smaller limit, and a finished one about every larger limit. So
+the limits of a model share their observations (product-limit estimate, Kaplan & Meier 1958) instead of being separate
+arms.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ Array = NDArray[np.float64]
 
 @dataclass(slots=True)
 class LimitArms:
-    """One model under several limits. Sums only, so replicas add up."""
+    """One model under several limits. It holds sums only, so those of several replicas can be added."""
 
     limits: Array
-    """Rising, positive."""
+    """Positive and increasing."""
     price: float
-    """Of one unit of what is limited, in quality points."""
+    """Price of one unit of what is limited, in quality points."""
     at_risk: Array = field(init=False)
-    """(L,) answers that were seen up to this limit's stretch."""
+    """(L,) answers that were observed up to the interval below each limit."""
     finished: Array = field(init=False)
-    """(L,) of them, those that finished within it."""
+    """(L,) answers among them that finished within that interval."""
     quality: float = 0.0
 
     def __post_init__(self) -> None:
@@ -36,7 +37,9 @@ class LimitArms:
         self.at_risk, self.finished = np.zeros(len(self.limits)), np.zeros(len(self.limits))
 
     def learn(self, limit: int, used: float, quality: float) -> None:
-        """An answer under `limits[limit]`: it finished where `used` is below it; `quality` is then its worth."""
+        """Learn from an answer under `limits[limit]`. It finished if `used` is below that limit, and `quality` then
+        counts.
+        """
         done = int(np.searchsorted(self.limits, used, side="left")) if used < self.limits[limit] else len(self.limits)
         last = min(limit, done)
         self.at_risk[: last + 1] += 1
@@ -45,15 +48,16 @@ class LimitArms:
             self.quality += quality
 
     def within(self) -> Array:
-        """(L,) share of answers that finish within each limit; a stretch that nobody saw is hoped to finish all."""
+        """(L,) estimated share of answers that finish within each limit. An interval without observations is assumed to
+        finish all.
+        """
         hazard = np.where(self.at_risk > 0, self.finished / np.maximum(self.at_risk, 1), 1.0)
         return np.asarray(1.0 - np.cumprod(1.0 - hazard))
 
     def values(self, width: float = 1.0, total: int = 0) -> Array:
-        """Optimistic worth of each limit: P(finished by it) x mean quality - price x expected use.
-
-        The bonus adds up the stretches' uncertainties, each as far as answers get there; an unseen stretch is hoped
-        to finish every answer.
+        """Optimistic value of each limit, (L,): P(finished by it) x mean quality - price x expected use + a bonus. The
+        bonus is `width` times the summed uncertainty of the intervals, each weighted by the share of answers that reach
+        it; `total` is the number of rounds so far.
         """
         unfinished = 1.0 - self.within()
         before = np.concatenate([[1.0], unfinished[:-1]])

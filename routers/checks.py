@@ -1,13 +1,13 @@
-"""Properties that every estimator and every router must have, whoever wrote it.
+"""Properties that every estimator and every router must have, including those of other packages.
 
-Each `check_...` raises AssertionError with what was broken. Tests run all of them on everything that the
-registry knows. An estimator of your own is a subclass of `routers.estimators.base.Estimator` in an installed package:
+Each `check_...` raises AssertionError with what was broken. Tests run all of them on everything that the registry
+knows. An estimator of your own is a subclass of `routers.estimators.base.Estimator` in an installed package:
 
     [project.entry-points."headgate.estimators"]
     mine = "my_package.mine:Mine"       # Mine.kind == "mine"
 
-Run the checks on it (`for check in ESTIMATOR_CHECKS: check(Mine)`); then `headgate train --router mine` and
-`headgate evaluate --router mine` know it, and gateways where the package is installed serve what it has learnt.
+Run the checks on it (`for check in ESTIMATOR_CHECKS: check(Mine)`); then `headgate train --router mine` and `headgate
+evaluate --router mine` know it, and gateways where the package is installed serve what it has learnt.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What was learnt, folded for one pool of models: what a request pays for instead of a projection and its
-estimators in turn.
+"""Learned estimators folded for one pool of models, so that a request costs one matrix product instead of a projection
+and several estimators.
 
-Whatever is linear in the projected query (a ridge, domain logits, traits, likeness to clusters, logarithms of
-costs and lengths) is linear in the query itself, so one product gives it all; the rest is small tables and
-plain floats, which beat arrays for the few models of a pool. A fold predicts what its estimators predict, but for
-rounding and for the standard deviation, which leaves out how the query lies to the training rows.
+All that is linear in the projected query (a ridge, domain logits, traits, similarity to clusters, logarithms of costs
+and lengths) is also linear in the query itself, so one product gives it all. The rest is small tables and plain floats,
+which are faster than arrays for the few models of a pool. A fold predicts what its estimators predict, except for
+rounding and for the standard deviation, which does not depend on the query's leverage here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ Part = tuple[Array, Array]
 
 
 class Expected(NamedTuple):
-    """Predictions for one query, in the order of the pool; empty where nothing was learnt (or, of costs, asked)."""
+    """Predictions for one query, in the order of the pool; a list is empty where nothing was learned, or where costs
+    were not asked for.
+    """
 
     quality: list[float]
     quality_sd: list[float]
@@ -45,7 +47,7 @@ class Fold(Protocol):
     """Estimates one query for the models it was folded for."""
 
     def estimate(self, vector: Vector, costs: bool = True) -> Expected:
-        """`costs`: whether those learnt are asked for; where prices are known they are not."""
+        """Predict for one query. `costs`: whether learned costs are wanted; they are not where prices are known."""
 
 
 class Product:
@@ -70,7 +72,7 @@ def fold(
     output_tokens: LogLinear | None,
     places: Sequence[int],
 ) -> Fold:
-    """For the models at those places of what was trained."""
+    """The estimators folded for the models at those columns."""
     index = list(places)
     logs = _logs(cost, index), _logs(output_tokens, index)
     if isinstance(quality, Ensemble):
@@ -93,13 +95,13 @@ def _clipped(values: Sequence[float]) -> list[float]:
 
 
 def _listed(parts: Sequence[Part | None]) -> tuple[list[Part], list[int]]:
-    """The arrays that are there, and where each one ends."""
+    """The parts that are not None, and the cumulative columns at which each part ends."""
     there = [part for part in parts if part is not None]
     return there, np.cumsum([0 if part is None else part[0].shape[1] for part in parts]).tolist()
 
 
 class FoldedLinear:
-    """A ridge; its deviation is that of a middling query."""
+    """A folded ridge; its standard deviation is that of an average query."""
 
     def __init__(
         self, projection: Projection, quality: Linear, index: list[int], cost: Part | None, tokens: Part | None
@@ -116,7 +118,7 @@ class FoldedLinear:
 
 
 class FoldedEnsemble:
-    """Two tables under soft labels, a ridge and a factorisation, weighted."""
+    """The folded ensemble: the weighted mean of two tables under soft labels, a ridge and a factorisation."""
 
     def __init__(
         self, projection: Projection, quality: Ensemble, index: list[int], cost: Part | None, tokens: Part | None
@@ -172,7 +174,7 @@ class FoldedEnsemble:
 
 
 class Unfolded:
-    """Any other estimator, as it stands: one projection, one prediction for all models."""
+    """Any other estimator, unfolded: one projection and one prediction for all models."""
 
     def __init__(
         self, projection: Projection, quality: Estimator, index: list[int], cost: Part | None, tokens: Part | None

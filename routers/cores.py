@@ -9,7 +9,7 @@ from typing import Any
 
 
 def one_core() -> AbstractContextManager[Any]:
-    """Within it BLAS and OpenMP run single-threaded."""
+    """A context in which BLAS and OpenMP run on one thread."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     limits: AbstractContextManager[Any] = threadpool_limits(1)

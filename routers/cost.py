@@ -1,9 +1,8 @@
-"""What an answer will cost and how long it will take, learnt per model.
+"""What an answer will cost and how long it will take, learned per model.
 
-A candidate with a price is charged for the prompt's tokens and the expected output; only where data names
-a cost but no price (offline sets) is the cost itself predicted. Costs are heavy-tailed, so the logarithm
-is regressed and the mean is restored per model (smearing). Latency is `first + per_token * output`
-(idealised runtime) plus queue.
+A candidate with a price is charged for the prompt's tokens and the expected output; only where data names a cost but no
+price (offline sets) is the cost itself predicted. Costs are heavy-tailed, so the logarithm is regressed and the mean is
+restored per model (smearing). Latency is `first + per_token * output` (idealised runtime) plus queue.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Latency:
         return self
 
     def predict(self, output_tokens: Matrix) -> Matrix:
-        """For each row of expected output tokens; NaN where nothing was learnt."""
+        """Seconds for each row of expected output tokens, (n, m); NaN where nothing was learned of a model."""
         return np.asarray(self.first_s_ + self.per_token_s_ * output_tokens)
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -79,7 +78,9 @@ class Latency:
 
 
 def runtime(latency_s: Matrix, output_tokens: Matrix) -> tuple[float, float]:
-    """`(first, per token)`, both 0 or more, that fit the measured latencies best in squares."""
+    """Least-squares fit of latencies as `first + per_token * output_tokens`: `(first, per_token)` in seconds, neither
+    negative.
+    """
     spread = float(output_tokens.var())
     slope = float(np.cov(output_tokens, latency_s, bias=True)[0, 1]) / spread if spread > 0 else 0.0
     slope = max(slope, 0.0)

@@ -1,14 +1,15 @@
-"""When its requests come, learnt from the days that are over, and so when a daily budget is spent: what budget pacing
-foresees.
+"""At which hours a route's requests come, learned from past days, and so how a daily budget is to be spent over the
+day.
 
-Shares of a day by hour (UTC), later days counting more, shrunk to an even day. A day counts as one however many
-requests it had, unless they were few, so that one busy day doesn't outweigh the others. A weekday differs from the days
-before it as far as the same weekday of earlier weeks has foretold days better than those did (stacking, one day ahead),
-less one standard error.
+The forecast is the share of each hour (UTC) in a day's requests, averaged over past days, with more weight on later
+days, and shrunk toward an even day. Each day counts as one however many requests it had, unless they were few, so that
+one busy day doesn't outweigh the others. The forecast of a weekday moves from the usual day toward that weekday's own
+average as far as the latter has predicted past days better (stacking, one day ahead), less one standard error.
 
-Where days differ, 24 hours that span two of them would bring more than a day: an evening's peak and the next morning's.
-The budget is then shared out so that no 24 hours get more than a day's, each hour otherwise in proportion to what it
-brings: the largest sum of log(budget per request), found by a price for each 24 hours that rises as they are overdrawn.
+Where days differ, 24 hours that span two of them may hold more than one day's requests, such as an evening's peak and
+the next morning's. The budget is then divided so that no 24 hours get more than a day's budget, and each hour otherwise
+gets its share. That division maximises the sum of log(budget per request); it is found by a price on each 24 hours,
+which rises while they are overdrawn.
 """
 
 from __future__ import annotations
@@ -23,36 +24,38 @@ DAY_S, HOUR_S = 86_400.0, 3_600.0
 HOURS, WEEK = 24, 7
 WEEK_S = WEEK * DAY_S
 FADE = 0.7
-"""What a day counts beside the one after it, and a weekday beside its own of the week after."""
+"""Weight of a day relative to the next day, and of a weekday relative to the same weekday a week later."""
 FEW = 100.0
-"""Requests of a day that counts half."""
+"""A day with this many requests counts half."""
 EVEN_DAYS = 0.1
-"""Days of even traffic that stand beside those seen."""
+"""Number of even days that are averaged with those seen."""
 STALE = 0.95
-"""What a day's evidence for weekdays of their own counts beside that of the day after."""
+"""Weight of a day's evidence for weekdays of their own relative to the next day's."""
 UNPROVED = 0.02
-"""Such evidence that counts half: squared distances between the days' running shares, summed over hours and days."""
+"""Evidence at which weekdays are half trusted: squared distances between cumulative hourly shares, summed over hours
+and days.
+"""
 PRICE_STEPS = 200
 Shares = NDArray[np.float64]
 ANY_DAY = np.ones(HOURS)
 
 
 class DayShape:
-    """Until a day is over every hour is expected to bring as much."""
+    """The forecast of a week's requests; even until the first day is over."""
 
     def __init__(self, hours: Mapping[int, float] | None = None, now_s: float = 0.0) -> None:
-        """`hours`: requests by hour since 1970; today's and later ones are left out. Of a day that begins in the
-        middle, with nothing the day before, the hours before are unknown; those that are stated as 0 are not.
+        """`hours`: requests by hour since 1970 (UTC). Hours of today and later are ignored. Where the first known hour
+        of a day follows a day without requests, the hours before it count as unknown and not as zero.
         """
         self._usual = np.zeros(HOURS)
         self._weekdays = np.zeros((WEEK, HOURS))
         self._gained = self._tried = self._doubt = 0.0
         for day, since, requests in _days(hours or {}, int(now_s // DAY_S)):
-            expected = self._foretold(day % WEEK)
+            expected = self._predicted(day % WEEK)
             known = float(expected[since:].sum())
             requests[:since] = requests.sum() / known * expected[:since]
             self._learn(day % WEEK, requests, known)
-        week = np.concatenate([self._foretold(weekday) for weekday in range(WEEK)])
+        week = np.concatenate([self._predicted(weekday) for weekday in range(WEEK)])
         self._before: list[float] = [0.0, *np.cumsum(shared_out(week)).tolist()]
 
     def share(self, since_s: float, until_s: float) -> float:
@@ -61,11 +64,11 @@ class DayShape:
 
     @property
     def trust(self) -> float:
-        """In weekdays of their own: what of the way from one forecast to the other would have been right to go."""
+        """How far forecasts move from the usual day to the weekday's own, from 0 to 1."""
         return float(min(max((self._gained - sqrt(self._doubt)) / (self._tried + UNPROVED), 0.0), 1.0))
 
     def _learn(self, weekday: int, requests: Shares, known: float) -> None:
-        """`known`: how much of the day is."""
+        """Learn from one day; `known` is the share of its requests that was observed."""
         total = float(requests.sum())
         weight = known * total / (total + FEW)
         usual, own = _shares(self._usual), self._weekdays[weekday]
@@ -81,12 +84,12 @@ class DayShape:
             seen *= FADE
             seen += weight / total * requests
 
-    def _foretold(self, weekday: int) -> Shares:
+    def _predicted(self, weekday: int) -> Shares:
         usual, own = _shares(self._usual), self._weekdays[weekday]
         return usual + self.trust * (_shares(own) - usual) if own.any() else usual
 
     def _come(self, time_s: float) -> float:
-        """Days' worth of budget since time 0."""
+        """Days' worth of budget from time 0 to `time_s`."""
         weeks, rest_s = divmod(time_s, WEEK_S)
         hour, rest_s = divmod(rest_s, HOUR_S)
         begun, over = self._before[int(hour)], self._before[int(hour) + 1]
@@ -94,9 +97,10 @@ class DayShape:
 
 
 def shared_out(week: Shares) -> Shares:
-    """Of a day's budget, for each hour of a week of which these are the days' shares: at most 1 in any 24 hours."""
+    """Share of a day's budget for each hour of a week whose hourly requests are `week`; any 24 hours sum to at most 1.
+    """
     price = np.full(WEEK * HOURS, 1.0 / HOURS)
-    """Of the 24 hours that begin with each."""
+    """Price of the 24 hours that begin with each hour."""
     for _ in range(PRICE_STEPS):
         shares = week / np.convolve(np.concatenate([price[1 - HOURS :], price]), ANY_DAY, "valid")
         any_day = np.convolve(np.concatenate([shares, shares[: HOURS - 1]]), ANY_DAY, "valid")
@@ -107,7 +111,7 @@ def shared_out(week: Shares) -> Shares:
 
 
 def _days(hours: Mapping[int, float], today: int) -> Iterator[tuple[int, int, Shares]]:
-    """The days before today that had requests, in order, each with its first hour that is known."""
+    """The days before today that had requests, in order: day, first known hour, requests by hour."""
     days: dict[int, Shares] = {}
     since: dict[int, int] = {}
     for hour in sorted(hours):

@@ -1,4 +1,4 @@
-"""Who may answer at all. A candidate is left out with a reason, never silently."""
+"""Which candidates may answer at all. Each one that is left out is named with its reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from routers.types import Candidate, Knobs, Query, Undecided
 
 SHORT_ANSWER_TOKENS = 16
-"""Room that a prompt must leave in a model's context when the request names no output limit."""
+"""Tokens that a prompt must leave free in a model's context when the request names no output limit."""
 
 
 def least_room(query: Query) -> int:
@@ -23,8 +23,8 @@ def expected_usd(query: Query, candidate: Candidate, output_tokens: float) -> fl
 
 
 def worst_usd(query: Query, candidate: Candidate) -> float:
-    """Most that an answer can cost, where the request limits its output; else the prompt's own price. With as many
-    searches and runs of tools as it may make.
+    """The most dollars that an answer can cost, with as many web searches and runs of tools as the request allows.
+    Without an output limit only the prompt is counted.
     """
     tokens = expected_usd(query, candidate, float(query.max_output_tokens or 0))
     searches = max(query.web_searches - candidate.web_searches, 0) * candidate.web_search_usd
@@ -51,7 +51,7 @@ def exclusion(query: Query, candidate: Candidate, knobs: Knobs) -> str:
 
 
 def over(query: Query, candidate: Candidate, knobs: Knobs) -> str:
-    """Which of its own bounds an answer of this candidate may break; empty: none."""
+    """Which bound of the knobs an answer of this candidate may break; empty where it breaks none."""
     if knobs.max_cost_usd is not None and worst_usd(query, candidate) > knobs.max_cost_usd:
         return "may cost more than max_cost_usd"
     if knobs.max_latency_s is not None and candidate.queue_s > knobs.max_latency_s:
@@ -60,7 +60,9 @@ def over(query: Query, candidate: Candidate, knobs: Knobs) -> str:
 
 
 def eligible(query: Query, candidates: Sequence[Candidate], knobs: Knobs) -> tuple[list[Candidate], dict[str, str]]:
-    """Those who may answer, in the order given, and the reasons of the rest. Undecided where nobody may."""
+    """The candidates that may answer, in the order given, and the reason of each other one by model. Raises Undecided
+    where none may.
+    """
     kept: list[Candidate] = []
     excluded: dict[str, str] = {}
     room, needs = least_room(query), _needs(query)

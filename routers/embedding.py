@@ -1,10 +1,10 @@
-"""A text's meaning in microseconds: the normalised sum of static token vectors.
+"""Text embeddings in microseconds: the normalised sum of static token vectors.
 
-The tokens are BERT's WordPieces (a test compares with the `tokenizers` library; control characters alone
-are read otherwise). Every stretch of text between blanks is cut once and remembered in a bounded memo, so
-a text costs one split, one dictionary look-up per stretch and one gather. What is remembered is the tokens' numbers
-as bytes, for joined bytes are an array at no cost. It loads what
-`routers.build_embedding` made and refuses a file without its parts. It reads no network and no clock.
+The tokens are BERT's WordPieces (a test compares with the `tokenizers` library; control characters alone are read
+otherwise). Every stretch of text between blanks is cut once and remembered in a bounded memo, so a text costs one
+split, one dictionary look-up per stretch and one gather. What is remembered is the tokens' numbers as bytes, for joined
+bytes are an array at no cost. It loads what `routers.build_embedding` made and refuses a file without its parts. It
+reads no network and no clock.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ MAX_WORD_CHARS = 100
 """BERT reads a longer word as unknown."""
 MEMO_STRETCHES = 32_768
 MEMO_CHARS = 32
-"""Longer stretches hardly come again, and a memo of them would hold whatever clients send: now at most some 6 MB."""
+"""Longer stretches are rarely repeated and are not remembered, so that the memo takes at most some 6 MB."""
 IDS = np.intp
-"""As `take` wants them."""
+"""The integer type that `take` needs."""
 _IDS, _FLOAT = np.dtype(IDS), np.dtype(np.float32)
-"""Made once: numpy makes one anew of every type it is told."""
+"""Constants, because numpy would otherwise build a dtype object in every call."""
 
 _ASCII_WORDS = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 _CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
@@ -63,7 +63,7 @@ def _is_cjk(point: int) -> bool:
 
 
 class _Memo(dict[str, bytes]):
-    """What was cut before, of short stretches, bounded: looked up in C, cut where it is missing."""
+    """A bounded memo of how short stretches were cut; a missing one is cut on access."""
 
     def __init__(self, cut: Callable[[str], bytes]) -> None:
         super().__init__()
@@ -90,7 +90,9 @@ class StaticEmbedding:
         self._lengths = _lengths(vocabulary)
 
     def joined(self, stretches: Sequence[str]) -> bytes:
-        """WordPieces of stretches between blanks, in order, as packed `IDS`; a word that can't be cut is left out."""
+        """Ids of the WordPieces of stretches between blanks, in order, as packed `IDS`. A word that can't be cut is
+        left out.
+        """
         return b"".join(map(self._memo.__getitem__, stretches))
 
     def total(self, pieces: bytes) -> Vector:
@@ -110,7 +112,7 @@ class StaticEmbedding:
 
     @cached_property
     def _weighted(self) -> Matrix:
-        """Every token's row at its scale: four times the memory, for totals of many texts alone."""
+        """Every token's row times its scale, which takes four times the memory; used for many texts only."""
         return self._rows.astype(np.float32) * self._scales[:, None]
 
     def embed(self, text: str) -> Vector:
@@ -124,7 +126,7 @@ class StaticEmbedding:
         return vocabulary, np.ascontiguousarray(self._rows), np.ascontiguousarray(self._scales, np.float32)
 
     def cut(self, stretch: str) -> bytes:
-        """`joined` of one stretch that is not remembered."""
+        """As `joined`, of one stretch and without the memo."""
         ids: list[int] = []
         for word in words_of(stretch):
             whole = self._vocabulary.get(word)
@@ -150,8 +152,8 @@ class StaticEmbedding:
 
 
 def _lengths(vocabulary: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """How long tokens are that begin with two such characters (behind `##`, where they continue a word), longest
-    first.
+    """The lengths of the tokens that begin with each two characters, longest first; keys of tokens that continue a word
+    begin with `##`.
     """
     found: dict[str, set[int]] = {}
     for token in vocabulary:
@@ -198,5 +200,5 @@ def shipped_dims() -> int:
 
 @cache
 def shipped_embedding() -> StaticEmbedding:
-    """The one table of the process: 6 MB, read once."""
+    """The shipped table, 6 MB, read once per process."""
     return load_embedding()

@@ -24,7 +24,7 @@ from routers.parallel import ParallelMap, serial_map
 
 RESAMPLES = 400
 CHUNK = 50
-"""Resamples that are worked on together."""
+"""Bootstrap resamples that are computed together."""
 
 Figures = dict[str, float]
 Clouds = NDArray[np.float64]
@@ -32,12 +32,12 @@ Clouds = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The rows on which policies are compared. All matrices (n, m), without gaps."""
+    """The rows on which policies are compared: (n, m) matrices without gaps."""
 
     scores: Matrix
     costs: Matrix
     best: int
-    """Column of the single model that was best on the training rows."""
+    """Column of the model that was best on the training rows when used alone."""
 
     def singles(self, weights: NDArray[np.float64] | None = None) -> frontier.Points:
         """(cost, quality) of each model alone."""
@@ -46,12 +46,14 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFamily:
-    """A family of assignments: row l of `cost` and `score` is what each query cost and scored at rate l."""
+    """The assignments of one policy at several exchange rates. Row l of `cost` and `score`, (rates, n), is what each
+    query cost and scored at rate l.
+    """
 
     cost: Matrix
     score: Matrix
     gain: NDArray[np.float64] | None = None
-    """With two models: the score by which queries go to the strong one."""
+    """With two models, (n,): the score by which queries are sent to the strong one; None with more models."""
 
     def points(self) -> frontier.Points:
         return np.column_stack([self.cost.mean(1), self.score.mean(1)])
@@ -59,7 +61,7 @@ class PolicyFamily:
 
 def rates_for(costs: Matrix, decade: float = 10.0) -> NDArray[np.float64]:
     """Exchange rates to try, quality points per dollar, `decade` of them to each power of ten: from 1e-3 to 1e6,
-    further where so dear or so cheap models call for it, and one at which money alone counts.
+    further where so expensive or so cheap models call for it, and one at which money alone counts.
     """
     paid = [one for one in costs.mean(0).tolist() if one > 0]
     low, high = (log10(1e-6 / max(paid)), log10(30.0 / min(paid))) if paid else (-3.0, 6.0)
@@ -68,8 +70,8 @@ def rates_for(costs: Matrix, decade: float = 10.0) -> NDArray[np.float64]:
 
 
 def swept(quality: Matrix, cost: Matrix, bench: Bench, rates: NDArray[np.float64] | None = None) -> PolicyFamily:
-    """The policy that maximises estimated quality minus rate times estimated cost, at every rate; None: those for the
-    bench's own costs.
+    """The policy that maximises estimated quality minus rate times estimated cost, at every rate. `rates` None: those
+    of `rates_for` on the bench's costs.
     """
     rates = rates_for(bench.costs) if rates is None else rates
     rows = np.arange(len(quality))
@@ -94,13 +96,13 @@ def best_single(bench: Bench) -> PolicyFamily:
 
 
 def oracle(bench: Bench) -> PolicyFamily:
-    """Knows every score and cost beforehand."""
+    """The policy that knows every score and cost beforehand."""
     return swept(bench.scores, bench.costs, bench)
 
 
-def figures(points: frontier.Points, alone: frontier.Points, best: int, dearest: float) -> Figures:
-    """Everything read off one curve. `alone` are the single models' points, `dearest` the highest cost
-    compared.
+def figures(points: frontier.Points, alone: frontier.Points, best: int, highest_cost: float) -> Figures:
+    """Every figure that one curve gives. `alone` are the points of the single models, `highest_cost` is the highest
+    mean cost of all policies compared, in dollars.
     """
     chain = frontier.hull(points)
     low, high = float(alone[:, 0].min()), float(alone[best, 0])
@@ -108,7 +110,7 @@ def figures(points: frontier.Points, alone: frontier.Points, best: int, dearest:
     saved = frontier.cost_saved(chain, strongest, 1.0, 0.99, 0.95)
     return {
         "aiq": frontier.aiq(chain, low, high),
-        "aiq_repo": frontier.aiq_repo(chain, dearest),
+        "aiq_repo": frontier.aiq_repo(chain, highest_cost),
         "max_quality": float(chain[-1, 1]),
         "quality_at_10": frontier.quality_at(chain, low + 0.1 * (high - low)),
         "quality_at_50": frontier.quality_at(chain, low + 0.5 * (high - low)),
@@ -133,8 +135,8 @@ def compared(
     bench: Bench, policies: Mapping[str, PolicyFamily], seed: int = 0, resamples: int = RESAMPLES,
     parallel_map: ParallelMap = serial_map,
 ) -> tuple[dict[str, Figures], dict[str, list[Figures]]]:  # fmt: skip
-    """Figures of every policy on the rows themselves, and on each of the same `resamples` of them, chunks of which
-    `parallel_map` runs.
+    """Figures of every policy on the rows themselves, and on each of `resamples` bootstrap resamples, which all
+    policies share. `parallel_map` runs the chunks.
     """
     n = len(bench.scores)
     counts = resampled_counts(n, resamples, seed)
@@ -158,11 +160,11 @@ def _figures(
     bench: Bench, policies: Mapping[str, PolicyFamily], clouds: Mapping[str, Clouds], alone: Clouds, b: int,
     rows: NDArray[np.intp],
 ) -> dict[str, Figures]:  # fmt: skip
-    """On resample `b`, which holds those rows."""
-    dearest = max(float(cloud[b, :, 0].max()) for cloud in clouds.values())
+    """Figures of every policy on resample `b`, which consists of those rows."""
+    highest_cost = max(float(cloud[b, :, 0].max()) for cloud in clouds.values())
     found: dict[str, Figures] = {}
     for name, cloud in clouds.items():
-        found[name] = figures(cloud[b], alone[b], bench.best, dearest)
+        found[name] = figures(cloud[b], alone[b], bench.best, highest_cost)
         gain = policies[name].gain
         if gain is not None:
             found[name] |= pair_figures(gain, bench, rows)
@@ -221,8 +223,8 @@ def rate_matching(policy: PolicyFamily, bench: Bench) -> int:
 def operating_point(
     policy: PolicyFamily, index: int, bench: Bench, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Quality difference and cost ratio to the best single model on the test rows, at a rate fixed beforehand, and the
-    share of queries answered for less than it asks: those that a cheap or local model keeps.
+    """Quality difference and cost ratio to the best single model on the test rows, at a rate fixed beforehand; and the
+    share of queries that were answered for less than that model costs.
     """
     n = len(bench.scores)
     counts = resampled_weights(n, resamples, seed)
@@ -240,8 +242,8 @@ def operating_point(
 
 
 def calibration(quality: Matrix, scores: Matrix, bins: int = 15) -> dict[str, float | None]:
-    """Brier score, expected calibration error over equal-mass bins, and AUROC of "right" against "wrong"; null where
-    all are the one or the other.
+    """Brier score, expected calibration error over equal-mass bins, and AUROC of scores of .5 or more against lower
+    ones; the AUROC is None where all are on one side.
     """
     guess, truth = quality.ravel(), scores.ravel()
     order = np.argsort(guess, kind="stable")
@@ -258,7 +260,9 @@ def calibration(quality: Matrix, scores: Matrix, bins: int = 15) -> dict[str, fl
 
 
 def auroc(guess: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Chance that a right answer was rated above a wrong one; ties count half."""
+    """Area under the ROC curve: the chance that a right answer was rated above a wrong one, ties counting half. NaN
+    where all answers are right or all are wrong.
+    """
     positives, negatives = int(right.sum()), int((~right).sum())
     if positives == 0 or negatives == 0:
         return float("nan")

@@ -1,8 +1,8 @@
-"""What is known of a query before any model has answered it, as numbers, in microseconds.
+"""Feature vectors of queries, computed before any model has answered, in microseconds.
 
-A vector is three blocks side by side: the meaning of the whole text, the meaning of its tail (prompts
-often end in the question and begin with a template), and structure. Vectors are versioned: whoever learnt
-from one version refuses another. Nothing here keeps a text.
+A vector has three blocks: the meaning of the whole text, the meaning of its tail (prompts often begin with a template
+and end with the question), and counts of its structure. Vectors are versioned, and a router refuses vectors of another
+version than it learned from. No text is kept here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from routers.types import Query
 log = logging.getLogger(__name__)
 HEAD_CHARS = 3000
 TAIL_CHARS = 5000
-"""A longer text is read at both ends only: time stays bounded."""
+"""Of a longer text only the first HEAD_CHARS and the last TAIL_CHARS characters are read, so that the time is bounded.
+"""
 CHARS_PER_TOKEN = 4.0
 
 _OPTIONS = ("\nB", "\nC", "\nD", "\n(B", "\n(C")
@@ -34,14 +35,16 @@ _CODE = ("```", "def ", "return", "import ", "()")
 _MARKS = (b"?", b"\n", b":", b'"', b"_", b"{;", b"$\\^=+", b"0123456789", bytes(range(65, 91)), b" ",
           bytes(range(128, 256)))  # fmt: skip
 _KINDS = bytes(next((kind for kind, marks in enumerate(_MARKS, 1) if byte in marks), 0) for byte in range(256))
-"""Each byte's kind: 0 none, else ? newline : " _, code, maths, digits, capitals, blanks, beyond ASCII."""
+"""The kind of each byte: 0 for none, else the index in _MARKS plus 1 (? newline : " _ code, maths, digits, capitals,
+blanks, non-ASCII).
+"""
 _PLAIN = bytes(byte for byte in range(256) if not _KINDS[byte] or byte == ord(" "))
-"""Bytes that are not looked at one by one: of no kind, and blanks, of which a text has most."""
+"""Bytes that are not counted one by one: those of no kind, and blanks, which are the most frequent."""
 _EACH = tuple(bytes([kind]) for kind in range(len(_MARKS) + 1))
 _PROOF = "Which of these, as\x1cit were:\nA) unbelievably 12.5 $x^2$?\n(B) def f_(): return {'a';}``` " * 4
-"""A text with something of everything that is counted, longer than a tail."""
+"""A text that contains everything that is counted and is longer than a tail, for comparing C with Python."""
 _FEW_MARKS = 64
-"""Up to so many are counted one by one: a count of each kind takes as long as a walk over some forty marks."""
+"""Up to this many marks are counted in one loop; beyond it one `bytes.count` for each kind is faster."""
 _TABLE = np.frombuffer(_KINDS, np.uint8)
 STRUCTURE = 19
 _PACKED = Struct(f"{STRUCTURE}f").pack
@@ -49,12 +52,12 @@ _FLOAT = np.dtype(np.float32)
 _ID_BYTES = IDS().itemsize
 TAIL_WORDS = 48
 ENCODED = "encoder:"
-"""How versions of features begin whose meaning an encoder of the configuration gives."""
+"""Prefix of the versions of features whose meaning comes from a configured encoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each block of a vector lies."""
+    """The position of each block in a vector."""
 
     whole: slice
     tail: slice
@@ -62,12 +65,12 @@ class Layout:
     dims: int
 
     def blocks(self) -> tuple[tuple[slice, float], ...]:
-        """Each block with the spread that it gets in a projection, relative to the meaning of the whole."""
+        """Each block with its spread in a projection, relative to that of the whole text's meaning."""
         return ((self.whole, 1.0), (self.tail, 0.5), (self.structure, 0.7))
 
 
 class Asked(Protocol):
-    """A request in numbers, as far as features read it."""
+    """The fields of a request that features are computed from."""
 
     text: str
     input_tokens: int
@@ -79,10 +82,10 @@ class Asked(Protocol):
 
 
 class Featurizer:
-    """Turns a text and its structure into a `Query`. Pure but for bounded memos of words and of stretches."""
+    """Turns a text and its structure into a `Query`. Its only state is a bounded memo of words and stretches."""
 
     _table: native.Table | None = None
-    """What reads a text in C; None: Python does."""
+    """Computes features in C; None where Python does."""
 
     def __init__(self, embedding: StaticEmbedding | None = None, tail_words: int = TAIL_WORDS) -> None:
         self._embedding = embedding or shipped_embedding()
@@ -110,7 +113,9 @@ class Featurizer:
         wants_json: bool = False,
         task: str = "",
     ) -> Query:
-        """The query as routers see it. `input_tokens` of the whole prompt; None: estimated from this text."""
+        """The query as routers see it. `input_tokens` are those of the whole prompt; None estimates them from this
+        text.
+        """
         n = len(text)
         tokens = round(n / CHARS_PER_TOKEN) + 1 if input_tokens is None else input_tokens
         ends = ends_of(text)
@@ -133,7 +138,7 @@ class Featurizer:
         return np.frombuffer(bytearray(meaning + structure), _FLOAT)
 
     def _proven(self, table: native.Table | None) -> native.Table | None:
-        """The native table; None where it does not find what Python finds."""
+        """The native table; None where its features differ from Python's."""
         if table is not None:
             sizes = len(_PROOF), 7, 3, 2, 5, True
             found, right = table.vector(_PROOF, native.HERE, *sizes), self._vector(_PROOF, *sizes)
@@ -143,15 +148,15 @@ class Featurizer:
         return table
 
     def _cut(self, text: str) -> native.Cut:
-        """The pieces of a text that C does not cut, and their counts."""
+        """The word pieces of a text that C can't cut itself, and their counts."""
         stretches, joined = text.split(), self._embedding.joined
         head, tail = joined(stretches[: -self._tail_words]), joined(stretches[-self._tail_words :])
         pieces = head + tail
         return pieces, len(pieces) // _ID_BYTES, len(head) // _ID_BYTES, len(stretches)
 
     def vectors(self, asked: Sequence[Asked]) -> NDArray[np.float32]:
-        """What `describe` finds of each, to rounding, shape (n, dims): a sixth of the time on many. Not from two
-        threads at once.
+        """The vectors that `describe` gives, but for rounding, shape (n, dims), in a sixth of the time for many
+        requests. Not thread-safe.
         """
         found = np.zeros((len(asked), self.layout.dims), np.float32)
         texts = [ends_of(one.text) for one in asked]
@@ -163,18 +168,18 @@ class Featurizer:
         return found
 
     def query_of(self, asked: Asked, vector: Vector) -> Query:
-        """The query of a request whose vector is known."""
+        """The query of a request whose vector was computed by `vectors`."""
         return Query(
             ends_of(asked.text), vector, self.version, asked.input_tokens, asked.max_output_tokens, asked.turns,
             asked.tools, asked.images, asked.wants_json,
         )  # fmt: skip
 
     def embed(self, text: str) -> Vector:
-        """The meaning alone, a unit vector: what a semantic cache compares."""
+        """The unit vector of the text's meaning alone, which a semantic cache compares."""
         return self._embedding.embed(text)
 
     def _meaning(self, text: str) -> tuple[bytes, int]:
-        """The first two blocks as bytes, and how many stretches the text has."""
+        """The first two blocks as bytes, and the number of stretches between blanks."""
         embedding, words = self._embedding, self._tail_words
         stretches = text.split()
         if len(stretches) <= words:
@@ -184,7 +189,7 @@ class Featurizer:
         return unit(whole).tobytes() + unit(tail).tobytes(), len(stretches)
 
     def _meanings(self, texts: Sequence[str], written: Written, found: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Fill the first two blocks of every row; how many stretches each text has."""
+        """Fill the first two blocks of every row of `found`; returns the number of stretches of each text."""
         tail, head, words = self._sums.of(texts, written, self._tail_words)
         found[:, self.layout.tail] = units(tail)
         found[:, self.layout.whole] = units(tail + head)
@@ -192,12 +197,14 @@ class Featurizer:
 
 
 class Encoded(Featurizer):
-    """The same with the meaning that another encoder gives, of the whole text alone. As slow as that is: never on an
-    event loop.
+    """Features whose meaning comes from another encoder, for the whole text only. It is as slow as that encoder, so it
+    must not run on an event loop.
     """
 
     def __init__(self, encode: Callable[[str], Vector], dims: int, id: str) -> None:
-        """`encode` gives unit vectors of that length; `id` names it, for vectors of two encoders never mix."""
+        """`encode` returns unit vectors of length `dims`; `id` names the encoder in the version, because vectors of two
+        encoders must not be mixed.
+        """
         self._encode = encode
         ends = dims + STRUCTURE
         self.layout = Layout(slice(0, dims), slice(dims, dims), slice(dims, ends), ends)
@@ -224,7 +231,7 @@ def ends_of(text: str) -> str:
 
 
 def _structure(text: str, words: int) -> tuple[float, ...]:
-    """Shares of characters, and marks of code, maths and choices, each of about unit size."""
+    """Shares of characters and counts of marks of code, maths and choices, each scaled to about 1."""
     raw = text.encode("utf-8", "replace")
     _, asks, lines, colons, quotes, scores, code, maths, digits, capitals, _, foreign = _counted(raw)
     n, blanks, options = len(raw) or 1, raw.count(b" "), 0
@@ -244,7 +251,7 @@ def _structure(text: str, words: int) -> tuple[float, ...]:
 
 
 def _counted(raw: bytes) -> list[int]:
-    """How many bytes of each kind; none of those that are plain."""
+    """How many bytes there are of each kind; plain ones are not counted."""
     marks = raw.translate(_KINDS, _PLAIN)
     if len(marks) > _FEW_MARKS:
         return list(map(marks.count, _EACH))
@@ -257,7 +264,7 @@ def _counted(raw: bytes) -> list[int]:
 def _structures(
     asked: Sequence[Asked], texts: Sequence[str], words: NDArray[np.intp], kinds: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The same of many, and the sizes that `describe` puts behind it, shape (n, STRUCTURE)."""
+    """The structure blocks of many requests, sizes included, shape (n, STRUCTURE)."""
     chars = np.maximum(kinds.sum(1), 1.0)
     kinds[:, 6] += [sum(map(text.count, _CODE)) for text in texts]
     options = [sum(map(text.count, _OPTIONS)) if "\n" in text else 0 for text in texts]
@@ -287,5 +294,5 @@ def shipped_featurizer() -> Featurizer:
 
 @cache
 def shipped_version() -> str:
-    """Its version, for who compares versions alone: the table stays on disk."""
+    """The version of the shipped featurizer, found without loading its table."""
     return _version(shipped_dims(), TAIL_WORDS)

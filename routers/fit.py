@@ -37,15 +37,17 @@ def fit_router(
     seed: int = 0,
     exploration: Exploration | None = None,
 ) -> PluginRouter:
-    """A router of that kind, trained on all rows of `data`. DataError where there is too little to learn
-    from.
+    """A router of that kind, trained on all rows of `data`, whose vectors are `x` (n, d). Raises DataError where there
+    is too little to learn from.
     """
     learned = fit_learned(estimator_named(name), data, x, featurizer.layout, seed)
     return PluginRouter(name, version, featurizer.version, learned, exploration)
 
 
 def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, layout: Layout, seed: int = 0) -> Learned:
-    """Projection, quality, cost, output length and latency, as far as the data tells."""
+    """Projection, quality, cost, output length and latency, as far as the data states them. Raises DataError where
+    there are fewer than two rows, or a model without any score.
+    """
     if len(x) < 2:
         raise DataError(f"queries.parquet: {len(x)} row(s) to train on; two or more are needed")
     unseen = [data.models[j] for j in np.flatnonzero(np.isfinite(data.scores).sum(0) == 0)]
@@ -95,7 +97,7 @@ def _without(
     name: str, data: Outcomes, x: Matrix, layout: Layout, fold: NDArray[np.intp], seed: int,
     said: dict[str, Any] | None, part: int,
 ) -> tuple[Matrix, Matrix]:  # fmt: skip
-    """What a router trained without that fold foretells of its rows."""
+    """Quality and cost of one fold's rows, predicted by a router that was trained on the other folds."""
     held = fold == part
     kind = estimator_named(name) if said is None else Ensemble(**said)
     learned = fit_learned(kind, data.rows(~held), x[~held], layout, seed)
@@ -103,7 +105,7 @@ def _without(
 
 
 def predicted(learned: Learned, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
-    """Quality and cost of every row and model; cost zero where none was learnt."""
+    """Predicted quality and cost of every row and model, (n, m) each; costs are zero where none were learned."""
     z = learned.projection.apply(x).astype(np.float64)
     quality, _ = learned.quality.predict(z, tasks)
     cost = np.zeros_like(quality) if learned.cost is None else np.nan_to_num(learned.cost.predict(z))
@@ -111,5 +113,5 @@ def predicted(learned: Learned, x: Matrix, tasks: Sequence[str] | None = None) -
 
 
 def _tasks(name: str, data: Outcomes, rows: NDArray[np.bool_]) -> tuple[str, ...] | None:
-    """Task names, for the one estimator that is allowed to know them."""
+    """The rows' task names, for the one estimator that may read them; None for the others."""
     return data.rows(rows).tasks if name == "task-mean" else None

@@ -62,8 +62,8 @@ def aiq(chain: Points, low: float, high: float) -> float:
 
 
 def aiq_repo(chain: Points, highest: float) -> float:
-    """AIQ as RouterBench's released code has it: the area from the chain's own first point to the dearest
-    point of all routers compared, the last quality carried on, divided by that dearest cost.
+    """AIQ as RouterBench's released code has it: the area from the chain's own first point to the most expensive
+    point of all routers compared, the last quality carried on, divided by that most expensive cost.
     """
     if highest <= 0:
         return float(chain[-1, 1])

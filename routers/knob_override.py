@@ -1,7 +1,4 @@
-"""A router with other knobs than its route's: what a canary of a knob decides with.
-
-What a request asked for itself stays in force; only where a knob is as the route has it is it turned.
-"""
+"""A router that replaces some of its route's knobs: what a canary of changed knobs decides with."""
 
 from __future__ import annotations
 
@@ -13,7 +10,9 @@ from routers.types import Candidate, Choice, Knobs, Query, Router
 
 
 class KnobOverride:
-    """`base`: the route's knobs; `knobs`: those to decide with in their place."""
+    """Decides with `knobs` in place of the route's own, `base`. A knob that the request itself set to another value
+    stays as the request has it.
+    """
 
     def __init__(self, router: Router, base: Knobs, knobs: Knobs) -> None:
         self.name, self.version, self.features_version = router.name, router.version, router.features_version
@@ -24,10 +23,10 @@ class KnobOverride:
             if field.name != "explore" and getattr(base, field.name) != getattr(knobs, field.name)
         }
         self.suffix = "+" + sha256(repr(sorted(self._changes.items())).encode()).hexdigest()[:8]
-        """Of the label: tells decisions made with these knobs from the others."""
+        """Added to the router's label, so that decisions with these knobs can be told from the others."""
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
-        """Decide with the knobs overridden. Undecided where the router is."""
+        """Choose with the knobs replaced. Raises Undecided where the router does."""
         mine = {name: after for name, (before, after) in self._changes.items() if getattr(knobs, name) == before}
         choice = self._router.choose(query, candidates, replace(knobs, **mine), draw)
         return replace(choice, router=choice.router + self.suffix)

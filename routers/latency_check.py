@@ -1,4 +1,4 @@
-"""Shows how well latencies are foretold: `python -m routers.latency_check --data DIR [--resamples N] [--json]`.
+"""Shows how well latencies are predicted: `python -m routers.latency_check --data DIR [--resamples N] [--json]`.
 
 An answer's latency is fitted per model on training rows, as the idealised runtime of Narayanan et al. 2023: a part for
 the prompt, and so much per token of the answer. On held-out rows (those of split test, else three in ten at random)
@@ -8,7 +8,7 @@ each fit is judged by the median of |fitted - measured| / measured and by R2:
 - output: a constant and so much per output token (`routers.cost.Latency`: what a trained router holds);
 - prompt and output: so much per prompt token too;
 - replicas' pace: the same from late answers and a stated pace (`routers.replicas.Load`: what chooses replicas);
-- foretold: as `output`, with lengths foretold from the text, as a router must before there is an answer.
+- predicted: as `output`, with lengths predicted from the text, as a router must before there is an answer.
 
 `p95` is the 95th percentile of measured / fitted by `output`: what comes on top of an idealised runtime is waiting, at
 the model or on the way. 95 % intervals are percentile bootstraps over held-out rows.
@@ -34,7 +34,7 @@ from routers.projection import Projection
 from routers.replicas import Job, Load
 
 MEAN, OUTPUT, PROMPT = "mean latency", "output", "prompt and output"
-PACE, FORETOLD = "replicas' pace", "foretold"
+PACE, PREDICTED = "replicas' pace", "predicted"
 FEWEST = 20
 """Training rows, and held-out rows, of a model that is judged."""
 HELD = 0.3
@@ -71,7 +71,7 @@ def fits(train: Outcomes, test: Outcomes) -> dict[str, Matrix]:
     if np.isfinite(train.input_tokens[np.isfinite(train.latency_s)]).all():
         for name, fit in ((PROMPT, _read_and_written), (PACE, _paced)):
             found[name] = np.column_stack([fit(train, test, j) for j in range(len(train.models))])
-    return {**found, FORETOLD: latency.predict(_lengths(train, test))}
+    return {**found, PREDICTED: latency.predict(_lengths(train, test))}
 
 
 def _read_and_written(train: Outcomes, test: Outcomes, j: int) -> Matrix:
@@ -96,7 +96,7 @@ def non_negative(x: Matrix, y: Matrix) -> Matrix:
 
 
 def _paced(train: Outcomes, test: Outcomes, j: int) -> Matrix:
-    """Latencies as foretold by one replica that has learnt from all training answers, in a random order, for later
+    """Latencies as predicted by one replica that has learnt from all training answers, in a random order, for later
     answers count more.
     """
     load = Load()

@@ -31,7 +31,7 @@ WIDTHS = (0.1, 0.25, 0.5, 1.0)
 ENDLESS = 0.1
 """Share of drawn answers."""
 WORTH = 0.2
-"""Quality points that the dearest model's mean answer costs."""
+"""Quality points that the most expensive model's mean answer costs."""
 OURS = "one estimate per model"
 Array = NDArray[np.float64]
 Ledger = list[tuple[int, int]]

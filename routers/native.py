@@ -1,4 +1,4 @@
-"""A text's features in C, compiled where they are wanted: one call, in a quarter of the time that Python takes.
+"""Features of a text in C, compiled on first use: one call, in a quarter of the time that Python takes.
 
 The compiler of the machine (`cc`) builds `native.c` once, into a folder of the user's own, or beside the source by
 `python -m routers.native` for machines that will have no compiler. Where neither can be had, `opened` is None and
@@ -32,16 +32,17 @@ _COMPILE_S = 60
 _P, _N = ctypes.c_void_p, ctypes.c_longlong
 _FLOAT = np.dtype(np.float32)
 Cut = tuple[bytes | None, int, int, int]
-"""Pieces of a text as packed `IDS`, how many there are, how many of them lie before the tail, and its stretches."""
+"""Word pieces of a text as packed `IDS`, their number, the number of them before the tail, and the number of stretches.
+"""
 HERE: Cut = (None, 0, 0, 0)
-"""Of a text of ASCII, which C cuts itself."""
+"""For a text of ASCII, which C cuts itself."""
 
 
 class Table:
-    """An embedding as C reads it. Any thread may ask it."""
+    """An embedding in the form that C reads. It is thread-safe."""
 
     def __init__(self, library: ctypes.PyDLL, embedding: StaticEmbedding, tail_words: int, dims: int) -> None:
-        """`dims`: of a whole vector. MemoryError where there is none."""
+        """`dims`: length of a whole feature vector. Raises MemoryError."""
         self._kept = vocabulary, rows, scales = embedding.arrays()
         self._table = library.opened(
             vocabulary, len(vocabulary), len(rows), rows.ctypes.data, scales.ctypes.data, rows.shape[1]
@@ -53,7 +54,9 @@ class Table:
         self._room = ctypes.c_char * (dims * _FLOAT.itemsize)
 
     def vector(self, text: str, cut: Cut, *sizes: int) -> Vector:
-        """`sizes`: of the request, characters, tokens, turns, tools, images, and whether JSON is wanted."""
+        """The feature vector. `sizes` are the request's characters, tokens, turns, tools, images, and whether JSON is
+        wanted.
+        """
         raw = text.encode("utf-8", "replace")
         room: Any = self._room()
         self._describe(self._table, raw, len(raw), self._tail_words, *cut, *sizes, room)
@@ -61,7 +64,7 @@ class Table:
 
 
 def opened(embedding: StaticEmbedding, tail_words: int, dims: int) -> Table | None:
-    """The native table; None where Python must do the work."""
+    """The native table; None where it can't be built, and Python must be used."""
     library = _library()
     return None if library is None else Table(library, embedding, tail_words, dims)
 
@@ -86,8 +89,8 @@ def _typed(library: ctypes.PyDLL) -> ctypes.PyDLL:
 
 
 def _built() -> Path:
-    """The library for this source and kind of machine: beside the source, or in the user's folder, compiled there
-    unless it is.
+    """Path of the library for this source and kind of machine: beside the source, else in the user's folder, where it
+    is compiled if missing.
     """
     beside = _SOURCE.with_name(_name())
     if beside.is_file():
@@ -104,7 +107,7 @@ def _name() -> str:
 
 
 def _folder() -> Path:
-    """One that only this user can write: what lies there is run."""
+    """A folder that only this user can write, because the library in it is executed."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headgate" / "native"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -117,7 +120,7 @@ def _folder() -> Path:
 
 
 def compiled(library: Path) -> None:
-    """OSError or SubprocessError where it can't be."""
+    """Compile the source to `library`. Raises OSError or SubprocessError."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise OSError("no C compiler is installed")

@@ -1,10 +1,9 @@
-"""A new model joins by a few probes: its other outcomes are foretold from how the known models did on the
-same queries.
+"""A new model joins after a few probes: its other outcomes are predicted from how the known models did on the same
+queries.
 
-With 20 to 50 probes a model's own table cells or weights can't be learnt, but which known models it
-resembles can: its scores are regressed on theirs, shrunk toward their plain mean, and the regression
-fills the queries it was never asked. (The identity vectors of `estimators.factor.join` do the same in the
-space of traits.)
+20 to 50 probes are too few to learn a model's own table or weights, but enough to learn which known models it
+resembles: its scores are regressed on theirs, with the weights shrunk toward their plain mean, and the regression fills
+the queries that it was never asked. (`estimators.factor.join` does the same in the space of traits.)
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from numpy.typing import NDArray
 from routers.estimators.base import Matrix
 
 FEW = 200
-"""A model with fewer outcomes than this, on less than half of the queries, is completed from the others."""
+"""A model with fewer outcomes than this, on less than half of the queries, is filled from the others."""
 LEAST = 5
 RIDGE = 5.0
 COMMON = 0.8
-"""How much of the known models' mean ups and downs a new model is taken to share before it says otherwise."""
+"""Prior weight of the known models' mean deviation in a new model's score."""
 
 
 def completed(scores: Matrix) -> Matrix:
-    """Scores with sparse columns filled by what the dense ones foretell, in [0, 1]; the rest is left as
-    it is.
+    """Scores (n, m) with sparse columns filled, within [0, 1], by what the complete columns predict; the others
+    unchanged.
     """
     seen = np.asarray(np.isfinite(scores))
     count = seen.sum(0)
@@ -35,14 +34,14 @@ def completed(scores: Matrix) -> Matrix:
     filled = scores.copy()
     for column in sparse.tolist():
         rows = np.flatnonzero(seen[:, column])
-        foretold = _foretold(scores[:, dense], rows, scores[rows, column])
-        filled[:, column] = np.where(seen[:, column], scores[:, column], foretold)
+        predicted = _predicted(scores[:, dense], rows, scores[rows, column])
+        filled[:, column] = np.where(seen[:, column], scores[:, column], predicted)
     return filled
 
 
-def _foretold(known: Matrix, rows: NDArray[np.intp], own: Matrix) -> Matrix:
-    """Score of the new model on every query: level adjusted for how easy its probes were, plus its
-    likeness.
+def _predicted(known: Matrix, rows: NDArray[np.intp], own: Matrix) -> Matrix:
+    """Predicted score of the new model on every query, (n,): its level, adjusted for how easy its probes were, plus the
+    weighted deviations of the known models.
     """
     centred = known - known.mean(0)
     probes = centred[rows]

@@ -3,7 +3,7 @@
 Every model is left out in turn, and a router trained on all outcomes of the others and a few of its own. Told first is
 what share of the gain over the zero router (AIQ on the test rows) is kept, over all models. A model without which that
 AIQ hardly falls proves little by it. Of the others it is told, for several draws of the probes, what share of that loss
-comes back with the probes alone: foretold from the known models (`routers.onboarding`, what training does), and beside
+comes back with the probes alone: predicted from the known models (`routers.onboarding`, what training does), and beside
 it by an identity vector (LLM Bandit's, `estimators.factor`), and by their plain mean. 100 % is a router trained on
 everything, 0 % one that does without the model. The mean is weighted by what each model is worth; 95 % intervals are
 bootstraps over models, and over the draws of each.
@@ -73,7 +73,7 @@ def identified(few: Outcomes, model: int, z: Matrix) -> Outcomes:
     return _filled(few, model, factor.predict(z)[0][:, -1])
 
 
-def foretold(few: Outcomes, model: int, z: Matrix) -> Outcomes:
+def left_to_training(few: Outcomes, model: int, z: Matrix) -> Outcomes:
     """The gaps left, for training fills them itself."""
     return few
 
@@ -85,7 +85,7 @@ def _filled(few: Outcomes, model: int, guess: Matrix) -> Outcomes:
     return replace(few, scores=scores)
 
 
-WAYS = {"foretold": foretold, "identity vector": identified, "mean of probes": averaged}
+WAYS = {"predicted": left_to_training, "identity vector": identified, "mean of probes": averaged}
 
 
 def compared(data: Outcomes, probes: int, draws: int, least: float, tell: Callable[[str], None]) -> dict[str, Any]:

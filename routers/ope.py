@@ -20,11 +20,12 @@ from routers.intervals import Interval, skewed_interval
 
 Array = NDArray[np.float64]
 MIN_ESS = 50.0
-"""Fewer effective rounds than this carry no normal interval worth showing."""
+"""With fewer effective rounds no normal interval is shown."""
 NOISE_COUNTS = 5.0
-"""Answers that a reward's noise counts as where a model has given few."""
+"""Number of answers that the prior of a model's reward noise counts as."""
 MAX_UNSUPPORTED = 0.02
-"""Share of the policy's decisions that the log could never have made, beyond which it can't be judged."""
+"""The largest share of the policy's decisions that the log could never have made; beyond it the policy can't be judged.
+"""
 
 
 class LogError(ValueError):
@@ -38,11 +39,11 @@ class Rounds:
     action: NDArray[np.intp]
     """(n,) the model that answered."""
     reward: Array
-    """(n,) what came of it."""
+    """(n,) the reward of that answer."""
     logged: Array
     """(n, m) probabilities under the policy that decided; zero where a model was not eligible."""
     known: NDArray[np.bool_] | None = None
-    """(n,) whether the reward is; None: of every round. Where it is not, `reward` holds any number."""
+    """(n,) whether the reward is known; None where all are. `reward` holds any number where it is not."""
 
     def __post_init__(self) -> None:
         n, m = self.logged.shape
@@ -60,7 +61,7 @@ class Rounds:
 
     @property
     def heard(self) -> Array:
-        """(m,) share of each model's rounds whose reward is known; one where it answered none."""
+        """(m,) share of each model's rounds whose reward is known; 1 for a model that answered none."""
         if self.known is None:
             return np.ones(self.logged.shape[1])
         answered = np.bincount(self.action, minlength=self.logged.shape[1])
@@ -69,7 +70,7 @@ class Rounds:
 
     @property
     def told(self) -> int:
-        """Rounds whose reward is known."""
+        """Number of rounds whose reward is known."""
         return len(self.action) if self.known is None else int(self.known.sum())
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Rounds:
@@ -84,8 +85,9 @@ def _refuse_rows(name: str, bad: NDArray[np.bool_], values: NDArray[np.generic])
 
 
 def importance(rounds: Rounds, target: Array) -> Array:
-    """How much likelier the target makes each logged decision than the log did, (n,). Where rewards are not all known,
-    a known one also speaks for the same model's unknown ones: models are not heard of equally often.
+    """Importance weights, (n,): target probability over logged probability of each logged decision. Where some rewards
+    are unknown, their weight is zero and the known ones of the same model are weighted up, since rewards are not known
+    equally often for all models.
     """
     weights = np.asarray(target[np.arange(len(rounds.action)), rounds.action] / rounds.propensity)
     if rounds.known is None:
@@ -100,8 +102,9 @@ def effective_rounds(weights: Array) -> float:
 
 
 def _per_chance(rounds: Rounds, change: Array, power: int = 1) -> Array:
-    """(n, m) what each choice adds to the expected second (fourth: `power` 2) moment of weights `change` over its
-    chance of being made and heard of: what the propensities promise, whatever was drawn.
+    """(n, m) contribution of each possible choice to the expected second moment (fourth with `power` 2) of the weights
+    `change` / chance, where the chance is that the choice is made and its reward becomes known. It depends on the
+    propensities and not on what was drawn.
     """
     chance = rounds.logged * rounds.heard
     ratio = change / np.where(chance > 0, chance, np.inf)
@@ -112,12 +115,14 @@ def _per_chance(rounds: Rounds, change: Array, power: int = 1) -> Array:
 
 
 def ips(rounds: Rounds, target: Array, model: Array) -> Array:
-    """Inverse propensity: unbiased, wide, moves with the reward's zero."""
+    """Inverse propensity scoring: unbiased, of high variance, and not invariant to shifts of the reward."""
     return importance(rounds, target) * rounds.reward
 
 
 def clipped_ips(rounds: Rounds, target: Array, model: Array) -> Array:
-    """Weights cut at the square root of n (Ionides 2008): biased toward zero, never wild."""
+    """Inverse propensity scoring with weights clipped at the square root of n (Ionides 2008): biased toward zero, of
+    bounded variance.
+    """
     return np.minimum(importance(rounds, target), sqrt(len(rounds.reward))) * rounds.reward
 
 
@@ -128,12 +133,12 @@ def snips(rounds: Rounds, target: Array, model: Array) -> Array:
 
 
 def direct(rounds: Rounds, target: Array, model: Array) -> Array:
-    """The reward model alone: narrow, as biased as the model."""
+    """Direct method: the reward model alone, of low variance and as biased as the model."""
     return np.asarray((target * model).sum(1))
 
 
 def doubly_robust(rounds: Rounds, target: Array, model: Array) -> Array:
-    """The reward model, corrected where the log tells otherwise (Dudik et al. 2011)."""
+    """Doubly robust: the reward model plus the weighted residuals of the log (Dudik et al. 2011)."""
     return direct(rounds, target, model) + importance(rounds, target) * _surprise(rounds, model)
 
 
@@ -166,7 +171,9 @@ def _surprise(rounds: Rounds, model: Array) -> Array:
 
 
 def _self_normalised(weights: Array, values: Array) -> Array:
-    """Linearised ratio of means. Each residual is enlarged by its own leverage, as a jackknife would."""
+    """Per-round values of a ratio of means, linearised; each residual is enlarged by its leverage, as a jackknife
+    would.
+    """
     total = float(weights.sum())
     if total <= 0:
         return np.zeros_like(values)
@@ -229,8 +236,9 @@ def cross_fitted(x: Array, rounds: Rounds, *, k: int = 5, seed: int = 0, penalty
 
 
 def _noise(rounds: Rounds, model: Array) -> Array:
-    """(m,) mean square of what the reward model missed of each model's answers. A model with few of them is taken to be
-    missed by the same part of its own level as all are: that all of five were right does not say that all will be.
+    """(m,) mean squared residual of the reward model for each model's answers. With few answers it is shrunk toward the
+    share of the squared reward that is missed over all models: that five answers of five were right doesn't prove that
+    all will be.
     """
     m = rounds.logged.shape[1]
     known = np.ones(len(rounds.action), bool) if rounds.known is None else rounds.known
@@ -256,16 +264,16 @@ def promised(rounds: Rounds, change: Array, noise: Array) -> tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How well a log covers a policy."""
+    """How well a log covers the decisions of a policy."""
 
     rounds: int
-    """Of a known reward."""
+    """Number of rounds with a known reward."""
     effective: float
-    """Rounds that the policy's value rests on, by Kish: as the propensities promise, not as was drawn, for a log in
-    which the policy's rare choices never came looks better than it is.
+    """Kish's effective sample size for the policy's value, as expected from the propensities. The drawn weights would
+    overstate it where the policy's rare choices happened not to be drawn.
     """
     unsupported: float
-    """Share of the policy's decisions that the log never makes, or of which nothing was ever known."""
+    """Share of the policy's decisions that the log never makes, or whose reward never became known."""
 
 
 def overlap(rounds: Rounds, target: Array) -> Overlap:
@@ -276,8 +284,9 @@ def overlap(rounds: Rounds, target: Array) -> Overlap:
 
 
 def supported_from(logged: Array, target: Array, most: float = MAX_UNSUPPORTED) -> int:
-    """The round from which on the log tries what the target would do: the longest latest part of which at most `most`
-    was never tried. Zero where that is none: a route that begins to explore is not held to what it did before.
+    """The first round of the longest last part of the log in which at most a share `most` of the target's decisions was
+    never tried, so that a route that has begun to explore is not judged by what it logged before. Zero where no part
+    qualifies.
     """
     missing = np.where(logged > 0, 0.0, target).sum(1)[::-1]
     share = (np.cumsum(missing) / np.arange(1, len(missing) + 1))[::-1]
@@ -287,18 +296,18 @@ def supported_from(logged: Array, target: Array, most: float = MAX_UNSUPPORTED) 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Not enough evidence, and what it would take."""
+    """Too little evidence for an estimate, and what it would take."""
 
     reason: str
     overlap: Overlap
     explored_calls: int
-    """Calls whose model is drawn at random; 0: they would not help."""
+    """Calls with a randomly drawn model that are still needed; 0: such calls would not help."""
     calls: int
-    """Calls in all, at the exploration assumed."""
+    """All calls that this takes at the assumed exploration."""
     cost_usd: float
-    """Of the explored calls; NaN where costs are unknown."""
+    """Cost of the explored calls; NaN where costs are unknown."""
     exploration: float = 0.0
-    """Assumed share of calls whose model is drawn at random; 0: as it is."""
+    """Assumed share of calls whose model is drawn at random; 0 means the log's own."""
 
     def __str__(self) -> str:
         if not self.explored_calls:
@@ -311,7 +320,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What may count as enough, and what exploring would cost."""
+    """How much evidence is enough, and how much exploration to assume where it is not."""
 
     min_effective: float = MIN_ESS
     max_unsupported: float = MAX_UNSUPPORTED
@@ -322,7 +331,7 @@ class Evidence:
 def judged(
     rounds: Rounds, target: Array, wanted: Evidence | None = None, model_cost_usd: Array | None = None
 ) -> Overlap | Refusal:
-    """The overlap where the log can tell what the policy is worth; otherwise a refusal."""
+    """The overlap where the log suffices to estimate the policy's value; otherwise a refusal."""
     wanted = wanted or Evidence()
     found = overlap(rounds, target)
     reason = ""
@@ -340,8 +349,8 @@ def judged(
 
 
 def _calls_needed(rounds: Rounds, target: Array, found: Overlap, wanted: Evidence) -> float:
-    """With that much uniform exploration over all models mixed in, and rewards known as often as now, a round is worth
-    1 / E[sum pi^2 / mu] effective ones.
+    """The rounds still needed. With that uniform exploration mixed in, and rewards known as often as now, one round is
+    worth 1 / E[sum pi^2 / mu] effective ones.
     """
     mixed = (1.0 - wanted.exploration) * rounds.logged + wanted.exploration / rounds.logged.shape[1]
     heard = np.where(rounds.heard > 0, rounds.heard, rounds.told / len(rounds.action))
@@ -354,7 +363,7 @@ def _calls_needed(rounds: Rounds, target: Array, found: Overlap, wanted: Evidenc
 
 
 def as_logged(rounds: Rounds) -> Interval:
-    """What the log itself was worth: the plain mean where every reward is known."""
+    """Value of the logging policy itself: the plain mean where every reward is known."""
     values = snips(rounds, rounds.logged, rounds.logged)
     return skewed_interval(values, 0.95, max(overlap(rounds, rounds.logged).effective, 4.0))
 
@@ -367,11 +376,11 @@ class Valuation:
     best: Interval
     """Doubly robust."""
     snips: Interval
-    """By weighting alone."""
+    """Self-normalised importance weighting alone."""
 
 
 def valued(rounds: Rounds, target: Array, model: Array, *, confidence: float = 0.95) -> Valuation:
-    """Without judging the overlap: see `judged`."""
+    """Estimate the value of the target. The overlap is not judged here; see `judged`."""
     return Valuation(
         overlap(rounds, target),
         _doubly_robust_interval(rounds, target, doubly_robust(rounds, target, model), model, confidence),

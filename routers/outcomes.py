@@ -1,7 +1,7 @@
-"""Outcome data: which model scored what on which query, at what cost. Read, checked, laid out as matrices.
+"""Outcome data: the score and cost of each model on each query, read, checked and laid out as matrices.
 
-A folder holds `queries.parquet` and `outcomes.parquet`. Beside its `task` a query may say `subtask` (read as part
-of the task's name) and `src`, where it was taken from, which is learnt from too. Every defect is refused with the file,
+A folder holds `queries.parquet` and `outcomes.parquet`. Beside its `task` a query may say `subtask` (read as part of
+the task's name) and `src`, where it was taken from, which is learnt from too. Every defect is refused with the file,
 the row and the field at fault; cells that nobody observed are NaN and stay NaN. `answer_cost_usd`, where present, is
 what an answer costs; `cost_usd` may also hold the price of a self-check and is kept apart as `checked_cost_usd`.
 """
@@ -29,14 +29,14 @@ _NUMBERS = (
     "propensity",
 )
 OVERSHOOT = 0.05
-"""A score this little outside [0, 1], as some text metrics give, is read as 0 or 1."""
+"""A score outside [0, 1] by at most this much, as some text metrics give, is clipped."""
 SPLITS = frozenset({"train", "test", ""})
 PRICED_SHARE = 0.95
 """Share of the queries on which a model must have both a score and a cost to be compared by `fully_priced`."""
 
 
 class DataError(ValueError):
-    """The data can't be learnt from; the message names the file, the row and the field."""
+    """The data can't be used; the message names the file, the row and the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,9 @@ class Outcomes:
     confidence: Matrix
     propensity: Matrix
     sources: tuple[str, ...] = ()
-    """Where each query comes from: a label finer than its task, known of training rows alone. Empty: nobody says."""
+    """The source of each query: a label finer than its task, known for training rows only. Empty where the data states
+    none.
+    """
 
     def rows(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> Outcomes:
         """The data of those queries alone."""
@@ -89,8 +91,8 @@ def _cut(value: Any, places: list[int], name: str) -> Any:
 
 
 def read_outcomes(folder: Path, *, unanswered: bool = False) -> Outcomes:
-    """The folder's data. DataError where it can't be learnt from. `unanswered`: queries without any outcome may be
-    among them.
+    """The data of a folder. Raises DataError where it can't be used. `unanswered`: whether queries without any outcome
+    are allowed.
     """
     return laid_out(_table(folder / "queries.parquet"), _table(folder / "outcomes.parquet"), unanswered=unanswered)
 
@@ -240,8 +242,8 @@ def _matrix_of(
     *,
     required: bool,
 ) -> Matrix:
-    """One column laid out as (n, m). A null is refused where the field is required, a NaN or a number out
-    of bounds everywhere (a confidence may be NaN or minus infinity: the model gave none).
+    """One column laid out as (n, m). Raises DataError for a null where the field is required, and for a NaN or a number
+    out of bounds anywhere. A confidence may be NaN or minus infinity, where the model gave none.
     """
     try:
         numbers = np.array([np.nan if value is None else value for value in values], np.float64)

@@ -1,13 +1,15 @@
-"""A daily budget that refills all the time, spent where it buys most: primal-dual pacing (bandits with
-replenishable knapsacks; exponential dual prices).
+"""A daily budget that refills continuously and is spent where it buys most: primal-dual pacing (bandits with
+replenishable knapsacks, exponential dual prices).
 
-Under one budget the best spending holds one price all day, so what is spent follows the traffic. A purse
-therefore refills by the day's shape (routers/day_shape.py), as far as earlier days have shown it, and evenly before
-(target spending from samples: Balseiro, Kumar, Mirrokni & Sivan 2023, Robust budget pacing with a single sample). The
-price of a dollar in quality points is exponential in how empty the purse is, which is what multiplicative updates of
-the dual variable come to when they are summed: a full purse reads quality only, an empty one cost only. What was spent
-in the last 24 hours is told apart from the purse's level: the price also rises as it nears the budget, and no decision
-may cost more than is left of it, so in any 24 hours spending stays within the budget, whatever the traffic does.
+Optimal spending under one budget holds one price all day, so spending follows the traffic. A purse therefore refills by
+the shape of earlier days (routers/day_shape.py), and evenly until one is known (target spending from samples: Balseiro,
+Kumar, Mirrokni & Sivan 2023, Robust budget pacing with a single sample). The price of a dollar in quality points grows
+exponentially as the purse empties, which is the sum of multiplicative updates of the dual variable: with a full purse
+only quality counts, with an empty one only cost.
+
+The spending of the last 24 hours is kept apart from the purse's level. The price also rises as that spending nears the
+budget, and no decision may cost more than what is left, so spending in any 24 hours stays within the budget whatever
+the traffic.
 """
 
 from __future__ import annotations
@@ -22,30 +24,30 @@ from routers.select import BALANCE
 from routers.types import Knobs
 
 SAVED = 0.1
-"""Of a day's budget: what a purse holds when full."""
+"""Share of a day's budget that a full purse holds."""
 RESERVE = 1.0 / 16.0
-"""Of a day's budget: what no day is planned to spend."""
+"""Share of a day's budget that is not planned to be spent."""
 FULL_RATE, EMPTY_RATE = 1e-3, 1e3
 """Quality points per reference cost at a full and at an empty purse."""
 MERGED_S = 60.0
-"""Spending this close together leaves the last 24 hours together."""
+"""Spending within this time of each other is kept as one entry."""
 
 
 @dataclass(slots=True)
 class Purse:
-    """What may be spent now. Time is the caller's."""
+    """What may be spent now. The caller passes the time."""
 
     budget_usd_per_day: float
     level_usd: float
     time_s: float
     shape: DayShape = field(default_factory=DayShape)
     spent: deque[tuple[float, float]] = field(default_factory=deque)
-    """Dollars of the last 24 hours, each with the time it was spent at or somewhat later."""
+    """Dollars spent in the last 24 hours, each entry with the time of its spending or a little later."""
     spent_usd: float = 0.0
 
     @classmethod
     def new(cls, budget_usd_per_day: float, now_s: float, shape: DayShape | None = None) -> Purse:
-        """Half full: the first requests are neither spoilt nor starved."""
+        """A half-full purse, so that the first requests have neither much nor little to spend."""
         if not 0.0 < budget_usd_per_day < inf:
             raise ValueError(f"budget_usd_per_day: {budget_usd_per_day} is not a positive amount")
         return cls(budget_usd_per_day, budget_usd_per_day * SAVED / 2, now_s, shape or DayShape())
@@ -60,8 +62,8 @@ class Purse:
         return self.budget_usd_per_day - self.spent_usd
 
     def refill(self, now_s: float) -> None:
-        """Up to now, never beyond what it holds. A clock that goes back refills nothing; one that was far ahead is
-        followed, and all that was spent counts as spent now.
+        """Refill up to `now_s`, never beyond the capacity. A clock that goes back a little refills nothing. One that
+        goes back more than an hour had been wrong: it is followed, and all past spending counts as spent now.
         """
         if now_s < self.time_s - HOUR_S:
             self.time_s, self.spent = now_s, deque([(now_s, self.spent_usd)])
@@ -72,7 +74,7 @@ class Purse:
             self.spent_usd -= self.spent.popleft()[1]
 
     def spend(self, cost_usd: float) -> None:
-        """Settled cost. A level below zero is a debt that refills first."""
+        """Subtract a settled cost. A level below zero is a debt that refills first."""
         self.level_usd -= cost_usd
         self.spent_usd += cost_usd
         if self.spent and self.time_s < self.spent[-1][0]:
@@ -82,8 +84,8 @@ class Purse:
             self.spent.append((self.time_s + MERGED_S, cost_usd))
 
     def recall(self, spent: Sequence[tuple[float, float]], made_s: float) -> None:
-        """Goes on where a purse that was there before this one was made would be, but for its debts. `spent`: dollars,
-        each with the time it was spent at or somewhat later, in order.
+        """Continue from earlier spending, as a purse that had existed then would, except for its debts. `spent`: (time,
+        dollars) in the order of time; `made_s`: when this purse was made.
         """
         if not spent:
             return
@@ -97,8 +99,8 @@ class Purse:
 
     @property
     def fullness(self) -> float:
-        """0: empty or in debt, 1: full. Of the last 24 hours' budget what is left counts, once it is less than the
-        reserve.
+        """From 0 (empty or in debt) to 1 (full). Once less than the reserve is left of the last 24 hours' budget, that
+        limits it too.
         """
         level = self.level_usd / self.capacity_usd
         return min(max(min(level, self.left_usd / (self.budget_usd_per_day * RESERVE)), 0.0), 1.0)
@@ -130,8 +132,8 @@ def weighed(knobs: Knobs, purse: Purse, now_s: float) -> Knobs:
 
 
 def paced(knobs: Knobs, purse: Purse, now_s: float) -> Knobs:
-    """As `weighed`, and no model may be expected to cost more than what is left: kept to the cent by itself, where no
-    ledger refuses what is beyond the budget.
+    """As `weighed`, and no model may be expected to cost more than what is left of the budget: for use without a ledger
+    that refuses spending beyond it.
     """
     weighty = weighed(knobs, purse, now_s)
     affordable = max(purse.left_usd, 0.0)

@@ -1,7 +1,5 @@
-"""Independent pieces of one computation, worked on in any order: folds of a training, chunks of a bootstrap.
-
-What runs them is given by the caller: here one after the other, elsewhere side by side. The pieces and their results
-are the same either way, and so is every figure.
+"""Independent pieces of one computation, such as folds of a training or chunks of a bootstrap. The caller decides what
+runs them, one after the other or in parallel; the results are the same.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ T = TypeVar("T")
 
 
 class ParallelMap(Protocol):
-    """`work(*shared, piece)` of every piece, in the pieces' order. `work` is a module's function; `shared` and pieces
-    can be sent to another process.
+    """Computes `work(*shared, piece)` for every piece and returns the results in the pieces' order. `work` must be a
+    function of a module, and `shared` and the pieces must be picklable.
     """
 
     def __call__(self, work: Callable[..., T], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[T]:
-        """The results."""
+        """Return the results."""
 
 
 def serial_map(work: Callable[..., T], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[T]:

@@ -22,30 +22,32 @@ from routers.estimators.base import Estimator
 from routers.estimators.general import General
 from routers.projection import Projection
 from routers.select import Exploration, Forecast, Numbers, chosen, probabilities, utilities
-from routers.simple import TOO_DEAR, TYPICAL_OUTPUT_TOKENS
+from routers.simple import TOO_EXPENSIVE, TYPICAL_OUTPUT_TOKENS
 from routers.types import Candidate, Choice, Knobs, Query, Undecided, Vector
 
 TYPICAL_INPUT_TOKENS = 500.0
 MOST_POOLS = 64
-"""Pools of models remembered: requests may narrow a route in many ways."""
+"""Pools of models that are remembered, since requests may narrow a route in many ways."""
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What training left behind; arrays in the order of `models`."""
+    """What training learned; arrays are in the order of `models`."""
 
     models: tuple[str, ...]
     projection: Projection
     quality: Estimator
     cost: LogLinear | None = None
-    """Dollars per call, where data names costs without prices."""
+    """Dollars per call, for data that states costs but no prices."""
     output_tokens: LogLinear | None = None
     latency: Latency | None = None
     reference_usd: float = 0.0
-    """Mean cost of the dearest model on the training rows; 0: take it from the candidates' prices."""
+    """Mean cost of the most expensive model on the training rows; 0: take it from the candidates' prices."""
     place: Mapping[str, int] = field(init=False, default_factory=dict)
     easy: tuple[Vector, float] | None = field(init=False, default=None)
-    """Of the query: by how many logits it is easier than a middling one, where that is known apart from models."""
+    """Weights and offset of how many logits a query is easier than an average one, where the estimator knows that apart
+    from the models.
+    """
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", {model: j for j, model in enumerate(self.models)})
@@ -55,13 +57,13 @@ class Learned:
             object.__setattr__(self, "easy", (weights.astype(np.float32), offset))
 
     def folded(self, models: Sequence[str]) -> Fold:
-        """For those models, each of which was trained on."""
+        """The estimates folded for those models; each of them must have been trained on."""
         places = [self.place[model] for model in models]
         return fold(self.projection, self.quality, self.cost, self.output_tokens, places)
 
 
 class Pool:
-    """A list of models with what was learnt of them."""
+    """The models of one pool with what was learned of them."""
 
     def __init__(self, models: Sequence[str], learned: Learned | None) -> None:
         self.models = list(models)
@@ -85,7 +87,7 @@ class Pool:
         return [nan] * len(self.models)
 
     def spread(self, learnt: Numbers, otherwise: Numbers) -> Numbers:
-        """From values per known model to values per model."""
+        """Values of all models, from the values of the known ones and `otherwise` for the rest."""
         if self.all_known:
             return learnt
         values = otherwise.copy()
@@ -95,14 +97,14 @@ class Pool:
 
 
 class Table:
-    """A list of candidates in its order: prices, queues, the prior, and their pool."""
+    """What follows from a list of candidates alone, in its order: prices, queues, priors and the pool."""
 
     def __init__(self, kept: Sequence[Candidate], pool: Pool) -> None:
         self.kept, self.pool, self.models = kept, pool, pool.models
         self.input_usd = [c.input_usd_per_mtok / 1e6 * (1.0 - (1.0 - c.cached_price) * c.cached_share) for c in kept]
         self.output_usd = [c.output_usd_per_mtok / 1e6 for c in kept]
         self.fees_usd = [c.web_searches * c.web_search_usd for c in kept]
-        """Of each answer, whatever its tokens."""
+        """Dollars of each answer's own web searches, whatever its tokens."""
         self.some_fees = any(self.fees_usd)
         prices = zip(self.input_usd, self.output_usd, self.fees_usd, strict=True)
         self.free = [not any(price) for price in prices]
@@ -112,18 +114,18 @@ class Table:
         self.skills = prior.skills(kept).tolist()
         self.prior_sd = [prior.PRIOR_SD] * len(kept)
         self.typical_tokens = [TYPICAL_OUTPUT_TOKENS] * len(kept)
-        self.dearest_usd = max(
+        self.highest_usd = max(
             (TYPICAL_INPUT_TOKENS * c.input_usd_per_mtok + TYPICAL_OUTPUT_TOKENS * c.output_usd_per_mtok) / 1e6 + fee
             for c, fee in zip(kept, self.fees_usd, strict=True)
         )
 
     def prior(self, easiness: float = 0.0) -> Numbers:
-        """Mean quality by price, on a query of that easiness (logits)."""
+        """Prior mean quality of each candidate, by its price, on a query of that easiness (logits)."""
         return [1.0 / (1.0 + exp(min(-easiness - skill, 50.0))) for skill in self.skills]
 
 
 class PluginRouter:
-    """Chooses by estimated quality and cost; exploration probabilities are exact."""
+    """Chooses by estimated quality and cost, with exact exploration probabilities."""
 
     def __init__(
         self,
@@ -134,7 +136,9 @@ class PluginRouter:
         exploration: Exploration | None = None,
         taught_by: str = "",
     ) -> None:
-        """`taught_by`: checksum of the data, for two trainings may be called the same; empty: it is the shipped one."""
+        """`taught_by`: checksum of the training data, since two trainings may have the same version; empty for the
+        shipped artefact.
+        """
         self.name, self.taught_by = name, taught_by
         self.version = version
         self.features_version = features_version
@@ -154,7 +158,7 @@ class PluginRouter:
         return chosen(forecast, worth, chances, draw, excluded, self._label)
 
     def forecast(self, query: Query, kept: Sequence[Candidate]) -> Forecast:
-        """Estimates of those candidates. Undecided where the query's features are of another version."""
+        """Estimates of those candidates. Raises Undecided where the query's features are of another version."""
         table = self._table_of(kept)
         quality, sd, cost, tokens = self._expected(query, table)
         most, into = query.max_output_tokens or inf, query.input_tokens
@@ -173,7 +177,7 @@ class PluginRouter:
         return Forecast(table.models, quality, sd, spent, self._latency_s(table, tokens), tokens)
 
     def _table_of(self, kept: Sequence[Candidate]) -> Table:
-        """The same candidates come again and again: what follows from them alone is worked out once."""
+        """The table of those candidates, kept from the last request where they are the same."""
         table = self._table
         if table is None or table.kept != kept:
             table = self._table = Table(kept, self._pool_of(tuple([c.model for c in kept])))
@@ -188,7 +192,9 @@ class PluginRouter:
         return pool
 
     def _expected(self, query: Query, table: Table) -> Expected:
-        """The prior where a model is unknown; no cost and no output tokens where none were learnt."""
+        """Predictions for every candidate: the prior for an unknown model, empty lists for costs or lengths that were
+        not learned.
+        """
         learned, pool = self.learned, table.pool
         if learned is None:
             return Expected(table.prior(), table.prior_sd, [], [])
@@ -210,8 +216,8 @@ class PluginRouter:
         )
 
     def _latency_s(self, table: Table, tokens: Numbers) -> Numbers:
-        """`first + per_token * tokens + queue` (idealised runtime); of late's where that was not learnt; NaN where
-        nothing is known.
+        """`first + per_token * tokens + queue` (idealised runtime); the recent latency where nothing was learnt; NaN
+        where nothing is known at all.
         """
         pool = table.pool
         if pool.first_s is None or pool.per_token_s is None:
@@ -220,25 +226,25 @@ class PluginRouter:
         return [seen if first != first else first + each * n + queue for first, each, n, queue, seen in terms]
 
     def _reference_usd(self, kept: Sequence[Candidate]) -> float:
-        """What one cost unit of the cost weight is: a call of the dearest candidate, as this traffic's
-        calls are where every candidate was trained on, else a typical one.
+        """Dollars of one unit of cost in the cost weight: the mean training call of the most expensive model where
+        every candidate was trained on, else a typical call of the most expensive candidate.
         """
         learned, table = self.learned, self._table_of(kept)
-        if learned is not None and learned.reference_usd > 0 and (table.pool.all_known or table.dearest_usd <= 0):
+        highest_usd = table.highest_usd
+        if learned is not None and learned.reference_usd > 0 and (table.pool.all_known or highest_usd <= 0):
             return learned.reference_usd
-        return table.dearest_usd
+        return highest_usd
 
 
 def within(forecast: Forecast, knobs: Knobs, excluded: dict[str, str]) -> tuple[Forecast, dict[str, str]]:
-    """Without the models expected to break a bound on money (never chosen) or on time (chosen if nothing
-    else).
-
-    Undecided where every model is expected to cost more than `max_cost_usd`.
+    """The forecast without the models that are expected to break a bound, and the reasons. Models beyond the cost bound
+    are always left out; models beyond the latency bound only while another one meets it. Raises Undecided where every
+    model is expected to cost more than `max_cost_usd`.
     """
     kept = [True] * len(forecast.models)
     if knobs.max_cost_usd is not None:
         kept = [cost <= knobs.max_cost_usd for cost in forecast.cost_usd]
-        excluded = excluded | {m: TOO_DEAR for m, k in zip(forecast.models, kept, strict=True) if not k}
+        excluded = excluded | {m: TOO_EXPENSIVE for m, k in zip(forecast.models, kept, strict=True) if not k}
         if not any(kept):
             raise Undecided("no candidate within max_cost_usd", excluded)
     if knobs.max_latency_s is not None:

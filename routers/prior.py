@@ -1,9 +1,8 @@
-"""What to expect of a model that nothing was learnt about: dearer models tend to be better, harder
-queries worse.
+"""What to expect of a model about which nothing was learned: more expensive models tend to be better, and harder
+queries to be answered worse.
 
-`quality = sigmoid(skill - difficulty)`, where a model's skill grows with the logarithm of its output
-price and its spread among the candidates. It is a prior, with a wide standard deviation, that feedback is
-meant to replace.
+`quality = sigmoid(skill - difficulty)`, where a model's skill grows with the logarithm of its output price and its
+spread among the candidates. It is a prior, with a wide standard deviation, that feedback is meant to replace.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ MEAN_SKILL = 1.0
 SKILL_PER_LOG_PRICE = 0.35
 PRIOR_SD = 0.2
 FREE_USD_PER_MTOK = 0.02
-"""A local model is ranked as if it had this price."""
+"""A free model is ranked as if it had this price."""
 
 
 def skills(candidates: Sequence[Candidate]) -> NDArray[np.float64]:

@@ -1,11 +1,9 @@
-"""Which outcomes to buy next, so that the best model is known after a small part of the table (Zhou et
-al. 2024).
-
-All models are asked the queries in one shared order, so that comparisons are paired; a model's mean is
-adjusted for how easy its queries were for the others (an additive completion of the table, where theirs is a
-product of rank one). The next batch goes to the leader or to the model with the highest upper confidence bound of
-the others, whichever was asked less (LUCB, Kalyanakrishnan et al. 2012), until the leader's lower bound clears
-every other's upper one. `routers.probing_check` shows it beside the published algorithms.
+"""Which outcomes to buy next, so that the best model is found from a small part of the table (Zhou et al. 2024). All
+models are asked the queries in one shared order, so that comparisons are paired; a model's mean is adjusted for how
+easy its queries were for the others (an additive completion of the table, where theirs is a product of rank one). The
+next batch goes to the leader or to the model with the highest upper confidence bound of the others, whichever was asked
+less (LUCB, Kalyanakrishnan et al. 2012), until the leader's lower bound clears every other's upper one.
+`routers.probing_check` shows it beside the published algorithms.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from routers.estimators.base import Matrix
 
 FIRST = 24
-"""Queries that every model is asked before any is dropped."""
+"""Queries that every model is asked before any model is dropped."""
 BATCH = 24
 """At least; one query in a hundred where there are more."""
 WIDTH = 2.0
@@ -27,7 +25,7 @@ WIDTH = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
-    """What is known of the models so far."""
+    """Adjusted mean scores and standard errors of the models, (m,) each."""
 
     mean: Matrix
     """Adjusted mean score per model."""
@@ -40,7 +38,7 @@ class Leaderboard:
 
     @property
     def settled(self) -> bool:
-        """The leader's lower bound is above every other model's upper bound."""
+        """Whether the leader's lower bound is above every other model's upper bound."""
         rest = np.delete(self.mean + WIDTH * self.error, self.leader)
         return bool(self.mean[self.leader] - WIDTH * self.error[self.leader] > rest.max())
 
@@ -62,7 +60,7 @@ def leaderboard(scores: Matrix) -> Leaderboard:
 
 
 def next_batch(scores: Matrix, order: NDArray[np.intp]) -> tuple[int, NDArray[np.intp]]:
-    """The model to ask next and which queries: its first unasked ones in the shared order."""
+    """The model to ask next, and its first unasked queries in the shared order."""
     seen = np.asarray(np.isfinite(scores))
     asked = seen.sum(0)
     model = int(asked.argmin()) if asked.min() < FIRST else _contested(leaderboard(scores), asked, len(scores))
@@ -71,7 +69,7 @@ def next_batch(scores: Matrix, order: NDArray[np.intp]) -> tuple[int, NDArray[np
 
 
 def _contested(now: Leaderboard, asked: NDArray[np.intp], most: int) -> int:
-    """The leader or whoever may yet beat it, whichever was asked less; one that was asked everything is passed over."""
+    """The leader or its closest rival, whichever was asked less; a model that was asked all queries is passed over."""
     open_ = asked < most
     bound = np.where(open_, now.mean + WIDTH * now.error, -np.inf)
     bound[now.leader] = -np.inf
@@ -82,10 +80,10 @@ def _contested(now: Leaderboard, asked: NDArray[np.intp], most: int) -> int:
 
 
 def planned(scores: Matrix, order: NDArray[np.intp], cells: int) -> list[tuple[int, NDArray[np.intp]]]:
-    """Batches (model, queries) to buy before anybody looks again, of at most `cells` outcomes in all.
+    """Batches (model, queries) to buy without looking at their outcomes in between, of at most `cells` outcomes in all.
 
-    A planned outcome is taken to be what its model's mean says. Fewer are planned where what to buy next depends on
-    these: once every model was asked its first queries, or the leader is clear of the others.
+    A planned outcome is assumed to be its model's mean. Planning stops early once every model was asked its first
+    queries, or the leader is settled, because what to buy next then depends on the outcomes.
     """
     told, batches, left = scores.copy(), [], cells
     least = min(FIRST, len(scores))
@@ -103,7 +101,9 @@ def planned(scores: Matrix, order: NDArray[np.intp], cells: int) -> list[tuple[i
 
 
 def shared_order(scores: Matrix, seed: int = 0) -> NDArray[np.intp]:
-    """Queries that most models answered come first, for comparisons are paired; the rest by chance."""
+    """An order of the queries for all models: those that most models answered first, since comparisons are paired;
+    otherwise random.
+    """
     chance = np.random.default_rng(seed).permutation(len(scores))
     answered = np.isfinite(scores).sum(1)[chance]
     return np.asarray(chance[np.argsort(-answered, kind="stable")], np.intp)

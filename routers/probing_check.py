@@ -91,7 +91,7 @@ class UcbE(Rule):
 
 
 class UcbELrf(Rule):
-    """The highest mean of what is known and, in the gaps, of what is foretold plus `BOLDNESS` deviations; of its gaps
+    """The highest mean of what is known and, in the gaps, of what is predicted plus `BOLDNESS` deviations; of its gaps
     the most doubtful ones.
     """
 
@@ -101,9 +101,9 @@ class UcbELrf(Rule):
             rows, models = np.nonzero(~seen)
             lot = self.rng.permutation(len(rows))[:LOT]
             return rows[lot], models[lot]
-        foretold = factorised(scores, self.rng)
-        spread = foretold.std(0)
-        bound = np.where(seen, scores, foretold.mean(0) + BOLDNESS * spread).mean(0)
+        predicted = factorised(scores, self.rng)
+        spread = predicted.std(0)
+        bound = np.where(seen, scores, predicted.mean(0) + BOLDNESS * spread).mean(0)
         model = int(np.where(seen.all(0), -np.inf, bound).argmax())
         gaps = np.flatnonzero(~seen[:, model])
         lot = gaps[np.argsort(-spread[gaps, model], kind="stable")[:LOT]]

@@ -1,6 +1,6 @@
 """Query vectors made comparable: centred on the training rows, blocks balanced, and rotated to few axes.
 
-One projection serves all estimators of a router, so a query pays for it once.
+All estimators of a router share one projection, so that each query is projected once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Projection:
         self.dims = dims
 
     def fit(self, x: Matrix, blocks: Sequence[tuple[slice, float]] = ()) -> Self:
-        """`blocks` are stretches of the vector with the spread (root of summed variance) each is to have."""
+        """`blocks` are parts of the vector, each with the spread (root of its summed variance) that it is scaled to."""
         mean = x.mean(0)
         factor = np.ones(x.shape[1])
         for block, spread in blocks:
@@ -36,7 +36,7 @@ class Projection:
         return self
 
     def apply(self, x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Rows (or one vector) on the axes."""
+        """Coordinates of rows (n, d), or of one vector (d,), on the axes."""
         return np.asarray((x - self.mean_) @ self.axes_, np.float32)
 
     def state(self) -> dict[str, NDArray[Any]]:

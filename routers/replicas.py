@@ -1,10 +1,9 @@
-"""Which replica of a model takes a request: by how long the answer will be and by what its company costs.
+"""Which replica of a model gets a request: the one where it adds the least delay to all answers.
 
-The two phases of an answer want different things: reading a prompt stops everybody who is being written to, and
-everybody who is being written to slows each further token a little (Intelligent Router for LLM Workloads: predicted
-response length, and the impact of mixing workloads). So a request goes where it adds the least delay to all: its own,
-and what it does to the answers under way. What is left of those is their predicted length less what has been written.
-Pure: time is an argument; a replica's pace is learnt from its own answers. Knows nothing of health and weights.
+Reading a prompt stops all answers that the replica is writing, and every answer being written slows the others a little
+(Intelligent Router for LLM Workloads: predicted response length, and the impact of mixing workloads). The delay of a
+request is therefore its own time plus what it adds to the answers under way, whose remaining length is predicted. Time
+is an argument, and a replica's pace is learned from its own answers. Health and weights are not considered here.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import numpy as np
 
 TYPICAL_OUTPUT_TOKENS = 256.0
 OVERDUE = 0.3
-"""Of what an answer has written beyond its predicted length: what it is taken to write still."""
+"""Share of the tokens written beyond the predicted length that are expected to follow still."""
 LEAST_LEFT = 4.0
 MOST_COMPANY = 64
-"""Answers under way that are looked at; a busier replica is judged by as many."""
+"""The most answers under way that are considered, of a busier replica too."""
 
 
 @dataclass(slots=True)
@@ -30,7 +29,7 @@ class Job:
 
     input_tokens: float
     output_tokens: float
-    """Predicted."""
+    """Predicted tokens of the answer."""
     begun_s: float
     company: float = 0.0
     """How many others were under way when it began."""
@@ -41,29 +40,30 @@ class Pace:
     """The pace of one replica."""
 
     first_s: float = 0.0
-    """Of every request, whatever it asks."""
+    """Seconds of every request, whatever its length."""
     read_s: float = 0.0002
-    """Per token of the prompt, and as long for everybody beside it."""
+    """Seconds per token of the prompt; every answer under way waits as long."""
     write_s: float = 0.02
-    """Per token of an answer written alone."""
+    """Seconds per token of an answer that is written alone."""
     beside_s: float = 0.001
-    """More per token for each answer written beside it."""
+    """Additional seconds per token for each other answer under way."""
 
     def per_token_s(self, company: float) -> float:
         return self.write_s + self.beside_s * company
 
 
 class Paces:
-    """The pace of a model's replicas: least squares of latencies on what was asked, old answers fading, drawn to a
-    stated pace while few are known, or where none is stated to the default one, as fast as answers have been. One for
-    all of them, for differences that are noise would send all to one.
+    """The pace of a model's replicas, by least squares on their latencies, in which old answers fade.
+
+    While few answers are known it stays near the stated pace; where none is stated, near the default pace scaled to the
+    answers' speed. All replicas share one pace, because noise in separate ones would send all requests to one replica.
     """
 
     FADE = 0.995
     PRIOR, LAST = 3.0, 0.1
-    """Answers that the stated pace counts as, at first and when many are known."""
+    """Number of answers that the prior pace counts as: at first, and at least."""
     EVERY = 8
-    """Answers between two solutions."""
+    """Answers between two fits."""
 
     def __init__(self, stated: Pace | None = None) -> None:
         pace = self.pace = stated or Pace()
@@ -72,29 +72,31 @@ class Paces:
         self._ridge = np.diag(typical**2)
         self._stated = stated is not None
         self._gram, self._moment = np.zeros((4, 4)), np.zeros(4)
-        self._taken_s = self._foretold_s = 0.0
-        """By all answers, fading, and by the prior."""
+        self._taken_s = self._predicted_s = 0.0
+        """Faded sums of the seconds that answers took and that the prior predicted."""
         self._seen = 0
         self.typical_tokens = TYPICAL_OUTPUT_TOKENS
-        """Of answers of late: the prediction where nobody has a better one."""
+        """Output tokens of recent answers, on average: the prediction where there is no better one."""
 
     def learn(self, job: Job, output_tokens: float, latency_s: float) -> None:
-        """An answer came whole, with so many tokens, in so long."""
+        """Learn from an answer that arrived whole."""
         row = np.array([1.0, job.input_tokens, output_tokens, output_tokens * job.company])
         self._gram = self.FADE * self._gram + np.outer(row, row)
         self._moment = self.FADE * self._moment + latency_s * row
         self._taken_s = self.FADE * self._taken_s + latency_s
-        self._foretold_s = self.FADE * self._foretold_s + float(row @ self._prior)
+        self._predicted_s = self.FADE * self._predicted_s + float(row @ self._prior)
         self._seen += 1
         self.typical_tokens += (output_tokens - self.typical_tokens) / min(self._seen, 200)
         if self._seen % self.EVERY == 0:
             self.pace = self._solved()
 
     def _solved(self) -> Pace:
-        """Never negative: what would be is left out, and the rest solved again."""
+        """The fitted pace, without negative parts: a part that would be negative is left out and the rest is fitted
+        again.
+        """
         kept, values = np.arange(4), np.zeros(4)
         ridge = self._ridge * max(self.PRIOR * self.FADE**self._seen, self.LAST)
-        prior = self._prior if self._stated else self._prior * (self._taken_s / self._foretold_s)
+        prior = self._prior if self._stated else self._prior * (self._taken_s / self._predicted_s)
         while len(kept):
             grid = np.ix_(kept, kept)
             right = self._moment[kept] + ridge[grid] @ prior[kept]
@@ -107,17 +109,17 @@ class Paces:
 
 
 class Load:
-    """What one replica has under way, and how much slower than its model's pace it is."""
+    """The answers that one replica has under way, and how much slower than its model's pace it is."""
 
     PRIOR = 20.0
-    """Answers that being as fast as the others counts as."""
+    """Number of answers that the prior slowness of 1 counts as."""
     FADE = 0.98
 
     __slots__ = ("_expected_s", "_taken_s", "jobs", "memory_tokens", "paces", "places", "slowness")
 
     def __init__(self, paces: Paces | None = None, places: int = 0, memory_tokens: int = 0) -> None:
-        """`places`: answers that are written at once. `memory_tokens`: of prompts and answers together that fit. 0:
-        unknown, and nobody is taken to wait for it.
+        """`places`: the most answers written at once. `memory_tokens`: the most tokens of prompts and answers held at
+        once. 0 means unknown, and that no request waits for it.
         """
         self.jobs: dict[int, Job] = {}
         self.paces = paces or Paces()
@@ -131,7 +133,7 @@ class Load:
         return job
 
     def end(self, job: Job) -> None:
-        """It is over, whatever came of it."""
+        """Remove a job that has ended, with or without an answer."""
         self.jobs.pop(id(job), None)
 
     def learn(self, job: Job, output_tokens: float, latency_s: float) -> None:
@@ -145,7 +147,8 @@ class Load:
         self.paces.learn(job, output_tokens, latency_s)
 
     def added_s(self, input_tokens: float, output_tokens: float, now: float) -> float:
-        """Seconds by which all answers together come later if this request is taken: its own, and others' delay."""
+        """Seconds that taking this request would add to all answers together: its own time and the delay of the others.
+        """
         pace, jobs = self.paces.pace, self.jobs
         read_s = pace.read_s * input_tokens
         total_s = pace.first_s + read_s + pace.write_s * output_tokens
@@ -159,14 +162,16 @@ class Load:
         return self.slowness * total_s + each_s * self._waiting(left, input_tokens)
 
     def _left(self, job: Job, each_s: float, now: float) -> float:
-        """Tokens that an answer under way is expected to write still."""
+        """Tokens that are still expected of an answer under way."""
         pace = self.paces.pace
         writing_s = now - job.begun_s - pace.first_s - pace.read_s * job.input_tokens
         left = job.output_tokens - max(writing_s, 0.0) / max(each_s, 1e-9)
         return max(left if left > 0 else -OVERDUE * left, LEAST_LEFT)
 
     def _waiting(self, left: Sequence[float], input_tokens: float) -> float:
-        """Tokens to be written by others until there is a place, and room for the prompt; the shortest end first."""
+        """Tokens that the others write until there are a place and memory for the prompt; the shortest answers end
+        first.
+        """
         short = len(left) - self.places + 1 if self.places else 0
         over = 0.0
         if self.memory_tokens:
@@ -185,5 +190,7 @@ class Load:
 def least_delay(
     loads: Iterable[Load], input_tokens: Iterable[float], output_tokens: float, now: float
 ) -> list[float]:
-    """Of each replica, the delay that taking the request there would add; `input_tokens`: what each has to read."""
+    """Seconds of delay that the request would add at each replica; `input_tokens`: the tokens that each would have to
+    read.
+    """
     return [load.added_s(read, output_tokens, now) for load, read in zip(loads, input_tokens, strict=True)]

@@ -29,23 +29,23 @@ Numbers = list[float]
 
 @dataclass(slots=True)
 class Forecast:
-    """What is expected of the eligible candidates, in one order: lists of one length, since pools are small."""
+    """Estimates of the eligible candidates, as parallel lists; lists, because a pool has only a few models."""
 
     models: Sequence[str]
     quality: Numbers
     quality_sd: Numbers
     cost_usd: Numbers
     latency_s: Numbers
-    """NaN where nothing is known; such a model is not held to `max_latency_s`."""
+    """NaN where nothing is known; `max_latency_s` does not apply to such a model."""
     output_tokens: Numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """How often another than the best is tried. `floor` 0: never."""
+    """How often a model other than the best is tried. With `floor` 0 that never happens."""
 
     floor: float = 0.0
-    """Least probability of each eligible model is floor / their number."""
+    """Every eligible model has at least the probability floor / (number of eligible models)."""
     sharpness: float = 1000.0
     """SquareCB's gamma: a model whose utility is `gap` below the best is tried with 1 / (K + gamma * gap)."""
 
@@ -59,9 +59,7 @@ def exchange_rate(cost_weight: float) -> float:
 
 
 def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Numbers:
-    """Worth of each model under the knobs; models that miss a floor or a bound fall below all that meet
-    it.
-    """
+    """Utility of each model under the knobs; models that miss a floor or a bound rank below all that meet it."""
     unit, weight = 1.0 / (reference_usd if reference_usd > 1e-12 else 1e-12), knobs.cost_weight
     quality, floor = forecast.quality, knobs.min_quality
     cost_usd = spent(forecast, knobs) if knobs.wait_usd_per_s else forecast.cost_usd
@@ -79,7 +77,8 @@ def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Numbers
 
 
 def spent(forecast: Forecast, knobs: Knobs) -> Numbers:
-    """Money and time as one cost in dollars. A delay that nobody knows costs what the mean of the known ones does."""
+    """Money and waiting time as one cost in dollars. A model of unknown latency is charged the mean of the known ones.
+    """
     price = knobs.wait_usd_per_s or 0.0
     known = [seconds for seconds in forecast.latency_s if seconds == seconds]
     otherwise = sum(known) / len(known) if known else 0.0
@@ -90,10 +89,7 @@ def spent(forecast: Forecast, knobs: Knobs) -> Numbers:
 
 
 def _penalised(worth: Numbers, shortfall: Numbers) -> Numbers:
-    """Keeps the order among those without shortfall and puts the others below, least shortfall first.
-
-    A shortfall that is not a number is none; a worth that is not one stays so.
-    """
+    """Keep the order of the models without a shortfall and put the others below them, the smallest shortfall first."""
     if not any(short > 0.0 for short in shortfall):
         return worth
     lowest = min(worth)
@@ -105,7 +101,9 @@ def _penalised(worth: Numbers, shortfall: Numbers) -> Numbers:
 
 
 def probabilities(worth: Numbers, exploration: Exploration, explore: bool) -> Numbers:
-    """Over the eligible models, summing to 1. Every model gets at least floor / K where exploration is on."""
+    """Choice probabilities of the eligible models, which sum to 1. With exploration each of the K models gets at least
+    floor / K.
+    """
     k, top = len(worth), max(worth)
     best = worth.index(top) if top == top else 0
     if not (explore and exploration.floor > 0.0 and k > 1):
@@ -120,7 +118,7 @@ def probabilities(worth: Numbers, exploration: Exploration, explore: bool) -> Nu
 
 
 def drawn(chances: Iterable[float], draw: float) -> int:
-    """Index of the model whose share of [0, 1) holds `draw`; never one of probability zero."""
+    """Index of the model whose part of [0, 1) contains `draw`; a model of probability zero is never returned."""
     total, last = 0.0, 0
     for index, chance in enumerate(chances):
         if chance > 0.0:
@@ -140,7 +138,7 @@ def chosen(
     router: str,
     reason: str = "",
 ) -> Choice:
-    """The choice as a record. Undecided where an estimate is not finite."""
+    """The choice with all that is logged of it. Raises Undecided where an estimate is not finite."""
     if not isfinite(sum(worth) + sum(forecast.cost_usd)):
         raise Undecided("an estimate is not finite", excluded)
     models = forecast.models
@@ -154,11 +152,11 @@ def chosen(
 
 
 _ESTIMATE = cast(Callable[[tuple[Any, ...]], Estimate], partial(tuple.__new__, Estimate))
-"""Of its fields' values: what `Estimate._make` does, without a call of ours for each."""
+"""Makes an Estimate of a tuple of its fields; faster than `Estimate._make`, which is a Python function."""
 
 
 class Estimates(Sequence[Estimate]):
-    """The forecast as estimates, made when somebody reads them: most requests never do."""
+    """The forecast as a sequence of estimates, built on first access: most requests never read them."""
 
     __slots__ = ("_forecast", "_made")
 

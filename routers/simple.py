@@ -1,6 +1,4 @@
-"""Routers that learn nothing: by rules, by fixed weights, by price. They read no vector and say no
-quality.
-"""
+"""Routers that learn nothing: by rules, by fixed weights, by price. They read no vector and estimate no quality."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ from routers.select import Exploration, Forecast, chosen, probabilities
 from routers.types import Candidate, Choice, Knobs, Query, Undecided
 
 TYPICAL_OUTPUT_TOKENS = 256.0
-"""What an answer is assumed to need where nothing was learnt."""
-TOO_DEAR = "expected to cost more than max_cost_usd"
+"""Output tokens that an answer is assumed to have where nothing was learned."""
+TOO_EXPENSIVE = "expected to cost more than max_cost_usd"
 
 T = TypeVar("T")
 
@@ -28,8 +26,8 @@ _KEYS = frozenset(
 )  # fmt: skip
 
 
-def too_dear(query: Query, candidate: Candidate, knobs: Knobs) -> bool:
-    """A typical answer would cost more than allowed."""
+def too_expensive(query: Query, candidate: Candidate, knobs: Knobs) -> bool:
+    """Whether a typical answer would cost more than `max_cost_usd`."""
     limit = knobs.max_cost_usd
     return limit is not None and expected_usd(query, candidate, TYPICAL_OUTPUT_TOKENS) > limit
 
@@ -37,10 +35,12 @@ def too_dear(query: Query, candidate: Candidate, knobs: Knobs) -> bool:
 def affordable(
     query: Query, candidates: Sequence[Candidate], knobs: Knobs
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """Those who may answer and are not too dear, and the reasons of the rest. Undecided where nobody is left."""
+    """The candidates that may answer and are not too expensive, and the reason of each other one by model. Raises
+    Undecided where none is left.
+    """
     kept, excluded = eligible(query, candidates, knobs)
     if knobs.max_cost_usd is not None:
-        excluded |= {c.model: TOO_DEAR for c in kept if too_dear(query, c, knobs)}
+        excluded |= {c.model: TOO_EXPENSIVE for c in kept if too_expensive(query, c, knobs)}
         kept = [c for c in kept if c.model not in excluded]
         if not kept:
             raise Undecided("no candidate within max_cost_usd", excluded)
@@ -74,7 +74,9 @@ def _pick(
 
 
 class Weighted:
-    """Draws a model by fixed weights; models without a weight get none, no weights at all mean equal ones."""
+    """Draws a model by fixed weights. Models without a weight are never drawn; without any weights all models are
+    equally likely.
+    """
 
     name = "weighted"
     features_version = ""
@@ -109,7 +111,7 @@ class Cheapest:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """All stated conditions must hold. It names one model, or weights over several."""
+    """A rule holds where all its conditions do. It names one model, or weights over several."""
 
     weights: Mapping[str, float]
     match: re.Pattern[str] | None = None
@@ -189,7 +191,7 @@ def _pattern(at: str, stated: Mapping[str, object]) -> re.Pattern[str] | None:
 
 
 class Rules:
-    """The first rule that holds and whose models are eligible decides; without one it is Undecided."""
+    """The first rule that holds and has an eligible model decides. Raises Undecided where there is none."""
 
     name = "rules"
     version = "1"

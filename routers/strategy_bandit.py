@@ -1,10 +1,9 @@
-"""Which strategy a query deserves: a bandit whose arms are strategies, and which charges for every call.
+"""Which strategy to use for a query: a bandit whose arms are strategies.
 
 An arm is a strategy (answer at once, verify, sample and vote ...), not a model. Its reward is the answer's score less a
-price for each call after the first, even where the answer is right: of two that are as good, the one with fewer calls
-wins (MBA-RAG, the dynamic reward of accuracy and steps). The sums, the shrinkage and Thompson's computed chances are
-those of `routers.bandit`; scores and steps are kept apart, so that a changed price needs no new evidence. An unknown
-arm is refused.
+price for each call after the first, so that of two equally good strategies the one with fewer calls wins (the reward of
+accuracy and steps of MBA-RAG). The sums, the shrinkage and Thompson's computed chances are those of `routers.bandit`;
+scores and steps are kept apart, so that a changed price needs no new evidence. An unknown arm is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ BOLDNESS = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """The arm drawn, and the probability of each."""
+    """The arm that was drawn, and the probability of each."""
 
     arm: str
     propensity: float
@@ -45,7 +44,7 @@ class StrategyBandit(LinearBandit):
     """Chooses among the strategies of one route."""
 
     version, features_version = "strategies", ""
-    """Not a router's: what is learnt about a strategy holds whichever router chose the model."""
+    """Fixed, because what is learned about a strategy holds whichever router chose the model."""
 
     def __init__(self, names: Sequence[str], projection: Projection, step_price: float, explore: float = 0.0) -> None:
         """`step_price`: score that one more call must gain; `explore`: share of queries with an arm drawn uniformly."""

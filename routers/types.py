@@ -22,7 +22,7 @@ class Query:
     """What may be known of a request before any model has answered it."""
 
     text: str
-    """The last user turn, which the vector describes (trimmed by the featurizer)."""
+    """The text of the last user turn, cut to what the featurizer reads. The vector describes it."""
     vector: Vector
     """Embedding and structural features, shape (d,); `features_version` says which."""
     features_version: str
@@ -36,9 +36,9 @@ class Query:
     task: str = ""
     """The task's name where data names it; live traffic leaves it empty."""
     web_searches: int = 0
-    """Most that the request lets the provider make."""
+    """The most web searches that the request lets the provider make."""
     tool_runs: tuple[tuple[str, int], ...] = ()
-    """The same of its other tools: kind and how often."""
+    """The most runs of each other tool that the provider runs: its kind and how often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,18 @@ class Candidate:
     queue_s: float = 0.0
     """Expected wait before the model starts on this request."""
     cached_share: float = 0.0
-    """Share of the prompt expected to be in the model's prefix cache, 0..1."""
+    """Share of the prompt's tokens expected to be in the model's prefix cache, 0 to 1."""
     cached_price: float = 0.1
-    """Of such a token, as a share of the input price; about as providers charge."""
+    """Price of a cached token as a share of the input price; the default is about what providers charge."""
     latency_s: float = 0.0
-    """Of its answers of late; 0: unknown."""
+    """Seconds that its recent answers took; 0: unknown."""
     default_max_output_tokens: int = 4096
     web_search_usd: float = 0.0
-    """Of one search that the provider makes."""
+    """Price of one web search that the provider makes."""
     web_searches: int = 0
-    """That it makes for every answer."""
+    """Web searches that the model makes for every answer, asked or not."""
     tool_usd: tuple[tuple[str, float], ...] = ()
-    """Of one run of each other tool that the provider runs, by its kind."""
+    """The price of one run of each other tool that the provider runs: its kind and dollars."""
 
 
 class Estimate(NamedTuple):
@@ -75,7 +75,7 @@ class Estimate(NamedTuple):
 
     model: str
     quality: float
-    """Expected score in [0, 1]; NaN where the router has no opinion."""
+    """Expected score in [0, 1]; NaN where the router has no estimate."""
     quality_sd: float
     """Standard deviation of that expectation (not of the score)."""
     cost_usd: float
@@ -85,18 +85,18 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """What the operator or the request asked for. None: not asked."""
+    """What the operator or the request asked for; None where it asked for nothing."""
 
     cost_weight: float | None = None
-    """Exchange rate of quality for money, 0 (quality only) to 1 (cost only)."""
+    """Weight of cost against quality, from 0 (quality only) to 1 (cost only)."""
     min_quality: float | None = None
     max_cost_usd: float | None = None
     max_latency_s: float | None = None
     budget_usd_per_day: float | None = None
     wait_usd_per_s: float | None = None
-    """What a second of delay is worth, in the same money as calls."""
+    """Dollars that a second of delay is worth."""
     explore: bool = True
-    """False: a tenant that opted out of exploration."""
+    """False for a tenant that opted out of exploration."""
 
 
 @dataclass(slots=True)
@@ -105,12 +105,12 @@ class Choice:
 
     model: str
     propensity: float
-    """Probability with which this model was chosen, given the query and the eligible set."""
+    """Probability with which this model was chosen, given the query and the eligible models."""
     probabilities: Mapping[str, float]
-    """Over the eligible candidates; sums to 1."""
+    """Probability of each eligible model; they sum to 1."""
     estimates: Sequence[Estimate]
     excluded: Mapping[str, str]
-    """Model to reason, for each candidate that was not eligible."""
+    """The reason of each candidate that was not eligible, by model."""
     reason: str
     """One short phrase for the header `x-headgate-reason`."""
     router: str
@@ -120,12 +120,13 @@ class Choice:
 
 
 class Router(Protocol):
-    """Chooses among candidates. `rng` is a float in [0, 1) drawn by the caller, so that a choice repeats."""
+    """Chooses among candidates. `draw` is a random number in [0, 1) from the caller, so that a choice can be repeated.
+    """
 
     name: str
     version: str
     features_version: str
-    """Empty: reads no vector."""
+    """Empty where the router reads no vector."""
 
     def choose(self, query: Query, candidates: Sequence[Candidate], knobs: Knobs, draw: float) -> Choice:
         """Raises `routers.types.Undecided` where no candidate is eligible or an estimate is not finite."""
@@ -133,7 +134,7 @@ class Router(Protocol):
 
 
 class Undecided(Exception):
-    """The router can't decide; the route falls back to its stated default and an alarm is raised."""
+    """The router can't decide. The route falls back to its configured default and an alarm is raised."""
 
     def __init__(self, reason: str, excluded: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)

@@ -29,7 +29,7 @@ from routers.eligible import exclusion
 from routers.estimators.general import General
 from routers.features import Featurizer
 from routers.plugin import Learned, PluginRouter
-from routers.simple import TOO_DEAR, TYPICAL_OUTPUT_TOKENS
+from routers.simple import TOO_EXPENSIVE, TYPICAL_OUTPUT_TOKENS
 from routers.types import Candidate, Knobs, Query, Router, Undecided
 
 log = logging.getLogger("headgate.batch")
@@ -278,7 +278,7 @@ def _plain(asked: Described, knobs: Knobs, least_context: int) -> bool:
 
 def _over(found: dict[str, Floats], row: int, column: int, knobs: Knobs) -> str:
     if knobs.max_cost_usd is not None and found["cost_usd"][row, column] > knobs.max_cost_usd:
-        return TOO_DEAR
+        return TOO_EXPENSIVE
     if knobs.max_latency_s is not None and found["latency_s"][row, column] > knobs.max_latency_s:
         return "expected to take longer than max_latency_s"
     return ""

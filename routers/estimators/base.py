@@ -1,8 +1,9 @@
-"""The contract of a quality estimator: partial scores in, a mean and its uncertainty per model out.
+"""The interface of quality estimators: they learn from a matrix of scores with gaps and predict a mean and its standard
+deviation per model.
 
-Constructors store parameters untouched, learned arrays end in `_`, `fit` returns self (scikit-learn's
-manners). What is learnt is arrays only, so that an artefact needs no pickle. Fitting may import
-scikit-learn; predicting is numpy.
+Constructors store parameters unchanged, learned arrays end in `_`, and `fit` returns self (scikit-learn's conventions).
+Only arrays are learned, so that an artefact needs no pickle. Fitting may import scikit-learn; predicting needs only
+numpy.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Training:
     seed: int = 0
     costs: Matrix | None = None
     sources: Sequence[str] = ()
-    """A label of each row finer than its task, where there is one; else empty."""
+    """A label of each row that is finer than its task; empty where there is none."""
 
     def __post_init__(self) -> None:
         n, m = self.scores.shape
@@ -72,8 +73,8 @@ class Estimator(ABC):
         """
 
     def for_jobs(self) -> Estimator:
-        """What plans whole jobs: there prompts compete for one budget, so how far apart they lie counts, not only which
-        model is best for each.
+        """The estimator to plan batch jobs with. In a job the prompts compete for one budget, so the size of the
+        differences between models matters, not only their order.
         """
         return self
 
@@ -100,8 +101,8 @@ def observed_mean(scores: Matrix, prior_count: float = 4.0) -> Matrix:
 
 
 def folds(keys: Iterable[Hashable], k: int, seed: int) -> NDArray[np.intp]:
-    """Fold number of each row, shuffled; balanced where no row is as another. Rows of one key share a fold, for who has
-    learnt from one of them has seen the others, unless that left too few different ones.
+    """Fold number of each row, (n,), shuffled. Rows with equal keys share a fold, because an estimator that learned
+    from one of them has seen the others; they don't where there are fewer than 2 k different keys.
     """
     first = firsts(keys)
     if len(np.unique(first)) < 2 * k:
@@ -110,13 +111,13 @@ def folds(keys: Iterable[Hashable], k: int, seed: int) -> NDArray[np.intp]:
 
 
 def firsts(keys: Iterable[Hashable]) -> NDArray[np.intp]:
-    """Where the key of each row was met first."""
+    """For each row the first row with the same key, (n,)."""
     place: dict[Hashable, int] = {}
     return np.array([place.setdefault(key, row) for row, key in enumerate(keys)], np.intp)
 
 
 def row_keys(x: Matrix) -> Iterator[bytes]:
-    """One for all rows that are the same but for rounding."""
+    """A key of each row; rows that differ by rounding only have the same one."""
     return (row.tobytes() for row in np.round(x, 6) + 0.0)
 
 
@@ -137,7 +138,7 @@ def parted(scores: Matrix, difficulty: Matrix | None = None) -> tuple[Matrix, Ma
 
 
 def packed(names: Sequence[str]) -> NDArray[np.uint8]:
-    """Names as an array, for artefacts hold arrays only."""
+    """Names as an array of bytes, because artefacts hold only arrays."""
     return np.frombuffer(json.dumps(list(names)).encode(), np.uint8).copy()
 
 

@@ -1,11 +1,12 @@
-"""The ensemble with the say of each member learnt by what it decides: which mixtures buy most quality for money.
+"""The ensemble with weights learned from what they decide: those whose choices buy most quality for the money.
 
-An estimate that is closer to the scores need not decide better: what counts are the few models on the frontier and the
-queries where they differ. So mixtures are compared by the quality-cost frontier (AIQ) that they reach on training rows
-which their members did not see, and the best few of them are averaged, for the best alone is lucky. Without costs, or
-where too few rows were scored by all models, the ensemble's own weights stay. It takes four times as long to train and
-no longer to ask. Jobs, whose prompts compete for one budget, are planned by the members stacked as they foretell
-scores: on splits of the training rows of two sets that was worth .0005 and .0016 of quality at equal spend.
+An estimate that is closer to the scores need not decide better: only the few models on the frontier matter, and the
+queries on which they differ. So weights are compared by the quality-cost frontier (AIQ) that they reach on training
+rows that the members did not see, and the best few are averaged, because the best alone was partly lucky. Without
+costs, or where too few rows were scored by all models, the ensemble's own weights stay. Training takes four times as
+long as the ensemble's; prediction takes as long. Batch jobs, whose prompts compete for one budget, are planned with
+stacked weights (`routers.estimators.stacked`): on splits of the training rows of two sets that was worth .0005 and
+.0016 of quality at equal spend.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from routers.estimators.stacked import stacked
 
 LEAST_ROWS = 300
 MOST_ROWS = 6000
-"""More are not needed to compare mixtures."""
+"""The most rows that weights are compared on."""
 SHARES = 4
-"""A member's say is a multiple of 1 / SHARES."""
+"""Weights that are compared are multiples of 1 / SHARES."""
 KEPT = 5
 DECADE = 10 / 3
 """Exchange rates tried to each power of ten."""
@@ -40,14 +41,14 @@ class Decided(Ensemble):
     def fit(self, data: Training) -> Self:
         known = self._comparable(data)
         if known is not None:
-            told = self.foretold(known)
+            told = self.out_of_fold(known)
             self.weights = _weighed(known, told)
             self.job_weights, self.job_stretch = stacked(told, known.scores, self.weights)
         super().fit(data)
         return self
 
     def _comparable(self, data: Training) -> Training | None:
-        """Rows on which every model was scored and priced; None: too few."""
+        """The rows on which every model has a score and a cost; None where they are too few."""
         if data.costs is None:
             return None
         rows = np.flatnonzero((np.isfinite(data.scores) & np.isfinite(data.costs)).all(1))
@@ -58,7 +59,7 @@ class Decided(Ensemble):
 
 def _weighed(data: Training, told: Sequence[Matrix]) -> tuple[float, ...]:
     assert data.costs is not None
-    cost = _costs_foretold(data, data.costs)
+    cost = _costs_out_of_fold(data, data.costs)
     bench = evaluate.Bench(data.scores, data.costs, int(data.scores.mean(0).argmax()))
     alone, rates = bench.singles(), evaluate.rates_for(data.costs, DECADE)
     mixtures = list(_mixtures(len(told)))
@@ -71,8 +72,8 @@ def _weighed(data: Training, told: Sequence[Matrix]) -> tuple[float, ...]:
     return tuple(np.mean([mixtures[place] for place in best.tolist()], axis=0).tolist())
 
 
-def _costs_foretold(data: Training, costs: Matrix) -> Matrix:
-    """Predicted costs of every row, by what was fitted on the other folds."""
+def _costs_out_of_fold(data: Training, costs: Matrix) -> Matrix:
+    """Predicted costs of every row, (n, m), by a fit on the other folds."""
     fold, told = folds(row_keys(data.x), FOLDS, data.seed), np.zeros_like(costs)
     for part in range(FOLDS):
         held = fold == part
@@ -81,7 +82,7 @@ def _costs_foretold(data: Training, costs: Matrix) -> Matrix:
 
 
 def _mixtures(members: int) -> Iterator[tuple[float, ...]]:
-    """Every way to share out a say of one."""
+    """Every set of weights that are multiples of 1 / SHARES and sum to one."""
     for shares in product(range(SHARES + 1), repeat=members):
         if sum(shares) == SHARES:
             yield tuple([share / SHARES for share in shares])

@@ -1,8 +1,8 @@
-"""Four estimators in one: tables of domains and of clusters hold most of the say, a ridge and a factorisation the rest.
-The default weighs them anew by what they decide (`routers.estimators.decided`).
+"""The weighted mean of four estimators: tables of domains and of clusters have most of the weight, a ridge and a
+factorisation the rest. The default router learns the weights (`routers.estimators.decided`).
 
-Averaging over tables that know only the domain is a shrinkage toward the task mean: it keeps most of
-the noise of query-level estimates out of the argmax, and errors of the four are little correlated.
+Averaging with tables that know only the domain shrinks estimates toward the task mean, which keeps most of the noise of
+query-level estimates out of the argmax. The errors of the four members are little correlated.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from routers.estimators.factor import Factor
 from routers.estimators.linear import Linear
 
 FOLDS = 4
-"""By which members are judged on rows that they did not see."""
+"""Folds by which members predict rows that they did not see."""
 
 
 class Ensemble(Estimator):
-    """Weighted mean of members; their disagreement adds to the deviation. `stretch`: how much further than the members'
-    mean a row lies from its model's mean score; a mean of estimates is shrunk too far. `job_weights` and `job_stretch`:
-    what whole jobs are planned by, where that was learnt apart.
+    """Weighted mean of the members; their disagreement adds to the standard deviation.
+
+    `stretch` multiplies the deviation of an estimate from its model's mean score, because a mean of estimates is shrunk
+    too far. `job_weights` and `job_stretch` take their place for planning batch jobs, where those were learned.
     """
 
     kind = "ensemble"
@@ -64,7 +65,7 @@ class Ensemble(Estimator):
         return np.clip(self.base_ + self.stretch * (mean - self.base_), 0.0, 1.0), self.stretch * sd
 
     def for_jobs(self) -> Ensemble:
-        """The same members under the weights for jobs."""
+        """The same members with the weights for batch jobs."""
         if not self.job_weights:
             return self
         found = Ensemble(self.job_weights, self.job_stretch)
@@ -72,8 +73,8 @@ class Ensemble(Estimator):
         return found
 
     @staticmethod
-    def foretold(data: Training) -> list[Matrix]:
-        """Each member's quality of every row, by what was fitted on the other folds."""
+    def out_of_fold(data: Training) -> list[Matrix]:
+        """Each member's predicted quality of every row, (n, m), by a fit on the other folds."""
         fold = folds(row_keys(data.x), FOLDS, data.seed)
         told = {name: np.zeros_like(data.scores) for name in Ensemble().members}
         for part in range(FOLDS):

@@ -39,7 +39,7 @@ def scaled(strength: Matrix, scores: Matrix) -> Matrix:
 
 
 class Preference(Estimator):
-    """Factorised Bradley-Terry, fitted by gradient on all battles; of `penalties` the one that foretells
+    """Factorised Bradley-Terry, fitted by gradient on all battles; of `penalties` the one that predicts
     held-out battles best is kept.
     """
 

@@ -1,9 +1,9 @@
-"""The ensemble with the say of each member learnt: by what it foretold of rows that it did not see.
+"""The ensemble with weights learned from the members' predictions of rows that they did not see.
 
-What decides between models is how far each lies from its own mean, further than the row's other models do, so that is
-what the weights are fitted to (least squares, none below zero: Breiman 1996, "Stacked regressions"). Their sum is kept
-as the stretch: a mean of estimates, each shrunk for its own noise, is shrunk too far, for their errors partly cancel.
-It takes five times as long to train and no longer to ask.
+What decides between models is a cell's deviation from its model's mean and from its row's mean, so the weights are
+fitted to those deviations by non-negative least squares (Breiman 1996, "Stacked regressions"). The sum of the weights
+is kept as the stretch: each estimate is shrunk for its own noise, but their errors partly cancel in the mean, which is
+therefore shrunk too far. Training takes five times as long as the ensemble's; prediction takes as long.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from routers.estimators.ensemble import FOLDS, Ensemble
 
 
 class Stacked(Ensemble):
-    """Weights sum to one. Where no member foretells anything they are the ensemble's own, and the stretch is zero: what
-    is told of every row is its models' mean.
+    """Weights sum to one. Where no member predicts anything, they are the ensemble's own and the stretch is zero, so
+    that every row gets its models' means.
     """
 
     kind = "stacked"
 
     def fit(self, data: Training) -> Self:
         if len(data.x) >= 2 * FOLDS:
-            self.weights, self.stretch = stacked(self.foretold(data), data.scores, self.weights)
+            self.weights, self.stretch = stacked(self.out_of_fold(data), data.scores, self.weights)
         super().fit(data)
         return self
 
@@ -35,8 +35,8 @@ class Stacked(Ensemble):
 def stacked(
     told: Sequence[Matrix], scores: Matrix, otherwise: tuple[float, ...]
 ) -> tuple[tuple[float, ...], float]:
-    """Weights of the members that `told` the scores of rows which they did not see, and the stretch; `otherwise`, and a
-    stretch of zero, where none of them foretells anything.
+    """Weights of the members, and the stretch, from their out-of-fold predictions `told`, (n, m) each; `otherwise` and
+    a stretch of zero where no member predicts anything.
     """
     from scipy.optimize import nnls
 
@@ -48,7 +48,7 @@ def stacked(
 
 
 def _apart(matrix: Matrix, seen: NDArray[np.bool_]) -> Matrix:
-    """Each cell less its model's mean, and less what of that all seen cells of its row share."""
+    """Each seen cell less its model's mean and its row's mean; zero elsewhere."""
     kept = np.where(seen, matrix, 0.0)
     kept = np.where(seen, kept - kept.sum(0) / np.maximum(seen.sum(0), 1), 0.0)
     return np.asarray(

@@ -30,7 +30,7 @@ async def test_entries_outlive_the_process(tmp_path: Path) -> None:
 
 
 async def test_the_file_stays_within_its_bytes(tmp_path: Path) -> None:
-    """Entries that are dear or asked often stay, the others make room; what cannot fit is refused."""
+    """Entries that are expensive or asked often stay, the others make room; what cannot fit is refused."""
     store = SqliteStore(tmp_path / "c.db", max_bytes=10 * (1000 + ROW_BYTES), timeout_s=10)
     for n in range(60):
         await store.put(b"%d" % n, entry(f"e{n}", body=b"x" * 1000, cost_usd=9 if n < 2 else 0.1))

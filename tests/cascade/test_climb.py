@@ -337,7 +337,9 @@ def test_what_ran_beside_is_paid_whoever_is_kept(evidence: Evidence, other: Outc
 
 
 def test_speculation_keeps_within_the_budget():
-    """Where both at once would be too dear the chain climbs in order; a driver that can't run beside may ignore it."""
+    """Where both at once would be too expensive the chain climbs in order; a driver that can't run beside may ignore
+    it.
+    """
     tight = Plan((SMALL, LARGE), limits=Limits(max_cost_usd=10.5), speculates=True)
     assert Playbook(tight).rung.beside == ()
     play = Playbook(Plan((SMALL, LARGE), speculates=True)).answers(UNSURE)

@@ -14,7 +14,7 @@ from cascade.climb import climb
 from cascade.evaluate import plans
 from cascade.logistic import logistic
 from cascade.posterior import Prices, Scene, Space, after, logit, shown
-from cascade.posterior_fit import Board, best_quality, cheapest_matching, foreseeing, solve
+from cascade.posterior_fit import Board, best_quality, cheapest_matching, solve, with_forecasts
 from cascade.replay import LoggedModels, replay_all, replayed
 from cascade.routing import routed_plan
 from cascade.rows import EstimatedRows, TrainingSettings
@@ -188,12 +188,12 @@ def test_the_cheapest_matching_point_is_smoothed():
     assert cheapest_matching(points, 2.0) in (0, 1, 2)
 
 
-def test_free_models_are_foretold_to_cost_nothing():
+def test_free_models_are_predicted_to_cost_nothing():
     """Prices of zero leave no share of them to divide by."""
     told = part()
     board = Board.of(train(part(seed=1), TrainingSettings(estimate_folds=2, folds=2, depth=2)).posterior, told.scene)
     free = Prices(*(np.zeros_like(usd) for usd in (told.prices.answer, told.prices.read)))
-    rule = foreseeing(solve(board, free, 1.0), board, free)
+    rule = with_forecasts(solve(board, free, 1.0), board, free)
     assert np.isfinite(rule.gains).all() and np.isfinite(rule.spends).all()
 
 

@@ -351,7 +351,7 @@ def world(n: int = 300):
 
 
 def test_a_chain_under_a_budget_beats_its_first_model():
-    """The best chain within the budget is better than the cheap model and no dearer than allowed."""
+    """The best chain within the budget is better than the cheap model and no more expensive than allowed."""
     posterior, rows = world()
     chances = own_chances(posterior, rows.scene)
     found = list(chains(chances, rows.scores, rows.paid.answer, rows.paid.read))

@@ -10,11 +10,11 @@ from local_models.bench_prefixes import (
     SIZE,
     Asked,
     LeadingFirst,
-    foreseen,
+    best_by_future,
+    best_by_odds,
     hit_rate,
     prefix_cases,
     prefix_trace,
-    unforeseen,
 )
 from local_models.tiers import name_of
 
@@ -34,18 +34,18 @@ def asked(numbers: list[int], blocks: int = 1) -> list[Asked]:
 def test_no_rule_finds_more_than_is_possible(kind: str, blocks: int) -> None:
     """Each rule of eviction stays below the bound of a cache that knows the future, and that below an unbounded one."""
     trace = prefix_trace(kind, 5, 120)
-    best = foreseen(trace, blocks)
+    best = best_by_future(trace, blocks)
     assert max(hit_rate(trace, blocks, None), hit_rate(trace, blocks, 1.0)) <= best + 1e-9
     assert best <= hit_rate(trace, 10_000, None) + 1e-9
 
 
-def test_with_memory_for_all_everything_is_foreseen() -> None:
+def test_with_memory_for_all_everything_is_found() -> None:
     """The bound of a cache that forgets nothing is what an unbounded one finds."""
     trace = prefix_trace("shared", 6, 80)
-    assert foreseen(trace, 10_000) == pytest.approx(hit_rate(trace, 10_000, None))
+    assert best_by_future(trace, 10_000) == pytest.approx(hit_rate(trace, 10_000, None))
 
 
-def test_the_foreseeing_bound_is_the_best_of_all_schedules() -> None:
+def test_the_bound_that_knows_the_future_is_the_best_of_all_schedules() -> None:
     """On short traces of single blocks: as good as the best of every choice of what to keep."""
     rng = random.Random(3)
     for _ in range(20):
@@ -62,16 +62,16 @@ def test_the_foreseeing_bound_is_the_best_of_all_schedules() -> None:
             for some in kept
             if all(sum(since < at < until for since, until in some) <= room for at in range(len(numbers)))
         )
-        assert foreseen(asked(numbers), 3) * (SIZE + 1) * len(numbers) == pytest.approx(most * SIZE)
+        assert best_by_future(asked(numbers), 3) * (SIZE + 1) * len(numbers) == pytest.approx(most * SIZE)
 
 
 def test_the_odds_bound_counts_what_may_be_asked_again() -> None:
     """One useful block held, asked for next time with one chance in ten."""
     trace = asked([1, 2])
-    assert unforeseen(trace[:1], 1) == 0.0
-    assert unforeseen(trace, 1) == pytest.approx(SIZE * 0.1 / (2 * (SIZE + 1)))
+    assert best_by_odds(trace[:1], 1) == 0.0
+    assert best_by_odds(trace, 1) == pytest.approx(SIZE * 0.1 / (2 * (SIZE + 1)))
     one_off = Asked(whole(7, 1), 0, False, trace[0].odds)
-    assert unforeseen([trace[0], one_off, trace[1]], 1) == pytest.approx(SIZE * 0.1 / (3 * SIZE + 2))
+    assert best_by_odds([trace[0], one_off, trace[1]], 1) == pytest.approx(SIZE * 0.1 / (3 * SIZE + 2))
 
 
 def test_what_is_asked_again_outlives_what_is_not() -> None:

@@ -149,7 +149,7 @@ def test_a_full_line_is_said() -> None:
 
 
 def test_a_full_line_says_when_it_moves_on() -> None:
-    """As long as it has stood still at first; then as it went of late, and longer the longer nothing comes out."""
+    """As long as it has stood still at first; then as it went recently, and longer the longer nothing comes out."""
     now = [100.0]
     full = engine(most_waiting=2, most_running=1)
     full._clock = lambda: now[0]

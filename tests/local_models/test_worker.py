@@ -75,7 +75,7 @@ async def test_an_idle_engine_is_audited(start: Start) -> None:
 
 
 async def test_a_dead_engine_ends_every_request_and_refuses_more(start: Start) -> None:
-    """An engine that fails ends what is open with an error; nobody waits for ever."""
+    """An engine that fails ends what is open with an error; nobody waits forever."""
     worker = start(engine())
     stream = worker.generate(greedy("a", [5], 400))
     await anext(stream)

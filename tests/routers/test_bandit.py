@@ -228,7 +228,7 @@ def test_answers_free_models_that_differ_by_query() -> None:
 
 
 def test_noise_is_learnt_with_the_answers() -> None:
-    """Answers that are foretold well leave the bandit surer than those that are not."""
+    """Answers that are predicted well leave the bandit surer than those that are not."""
     rng = np.random.default_rng(2)
     loud, quiet = seen(rng, 400, 0.0), BanditState.empty((), DIMS)
     for _ in range(400):

@@ -77,7 +77,7 @@ def test_days_without_requests_are_no_days() -> None:
     assert at(DayShape(hours, 9 * DAY_S), 12) == at(DayShape(hours, DAY_S), 12)
 
 
-def test_weekends_are_foretold_as_weekends_were() -> None:
+def test_weekends_are_predicted_as_weekends_were() -> None:
     """Once two are known: hours that only weekdays have get little then, those that follow them get it all the same."""
     one, three = after(*WEEK_OF), after(*WEEK_OF * 3)
     assert one.trust == 0.0 and three.trust > 0.9

@@ -60,7 +60,7 @@ def test_it_decides_no_worse_than_the_ensemble() -> None:
     assert np.mean(gains) > -0.002
 
 
-def test_jobs_are_planned_by_what_foretells_scores() -> None:
+def test_jobs_are_planned_by_what_predicts_scores() -> None:
     """The members stacked, whatever the weights that route; saved and opened again they are the same."""
     data, _ = priced(400)
     fitted, plain = Decided().fit(data), Stacked().fit(data)

@@ -25,7 +25,7 @@ def test_the_shipped_default_reads_these_features() -> None:
 
 
 def test_models_it_never_saw_are_ranked_by_price() -> None:
-    """Any pool can be routed from the first request on; quality alone takes the dearest, cost alone the
+    """Any pool can be routed from the first request on; quality alone takes the most expensive, cost alone the
     cheapest.
     """
     router = open_router("default")

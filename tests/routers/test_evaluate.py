@@ -108,8 +108,8 @@ def test_queries_kept_with_a_cheaper_model_are_counted() -> None:
 
 
 def test_a_match_by_luck_is_passed_over() -> None:
-    """Of rates that match, one that does so by less than a standard error gives way to a dearer one that does safely;
-    where none does safely, the cheapest that matches at all is taken.
+    """Of rates that match, one that does so by less than a standard error gives way to a more expensive one that does
+    safely; where none does safely, the cheapest that matches at all is taken.
     """
     best = np.tile([1.0, 1.0, 0.0, 0.0], 25)
     rows = Bench(np.column_stack([best, best]), np.ones((100, 2)), 0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routers.latency_check import FORETOLD, MEAN, OUTPUT, PACE, PROMPT, compared, figures, halves, non_negative, told
+from routers.latency_check import MEAN, OUTPUT, PACE, PREDICTED, PROMPT, compared, figures, halves, non_negative, told
 from routers.outcomes import DataError, Outcomes
 
 
@@ -39,20 +39,20 @@ def test_figures_of_known_fits() -> None:
 
 
 def test_the_tokens_of_an_answer_tell_its_latency() -> None:
-    """What is a constant and so much per token is fitted to the digit, where the mean is far off; lengths foretold from
-    the text lie between.
+    """What is a constant and so much per token is fitted to the digit, where the mean is far off; lengths predicted
+    from the text lie between.
     """
     report = compared(timed(), resamples=40)
     assert (report["held out"], report["trained on"]) == (100, 200)
     for part in (report["all models"], *report["models"].values()):
-        error = {fit: part[fit]["error"]["value"] for fit in (MEAN, OUTPUT, FORETOLD)}
-        assert error[OUTPUT] < 1e-9 < error[FORETOLD] < 0.5 * error[MEAN]
+        error = {fit: part[fit]["error"]["value"] for fit in (MEAN, OUTPUT, PREDICTED)}
+        assert error[OUTPUT] < 1e-9 < error[PREDICTED] < 0.5 * error[MEAN]
         assert part[OUTPUT]["r2"]["low"] > 0.999 and part[OUTPUT]["error_minus_mean"]["high"] < 0.0
     assert report["models"]["slow"]["p95"] == pytest.approx(1.0)
 
 
 def test_a_prompt_that_takes_time_is_told() -> None:
-    """Where reading is dear the fit without the prompt is far off, and the one with it is not."""
+    """Where reading is expensive the fit without the prompt is far off, and the one with it is not."""
     part = compared(timed(read_s=0.002, noise=0.05), resamples=40)["models"]["fast"]
     for fit in (PROMPT, PACE):
         assert part[fit]["error"]["high"] < 0.08 < 0.2 < part[OUTPUT]["error"]["low"]

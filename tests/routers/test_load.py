@@ -44,7 +44,7 @@ def test_a_router_that_sees_the_queue_stays_available() -> None:
 
 
 def test_means_over_ramps_have_intervals() -> None:
-    """That of several ramps is the half width of their mean: smaller than what they are apart, above nought."""
+    """That of several ramps is the half width of their mean: smaller than what they are apart, above zero."""
     runs = [served(Knobs(cost_weight=0.5), sees_queue=False, seed=seed).availability for seed in range(3)]
     told = compared(3)["static"]["availability"]
     assert told["value"] == pytest.approx(np.mean(runs))

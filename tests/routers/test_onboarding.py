@@ -19,7 +19,7 @@ def outcomes(n: int = 2_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_fifty_probes_tell_whom_a_model_resembles() -> None:
-    """What is foretold lies nearer to the truth than the model's mean over its probes."""
+    """What is predicted lies nearer to the truth than the model's mean over its probes."""
     scores, chance = outcomes()
     few = scores.copy()
     few[50:, -1] = np.nan
@@ -40,7 +40,7 @@ def test_what_was_observed_stays() -> None:
 
 
 def test_half_observed_and_logged_data_are_left_alone() -> None:
-    """A model with many outcomes speaks for itself; where no model is dense nothing can be foretold."""
+    """A model with many outcomes speaks for itself; where no model is dense nothing can be predicted."""
     scores, _ = outcomes(600)
     half = scores.copy()
     half[300:, -1] = np.nan
@@ -58,7 +58,7 @@ def test_every_way_of_filling_keeps_what_was_observed() -> None:
         found = way(few, 7, z).scores
         assert np.array_equal(found[:, :7], scores[:, :7])
         assert np.array_equal(found[:50, 7], scores[:50, 7])
-        assert np.isfinite(found).all() == (name != "foretold")
+        assert np.isfinite(found).all() == (name != "predicted")
     vector, mean = (WAYS[name](few, 7, z).scores[50:, 7] for name in ("identity vector", "mean of probes"))
     assert ((vector - chance[50:]) ** 2).mean() < ((mean - chance[50:]) ** 2).mean()
 
@@ -68,8 +68,8 @@ def test_shares_are_of_what_all_models_are_worth() -> None:
     gained = np.array([[[0.04, 0.02]] * 3, [[0.0, 0.0]] * 3])
     found = _shares(gained, 0.05)
     assert set(found) == set(WAYS)
-    assert found["foretold"]["value"] == pytest.approx(0.6)
-    assert (found["foretold"]["low"], found["foretold"]["high"]) == pytest.approx((0.4, 0.8))
+    assert found["predicted"]["value"] == pytest.approx(0.6)
+    assert (found["predicted"]["low"], found["predicted"]["high"]) == pytest.approx((0.4, 0.8))
 
 
 def outcome_data(scores: np.ndarray) -> Outcomes:

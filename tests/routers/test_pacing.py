@@ -28,7 +28,7 @@ from routers.types import Knobs
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_day_spends_more_than_the_budget(kind: str) -> None:
     """In steady, daily, bursting and adversarial traffic every 24 hours stay within the budget, although always
-    asking the dearest would take several times as much.
+    asking the most expensive would take several times as much.
     """
     came = traffic(kind, seed=1, days=2, per_day=1500)
     quality, cost = spent_by_pacing(came)

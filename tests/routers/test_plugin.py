@@ -112,7 +112,7 @@ def test_the_propensity_is_that_of_the_drawn_model(draw, weight, floor) -> None:
 
 
 def test_untrained_it_lives_on_prices() -> None:
-    """Without an artefact no vector is read; dearer is taken for better."""
+    """Without an artefact no vector is read; more expensive is taken for better."""
     blank = PluginRouter("knn", "0", "v")
     assert blank.choose(query(), POOL, Knobs(cost_weight=0.0), 0.5).model == "large"
     assert blank.choose(query(), POOL, Knobs(cost_weight=1.0), 0.5).model == "small"

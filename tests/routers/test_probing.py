@@ -88,7 +88,7 @@ def test_no_rule_buys_more_than_its_budget_and_all_find_a_clear_winner(rule: str
     assert named(truth, RULES[rule](np.random.default_rng(1)), BUDGETS)[-1] == 5
 
 
-def test_a_factorisation_foretells_a_table_of_rank_one() -> None:
+def test_a_factorisation_predicts_a_table_of_rank_one() -> None:
     """From a third of its cells, within a few hundredths."""
     rng = np.random.default_rng(2)
     truth = rng.uniform(0.3, 1.0, (120, 1)) * rng.uniform(0.3, 1.0, (1, 8))

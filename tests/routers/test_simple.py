@@ -100,7 +100,7 @@ def test_a_weight_that_is_no_weight_is_refused(weight) -> None:
 
 
 def test_cheapest_reads_price_times_tokens() -> None:
-    """A model cheap by output but dear by input loses on a long prompt."""
+    """A model cheap by output but expensive by input loses on a long prompt."""
     odd = replace(SMALL, model="odd", input_usd_per_mtok=5.0, output_usd_per_mtok=0.01)
     assert Cheapest().choose(query(input_tokens=4_000), (odd, SMALL), Knobs(), 0.5).model == "small"
     assert Cheapest().choose(query(input_tokens=1), (odd, SMALL), Knobs(), 0.5).model == "odd"

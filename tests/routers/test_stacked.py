@@ -1,4 +1,4 @@
-"""Members are weighed by what they foretell of rows that they did not see."""
+"""Members are weighed by what they predict of rows that they did not see."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def world(rows: int, *, noise: bool = False, seed: int = 3) -> Training:
     return Training(x, scores, ["t"] * rows, ("a", "b"))
 
 
-def test_who_foretells_gets_the_say() -> None:
+def test_members_that_predict_get_the_weight() -> None:
     """One task's table tells nothing where the vector tells all; shares are none below zero and sum to one."""
     fitted = Stacked().fit(world(240))
     shares = dict(zip(fitted.members, fitted.weights, strict=True))
