@@ -1,4 +1,4 @@
-"""Do two answers say the same? Decided from their texts alone, in microseconds, without a model.
+"""Whether two answers say the same, decided from their texts alone, in microseconds and without a model.
 
 A stated final answer (`#### 12`, `\\boxed{12}`, a lone choice letter) and JSON are compared exactly; short answers by
 the words of the shorter one; longer texts by word overlap. It never reads a gold answer.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 SHORT_WORDS = 4
 READ_CHARS = 4000
-"""A longer answer is read at its end, where conclusions stand."""
+"""Only the last characters of a longer answer are read, where its conclusion is."""
 
 _STATED = re.compile(r"####\s*\$?(-?[\d,.]+)|\\boxed\{([^{}]+)\}")
 _WORDS = re.compile(r"\w+")
@@ -25,7 +25,7 @@ _ARTICLES = frozenset({"the", "a", "an"})
 
 @lru_cache(maxsize=16_384)
 def answer_key(text: str) -> frozenset[str] | str:
-    """What the answer comes down to: a string where it is stated, else its words."""
+    """The comparable content of an answer: a string where a final answer is stated, else the set of its words."""
     if text[:1] in ("{", "[") and (value := _canonical(text)):
         return value
     end = text[-READ_CHARS:]
@@ -43,7 +43,7 @@ def answer_key(text: str) -> frozenset[str] | str:
 
 
 def _canonical(text: str) -> str:
-    """JSON in one spelling; empty where it is none."""
+    """Canonical JSON of a text; empty where it is not JSON."""
     try:
         return json.dumps(json.loads(text), sort_keys=True)
     except (ValueError, RecursionError):
@@ -51,7 +51,7 @@ def _canonical(text: str) -> str:
 
 
 def agreement(one: str, other: str) -> float:
-    """How far two answers say the same, 0..1, symmetric; 1 for equal answers."""
+    """Agreement of two answers, 0 to 1; symmetric, and 1 for equal answers."""
     a, b = answer_key(one), answer_key(other)
     if a == b:
         return 1.0
@@ -65,7 +65,7 @@ def agreement(one: str, other: str) -> float:
 
 
 def agreements(answers: Sequence[str]) -> NDArray[np.float64]:
-    """Every pair's agreement, (m, m), ones on the diagonal."""
+    """Agreement of every pair of answers, (m, m), with ones on the diagonal."""
     m = len(answers)
     table = np.ones((m, m))
     for i in range(m):

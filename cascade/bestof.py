@@ -1,8 +1,8 @@
-"""How many tries is a question worth? Samples are drawn while the next one's expected gain exceeds its price.
+"""Best-of-n with an adaptive number of samples: they are drawn while the next one's expected gain exceeds its price.
 
-After b rejected samples the chance that the next one is right is p, so the b-th sample of a batch gains
-p (1 - p)^(b-1) (Damani et al. 2024, Learning How Hard to Think). p is not known: it starts from the router's estimate
-and sinks with every rejected sample.
+After b rejected samples the chance that the next one is right is p, so the b-th sample of a batch gains p (1 - p)^(b-1)
+(Damani et al. 2024, Learning How Hard to Think). p is not known: it starts from the router's estimate and falls with
+every rejected sample.
 """
 
 from __future__ import annotations

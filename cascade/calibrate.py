@@ -1,4 +1,5 @@
-"""Quality floors with a certificate: thresholds chosen by learn-then-test, refused where the data can't support them.
+"""Quality floors with a certificate: thresholds are chosen by learn-then-test, and refused where the data can't support
+them.
 
 A family of rules is ordered beforehand from safest to cheapest. Each is tested against "its quality is below the
 floor"; testing stops at the first that can't be rejected, so the whole search spends one error budget (fixed-sequence
@@ -25,7 +26,7 @@ ASSUMPTION = "requests are exchangeable with the calibration rows"
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """ "At least `floor` of the reference's quality with this confidence", and what that rests on."""
+    """States "at least `floor` of the reference's quality with this confidence", and what that rests on."""
 
     floor: float
     confidence: float
@@ -40,7 +41,7 @@ class Certificate:
     reference_cost_usd: float
     rows: int
     issued: str
-    """Date, as the caller says it."""
+    """Date of issue, as the caller gives it."""
     data_checksum: str = ""
     horizon: int | None = None
     """None: the floor holds in the long run. Else for the realised mean of this many requests."""
@@ -49,17 +50,18 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Says that the data can't support the floor."""
+    """The data can't support the floor, and why."""
 
     reason: str
     rows: int
     rows_needed: int | None = None
-    """About how many calibration rows would do; None: no number would, as things look."""
+    """About how many calibration rows would be enough; None where no number would, by these rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Rules on calibration rows, safest first: what each scored and cost, (k, n), and the reference, (n,)."""
+    """k rules on n calibration rows, safest first: scores and costs of each, (k, n), and those of the reference, (n,).
+    """
 
     scores: Matrix
     costs_usd: Matrix
@@ -130,9 +132,9 @@ def _refused(slack: Matrix, floor: float, confidence: float) -> Refusal:
 
 
 def rows_for(slack: Matrix, floor: float, confidence: float) -> int | None:
-    """With about how many rows like these `betting_p` says in half of all samples that their mean is above 0; None: no
-    number, as things look. Twice what a gambler needs who knows mean and variance, for the stakes have to be learnt;
-    and no fewer than the largest stakes need.
+    """About how many rows like these let `betting_p` prove, in half of all samples, that their mean is above 0; None
+    where no number would, by these rows. Twice what a gambler who knows mean and variance needs, because the stakes
+    have to be learnt, and never fewer than the largest stakes need.
     """
     mean = float(slack.mean())
     if mean <= 1e-4 * float(np.ptp(slack)):

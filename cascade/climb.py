@@ -183,7 +183,7 @@ def _rung(
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The steps in order: keep the first answer that shows enough, else the best that came."""
+    """Climbs the steps in order: keeps the first answer of sufficient confidence, else the best one."""
 
     steps: tuple[Step, ...]
     confidence: Confidence = RAW
@@ -220,7 +220,9 @@ class Chain:
 
 
 def best_answer(history: Sequence[Outcome], confidence: Confidence) -> int | None:
-    """The answer that shows most; unknown ranks below known, later above earlier."""
+    """Index of the answer of the highest confidence; unknown ranks below known, and later above earlier. None without
+    any answer.
+    """
     scored = [
         (-1.0 if isnan(p := confidence(outcome.model, outcome.evidence)) else p, index)
         for index, outcome in enumerate(history)
@@ -230,6 +232,6 @@ def best_answer(history: Sequence[Outcome], confidence: Confidence) -> int | Non
 
 
 def confidence_in(outcome: Outcome, confidence: Confidence) -> float:
-    """0 where the answer shows none."""
+    """Confidence in an outcome's answer; 0 where it is unknown."""
     p = confidence(outcome.model, outcome.evidence)
     return 0.0 if isnan(p) else p

@@ -1,7 +1,7 @@
-"""Evidence to one number: how likely is this answer right?
+"""Turns evidence into one number: how likely an answer is right.
 
-The number orders answers of one model and no more; trained cascades turn it into a probability for each model and kind
-of question (cascade.posterior). What is not known stays NaN: a missing signal is never a bad one.
+The number only ranks the answers of one model; trained cascades turn it into a probability for each model and kind of
+question (cascade.posterior). What is not known stays NaN: a missing signal never counts as a bad one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CONFIDENCE_FLOOR = 1e-4
 
 
 def vetoed(evidence: Evidence) -> bool:
-    """True: something that was checked says the answer can't be used, whatever its probability."""
+    """Whether a check failed, so that the answer can't be used whatever its probability."""
     return (
         evidence.refused is True
         or evidence.schema_valid is False
@@ -53,4 +53,4 @@ def _as_shown(model: str, evidence: Evidence) -> float:
 
 
 RAW = _as_shown
-"""A plan's confidence where nothing was learnt: the raw number, whichever model answered."""
+"""A plan's confidence where nothing was learned: the raw confidence, whichever model answered."""

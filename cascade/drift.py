@@ -1,9 +1,10 @@
-"""Watches whether a certificate still speaks of today's traffic.
+"""Watches whether a certificate still holds for today's traffic.
 
-Two gamblers bet against it, request by request: one, on audited requests, that quality has sunk below the floor; one,
-on every request, that the confidences no longer average what they did at calibration. Either's wealth passes 1/alarm
-with probability `alarm` at most while nothing has changed, however long it is watched (Ville), so the monitor may be
-read at any time. It decides nothing about requests; it tightens or withdraws the certificate.
+Two tests by betting run on the requests: one, on audited requests, against the claim that quality is above the floor;
+one, on every request, against the claim that confidences average what they did at calibration. While nothing has
+changed, the wealth of either bet exceeds 1/alarm with probability `alarm` at most, however long it runs (Ville's
+inequality), so the monitor may be read at any time. It decides nothing about single requests; it tightens or withdraws
+the certificate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from math import exp, isfinite, log1p
 from typing import Any, Literal
 
 STAKES = (0.05, 0.2, 0.6)
-"""Shares of the largest safe stake; wealth is their mean, so that small and large shifts are both found."""
+"""Stakes as shares of the largest safe one. The wealth is the mean over them, so that small and large shifts are both
+found.
+"""
 LOG_CAP = 500.0
 
 DriftSignal = Literal["valid", "tighten", "withdrawn"]
@@ -45,7 +48,7 @@ class Drift:
 
     floor: float
     mean_confidence: float
-    """Of the calibration rows."""
+    """Mean confidence of the calibration rows."""
     tolerance: float = 0.03
     """Shift of the mean confidence that changes nothing yet."""
     alarm: float = 0.01
@@ -62,7 +65,7 @@ class Drift:
         self._shift = (Bet(high, above=True), Bet(low, above=False))
 
     def observe(self, confidence: float) -> DriftSignal:
-        """One request's confidence; what is missing is not counted."""
+        """Take in one request's confidence; a missing one is not counted."""
         if isfinite(confidence):
             self.seen += 1
             for bet in self._shift:
@@ -72,7 +75,7 @@ class Drift:
         return self._standing
 
     def audit(self, score: float, reference_score: float) -> DriftSignal:
-        """One request answered by both the rule and the reference."""
+        """Take in the scores of one request that both the rule and the reference answered."""
         if isfinite(score) and isfinite(reference_score):
             self.audited += 1
             self._quality.see((score - self.floor * reference_score + self.floor) / (1.0 + self.floor))

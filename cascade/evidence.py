@@ -1,8 +1,7 @@
-"""Does an answer have the shape that was asked for? Read from the answer alone, without a library for schemas.
+"""Whether an answer has the JSON shape that was asked for, without a schema library.
 
-Only what is cheap and certain is read: type, properties, required, items and enum. Any other keyword is passed over, so
-that an answer is never sent back for a rule that was not understood; a schema that makes no sense says nothing. Checks
-that run foreign code belong in a sandbox (gateway.checker).
+Only type, properties, required, items and enum are checked. Any other keyword is ignored, so that an answer is never
+rejected for a rule that was not understood. Checks that run foreign code belong in a sandbox (gateway.checker).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 from typing import Any
 
 DEEPEST = 32
-"""What lies deeper is not read."""
+"""Deeper levels are not checked."""
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool,
     "null": type(None),

@@ -2,7 +2,7 @@
 
 The scorer is the posterior's own head: P(right | router's estimate, confidence). Lists of up to three models by rising
 cost and thresholds on a grid of quantiles are searched for the highest training quality within the budget (Chen et al.
-2023, section 3). What comes out is a plain chain, found anew for each share of quality that an operator may ask for.
+2023, section 3). The result is a plain chain, chosen for each share of quality that an operator may ask for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Chosen:
 
     models: tuple[int, ...]
     accept_at: tuple[float, ...]
-    """One less than models: the last answer is kept whatever it shows."""
+    """Thresholds of all models but the last, whose answer is always kept."""
     quality: float
     cost_usd: float
 
@@ -115,11 +115,13 @@ class FrugalCascade:
     writes: bool = field(default=False, init=False)
 
     def least_chance(self, share: float, risk: float) -> float:
-        """Inf: it knows of no answer how likely it is right, so it can't abstain."""
+        """Always infinite: this cascade has no calibrated probability of an answer, so it can't abstain."""
         return inf
 
     def plan(self, request: PlanRequest, share: float = 1.0, most_wrong: float | None = None) -> Plan:
-        """The chain for that share, without models that can't be asked; the chosen model where none of it is left."""
+        """A plan by the chain for that share, without the models that can't be asked; the chosen model alone where none
+        is left.
+        """
         models = self.posterior.space.models
         chain = cheapest(self.chains, share * self.best_single)
         gone = request.absent(models)

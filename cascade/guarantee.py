@@ -1,4 +1,4 @@
-"""Does the certificate keep its word? Many random calibration/test splits, counted.
+"""Measures how often certificates hold, over many random calibration/test splits.
 
 Rules are trained on all rows, and every row is judged by rules that never saw it (cross-fitting: a rule learnt from
 nine tenths of the rows is a little worse than the one that will serve, so this counts against it if anything). Those
@@ -25,11 +25,12 @@ from routers.outcomes import DataError
 FLOORS = (0.90, 0.95, 0.97)
 RULES = 200
 HIGHEST_RATE = 5.6
-"""In quality points per reference cost: where every question goes to the cheapest model."""
+"""Quality points per reference cost at which every question goes to the cheapest model."""
 CALIBRATED = 0.9
-"""Of the rows; the rest is the test."""
+"""Share of the rows that calibrate; the rest tests."""
 HINDSIGHT_SPLITS = 2000
-"""By how many test parts hindsight tells what holds: with few, luck would pass for knowledge."""
+"""Number of random test parts by which the best rule in hindsight is found; with few of them it would be found by luck.
+"""
 
 
 def family_of(part: EstimatedRows, setting: TrainingSettings, reference: int) -> Family:

@@ -1,8 +1,9 @@
-"""Of which kind is this question? Learned from the task labels of logged rows, read off the router's estimates.
+"""Classifies the kind of a question from the router's estimates, by what was learned from the task labels of logged
+rows.
 
-A confidence of .9 is one thing on a choice among letters and another on a free answer, and two letters that agree say
-more than two sentences; so the posterior weighs evidence apart for each kind. No label is needed while serving: which
-models are expected to do well gives the kind away.
+A confidence of .9 means one thing for a choice among letters and another for a free answer, so the posterior weighs
+evidence separately for each kind. No label is needed while serving: the estimated quality of the models reveals the
+kind.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 from cascade.logistic import Matrix, logistic, sigmoid
 
 LEAST_ROWS = 100
-"""Of a task that counts as a kind; those with fewer are one kind together, if together they have as many."""
+"""Least rows of a task that is a kind of its own. Tasks with fewer rows form one kind together, if together they have
+as many.
+"""
 MOST_KINDS = 8
 PENALTY = 1.0
 

@@ -15,11 +15,12 @@ from cascade.types import Limits, Plan, PlanError, Step, price_of
 from routers.types import Choice
 
 NAMES = ("none", "confidence", "certified", *BUILDERS)
-"""What a route's `cascade` may say; a trained cascade is an artefact's path (cascade.artifact). A certified one has a
-plan of its own (cascade.promise); where it promises nothing the chosen model answers."""
+"""Values of a route's `cascade`; a trained cascade is named by its artefact's path instead (cascade.artifact).
+"certified" has plans of its own (cascade.promise); without a certificate the chosen model answers.
+"""
 DEFAULT_ACCEPT_AT = 0.5
 MAX_STEPS = 3
-"""Longer fixed chains rarely pay for their double spending (Bouchard 2026)."""
+"""Longer fixed chains rarely save what they spend twice (Bouchard 2026)."""
 
 
 def plan_for(
@@ -35,10 +36,12 @@ def plan_for(
     speculates: bool = False,
     judge: str = "",
 ) -> Plan:
-    """`worst_cost_usd` prices every model that may be tried; `fallbacks` stand after the ranked models.
+    """The plan of one request. Raises PlanError for an unknown strategy, a model without a price, or a floor outside
+    (0, 1].
 
-    `judge`: who verifies answers; empty: their own model.
-    `messages`: the chat, for strategies that write requests of their own (verify, refine, skeleton).
+    `worst_cost_usd` prices every model that may be tried; `fallbacks` are tried after the ranked models. `judge` is the
+    model that verifies answers; empty means the model that answered. `messages` is the chat, for strategies that write
+    requests of their own (verify, refine, skeleton).
     """
     if strategy not in NAMES:
         raise PlanError(f"unknown cascade {strategy!r}; known: {', '.join(NAMES)}")
@@ -61,7 +64,9 @@ def plan_for(
 
 
 def _rungs(choice: Choice) -> list[str]:
-    """The chosen model, then those expected to do better, the best last; no opinion: the more expensive ones."""
+    """The chosen model, then those with a higher estimated quality, the best last. Without an estimate of the chosen
+    model: those with a higher cost.
+    """
     worth = {e.model: e.quality for e in choice.estimates if not isnan(e.quality)}
     if choice.model not in worth:
         worth = {e.model: e.cost_usd for e in choice.estimates}

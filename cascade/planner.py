@@ -1,4 +1,6 @@
-"""What plans climbs, and what it is told of a request: estimates, prices, which models are out, which may stand in."""
+"""The interface of trained cascades, and the request that they plan for: its estimates, prices, absent models and
+fallbacks.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ class PlanRequest:
         return frozenset(m for m in models if m not in eligible or m not in self.worst_cost_usd)
 
     def step(self, model: str) -> Step:
-        """A step whose answer is kept in any case."""
+        """A step whose answer is always kept."""
         return Step(model, worst_cost_usd=self.worst_cost_usd[model])
 
     def stand_ins(self, taken: Sequence[str]) -> tuple[Step, ...]:

@@ -1,10 +1,10 @@
-"""Posterior cascade routing: after each answer, how likely is every model right, given all that was shown?
+"""Posterior cascade routing: after each answer, how likely is every model right, given all the evidence so far.
 
-One logistic regression per state (which models answered, which evidence was read) and model, on the router's
-estimates, the answers' confidences and their agreement, these weighed apart for each kind of question; then the best
-of keep, call one model for good, or open one more, at an exchange rate of quality against money. It generalises
-cascade routing (Dekoninck et al. 2025) by reading agreement and by asking what a further answer would be worth, not
-only what it would cost.
+One logistic regression per state (which models answered, which evidence was read) and model, on the router's estimates,
+the answers' confidences and their agreement, these weighed apart for each kind of question; then the best of keep, call
+one model for good, or open one more, at an exchange rate of quality against money. It generalises cascade routing
+(Dekoninck et al. 2025) by reading agreement and by asking what a further answer would be worth, not only what it would
+cost.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ State = tuple[tuple[int, bool], ...]
 """The models that answered, by place, ascending; True: its evidence was read."""
 Action = tuple[int, bool]
 BEFORE = 3
-"""Columns of a head that were known before any answer came: one, the model's own estimate, the mean of all."""
+"""Number of a head's columns that are known before any answer: 1, the model's own estimate, the mean of all estimates.
+"""
 OWN = 1
-"""Place of the own estimate among them."""
+"""Index of the own estimate among them."""
 NEVER = -1e9
-"""Worth of what can't be done."""
+"""Value of an option that is not available."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,11 @@ class Space:
     pool: tuple[int, ...]
     """Models that may be asked before the last one, ascending places."""
     depth: int
-    """Most answers looked at before the last call."""
+    """The most answers that are evaluated before the last call."""
     readings: tuple[bool, ...] = (True,)
-    """With (False, True) an answer may also be asked for without paying for its evidence."""
+    """Whether the evidence of answers is read. With (False, True) an answer may also be asked for without its evidence,
+    which saves its price.
+    """
 
     def states(self) -> list[State]:
         """All states, those of the fewest answers first."""
@@ -66,7 +69,7 @@ def after(state: State, action: Action) -> State:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is known of n queries: the router's estimates before, and what each answer would show."""
+    """What is known of n queries: the router's estimates, and the evidence that each answer gives."""
 
     prior: Matrix
     """Logit of the router's estimated quality, (n, m)."""
@@ -99,14 +102,14 @@ def logit(p: Matrix) -> Matrix:
 
 
 def shown(p: Matrix) -> Matrix:
-    """Features of a confidence in [0, 1]; NaN shows nothing."""
+    """Features of a confidence in [0, 1], with a last axis of 2; zeros for NaN."""
     known = np.clip(np.nan_to_num(p), 0.0, 1.0)
     return np.stack([known, np.where(np.isfinite(p), -0.5 * np.log(1.0 - known + CONFIDENCE_FLOOR), 0.0)], -1)
 
 
 def design(state: State, j: int, scene: Scene, kinds: Matrix) -> Matrix:
-    """Features by which the chance that model j is right is judged in a state, (n, d): those of every question, then
-    the evidence once more for each kind.
+    """Features of the probability that model j is right in a state, (n, d): those of every question, then the evidence
+    once more for each kind of question.
     """
     columns = _columns(state, j, scene)
     evidence = columns[:, BEFORE:]
@@ -135,13 +138,13 @@ def _own(j: int, read: bool, seen: Matrix) -> list[Matrix]:
 
 
 def _other(alike: Matrix, prior: Matrix, sure: Matrix | None) -> list[Matrix]:
-    """What another answer says of this one: agreement, weighed by how good and how sure the other is."""
+    """Features of another answer: its agreement, alone and times the other's estimate and confidence."""
     columns = [alike, prior * (1.0 - alike), prior * alike]
     return columns if sure is None else [*columns, alike * sure, (1.0 - alike) * sure]
 
 
 def value_design(state: State, chances: Matrix) -> Matrix:
-    """Features by which the worth of going on from a state is judged, (n, d)."""
+    """Features of the value of continuing from a state, (n, d)."""
     answered = [j for j, _ in state]
     others = [j for j in range(chances.shape[1]) if j not in answered]
     odds = logit(chances) / 3
@@ -168,7 +171,7 @@ class Posterior:
     space: Space
     weights: Mapping[State, Sequence[Matrix]] = field(repr=False)
     kinds: Matrix = field(repr=False)
-    """What tells kinds of questions apart, (1 + m, k); see `cascade.kinds`."""
+    """Weights of the classifier of question kinds, (1 + m, k); see `cascade.kinds`."""
 
     def chances(self, state: State, scene: Scene) -> Matrix:
         """P(right | all that is known) for every model, (n, m)."""
@@ -193,7 +196,9 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An operating point: quality points per dollar, and the worth of going on from each state at that rate."""
+    """An operating point: an exchange rate in quality points per dollar, and the value of continuing from each state at
+    that rate.
+    """
 
     rate: float
     ahead: Mapping[State, Matrix] = field(repr=False)

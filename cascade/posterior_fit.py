@@ -1,7 +1,7 @@
 """Fitting the posterior cascade: heads by penalised logistic regression, values by induction from the last call.
 
-Everything here runs offline. Estimates that stand in `Scene.prior` must be out of fold, or the heads learn to trust
-them too much.
+Everything here runs offline. The estimates in `Scene.prior` must be out of fold, or the heads learn to trust them too
+much.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _end(
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """What each query cost, scored and took under one rule, (n,) each."""
+    """Cost, score and latency of each query under one rule, (n,) each."""
 
     cost_usd: Matrix
     score: Matrix
@@ -113,7 +113,7 @@ class Walked:
     chance: Matrix
     """How likely the answer was thought to be right when the climb ended."""
     model: NDArray[np.intp]
-    """Whose answer it is."""
+    """Column of the model whose answer was kept."""
 
     def means(self) -> tuple[float, float]:
         return float(self.cost_usd.mean()), float(self.score.mean())

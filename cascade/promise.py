@@ -21,7 +21,7 @@ from cascade.types import Limits, Plan, Step, price_of
 from routers.types import Choice
 
 NEVER = 2.0
-"""A threshold that no answer reaches."""
+"""A threshold above every confidence."""
 GRID = (NEVER, *(1.0 - 0.5 * 0.82**k for k in range(36, -1, -1)), *(0.5 - 0.02 * k for k in range(1, 25)))
 """Thresholds tried, safest first: close together near one, where most of a model's answers lie."""
 ASSUMPTION = (
@@ -39,7 +39,7 @@ class Measured:
     confidence: Matrix
     """Of the first answer, in [0, 1]; NaN: nothing was read, and no threshold keeps it."""
     same: Matrix
-    """1: the first answer said what the reference said; 0: it did not."""
+    """1 where the first answer agreed with the reference's, else 0."""
     first_usd: Matrix
     reference_usd: Matrix
 
@@ -60,12 +60,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """A certificate and the threshold it is for."""
+    """A certificate and the threshold that it certifies."""
 
     certificate: Certificate
     accept_at: float
     kept_share: float
-    """Of first answers, on the measured requests."""
+    """Share of first answers that are kept, on the measured requests."""
     mean_confidence: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -269,5 +269,5 @@ class Promise:
 
 
 def is_measured(plan: Plan) -> bool:
-    """Both models answer, whatever the first one shows."""
+    """Whether the plan measures: both models answer, whatever the confidence of the first."""
     return len(plan.steps) == 2 and plan.steps[0].accept_at == NEVER

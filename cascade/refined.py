@@ -1,4 +1,5 @@
-"""What letting a model mend its answer is worth: PeRFICS, a score over performance, refinement and inference cost.
+"""What letting a model refine its own answer is worth: PeRFICS, a score over performance, refinement and inference
+cost.
 
 After Shashidhar et al. 2023 ("Democratizing LLMs", arXiv 2310.07611), who rank models by how well they do, how well
 they do once refined, and what that costs. The weighted mean below is ours: each term lies in [0, 1], so scores compare
@@ -19,7 +20,9 @@ from routers.intervals import resampled_weights
 from routers.outcomes import Outcomes
 
 SUFFIX = "+refine"
-"""A model of outcome data that is called so holds the refined answers of the model before it."""
+"""Suffix of a model's name in outcome data: that model's answers are the refined answers of the model without the
+suffix.
+"""
 WEIGHTS = (1.0, 1.0, 1.0)
 RESAMPLES = 1000
 Column = NDArray[np.float64]

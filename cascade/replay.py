@@ -1,7 +1,7 @@
-"""The same climb on logged answers: what it would have kept, paid and waited for.
+"""Replays climbs on logged answers: what they would have kept, paid and waited for.
 
-Charges what the data says was paid: the self-check's price where a rung's confidence was read, the answer's alone
-where it was not.
+Charges what the data says was paid: the self-check's price where a rung's confidence was read, the answer's alone where
+it was not.
 """
 
 from __future__ import annotations

@@ -20,15 +20,15 @@ from cascade.voting import Vote, samples
 from routers.types import Choice
 
 WRITING = frozenset({"verify", "refine", "skeleton", "stepwise"})
-"""Those that write requests of their own, and so need the chat."""
+"""Strategies that write requests of their own, and so need the chat."""
 REPEATING = WRITING | {"self-consistency", "best-of"}
-"""Those that ask one model more than once."""
+"""Strategies that ask one model more than once."""
 COMPOSING = frozenset({"skeleton", "stepwise"})
-"""Those that put an answer's text together from several: no call of a tool and no JSON comes of that."""
+"""Strategies that compose an answer's text from several answers, which works neither for tool calls nor for JSON."""
 SAMPLES = 5
 TEMPERATURE = 0.7
 WORTH_IN_CALLS = 8.0
-"""What a right answer is worth, in calls of the chosen model, where no better model sets its price."""
+"""Value of a right answer in calls of the chosen model, where no better model sets its price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ Built = tuple[Strategy, tuple[Step, ...]]
 
 
 def agreement(inputs: StrategyInputs) -> Built | None:
-    """Two cheap models that agree are believed; otherwise the best decides."""
+    """Two cheap models are believed where they agree; otherwise the best model answers."""
     best, cost = inputs.best, {e.model: e.cost_usd for e in inputs.choice.estimates}
     if best is None:
         return None
@@ -96,9 +96,8 @@ def best_of(inputs: StrategyInputs) -> Built | None:
 
 
 def verify(inputs: StrategyInputs) -> Built | None:
-    """A judge, or the chosen model itself, checks the answer; doubt goes to the best model.
-
-    The best model never judges: whoever pays for its verdict had better have its answer.
+    """A judge, or the chosen model itself, checks the answer; a doubtful answer is replaced by the best model's. The
+    best model never judges, because its answer costs no more than its verdict.
     """
     best, messages, chosen = inputs.best, inputs.messages, inputs.chosen
     if best is None or not messages:
@@ -112,7 +111,7 @@ def verify(inputs: StrategyInputs) -> Built | None:
 
 
 def refine(inputs: StrategyInputs) -> Built | None:
-    """The chosen model mends its answer once where it shows too little."""
+    """The chosen model improves its answer once where its confidence is too low."""
     messages, chosen = inputs.messages, inputs.chosen
     if not messages:
         return None

@@ -45,15 +45,15 @@ class Trained:
     held_out: Matrix
     """(rates, 2): mean cost and quality on training rows that the rule never saw, by cross-fitting."""
     chances: Matrix
-    """(rates, n): how sure each rule was of each training row, by cross-fitting."""
+    """(rates, n): each rule's probability that its answer to each training row is right, by cross-fitting."""
     scores: Matrix
-    """(rates, n): and what the answer scored."""
+    """(rates, n): the score of that answer."""
     costs: Matrix
-    """(rates, n): and what it cost."""
+    """(rates, n): the cost of that answer."""
     best_single: float
     """Held-out quality of the single model that was best on the other folds: what a rule is to match."""
     single_usd: float
-    """And what it cost."""
+    """Its cost on the same rows."""
 
 
 def train(part: EstimatedRows, setting: TrainingSettings) -> Trained:
@@ -90,7 +90,9 @@ def walked(posterior: Posterior, rules: Sequence[Rule], part: EstimatedRows) -> 
 
 
 def routed_cascade(trained: Trained, part: EstimatedRows) -> RoutedCascade:
-    """What a gateway needs of it. Every third rule is kept, and those an operator is likeliest to ask for."""
+    """The cascade for a gateway. Of the rules it keeps every third, and those that operators are most likely to ask
+    for.
+    """
     wanted = {cheapest_matching(trained.held_out, share * trained.best_single) for share in SHARES}
     best = best_quality(trained.held_out, TrainingSettings().most_cost * trained.single_usd)
     kept = sorted(wanted | {best} | set(range(0, len(trained.rules), 3)))
@@ -111,7 +113,9 @@ def certified_threshold(trained: Trained, index: int, risk: float) -> float:
 
 
 def train_cascade(logged: Logged, setting: TrainingSettings, plan: str = "routing") -> TrainedCascade:
-    """Trained on all rows of the log. DataError where there are too few, or no cascade is called that."""
+    """The cascade of that name, trained on all rows of the log. Raises DataError where there are too few rows, or no
+    such cascade.
+    """
     if plan not in PLANS:
         raise DataError(f"no cascade to train is called {plan!r}; known: {', '.join(PLANS)}")
     if len(logged.answers) < LEAST_ROWS:

@@ -10,11 +10,13 @@ from typing import Any, Protocol
 import msgspec
 
 AS_ASKED: Mapping[str, Any] = MappingProxyType({})
-"""No field of the request is changed."""
+"""Leaves every field of the request as it is."""
 
 
 class PlanError(ValueError):
-    """The plan can't be climbed: no step, a cycle, a rung without price, a floor outside (0, 1]."""
+    """The plan can't be climbed: it has no step, repeats a model, has a rung without a price, or a floor outside (0,
+    1].
+    """
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -31,23 +33,22 @@ class Step(msgspec.Struct, frozen=True):
 
     model: str
     accept_at: float = -inf
-    """Least P(correct) (or raw confidence, as the plan's acceptance says) that keeps this answer;
-    -inf keeps any answer."""
+    """Least confidence, by the plan's `confidence`, with which this answer is kept; -inf keeps any answer."""
     worst_cost_usd: float = 0.0
-    """Most that one attempt can cost: what the plan's hold is made of."""
+    """Most dollars that one attempt can cost; the plan's hold is the sum of these."""
     overrides: Mapping[str, object] = AS_ASKED
     """Fields of the request to change for this step (see `Rung.overrides`)."""
     reads_confidence: bool | None = None
-    """None: as `accept_at` says; a step that must show something is read."""
+    """Whether the answer's evidence is read. None: it is read where `accept_at` asks for a confidence."""
 
     @property
     def reads(self) -> bool:
-        """True: this step's evidence will be looked at, so the driver must ask for it."""
+        """Whether this step's evidence is read, so that the driver must ask for it."""
         return self.accept_at > -inf if self.reads_confidence is None else self.reads_confidence
 
 
 def price_of(model: str, worst_cost_usd: Mapping[str, float]) -> float:
-    """Most that one attempt can cost. PlanError where nobody knows."""
+    """Most dollars that one attempt can cost. Raises PlanError where the model has no price."""
     worst = worst_cost_usd.get(model, nan)
     if not 0.0 <= worst < inf:
         raise PlanError(f"{model!r} has no price, so its climb could not be bounded")
@@ -55,7 +56,7 @@ def price_of(model: str, worst_cost_usd: Mapping[str, float]) -> float:
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to try, in which order, and when to stop. A plan without a step is refused."""
+    """What to try, in which order, and when to stop. Raises PlanError for a plan without a step."""
 
     steps: tuple[Step, ...]
     fallbacks: tuple[Step, ...] = ()
@@ -64,12 +65,13 @@ class Plan(msgspec.Struct, frozen=True):
     retries: int = 1
     """Attempts beyond the first on the same model, for failures that may pass."""
     strategy: Strategy | None = None
-    """What decides between keeping and asking on; None: climb the steps in order."""
+    """Decides whether to keep an answer or to ask again; None climbs the steps in order."""
     confidence: Confidence | None = None
-    """Evidence to P(correct); None: `cascade.confidence.confidence`, uncalibrated."""
+    """Turns evidence into P(correct); None uses the uncalibrated `cascade.confidence.confidence`."""
     speculates: bool = False
-    """Climbed in order, each step starts together with the one after it: faster where the first is not kept, and what
-    the other had cost by then is paid where it is."""
+    """Whether each step starts together with the next one. That is faster where the first answer is not kept; where it
+    is, the other's cost up to then is paid in vain.
+    """
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -87,24 +89,25 @@ class Rung(msgspec.Struct, frozen=True):
 
     model: str
     final: bool
-    """True: no verdict can send this answer back, so it may stream to the client as it comes."""
+    """True where this answer will be kept in any case, so that it may stream to the client."""
     timeout_s: float
     delay_s: float = 0.0
-    """Back-off before the attempt."""
+    """Seconds to wait before the attempt."""
     reads_confidence: bool = False
-    """True: ask the model for log-probabilities (or whatever its evidence is)."""
+    """True where the model must be asked for log-probabilities, or whatever its evidence is."""
     overrides: Mapping[str, object] = AS_ASKED
     """Fields of the request to change for this attempt (temperature of a sample, say)."""
     beside: tuple[Rung, ...] = ()
     """Rungs to run at the same time; their outcomes go back in `Outcome.beside`, in this order. A driver
     that can't may ignore them: the strategy asks again for what it still needs."""
     enough: Callable[[Outcome], bool] | None = None
-    """Of a rung with others beside it: True for an outcome that will be kept, so that the driver may cut off what still
-    runs (failure "cancelled", with what it had cost). None: all are waited for."""
+    """For a rung with others beside it: returns True for an outcome that will be kept, so that the driver may cancel
+    the others (failure "cancelled", with their cost so far). None: the driver waits for all.
+    """
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """What an answer shows about its own worth. NaN and None are 'not known', never zero."""
+    """Evidence of how good an answer is. NaN and None mean 'not known', never zero."""
 
     mean_logprob: float = nan
     """Mean log-probability per output token, natural logarithm."""
@@ -116,29 +119,29 @@ class Evidence(msgspec.Struct, frozen=True):
     tools_parse: bool | None = None
     checks_passed: bool | None = None
     agreement: float = nan
-    """Share of other samples that agree, 0..1."""
+    """Share of the other samples that agree, 0 to 1."""
     judged: float = nan
     text: str = ""
     """The answer's text, for scorers; never logged."""
     calls: str = ""
-    """The tools it calls, with their arguments, written alike where they are alike."""
+    """The tool calls of the answer with their arguments, in a canonical form."""
 
     @property
     def said(self) -> str:
-        """What a model is shown of the answer."""
+        """The answer as it is shown to another model: its text and its tool calls."""
         return f"{self.text}\n{self.calls}" if self.text and self.calls else self.text or self.calls
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of one rung. `failure` empty: an answer came."""
+    """The outcome of one rung: an answer, or a failure."""
 
     model: str
     failure: str = ""
-    """One of gateway.errors.FAILURES."""
+    """One of gateway.errors.FAILURES; empty where an answer came."""
     may_pass: bool = False
-    """The failure may pass if tried again on the same model."""
+    """Whether another attempt on the same model may succeed."""
     may_move: bool = True
-    """Another model may still answer (False: the request itself is at fault, or bytes have been sent)."""
+    """Whether another model may still answer. False where the request itself is at fault, or bytes have been sent."""
     retry_after_s: float = 0.0
     evidence: Evidence = Evidence()
     cost_usd: float = 0.0
@@ -146,13 +149,13 @@ class Outcome(msgspec.Struct, frozen=True):
     """Seconds from the start of the climb to the end of this attempt."""
     latency_s: float = 0.0
     beside: tuple[Outcome, ...] = ()
-    """What came of `Rung.beside`."""
+    """Outcomes of `Rung.beside`, in its order."""
     attempts: int = 1
-    """Calls it took: with a hedge two."""
+    """Number of calls that it took: two with a hedge."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """How the climb ended. `kept` indexes `outcomes`; None: no answer could be kept."""
+    """How the climb ended. `kept` indexes `outcomes`, and is None where no answer was kept."""
 
     kept: int | None
     model: str
@@ -163,51 +166,51 @@ class Verdict(msgspec.Struct, frozen=True):
     outcomes: tuple[Outcome, ...] = ()
     """Every attempt in the order it was sent in; those of `beside` after the rung they ran beside."""
     confidence: float = nan
-    """P(correct) of the kept answer as the plan reads its evidence; NaN: nothing was read."""
+    """Confidence in the kept answer by the plan's `confidence`; NaN where no evidence was read."""
     text: str = ""
-    """Not empty: the answer's text is this one, composed from several outcomes (`Keep.text`)."""
+    """The answer's text where it was composed from several outcomes (`Keep.text`); else empty."""
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """A strategy's move: try these steps now (several: at the same time)."""
+    """A strategy's move: try these steps now, at the same time where there are several."""
 
     steps: tuple[Step, ...]
     then: tuple[Step, ...] = ()
-    """What the strategy might ask after this; empty: whatever comes is kept, so it may stream."""
+    """Steps that the strategy might ask next. Where empty, the answer is kept in any case and may stream."""
     enough: Callable[[Outcome], bool] | None = None
     """See `Rung.enough`."""
     streams: bool = True
-    """False: the answer kept may be another one, or be rewritten, so nothing may stream."""
+    """False where the kept answer may be another one, or may be rewritten, so that nothing may stream."""
     why: str = "last"
-    """Reason of the verdict where this step's answer is kept for want of another step."""
+    """The verdict's reason where this step's answer is kept because no other step is left."""
 
 
 class Keep(msgspec.Struct, frozen=True):
-    """A strategy's move: stop. `kept` indexes the history; None: nothing is good enough."""
+    """A strategy's move: stop. `kept` indexes the history, and is None where no answer is good enough."""
 
     kept: int | None
     reason: str = "accepted"
     text: str = ""
-    """Not empty: the answer is this text, composed from several, in the kept outcome's frame."""
+    """The answer's text where it is composed from several outcomes; all else is taken from the kept one."""
 
 
 Fits = Callable[[Step], bool]
-"""Whether one more attempt on this step is within attempts, money and time."""
+"""Whether one more attempt on this step is within the limits of attempts, money and time."""
 
 
 class Confidence(Protocol):
-    """Evidence of a model's answer to P(correct) in [0, 1]; NaN where nothing is known."""
+    """Turns the evidence of a model's answer into P(correct) in [0, 1]; NaN where nothing is known."""
 
     def __call__(self, model: str, evidence: Evidence) -> float: ...
 
 
 class Strategy(Protocol):
-    """Decides from what has come so far; stateless, so that a climb can be replayed from its record."""
+    """Decides from the outcomes so far. It is stateless, so that a climb can be replayed from its record."""
 
     def next(self, history: Sequence[Outcome], fits: Fits) -> Ask | Keep:
-        """Failed outcomes stand in the history too. The same history gives the same move."""
+        """The next move. The history includes failed outcomes; the same history always gives the same move."""
         ...
 
     def best(self, history: Sequence[Outcome]) -> int | None:
-        """Index of the answer to keep when a limit ends the climb now; None: no answer has come."""
+        """Index of the answer to keep where a limit ends the climb now; None where there is no answer."""
         ...

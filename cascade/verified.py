@@ -28,7 +28,9 @@ RATES = (0.0, *np.geomspace(0.03, 3.0, 7).tolist())
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Who drafts, who takes over, by which rule; quality and cost on the rows that taught it."""
+    """The drafting model, the model to escalate to, the rule between them, and its quality and cost on the training
+    rows.
+    """
 
     draft: str
     escalate: str
@@ -50,7 +52,7 @@ class VerifiedCascade:
         return cheapest(self.pairs, share * self.best_single)
 
     def least_chance(self, share: float, risk: float) -> float:
-        """Inf: it knows of no answer how likely it is right, so it can't abstain."""
+        """Always infinite: this cascade has no calibrated probability of an answer, so it can't abstain."""
         return inf
 
     def plan(self, request: PlanRequest, share: float = 1.0, most_wrong: float | None = None) -> Plan:

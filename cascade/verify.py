@@ -1,8 +1,8 @@
 """Self-verification (AutoMix, Aggarwal et al. 2024): the small model answers, then is asked whether that is right.
 
-A few cheap verdicts give a noisy share of "correct"; a threshold or a small POMDP, learnt from about fifty examples,
-decides between keeping and escalating. The POMDP also knows the questions that no model gets right: escalating those
-only costs.
+A few cheap verdicts give a noisy share of "correct". A threshold, or a small POMDP that was learned from about fifty
+examples, decides between keeping the draft and escalating. The POMDP also accounts for questions that no model gets
+right, where escalating only costs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def verdict_of(text: str) -> float:
 
 
 def verdicts_within(max_attempts: int) -> int:
-    """How many verdicts leave room for the draft and for who takes over."""
+    """The number of verdicts that leaves attempts for the draft and the escalation."""
     return max(1, min(VERDICTS, max_attempts - 2))
 
 
@@ -57,7 +57,9 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Pomdp:
-    """The learnt worth of keeping and of escalating in each bin of the share, the unreadable share last."""
+    """The learned values of keeping and of escalating for each bin of the share; the last bin is for unreadable
+    verdicts.
+    """
 
     keep: tuple[float, ...]
     escalate: tuple[float, ...]

@@ -19,7 +19,7 @@ from cascade.confidence import RAW, vetoed
 from cascade.types import Ask, Confidence, Evidence, Fits, Keep, Outcome, Step
 
 SAME = 0.5
-"""Agreement from which two answers count as one."""
+"""Least agreement at which two answers count as the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def ballot(history: Sequence[Outcome]) -> Ballot:
 
 
 def alike(one: Evidence, other: Evidence) -> bool:
-    """Calls of tools are alike only where they are the same, whatever is said beside them."""
+    """Whether two answers count as the same. Tool calls do only where they are equal, whatever text is with them."""
     return one.calls == other.calls and (bool(one.calls) or agreement(one.text, other.text) >= SAME)
 
 
@@ -75,7 +75,7 @@ class Vote:
     """One step per sample: the same model several times, or several models."""
     escalate: Step | None = None
     certainty: float = 0.9
-    """Stop when the leader stays ahead with this chance; 1: only when it can't be overtaken any more."""
+    """Stop when the leader stays ahead with this probability; with 1 only when it can't be overtaken any more."""
     accept_share: float = 0.5
     """Least share of the votes with which the leader is kept."""
     at_once: int = 1
