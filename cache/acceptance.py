@@ -1,16 +1,16 @@
-"""When is another question's answer good enough: a learned score, a threshold with a bounded false-hit rate.
+"""Whether another question's answer is good enough: a learned score and a threshold with a bounded false-hit rate.
 
-What is bounded is the share of wrong answers among hits, `eps`. Every judged row - a miss whose new answer was
-compared with the cached one, a hit that was asked again in the shadow - is kept with its features and weighted
-by one over the probability that it was judged. A logistic score is refitted to the rows; the threshold is the
-lowest score above which the upper 95 % binomial (Clopper-Pearson) bound on the share of wrong rows stays within
-`eps`, after the judge's own error is taken off. Rows of nearly one score count alike and their weights only tell
-how often such scores come (post-stratification: Holt and Smith 1979), or else each audit, of ten times a miss's
-weight, would widen the bound. And the worst answer served is held to a multiple of `eps` by its own score: many
-sure hits don't pay for doubtful ones. Answers that two questions were judged to want and those that
-only one ever led to have a threshold each, for the bound must hold among both: what no one has confirmed is wrong
-far more often at the same score. No such score: nothing is served. The bound is re-tuned as rows come in and
-fitted to the same rows, so it is empirical: the audited rate with its interval is reported beside it.
+What is bounded is the share of wrong answers among hits, `eps`. Every judged row - a miss whose new answer was compared
+with the cached one, a hit that was asked again in the shadow - is kept with its features and weighted by one over the
+probability that it was judged. A logistic score is refitted to the rows; the threshold is the lowest score above which
+the upper 95 % binomial (Clopper-Pearson) bound on the share of wrong rows stays within `eps`, after the judge's own
+error is taken off. Within a slice of similar scores all rows count alike, and their weights only tell how frequent such
+scores are (post-stratification, Holt and Smith 1979); otherwise each audit, which has ten times a miss's weight, would
+widen the bound. In addition, the estimated chance of being wrong of every single hit is limited to a multiple of `eps`,
+so that many sure hits don't pay for doubtful ones. Answers that were confirmed by a judgement and unconfirmed ones have
+separate thresholds, because at the same score an unconfirmed answer is wrong far more often and the bound must hold for
+both. Where no score satisfies the bound, nothing is served. The threshold is fitted to the same rows that estimate the
+bound, so the bound is empirical; the audited rate is reported with its interval.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from cache.judge import Floats, JudgeError
 NEVER = 2.0
 """A threshold that no score reaches."""
 UNPROVEN = 11
-"""Which feature says (1.0) that nobody has yet judged the answer right for another question."""
+"""Index of the feature that is 1.0 where the answer was not yet judged right for any other question."""
 _SLICE = 20
 """Rows of neighbouring scores that share one estimate; a threshold lies between slices."""
 _WORST = 4.0
 """How many times `eps` the estimated chance of being wrong may be of any one hit."""
 _NOVEL_WEIGHT = 4.0
-"""How much more than other mistakes those count, in the fit, that would answer a question like no other."""
+"""Weight in the fit of a mistake on a novel question, relative to other mistakes."""
 _NOVEL_AFTER = 1000
-"""Requests after which a question that nobody has asked in other words is taken for one like no other."""
+"""Requests after which a question that was not asked again in other words counts as novel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class AcceptanceOptions:
     """Bound on the share of wrong answers among hits."""
     confidence: float = 0.95
     audit_share: float = 0.1
-    """Share of hits asked again in the shadow."""
+    """Share of hits that are asked again in the background and judged."""
     judged_share: float = 0.14
-    """Share of requests that may cost a judgement, once enough is known."""
+    """Share of requests that are judged once enough is known."""
     least_rows: int = 50
     refit_every: int = 250
     """Requests between two fits."""
@@ -134,14 +134,14 @@ class Acceptance:
         self.fitted: Fitted | None = None
         self.requests = 0
         self.heard = 0
-        """Rows that other replicas told: whoever starts among them knows what they know."""
+        """Number of rows received from other replicas."""
         self.hits = 0
         self.judgements = 0
         self._rng = rng or random.Random()
         self._rows: deque[_Row] = deque(maxlen=options.max_rows)
         self._audits: deque[bool] = deque(maxlen=2000)
         self._miss_share = 1.0
-        """Multiplies the probability that a miss is judged; steered by the budget."""
+        """Factor of the probability that a miss is judged, adjusted to keep to `judged_share`."""
         self._spent = 1.0
         """Judgements per request recently."""
         self._judged_then = 0
@@ -261,7 +261,7 @@ class Acceptance:
         return max(lowest, 1.0 - self.judge_error.called_wrong(_WORST * self.options.eps)), float(upper[within[-1]])
 
     def _steer(self) -> None:
-        """Judge much while little is known, then come down to the budget."""
+        """Adjust how many misses are judged: many while little is known, then `judged_share` of the requests."""
         known = max(0, self.judgements - 3000)
         target = max(self.options.judged_share, 0.6 * math.exp(-known / 800))
         change = target / max(self._spent, 1e-3)
@@ -275,8 +275,8 @@ class Acceptance:
 
 
 def _sliced(wrong: Floats, weight: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
-    """Of rows in order: the share of wrong ones among the first slices, of how many rows such a share would be as
-    certain, and where each slice ends.
+    """For rows in the order of their scores, cumulative over slices: the share of wrong rows, the number of rows that
+    would give that share the same variance, and the index at which each slice ends.
     """
     starts = np.arange(0, len(wrong), _SLICE)
     ends = np.append(starts[1:], len(wrong)) - 1

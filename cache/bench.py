@@ -1,9 +1,9 @@
-"""`python -m cache.bench`: what the cache's parts cost, and what they save beside the usual ones.
+"""`python -m cache.bench`: what the cache's parts cost, and what they save compared with usual ones.
 
-`eviction`: share of cost saved on Zipf and drifting traces. `affinity`: cached tokens of an agent workload over
-eight deployments. `index`: search time and recall. `tenants`: a thousand of them in one structure. `latency`:
-key, exact look-up and whole semantic look-up. `embedding`: the vector of one question, by each of `--embedders`.
-Times are CPU time, so that a busy machine does not count.
+`eviction`: share of cost saved on Zipf and drifting traces. `affinity`: cached tokens of an agent workload over eight
+deployments. `index`: search time and recall. `tenants`: a thousand of them in one structure. `latency`: key, exact
+look-up and whole semantic look-up. `embedding`: the vector of one question, by each of `--embedders`. Times are CPU
+time, so that a busy machine does not count.
 """
 
 from __future__ import annotations

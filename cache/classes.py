@@ -1,4 +1,4 @@
-"""Entries whose answers were judged equal, and what the questions that led to them have in common."""
+"""Classes of entries whose answers were judged equal, with the words of their questions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class AnswerClass:
     def __init__(self) -> None:
         self.size = 0
         self.words: dict[str, int] = {}
-        """In how many of its questions each word occurs."""
+        """Number of its questions in which each word occurs."""
         self.right = 0
         self.wrong = 0
         self._into: AnswerClass | None = None

@@ -1,7 +1,7 @@
-"""How an entry lies in a store that others can write to: versioned, checksummed and bound to its key.
+"""The encoding of entries in a store that others can write to: versioned, checksummed and bound to the key.
 
-A value is served only when version, checksum, key and every field's type are as they were written. Whatever
-else comes back - cut short, of an older version, of another key, garbage - is None, and so a miss.
+A value is served only if its version, checksum, key and the type of every field are as they were written. Anything
+else, be it truncated, of an older version, of another key or garbage, is read as None and so is a miss.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ class Entry:
     """One complete, successful answer, in the shape of the surface it was asked on (never streamed)."""
 
     id: str
-    """Opaque, for `DELETE /v1/cache/entries/{id}` and the decision record."""
+    """Opaque identifier, for `DELETE /v1/cache/entries/{id}` and the decision record."""
     surface: str
     body: bytes
     model: str
@@ -19,7 +19,7 @@ class Entry:
     """Unix time."""
     ttl_s: float
     cost_usd: float
-    """What the answer cost, and so what a hit saves."""
+    """Dollars that the answer cost, and so what a hit saves."""
     tenant: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
@@ -31,6 +31,6 @@ class Hit:
 
     entry: Entry
     kind: str
-    """exact | semantic"""
+    """"exact" or "semantic"."""
     similarity: float = 1.0
     why: dict[str, object] = field(default_factory=dict)

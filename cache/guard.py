@@ -1,8 +1,8 @@
-"""Words that turn an answer into a wrong one, however close the vectors are.
+"""A lexical guard against wrong answers to questions whose vectors are close.
 
-A guard only says no. It knows some ways in which two nearly equal questions want different answers: numbers, signs
-(of arithmetic, code and money), negation, opposites, names, single letters and direction. What it does not know it
-lets through to the learned rule.
+A guard only refuses. It knows some ways in which two nearly equal questions need different answers: numbers, signs (of
+arithmetic, code and money), negation, opposites, names, single letters and direction. All else is left to the learned
+rule.
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ _TURNS = frozenset(
     ]
 )
 _KEPT = 8192
-"""Texts whose numbers, kinds, directions and names are remembered: a held question is compared often."""
+"""Number of texts whose numbers, kinds, directions and names are remembered, since a cached question is compared often.
+"""
 _SIGNS = re.compile(r"[+*<>=^%$|~]+|&&|(?<=\w)#|!(?=[\w(=])|(?<![^\W\d_])-(?=\s*[\d.(])|[^\x00-\x7f]")
-"""A hyphen between letters, like all other punctuation, is none."""
+"""A hyphen between letters is no sign, nor is other punctuation."""
 _SIGN_CATEGORIES = ("Sm", "Sc")
 _NAME = re.compile(r"(?<![.!?] )(?<!^)\b[A-Z][\w’'.+#-]*")
 
@@ -117,13 +118,13 @@ KINDS = _kinds()
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What forbids that one question be answered by another's answer."""
+    """Decides whether one question may be answered with another's answer."""
 
     same_script: bool = False
-    """Words in other scripts than Latin must be the same, for the vectors say little of them."""
+    """Whether words in other scripts than Latin must be equal, because the embedder knows little of them."""
 
     def objection(self, asked: str, held: str, one: Wording, other: Wording) -> str | None:
-        """Name what sets the question asked and the one held apart; None: nothing that is known here."""
+        """The name of what sets the asked and the cached question apart; None where nothing is known to."""
         if self.same_script and one.foreign != other.foreign:
             return "script"
         return contradiction(asked, held, one, other)
@@ -149,7 +150,7 @@ def contradiction(asked: str, held: str, one: Wording, other: Wording) -> str | 
 
 
 def _alike(one: Wording, other: Wording) -> bool:
-    """Whether the two say the same but for a word or two, so that one word more turns the meaning."""
+    """Whether the two questions differ in a word or two only, so that one more word may change the meaning."""
     ours, theirs = one.content - NEGATIONS - one.numbers, other.content - NEGATIONS - other.numbers
     return 2 * len(ours & theirs) >= len(ours | theirs)
 

@@ -19,7 +19,7 @@ Labels = NDArray[np.int64]
 Products = NDArray[np.float64]
 
 _BLOCK = 32
-"""Numbers whose largest stands for them while the largest of very many are sought."""
+"""Block length in the search for the largest of many numbers: a block is represented by its maximum."""
 
 
 class Index(Protocol):
@@ -200,9 +200,7 @@ def _partitioned(values: Products, n: int) -> NDArray[np.intp]:
 
 
 class ExternalIndex:
-    """Stands where a partition's index would: it knows which labels there are, the vectors lie in Redis
-    (`cache.vector_sets`).
-    """
+    """The index of a partition whose vectors are in Redis (`cache.vector_sets`): it only knows the labels."""
 
     def __init__(self, dimension: int) -> None:
         self._labels: set[int] = set()

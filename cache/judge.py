@@ -1,8 +1,7 @@
-"""What a judge that errs has really seen.
+"""Corrects reported shares for the errors of the judge (Rogan and Gladen 1978).
 
-A judge says "right" or "wrong" of a cached answer; sometimes it is the judge that is wrong. Its two error rates
-are estimated on pairs whose truth is known, and taken off what it reports (Rogan and Gladen 1978), the doubt
-about them added to the bound.
+A judge calls a cached answer right or wrong, and sometimes errs. Its two error rates are estimated on pairs whose truth
+is known and subtracted from what it reports; their own uncertainty is added to the bound.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Z95_ONE_SIDED = 1.645
 
 @dataclass(frozen=True, slots=True)
 class JudgeError:
-    """How often a judge errs, from `n_same` known equal and `n_other` known different pairs of answers."""
+    """Error rates of a judge, measured on `n_same` equal and `n_other` different pairs of answers."""
 
     false_wrong: float = 0.0
     """Share of equal pairs called different."""
@@ -44,11 +43,13 @@ class JudgeError:
         )
 
     def called_wrong(self, share: float) -> float:
-        """How large a share it calls wrong where `share` is."""
+        """The share that the judge calls wrong where a share `share` is wrong."""
         return self.false_wrong + (1.0 - self.false_wrong - self.false_right) * share
 
     def correct(self, share: Floats, upper: Floats) -> tuple[Floats, Floats]:
-        """Turn the share called wrong, and its upper bound, into those that are wrong."""
+        """The true share of wrong answers and its upper bound, from the share that the judge called wrong and its upper
+        bound.
+        """
         sharpness = 1.0 - self.false_wrong - self.false_right
         true_share = np.clip((share - self.false_wrong) / sharpness, 0.0, 1.0)
         doubt = np.square(Z95_ONE_SIDED * _sd(self.false_wrong, self.n_same) * (1 - true_share))
@@ -62,5 +63,5 @@ def _share(count: int, n: int) -> float:
 
 
 def _sd(share: float, n: int) -> float:
-    """Standard error of a share; of one said to be known without counting, none."""
+    """Standard error of a share; 0 where it was stated and not measured (n is 0)."""
     return math.sqrt((share * (1 - share) + 1 / n) / n) if n else 0.0

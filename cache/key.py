@@ -17,7 +17,7 @@ import msgspec
 
 KEY_BYTES = 16
 _SCHEMA = 1
-"""Counts up when the meaning of a key changes, so that stores of an older version miss."""
+"""Raised when the meaning of a key changes, so that older stores miss."""
 
 TRANSPORT_FIELDS = frozenset(
     {
@@ -48,7 +48,7 @@ Body = Mapping[str, msgspec.Raw | bytes]
 
 
 class Partition(NamedTuple):
-    """Where a question may look for others asked in other words."""
+    """The partition in which a question may be compared with others, and its text."""
 
     key: bytes
     text: str
@@ -69,7 +69,9 @@ def exact_key(*, tenant: str, scope: str, surface: str, body: Body) -> bytes:
 
 
 def canonical(value: bytes) -> bytes:
-    """A JSON value as keys read it: order of keys and white space don't count. What can't be read stands for itself."""
+    """A JSON value in the canonical form that keys are made of, without regard to the order of keys and white space.
+    What is not JSON is returned as it is.
+    """
     try:
         return _canonical(_decode(value))
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Which of several replicas asks upstream: a key in Redis that one of them holds for a while.
+"""A lease in Redis that decides which of several replicas asks upstream.
 
-The lease ends by itself, so a replica that dies holds nobody up for longer than `hold_s`. Where Redis does
-not answer everyone may ask: two calls for one answer are better than none.
+It expires by itself, so a replica that dies delays the others for `hold_s` at most. Where Redis does not answer, every
+replica may ask: two calls for one answer are better than none.
 """
 
 from __future__ import annotations

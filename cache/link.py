@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PATIENCE = 3
-"""Failures in a row before calls are refused without trying."""
+"""Consecutive failures after which calls are refused without trying."""
 
 
 class RedisLink:

@@ -21,14 +21,30 @@ ALL_MINILM_L6_V2 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128
 MAX_TOKENS = 256
 
 
+def read_verified(file: Path, sha256: str) -> bytes:
+    """The bytes of a file. Raises ValueError where its SHA-256 is another."""
+    blob = file.read_bytes()
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != sha256:
+        raise ValueError(f"{file} has SHA-256 {digest}, not {sha256}")
+    return blob
+
+
+def open_tokenizer(file: Path) -> Any:
+    """The tokenizer of a file, which cuts at MAX_TOKENS and pads nothing."""
+    from tokenizers import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(file))
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def read_weights(folder: Path, sha256: str) -> tuple[dict[str, Floats], dict[str, Any]]:
     """A checkpoint's weights and its configuration. ValueError for another checksum."""
     from safetensors.numpy import load
 
-    blob = (folder / "model.safetensors").read_bytes()
-    digest = hashlib.sha256(blob).hexdigest()
-    if digest != sha256:
-        raise ValueError(f"{folder / 'model.safetensors'} has SHA-256 {digest}, not {sha256}")
+    blob = read_verified(folder / "model.safetensors", sha256)
     floats = {
         name.removeprefix("bert."): np.asarray(value, np.float32)
         for name, value in load(blob).items()
@@ -41,17 +57,13 @@ class MiniLM:
     """Sentence vectors of unit length from a folder with model.safetensors, config.json and tokenizer.json."""
 
     def __init__(self, folder: str | Path, *, sha256: str = ALL_MINILM_L6_V2) -> None:
-        from tokenizers import Tokenizer
-
         folder = Path(folder)
         self._w, config = read_weights(folder, sha256)
         self.id = f"minilm-numpy-{sha256[:12]}"
         self.dimension: int = config["hidden_size"]
         self._heads: int = config["num_attention_heads"]
         self._layers: int = config["num_hidden_layers"]
-        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(MAX_TOKENS)
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(folder / "tokenizer.json")
 
     def __call__(self, text: str) -> Floats:
         """The vector of one text."""
@@ -100,28 +112,22 @@ class OnnxEmbedder:
 
     def __init__(self, file: str | Path, tokenizer: str | Path, *, sha256: str) -> None:
         from onnxruntime import InferenceSession, SessionOptions
-        from tokenizers import Tokenizer
 
-        blob = Path(file).read_bytes()
-        digest = hashlib.sha256(blob).hexdigest()
-        if digest != sha256:
-            raise ValueError(f"{file} has SHA-256 {digest}, not {sha256}")
-        self.id = f"onnx-{digest[:12]}"
+        blob = read_verified(Path(file), sha256)
+        self.id = f"onnx-{sha256[:12]}"
         options = SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session: Any = InferenceSession(blob, options)
         self._inputs: list[str] = [given.name for given in self._session.get_inputs()]
         self.dimension = int(self._session.get_outputs()[0].shape[-1])
-        self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
-        self._tokenizer.enable_truncation(MAX_TOKENS)
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(Path(tokenizer))
 
     @classmethod
     def of(cls, folder: str | Path) -> OnnxEmbedder:
         """The embedder of a folder that `cache.minilm_onnx` wrote."""
         folder = Path(folder)
-        told = json.loads((folder / "embedder.json").read_text())
-        return cls(folder / "model.onnx", folder / "tokenizer.json", sha256=told["sha256"])
+        about = json.loads((folder / "embedder.json").read_text())
+        return cls(folder / "model.onnx", folder / "tokenizer.json", sha256=about["sha256"])
 
     def __call__(self, text: str) -> Floats:
         """The vector of one text, alone in its batch: dynamic int8 vectors change with their company."""

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.minilm import ALL_MINILM_L6_V2, MAX_TOKENS, Floats, read_weights
+from cache.minilm import ALL_MINILM_L6_V2, MAX_TOKENS, Floats, open_tokenizer, read_verified, read_weights
 
 _SOURCE = Path(__file__).with_name("minilm_native.c")
 _FLAGS = [
@@ -61,18 +61,17 @@ class NativeEmbedder:
     def __init__(self, folder: str | Path) -> None:
         """ValueError for files of other checksums; OSError for a library this machine can't run."""
         from safetensors.numpy import load
-        from tokenizers import Tokenizer
 
         folder = Path(folder)
-        told = json.loads((folder / "embedder.json").read_text())
-        _verify(folder / "embedder.so", told["library_sha256"])
-        self._arrays = load(_verify(folder / "weights.safetensors", told["sha256"]))
-        self.id = f"native-{told['sha256'][:12]}"
-        self.dimension: int = told["dimension"]
+        about = json.loads((folder / "embedder.json").read_text())
+        read_verified(folder / "embedder.so", about["library_sha256"])
+        self._arrays = load(read_verified(folder / "weights.safetensors", about["sha256"]))
+        self.id = f"native-{about['sha256'][:12]}"
+        self.dimension: int = about["dimension"]
         self._words = len(self._arrays["words"])
-        self._layers = (_Layer * told["layers"])(*(self._layer(number) for number in range(told["layers"])))
+        self._layers = (_Layer * about["layers"])(*(self._layer(number) for number in range(about["layers"])))
         self._model = _Model(
-            told["layers"], told["heads"], self.dimension, len(self._arrays["0.up.bias"]), self._at("words"),
+            about["layers"], about["heads"], self.dimension, len(self._arrays["0.up.bias"]), self._at("words"),
             self._at("places"), self._norm("first"), self._layers,
         )  # fmt: skip
         library = ctypes.CDLL(str((folder / "embedder.so").resolve()))
@@ -80,9 +79,7 @@ class NativeEmbedder:
             raise OSError("this processor has no AVX2")
         self._embed = library.embed
         self._embed.argtypes = (ctypes.POINTER(_Model), _POINTER, _LONG, _POINTER)
-        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(MAX_TOKENS)
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(folder / "tokenizer.json")
 
     def __call__(self, text: str) -> Floats:
         """The vector of one text."""
@@ -110,14 +107,6 @@ class NativeEmbedder:
 
     def _norm(self, name: str) -> _Norm:
         return _Norm(self._at(f"{name}.weight"), self._at(f"{name}.bias"))
-
-
-def _verify(file: Path, sha256: str) -> bytes:
-    blob = file.read_bytes()
-    digest = hashlib.sha256(blob).hexdigest()
-    if digest != sha256:
-        raise ValueError(f"{file} has SHA-256 {digest}, not {sha256}")
-    return blob
 
 
 def pack(weight: Floats) -> dict[str, NDArray[Any]]:
@@ -165,7 +154,7 @@ def export(folder: Path, out: Path, *, sha256: str = ALL_MINILM_L6_V2) -> str:
     save_file(_packed(weights, config["num_hidden_layers"]), out / "weights.safetensors")
     shutil.copy(folder / "tokenizer.json", out / "tokenizer.json")
     digest = hashlib.sha256((out / "weights.safetensors").read_bytes()).hexdigest()
-    told = {
+    about = {
         "kind": "native",
         "sha256": digest,
         "library_sha256": hashlib.sha256((out / "embedder.so").read_bytes()).hexdigest(),
@@ -174,7 +163,7 @@ def export(folder: Path, out: Path, *, sha256: str = ALL_MINILM_L6_V2) -> str:
         "heads": config["num_attention_heads"],
         "from_sha256": sha256,
     }
-    (out / "embedder.json").write_text(json.dumps(told))
+    (out / "embedder.json").write_text(json.dumps(about))
     return digest
 
 

@@ -128,8 +128,8 @@ def export(folder: Path, out: Path, *, sha256: str = ALL_MINILM_L6_V2, int8: boo
         plain.replace(out / "model.onnx")
     shutil.copy(folder / "tokenizer.json", out / "tokenizer.json")
     digest = hashlib.sha256((out / "model.onnx").read_bytes()).hexdigest()
-    told = {"sha256": digest, "dimension": config["hidden_size"], "from_sha256": sha256}
-    (out / "embedder.json").write_text(json.dumps(told))
+    about = {"sha256": digest, "dimension": config["hidden_size"], "from_sha256": sha256}
+    (out / "embedder.json").write_text(json.dumps(about))
     return digest
 
 

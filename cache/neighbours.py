@@ -1,4 +1,4 @@
-"""The entries around a question: which answer they speak for, and how clearly."""
+"""The nearest entries of a question, their vote for an answer, and the features of that vote."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cache.words import WORD_FEATURES, Vocabulary, Wording
 _SHARPNESS = 12.0
 """A neighbour's vote falls by e for each 1/12 of cosine."""
 FEATURES = 15 + WORD_FEATURES
-"""How many numbers the learned rule sees."""
+"""Number of features of the learned rule."""
 
 
 class Item:
-    """A cached question: where its answer lies, and which class it is of."""
+    """A cached question: the key of its answer, and its class."""
 
     __slots__ = ("_class", "entry_id", "expires_s", "key", "label", "partition", "tenant", "text")
 

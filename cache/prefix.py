@@ -1,12 +1,12 @@
-"""Which deployment still has the beginning of a conversation in its cache, and what that is worth.
+"""Which deployment still has the beginning of a conversation in its prefix cache, and how much of it.
 
-Providers and local servers keep the keys and values of recent prompts for some minutes; a prompt that begins
-like one of them is cheaper and faster there. A conversation is a chain of pieces (tools, system prompt, turns),
-each known by the hash of all pieces up to it; the chains form a radix tree, and each of its nodes remembers who
-answered it when. The share reported is an expectation: how much of the prompt the deployment saw, times how
-often what it saw was really read from its cache. It is a reason among others for the router, never a rule; so it is
-among the deployments of one model, which are weighed by what each has taken recently too. There every conversation
-has a home, which workers that know nothing of each other agree on.
+Providers and local servers keep the keys and values of recent prompts for some minutes; a prompt that begins like one
+of them is cheaper and faster there. A conversation is a chain of pieces (tools, system prompt, turns), each known by
+the hash of all pieces up to it; the chains form a radix tree, and each of its nodes remembers who answered it when. The
+share reported is an expectation: how much of the prompt the deployment saw, times how often what it saw was really read
+from its cache. It is a reason among others for the router, never a rule; so it is among the deployments of one model,
+which are weighed by what each has taken recently too. There every conversation has a home, which workers that
+know nothing of each other agree on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hashlib import blake2b
 
 @dataclass(frozen=True, slots=True)
 class Warmth:
-    """What a deployment keeps, and for how long."""
+    """What a deployment keeps in its prefix cache, and for how long."""
 
     ttl_s: float = 300.0
     least_tokens: int = 1024
@@ -31,7 +31,7 @@ class Warmth:
 
 @dataclass(slots=True)
 class _Trust:
-    """How much of what should be cached is, as the usage fields say; begins at the prior."""
+    """Sums of expected and reported cached tokens; their ratio tells how often an expected prefix was really cached."""
 
     expected: float = 200.0
     cached: float = 180.0

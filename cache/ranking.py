@@ -1,4 +1,4 @@
-"""Who lies nearest to whom among a stream's questions, worked out once for all orders in which they may be asked.
+"""The nearest neighbours among a stream's questions, computed once for all orders in which they are asked.
 
 A replay asks the same questions fifty times over; only who is there already changes. With every question's nearest
 ranked beforehand a search is a walk along one row, and finds exactly what comparing all vectors would find.

@@ -1,7 +1,7 @@
-"""What may be looked up and what may be kept: each rule answers with the reason it says no.
+"""What may be looked up and what may be kept. Each rule returns the reason for which it refuses, or None.
 
-Nothing here is clever on purpose. A request that asks for variety, for state or for tools, and an answer that
-is not whole, are never cached; the reason goes into the decision record.
+The rules are deliberately simple. A request that asks for variety, for state or for tools, and an answer that is not
+whole, are never cached; the reason goes into the decision record.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Rules:
 
     ttl_s: float = 3600.0
     max_temperature: float = 1.0
-    """Above it nothing is cached; a request that names no temperature has the API's own default, 1."""
+    """Requests above this temperature are not cached. A request without one has the API's own default, 1."""
     semantic_max_temperature: float = 0.0
-    """For answers to other words; judged only when the request names a temperature."""
+    """The same for the semantic cache; applied only where the request names a temperature."""
     tools: bool = False
     """Whether requests with tools may be answered from the exact cache."""
     seeded: bool = True

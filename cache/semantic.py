@@ -1,10 +1,11 @@
-"""Answers to the same question in other words, with a bounded share of wrong ones among the hits.
+"""The semantic cache: answers questions with the answers of similar ones, with a bounded share of wrong answers among
+the hits.
 
-A look-up stays within its partition (tenant, scope, model and all of the request but its last user text). Its
-nearest entries vote for an answer; words that turn answers into wrong ones veto; the learned rule of the route
-accepts or not. The index here only proposes: a hit is served when the store still has the entry, so whatever
-is deleted there is gone here. Judging is the caller's: a miss or a hit may carry a `Comparison`, whose verdict
-comes back by `audit`, off the critical path.
+A look-up stays within its partition (tenant, scope, model and all of the request but its last user text). The nearest
+entries vote for an answer, a lexical guard may veto it, and the learned rule of the route accepts it or not. The index
+here only proposes: a hit is served only if the store still has the entry, so whatever is deleted there is gone here
+too. The caller does the judging: a miss or a hit may carry a `Comparison`, whose verdict is passed to `audit`, off the
+critical path.
 """
 
 from __future__ import annotations
@@ -34,24 +35,26 @@ if TYPE_CHECKING:
 
 _NEAREST = 8
 _FLOOR = 0.5
-"""Below this cosine nothing is compared."""
+"""Least cosine of a candidate."""
 _PROVISIONAL = 0.8
-"""An unjudged miss of at least this score is taken for its best class until a verdict says otherwise."""
+"""An unjudged miss of at least this score is put into its best class until a verdict says otherwise."""
 _MERGE_VOTE = 0.2
-"""A right answer whose runner-up class has this share of the votes asks whether both classes are one."""
+"""Where the second class has at least this share of the votes, a right answer leads to the question whether both
+classes are one.
+"""
 _FLAT_LIMIT = 4096
-"""Entries of a partition that are searched in full; beyond it they are put into cells."""
+"""The most entries of a partition that are searched in full; a larger one gets an inverted file."""
 _MAX_PENDING = 10_000
 _MAX_TEXT = 4_000
-"""Characters; a longer question is no paraphrase of anything."""
+"""The most characters of a question; a longer one is assumed to paraphrase nothing."""
 _GUARD = Guard()
 
 
 OnVerdict = Callable[[list[float], bool, float, bool], None]
-"""Told (features, right, weight, audited) of each row learnt here, for the other replicas."""
+"""Called with (features, right, weight, audited) for each row learned here, to tell the other replicas."""
 
 OnForgotten = Callable[[bytes, str], None]
-"""Told (partition, entry id) of what is not proposed any more."""
+"""Called with (partition, entry id) when an entry is no longer proposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Comparison:
     """Two answers to be judged equal or not: the one now given and `entry_id`'s, under `key`."""
 
     row: int
-    """Hand it back to `audit` with the verdict."""
+    """Number to pass to `audit` with the verdict."""
     entry_id: str
     key: bytes
     tenant: str
@@ -74,11 +77,11 @@ class Miss:
     number, sign, negation, polarity, kind, direction, entity. Whoever looks up has words beside.
     """
     comparison: Comparison | None = None
-    """Judge the new answer against this entry's, once it is recorded."""
+    """The comparison of the new answer with a cached one, to be judged once the new answer is recorded."""
     score: float = 0.0
     similarity: float = 0.0
     least: float | None = None
-    """The score that would have done; None: it did not come to that."""
+    """The score that would have been enough; None where no score was compared."""
     recordable: bool = True
     likely: AnswerClass | None = None
     """The class the new answer is taken for, until a verdict says otherwise."""
@@ -86,7 +89,7 @@ class Miss:
 
 @dataclass(slots=True)
 class _PendingVerdict:
-    """A judgement under way."""
+    """A comparison whose verdict is awaited."""
 
     weight: float
     audited: bool
@@ -99,7 +102,7 @@ class _PendingVerdict:
 
 @dataclass(slots=True)
 class _PartitionIndex:
-    """One partition: its index and the items it is of."""
+    """The index of one partition."""
 
     index: Index
     tenant: str
@@ -122,7 +125,9 @@ class SemanticCache:
         on_verdict: OnVerdict | None = None,
         on_forgotten: OnForgotten | None = None,
     ) -> None:
-        """With `sets` the vectors lie in Redis: who records an entry adds it there, and is told what to take out."""
+        """With `sets` the vectors are in Redis: whoever records an entry also adds it there, and `on_forgotten` tells
+        what to remove.
+        """
         if dimension < 1 or max_entries < 1:
             raise ValueError("dimension and max_entries must be positive")
         self.acceptance = acceptance or Acceptance()

@@ -1,7 +1,7 @@
-"""The one contract of every store: what it keeps comes back whole and for its own tenant, or not at all.
+"""The interface of stores: an entry comes back whole and for its own tenant, or not at all.
 
-A store never raises for its own troubles: what cannot be read for certain is a miss, what cannot be written
-is not kept. Memory, SQLite and Redis are three of them, under one test suite.
+A store never raises for its own failures: what can't be read with certainty is a miss, and what can't be written is not
+kept. The memory, SQLite and Redis stores share one test suite.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class StoreStats:
     misses: int = 0
     puts: int = 0
     refused: int = 0
-    """Not kept: too large, or worth less than what would have had to go."""
+    """Entries not kept, because they were too large or worth less than those that would have to go."""
     evicted: int = 0
     corrupt: int = 0
-    """Read back, but not whole: counted among the misses too."""
+    """Entries that were not whole when read; also counted as misses."""
     failures: int = 0
-    """The medium failed or was late: counted among the misses too."""
+    """Calls in which the medium failed or was late; also counted as misses."""
     entries: int = 0
     used_bytes: int = 0
 

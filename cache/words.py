@@ -1,7 +1,7 @@
-"""What two questions share and where they part, in words.
+"""Lexical comparison of two questions: which words they share, and in which they differ.
 
-Vectors place "turn it on" beside "turn it off"; words do not. Everything here is counting: no model, no list
-of facts, a few microseconds for two questions.
+Vectors place "turn it on" beside "turn it off"; words do not. Everything here is counting, without a model, and takes a
+few microseconds for two questions.
 """
 
 from __future__ import annotations
@@ -127,10 +127,12 @@ STOP_WORDS = frozenset(
 )
 
 _MAX_WORDS = 200_000
-"""Past it counts are halved and words seen once forgotten, so that nobody's gibberish fills the memory."""
+"""The most words that are counted. Beyond it counts are halved and words seen once are forgotten, so that gibberish
+can't fill the memory.
+"""
 
 WORD_FEATURES = 13
-"""How many numbers `Vocabulary.compare` gives."""
+"""Number of features that `Vocabulary.compare` returns."""
 
 
 _OTHER_SCRIPT = re.compile(r"[\u0370-\u1dff\u1f00-\u1fff\u2c00-\ufaff\U00010000-\U0003ffff]")
