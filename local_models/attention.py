@@ -1,14 +1,13 @@
-"""Attention over a pool of key-value slots whose result for a token depends on the token's own past only, bit
-for bit.
+"""Attention over a pool of key-value slots whose result for a token depends on the token's own past only, bit for bit.
 
-Sums round by how they are grouped, and kernels group by the length of the context and the number of query
-rows. So both are made a function of a token's position alone: queries are taken in tiles of one block, and a
-tile always attends to whole blocks, up to its own, with what lies beyond each row masked. Fewer than four
-rows are padded to four, as in `local_models.linear`. Whether a prompt came in one piece or many, was cached
-or computed, alone or in company, then changes nothing.
+Sums round by how they are grouped, and kernels group by the length of the context and the number of query rows. So both
+are made a function of a token's position alone: queries are taken in tiles of one block, and a tile always attends to
+whole blocks, up to its own, with what lies beyond each row masked. Fewer than four rows are padded to four, as in
+`local_models.linear`. Whether a prompt came in one piece or many, was cached or computed, alone or in company, then
+changes nothing.
 
-What is masked is multiplied by zero, so the pool holds numbers everywhere from the start: it is zeroed
-memory, and whoever finds that a sequence's keys are not numbers zeroes its slots before others get them.
+Masked values are multiplied by zero, so the pool must hold finite numbers everywhere: it begins as zeroed memory, and
+the slots of a sequence whose keys are not numbers are zeroed before other sequences get them.
 """
 
 from __future__ import annotations
@@ -79,13 +78,13 @@ class KVCache:
         return int(self.tensor.numel() * self.tensor.element_size())
 
     def zero(self, blocks: list[int]) -> None:
-        """Make every slot of these blocks a number again."""
+        """Set every slot of these blocks to zero."""
         for block in blocks:
             start = block * self.block_tokens
             self.tensor[:, :, :, start : start + self.block_tokens] = 0
 
     def tiles(self, segment: Segment) -> list[Tile]:
-        """A segment cut at the borders of blocks."""
+        """The tiles of a segment: it is cut at the borders of blocks."""
         size = self.block_tokens
         tiles = []
         at, end = segment.start, segment.start + segment.count
@@ -109,10 +108,10 @@ class KVCache:
 
 @dataclass(slots=True)
 class _View:
-    """What one tile sees under one window, and the mask of its rows.
+    """Keys and values that one tile sees under one window, and the mask of its rows.
 
-    Slots that lie in a row are views of the pool, made once for all layers; others are gathered layer by
-    layer, after the layer has written its own.
+    Slots that lie in a row are views of the pool, made once for all layers; others are gathered layer by layer, after
+    the layer has written its own.
     """
 
     in_place: tuple[Tensor, ...]

@@ -1,11 +1,10 @@
-"""What is peculiar to each engine that speaks OpenAI's dialect: where its health and load stand, what it
-can't take.
+"""Differences of the engines that speak OpenAI's dialect: where to read health and load, and which fields they can't
+take.
 
-One class, one profile an engine; reaching them is the business of an ordinary `openai` provider, so nothing
-here opens a connection. A profile says which path tells health, how to read load from the metrics page, and
-how to make a body the engine takes. What an engine would silently ignore is refused here, because an answer
-that breaks the caller's wish without a word is worse than an error. Our own server (`local_models.serve`) is
-a profile like others.
+One class, one profile an engine; reaching them is the business of an ordinary `openai` provider, so nothing here opens
+a connection. A profile says which path tells health, how to read load from the metrics page, and how to make a body the
+engine takes. What an engine would silently ignore is refused here, because an answer that breaks the caller's wish
+without a word is worse than an error. Our own server (`local_models.serve`) is a profile like others.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Profile:
     ignored: frozenset[str] = frozenset()
     """Fields that it would accept and ignore; they are refused."""
     how_to_measure: str = ""
-    """What the operator must switch on for the metrics page."""
+    """What the operator must enable to get the metrics page."""
 
     def read_load(self, page: str, model: str | None = None) -> Load:
         """Load from a Prometheus page; samples of several models or ranks are added up, ratios averaged."""
@@ -138,7 +137,7 @@ PROFILES = {
 
 
 def _says_something(value: object) -> bool:
-    """False for what an engine may well ignore: absent, off, or the default of one choice."""
+    """Whether a field's value asks for something: not where it is absent, off, or the default."""
     return value not in (None, False, 0, 1, [], "", {"type": "text"})
 
 

@@ -31,7 +31,7 @@ from local_models.checkpoint import expected_shapes
 from local_models.decoder import DTYPES, Decoder
 from local_models.engine import Engine, EngineOptions
 from local_models.intervals import formatted, mean_and_half_width, mean_ratio
-from local_models.quant import int8_levels
+from local_models.products import int8_levels
 from local_models.request import Delta, Request
 from local_models.scheduler import PredictTokens
 from local_models.shape import Shape, shape_of
@@ -252,10 +252,10 @@ def admission_case(requests: int, rounds: int) -> dict[str, Any]:
         }
         for name, predict in rules.items():
             engine = Engine(decoder, codec, EngineOptions(kv_tokens=2048, share_prefixes=False), predict=predict)
-            took_s, told = _answer_all(engine, asked)
+            took_s, counted = _answer_all(engine, asked)
             cpu_s.setdefault(name, []).append(took_s)
             steps.setdefault(name, []).append(engine.steps)
-            lengths.update(told)
+            lengths.update(counted)
     return {
         "requests": requests, "kv_tokens": 2048, "max_tokens": 400, "cpu_s": cpu_s, "steps": steps,
         "faster": {name: mean_ratio(cpu_s["worst case"], spent) for name, spent in cpu_s.items()},
@@ -333,9 +333,9 @@ def _print_decode(row: dict[str, Any]) -> None:
     own, own_decode = row["cpu_s"]["engine"], row["decode_cpu_s"]["engine"]
     for name, seconds in row["cpu_s"].items():
         decode = row["decode_cpu_s"].get(name)
-        told = "not seen apart      " if decode is None else f"{decode:7.3f} s, {decode / own_decode:5.2f} x"
+        text = "not seen apart      " if decode is None else f"{decode:7.3f} s, {decode / own_decode:5.2f} x"
         alike = f"; {row['same_answers'][name]}/{row['streams']} answers alike" if name in row["same_answers"] else ""
-        print(f"  {name:34} decode {told}; whole {seconds:7.3f} CPU-s, {seconds / own:5.2f} x the engine's{alike}")
+        print(f"  {name:34} decode {text}; whole {seconds:7.3f} CPU-s, {seconds / own:5.2f} x the engine's{alike}")
 
 
 def main() -> None:

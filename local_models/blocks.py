@@ -1,19 +1,17 @@
-"""Who owns which slots of the key-value pool: blocks, shared prefixes, and what is forgotten first.
+"""Ownership of the key-value pool's slots: blocks, shared prefixes, and eviction.
 
-A sequence owns blocks of `block_tokens` slots. Full blocks of computed tokens are kept in a tree by their
-tokens, so a later prompt that begins alike starts where they end (PagedAttention's sharing, kept after the
-owner is gone). A block in the tree is never written again; a prompt that leaves it half way copies the common
-part (copy on write).
+A sequence owns blocks of `block_tokens` slots. Full blocks of computed tokens are kept in a tree by their tokens, so a
+later prompt that begins alike starts where they end (PagedAttention's sharing, kept after the owner is gone). A block
+in the tree is never written again; a prompt that leaves it half way copies the common part (copy on write).
 
-While memory is plentiful a shared prefix is copied into the new sequence's own run of blocks, because
-attention reads one run in place; when it is short the blocks themselves are shared and attention gathers
-them.
+While memory is plentiful a shared prefix is copied into the new sequence's own run of blocks, because attention reads
+one run in place; when it is short the blocks themselves are shared and attention gathers them.
 
-Eviction follows Marconi: what was asked for again outlives what was seen once (admission by second sight),
-and of equals the least `recency + alpha * computation saved per byte` goes first. What once was popular still
-ages, in units of how long a block lasts at present. `alpha=None` is plain LRU, kept for comparison.
+Eviction follows Marconi: a prefix that was requested again outlives one that was seen once, and of equals the one with
+the least `recency + alpha * computation saved per byte` goes first. Popular prefixes still age, in units of how long a
+block lasts at present. `alpha=None` is plain LRU, kept for comparison.
 
-What is evicted may be kept elsewhere (`OffloadStore`) and come back by a copy when a prompt asks for it again.
+Evicted blocks may be kept elsewhere (`OffloadStore`) and are copied back when a prompt needs them again.
 
 No torch: slots are integers here, and copies are returned for the owner of the pool to make.
 """
@@ -30,10 +28,11 @@ _FREE = b"\x01"
 _LEAST_COPY = 4
 _CHILDREN_TRIED = 32
 EVEN_DEPTH = 4096
-"""Tokens of context at which attention costs about what the matrix products do."""
+"""Tokens of context at which attention costs about as much as the matrix products."""
 _SIGHT, _TURN, _MOST_SIGHTS = 16.0, 1.0, 4.0
-"""Lifetimes of a block seen once that a doubling of sights, or an answer's end, is worth; the most
-doublings."""
+"""Additional lifetimes, in those of a block seen once, for each doubling of its sights and for the end of an answer;
+and the most doublings that count.
+"""
 
 
 @dataclass(eq=False, slots=True)
@@ -49,10 +48,10 @@ class PrefixNode:
     sights: int = 1
     last_used: int = 0
     ends_turn: bool = False
-    """True: an answer ended here, so the conversation's next turn begins alike."""
+    """True where an answer ended here, so that the conversation's next turn will begin with this prefix."""
     children: dict[tuple[int, ...], PrefixNode] = field(default_factory=dict)
     name: bytes = b""
-    """In the offload store; only where there is one."""
+    """Name in the offload store; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ class BlockPool:
         offload: OffloadStore | None = None,
         grain: int = 1,
     ) -> None:
-        """`grain`: slots that can be copied only together, from a multiple of it on."""
+        """`grain`: number of slots that can only be copied together, starting at a multiple of it."""
         self.count = count
         self.block_tokens = block_tokens
         self.hit_tokens = 0
@@ -141,7 +140,7 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """Blocks nobody holds, neither a sequence nor the tree."""
+        """Number of blocks that neither a sequence nor the tree holds."""
         return self._free
 
     @property
@@ -151,7 +150,7 @@ class BlockPool:
 
     @property
     def reclaimable(self) -> int:
-        """Blocks that a new sequence could get: free ones and cached ones nobody uses."""
+        """Number of blocks that a new sequence could get: free ones, and cached ones that no sequence uses."""
         return self._free + sum(node.users == 0 for node in self._nodes)
 
     def blocks_for(self, tokens: int) -> int:
@@ -239,7 +238,7 @@ class BlockPool:
         table.tail = node
 
     def forget(self) -> None:
-        """Drop every cached block nobody uses."""
+        """Drop every cached block that no sequence uses."""
         self._evict(len(self._nodes))
 
     def audit(self, tables: Ids[BlockTable]) -> None:
@@ -382,7 +381,9 @@ class BlockPool:
         return node.users == 0 and not node.children
 
     def _worth(self, node: PrefixNode) -> float:
-        """When it was last used, and how much longer than usual it should stay, in uses of the cache."""
+        """Eviction order of a node, lowest first: when it was last used plus how much longer than usual it should stay,
+        in uses of the cache.
+        """
         if self._alpha is None:
             return node.last_used
         # Computing a token again costs its matrix products, and attention over what precedes it.

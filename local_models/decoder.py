@@ -21,7 +21,8 @@ from local_models.errors import CheckpointError
 from local_models.linear import Linear, least_rows
 from local_models.native import Int8Panels, Panels, Rows, kernels
 from local_models.native_pass import Ends, LayerParts, NativePass
-from local_models.quant import Recipe, Weight, fused_linear, head_linear, load_weights
+from local_models.products import LinearFactory, fused_linear, head_linear
+from local_models.quant import Weight, load_weights
 from local_models.shape import Shape, read_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.bfloat16}
@@ -101,9 +102,9 @@ class Decoder:
         self.paged = self.device.type != "cpu" if paged is None else paged
         found = kernels() if native and not self.paged else None
         takes = found is not None and found.takes(self.dtype, shape.head_dim, block_tokens)
-        recipe = Recipe(self.dtype, int8, found if takes else None, self.paged, invariant)
-        self.head = head_linear(weights, recipe)
-        self.layers = [_layer(shape, weights, index, recipe) for index in range(shape.layers)]
+        factory = LinearFactory(self.dtype, int8, found if takes else None, self.paged, invariant)
+        self.head = head_linear(weights, factory)
+        self.layers = [_layer(shape, weights, index, factory) for index in range(shape.layers)]
         angles = torch.outer(
             torch.arange(shape.context_tokens).float(), torch.tensor(shape.inverse_frequencies).float()
         )
@@ -242,11 +243,11 @@ def _rows(segments: list[Segment]) -> Rows:
     return Rows(first, count, start, begin, every)
 
 
-def _layer(shape: Shape, weights: dict[str, Weight], index: int, recipe: Recipe) -> _Layer:
+def _layer(shape: Shape, weights: dict[str, Weight], index: int, factory: LinearFactory) -> _Layer:
     name = f"model.layers.{index}."
 
     def linear(*parts: str) -> Linear:
-        return fused_linear(weights, [name + part for part in parts], recipe)
+        return fused_linear(weights, [name + part for part in parts], factory)
 
     return _Layer(
         norm_in=_tensor(weights, name + "input_layernorm.weight"),

@@ -1,7 +1,7 @@
 """Sentence encoders of the BERT family (MiniLM and its like): texts in, vectors of length 1 out, many at a time.
 
 All texts of a batch lie in one flat run of rows without padding; only attention looks at one text at a time. So a
-text's vector does not depend on what it is computed with, where `local_models.native` computes to the last bit.
+text's vector does not depend on the rest of its batch; where `local_models.native` computes, not even in the last bit.
 
 Reads a Hugging Face folder (config.json, model.safetensors, tokenizer.json), and from sentence-transformers' files
 beside it how the rows of a text become one vector: their mean, or the first. Refuses other architectures and texts
@@ -26,7 +26,7 @@ from local_models.checkpoint import require_manifest
 from local_models.errors import CheckpointError, PromptTooLong
 from local_models.linear import Linear
 from local_models.native import kernels
-from local_models.quant import Recipe
+from local_models.products import LinearFactory
 from local_models.text import TextCodec
 
 ARCHITECTURES = ("BertModel",)
@@ -79,8 +79,8 @@ class Encoder:
         types = weights["embeddings.token_type_embeddings.weight"]
         self._places = weights["embeddings.position_embeddings.weight"] + types[0]
         self._norm = _pair(weights, "embeddings.LayerNorm")
-        recipe = Recipe(torch.float32, native=kernels())
-        self._layers = [_layer(weights, f"encoder.layer.{at}.", recipe) for at in range(config["num_hidden_layers"])]
+        factory = LinearFactory(torch.float32, native=kernels())
+        self._layers = [_layer(weights, f"encoder.layer.{at}.", factory) for at in range(config["num_hidden_layers"])]
 
     def embed(self, texts: Ids[Ids[int]]) -> Tensor:
         """`[texts, size]`, each row of length 1; raises `PromptTooLong`."""
@@ -140,10 +140,10 @@ def _pair(weights: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     return weights[name + ".weight"], weights[name + ".bias"]
 
 
-def _layer(weights: dict[str, Tensor], name: str, recipe: Recipe) -> _Layer:
+def _layer(weights: dict[str, Tensor], name: str, factory: LinearFactory) -> _Layer:
     def linear(*parts: str) -> Linear:
         pairs = [_pair(weights, name + part) for part in parts]
-        return recipe.dense(torch.cat([weight for weight, _ in pairs]), torch.cat([bias for _, bias in pairs]))
+        return factory.dense(torch.cat([weight for weight, _ in pairs]), torch.cat([bias for _, bias in pairs]))
 
     return _Layer(
         qkv=linear("attention.self.query", "attention.self.key", "attention.self.value"),

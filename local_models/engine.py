@@ -1,7 +1,7 @@
 """The engine: schedule, run, postprocess, one step at a time, in whatever thread calls `step`.
 
-One bad request never touches another: what can never fit is refused when it is added, scores that are not
-numbers end the one request they belong to, and every request ends in exactly one `Finished`.
+A bad request never affects another: what can never fit is refused when it is added, scores that are not numbers end
+only the request they belong to, and every request ends in exactly one `Finished`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Engine:
         self.drafted_tokens = 0
         self.accepted_tokens = 0
         self.acceptable_tokens = 0.0
-        """What the best rule of acceptance would have kept of the same guesses, on average."""
+        """Expected number of guessed tokens that the optimal rule of acceptance would have kept."""
         self._step_times = multi_step.StepTimes()
         self._drafter = drafter or (NgramDrafter() if options.draft_tokens else None)
 
@@ -107,7 +107,7 @@ class Engine:
         return self.scheduler.blocks
 
     def add(self, request: Request) -> None:
-        """Put a request in line; `RequestRefused` or `EngineFull` when it can't be."""
+        """Add a request to the waiting line. Raises `RequestRefused` or `EngineFull`."""
         self._check_tokens(request)
         matcher = self._grammars.matcher(request.grammar) if request.grammar else None
         sequence = self.scheduler.add(request, self._clock())
@@ -118,12 +118,12 @@ class Engine:
         self._seeds[request.id] = secrets.randbits(48) if seed is None else seed
 
     def cancel(self, request_id: str) -> list[Event]:
-        """End a request now; nothing when it has ended already."""
+        """End a request now; without effect where it has ended already."""
         sequence = self._sequences.get(request_id)
         return [self._finish(sequence, "cancelled")] if sequence else []
 
     def step(self) -> list[Event]:
-        """Compute one batch and say what came of it."""
+        """Compute one batch; returns the events that came of it."""
         now_s = self._clock()
         events = self._expire(now_s)
         plan = self.scheduler.plan(now_s)
@@ -141,11 +141,13 @@ class Engine:
         return events + self._postprocess(plan.work, scores)
 
     def hurry(self) -> None:
-        """Let `step` return soon, because somebody waits for the engine; from any thread."""
+        """Make a running `step` return soon, because another job waits for the engine. Thread-safe."""
         self.runner.decoder.hurry()
 
     def _multi_step_tokens(self, work: list[Work]) -> list[int]:
-        """How many tokens each sequence may say in one call, most first, their slots given; none: one step for all."""
+        """How many tokens each sequence may generate in one call, largest first, with their slots reserved; empty where
+        only a single step is possible.
+        """
         is_guessing = self._drafter is not None and self.options.draft_tokens > 0
         if is_guessing or self.scheduler.waiting or not multi_step.is_greedy(work) or not self.runner.decoder.is_native:
             return []
@@ -153,7 +155,7 @@ class Engine:
         return left if left[0] > 1 and multi_step.reserve(self.blocks, work, left) else []
 
     def _run_steps(self, work: list[Work], left: list[int], begun_s: float, begun_joules: float | None) -> list[Event]:
-        """Make several steps and say what came of them."""
+        """Compute several steps in one call; returns the events that came of them."""
         said = self.runner.run_steps(work, left)
         self.steps += len(said[0])
         self._charge(work, self._clock() - begun_s, begun_joules, [len(tokens) for tokens in said])
@@ -167,7 +169,7 @@ class Engine:
 
     def _events_of(self, sequence: Sequence, more: multi_step.NewTokens) -> list[Event]:
         name = sequence.request.id
-        events: list[Event] = [Delta(name, more.text, more.told)] if more.told else []
+        events: list[Event] = [Delta(name, more.text, more.token_ids)] if more.token_ids else []
         if more.reason == "error":
             return [*events, self._finish(sequence, "error", sampler.NOT_NUMBERS)]
         assert sequence.table is not None
@@ -188,8 +190,7 @@ class Engine:
         return vector
 
     def score(self, prompt: Ids[int], answer: Ids[int]) -> list[float]:
-        """Log-probabilities of an answer's tokens, whoever wrote it: evidence of how likely the model finds
-        it."""
+        """Log-probabilities of the tokens of an answer, which any model or person may have written."""
         if not prompt or not answer:
             raise RequestRefused("scoring needs a prompt and an answer", param="prompt")
         self._check_text([*prompt, *answer], len(prompt) + len(answer) - 1, "prompt")
@@ -199,7 +200,9 @@ class Engine:
         return logprobs
 
     def _check_text(self, ids: Ids[int], count: int, param: str) -> None:
-        """What is computed at once, without blocks of its own, must be tokens and fit the context."""
+        """Refuse a text that is computed in one pass where it holds ids that are no tokens, or does not fit the
+        context.
+        """
         shape = self._shape
         if not 0 < count <= shape.context_tokens:
             raise RequestRefused(f"{count} tokens are not 1 to {shape.context_tokens}", param=param)
@@ -218,8 +221,9 @@ class Engine:
     def _charge(
         self, work: list[Work], seconds: float, begun_joules: float | None, made: list[int] | None = None
     ) -> None:
-        """Divide the time and energy of a step, or of several, among its requests. `made`: steps of each, most
-        first."""
+        """Divide the time (seconds) and energy (joules) of one or several steps among their requests. `made`: number of
+        steps of each piece of work, largest first; None: one each.
+        """
         made = made or [1] * len(work)
         steps = made[0]
         pieces = [
@@ -266,7 +270,7 @@ class Engine:
         return events
 
     def _extend_safely(self, piece: Work, scores: Tensor, now_s: float) -> list[Event]:
-        """Whatever goes wrong with one request's scores ends that one only."""
+        """As `_extend_and_check`; any error ends this request only."""
         sequence = piece.sequence
         try:
             return self._extend_and_check(piece, scores, now_s)
@@ -279,7 +283,7 @@ class Engine:
             return [self._finish(sequence, "error", f"no token could be chosen: {error}")]
 
     def _extend_and_check(self, piece: Work, scores: Tensor, now_s: float) -> list[Event]:
-        """The next token, and those after it for as long as each was guessed."""
+        """Choose the next token, and further ones as long as each was guessed right."""
         sequence, drafts = piece.sequence, piece.drafts
         events: list[Event] = []
         accepted = 0
@@ -303,7 +307,7 @@ class Engine:
         return events
 
     def _guess(self, work: list[Work]) -> None:
-        """Let sequences that decode also check guesses, as far as the batch's budget and their room go."""
+        """Add guessed tokens to the sequences that decode, within the batch's budget and the free blocks."""
         decoding = {piece.sequence.request.id: piece for piece in work if piece.sequence.is_decoding}
         budget = min(self.options.draft_budget, self.options.draft_tokens * len(decoding))
         if self._drafter is None or not decoding or budget <= 0:
@@ -320,7 +324,7 @@ class Engine:
                 decoding[name].drafts = list(drafts)
 
     def _of_use(self, guess: Draft, sequence: Sequence) -> Draft:
-        """The guesses that could be kept: none after the answer's last token."""
+        """The guesses that could be kept: none beyond the answer's possible end."""
         most = max(0, sequence.request.max_tokens - sequence.output_tokens - 1)
         if not sequence.request.ignore_end:
             ends = (at for at, token_id in enumerate(guess.ids, 1) if token_id in self._shape.end_ids)
@@ -328,7 +332,7 @@ class Engine:
         return Draft(guess.ids[:most], guess.probabilities[:most])
 
     def _extend(self, sequence: Sequence, scores: Tensor, now_s: float, guess: int | None) -> list[Event]:
-        """Choose the sequence's next token and tell of it."""
+        """Choose the sequence's next token; returns its events."""
         request = sequence.request
         row = scores.numpy()
         sampler.require_numbers(row)
@@ -390,7 +394,7 @@ class Engine:
         return Finished(request.id, reason, text, message, usage, stopped_by)
 
     def _tune(self, sequence: Sequence) -> None:
-        """From now on, settings that look better: they change no answer."""
+        """Take over settings that the tuner expects to be faster; they change no answer."""
         if self.tuner is None:
             return
         setting = self.tuner.answer(sequence.usage, sequence.ids[sequence.prompt_tokens :])
@@ -398,7 +402,7 @@ class Engine:
             self.use(setting)
 
     def use(self, setting: Setting) -> None:
-        """Take another chunk, number of guesses and rule of sharing; eight bits need a load."""
+        """Change the tokens per step, the number of guesses and the sharing of prefixes; eight bits need a new load."""
         self.options = with_setting(self.options, setting)
         self.scheduler.step_tokens = setting.step_tokens
         self.blocks.share = setting.share_prefixes

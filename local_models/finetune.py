@@ -40,7 +40,7 @@ class LabelledTexts:
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class FinetuningSettings:
     epochs: int = 1
     batch: int = 16
     rate: float = 2e-5
@@ -95,7 +95,7 @@ def loss_of(logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 
 
 def finetuned(
-    rows: LabelledTexts, encoder: Path, schedule: Schedule, on_step: OnStep = lambda step, loss: None
+    rows: LabelledTexts, encoder: Path, settings: FinetuningSettings, on_step: OnStep = lambda step, loss: None
 ) -> Scorer:
     """The encoder trained on the rows, with its heads. ValueError where the folder holds no BERT."""
     from tokenizers import Tokenizer
@@ -103,7 +103,7 @@ def finetuned(
 
     if AutoConfig.from_pretrained(encoder).model_type != "bert":
         raise ValueError(f"{encoder}: only a BERT can be fine-tuned and served here")
-    torch.manual_seed(schedule.seed)
+    torch.manual_seed(settings.seed)
     tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.enable_padding()
@@ -113,12 +113,12 @@ def finetuned(
         scorer.heads.weight.zero_()
         scorer.heads.bias.copy_(torch.logit(base))
     groups = [
-        {"params": list(scorer.encoder.parameters()), "lr": schedule.rate},
-        {"params": list(scorer.heads.parameters()), "lr": 20 * schedule.rate},
+        {"params": list(scorer.encoder.parameters()), "lr": settings.rate},
+        {"params": list(scorer.heads.parameters()), "lr": 20 * settings.rate},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-    order = [torch.randperm(len(rows.texts)).tolist() for _ in range(schedule.epochs)]
-    batches = [part[i : i + schedule.batch] for part in order for i in range(0, len(part), schedule.batch)]
+    order = [torch.randperm(len(rows.texts)).tolist() for _ in range(settings.epochs)]
+    batches = [part[i : i + settings.batch] for part in order for i in range(0, len(part), settings.batch)]
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / (len(batches) + 1))
     scorer.train()
     for step, places in enumerate(batches):
@@ -172,7 +172,7 @@ def main() -> None:
         if step % 20 == 19:
             print(f"step {step + 1}: loss {sum(seen[-20:]) / 20:.4f}", flush=True)
 
-    scorer = finetuned(rows, args.encoder, Schedule(epochs=args.epochs, rate=args.rate), print_loss)
+    scorer = finetuned(rows, args.encoder, FinetuningSettings(epochs=args.epochs, rate=args.rate), print_loss)
     save_encoder(scorer, args.encoder, args.out)
     print(f"{args.out}: {len(rows.texts)} rows, {rows.scores.shape[1]} models")
 

@@ -78,18 +78,18 @@ def encoded(codec: TextCodec, end: int, pairs: Sequence[tuple[str, str]]) -> lis
     ]
 
 
-def train(model: Any, pairs: Sequence[Pair], course: DistillationSettings, on_step: OnStep) -> None:
+def train(model: Any, pairs: Sequence[Pair], settings: DistillationSettings, on_step: OnStep) -> None:
     """Train the model in place; causal attention makes padding on the right harmless."""
-    generator = torch.Generator().manual_seed(course.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
-    for step in range(course.steps):
-        places = torch.randint(len(pairs), (min(course.batch, len(pairs)),), generator=generator).tolist()
+    for step in range(settings.steps):
+        places = torch.randint(len(pairs), (min(settings.batch, len(pairs)),), generator=generator).tolist()
         inputs, targets = collate([pairs[place] for place in places])
         logits = model(input_ids=inputs).logits
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
         for group in optimizer.param_groups:
-            group["lr"] = course.rate * cosine_schedule(step, course.steps, WARM_UP_STEPS)
+            group["lr"] = settings.rate * cosine_schedule(step, settings.steps, WARM_UP_STEPS)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -102,7 +102,7 @@ def imitate(
     answered: Answered,
     student: Path,
     out: Path,
-    course: DistillationSettings,
+    settings: DistillationSettings,
     on_step: OnStep = lambda step, loss: None,
 ) -> dict[str, float]:
     """Write the trained student to `out`. Returns the share of held-out questions on which it answers as its teacher
@@ -110,18 +110,18 @@ def imitate(
     """
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(course.seed)
+    torch.manual_seed(settings.seed)
     codec = TextCodec(student)
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).eval()
     ends = model.generation_config.eos_token_id
     end = ends[0] if isinstance(ends, list) else ends
     held = encoded(codec, end, answered.held_out)
     before = _exact_match(model, held)
-    train(model, encoded(codec, end, answered.train), course, on_step)
+    train(model, encoded(codec, end, answered.train), settings, on_step)
     found = {"before": before, "after": _exact_match(model, held)}
     shutil.copytree(student, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "*.safetensors*"))
     model.save_pretrained(out)
-    write_manifest(out, {"imitates": asdict(course), "rows": len(answered.train), "held_out_alike": found})
+    write_manifest(out, {"imitates": asdict(settings), "rows": len(answered.train), "held_out_alike": found})
     return found
 
 
@@ -144,8 +144,8 @@ def main() -> None:
         if step % 50 == 49:
             print(f"step {step + 1}: loss {loss:.4f}", flush=True)
 
-    course = DistillationSettings(steps=args.steps, rate=args.rate)
-    found = imitate(answered, args.student, args.out, course, print_loss)
+    settings = DistillationSettings(steps=args.steps, rate=args.rate)
+    found = imitate(answered, args.student, args.out, settings, print_loss)
     print(json.dumps({"out": str(args.out), "learnt": len(answered.train), "held": len(answered.held_out), **found}))
 
 

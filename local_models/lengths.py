@@ -1,10 +1,8 @@
-"""How long an answer will be, learnt while serving: what admission reserves (S^3) and what a price is made
-of.
+"""Predicts how long an answer will be, learned while serving: admission reserves that many tokens (S^3).
 
-S^3 predicts a bucket of lengths from the prompt with a fine-tuned transformer. Here a multinomial logistic
-model over hashed token bigrams does it: it learns from each finished request in microseconds and starts from
-nothing. The reservation is a quantile of the predicted distribution, so that being too short is rare but
-never forbidden.
+S^3 predicts a bucket of lengths from the prompt with a fine-tuned transformer. Here a multinomial logistic model over
+hashed token bigrams does it: it learns from each finished request in microseconds and starts from nothing. The
+reservation is a quantile of the predicted distribution, so that being too short is rare but never forbidden.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ class LengthPredictor:
         self._squares = np.full(_FEATURES, 1e-2, np.float32)
 
     def predict(self, request: Request) -> int:
-        """Tokens to reserve; all the request may use until enough answers were seen."""
+        """Tokens to reserve; until enough answers were seen, all that the request may use."""
         if self._seen < self._trust_after:
             return request.max_tokens
         probabilities = self._distribution(_features(request))

@@ -1,9 +1,9 @@
-"""Matrix products whose row does not depend on how many other rows are computed with it.
+"""Matrix products in which a row's result does not depend on the number of rows.
 
-A request's answer must not depend on its batch mates. Matrix libraries choose another kernel for a handful of
-rows than for many, and the two round differently. `least_rows` finds, by trying, from how many rows on a
-row's bits no longer change; smaller batches are padded to that. Measured here: 1 for bfloat16 (oneDNN), 4 for
-float32 (MKL).
+A request's answer must not depend on the requests in the same batch. Matrix libraries choose another kernel for a
+handful of rows than for many, and the two round differently. `least_rows` finds, by trying, from how many rows on a
+row's bits no longer change; smaller batches are padded to that. Measured here: 1 for bfloat16 (oneDNN), 4 for float32
+(MKL).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Dense:
 def least_rows(dtype: torch.dtype) -> int:
     """The least number of rows from which on a row's product no longer depends on their number.
 
-    16 when no smaller one was found: then every batch up to 16 is computed as one of 16.
+    It is 16 at most; then every batch of up to 16 rows is computed as one of 16.
     """
     generator = torch.Generator().manual_seed(0)
     worst = 1

@@ -1,11 +1,11 @@
-"""What a local answer costs: seconds of the machine, split exactly; the price of one more; the time it should
-take.
+"""What a local answer costs: its exact share of the machine's seconds, the cost of one more answer, and the time that a
+step should take.
 
-A step computes prompt tokens and decoded tokens together, so its time is modelled as `base + prefill * prompt
-tokens + decode * decoded tokens + context * tokens attended to`, fitted by least squares as steps happen.
-Each step's seconds (and joules, where the hardware tells) are divided among its requests by that model, and
-the shares add up to the step. Prefill and decode are so priced apart, and the cost of one more answer follows
-from the load. numpy only; time and energy are arguments.
+A step computes prompt tokens and decoded tokens together, so its time is modelled as `base + prefill * prompt tokens +
+decode * decoded tokens + context * tokens attended to`, fitted by least squares as steps happen. Each step's seconds
+(and joules, where the hardware tells) are divided among its requests by that model, and the shares add up to the step.
+Prefill and decode are so priced apart, and the cost of one more answer follows from the load. numpy only; time and
+energy are arguments.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Vector = npt.NDArray[np.float64]
 _PRIOR = np.array([1e-3, 1e-5, 1e-4, 1e-8])
 _FORGET = 0.999
 _WEIGHT = 1e-4
-"""How much the prior counts, in steps."""
+"""Weight of the prior, in steps."""
 _RAPL = Path("/sys/class/powercap")
 
 
@@ -50,7 +50,7 @@ class StepMeter:
     _moment: Vector = field(default_factory=lambda: _WEIGHT / _PRIOR)
 
     def learn(self, pieces: Sequence[Piece], seconds: float, steps: int = 1) -> None:
-        """So many steps took so long; all that was computed in them is in the pieces."""
+        """Learn from `steps` steps that took `seconds` together and computed all of the pieces."""
         x, seconds = _total(pieces), seconds / steps
         x[1:] /= steps
         # Relative errors count, so that a long step is not worth a thousand short ones.
@@ -71,14 +71,13 @@ class StepMeter:
         return shares
 
     def step_s(self, decoding: int, context_tokens: float, prompt_tokens: int = 0) -> float:
-        """What a step with so many decoding sequences, of such a mean context, should take."""
+        """Predicted seconds of a step with `decoding` sequences of that mean context."""
         x = np.array([1.0, prompt_tokens, decoding, prompt_tokens + decoding * context_tokens])
         return float(x @ self.coefficients)
 
     def answer_s(self, prompt_tokens: int, cached_tokens: int, output_tokens: float, decoding: int) -> float:
-        """Machine time one more answer adds beside `decoding` sequences that run anyway.
-
-        Alone it also pays for every step's base; in company the steps happen already.
+        """Seconds of machine time that one more answer adds beside `decoding` sequences that run anyway. An answer
+        alone also pays for the base of every step.
         """
         base, prefill, decode, attend = self.coefficients
         computed = prompt_tokens - cached_tokens
@@ -108,8 +107,8 @@ def _features(pieces: Sequence[Piece]) -> Vector:
 
 
 def _nonnegative(gram: Vector, moment: Vector) -> Vector:
-    """Least squares with no negative price: where the free solution has one, coordinates are minimised in
-    turn."""
+    """Non-negative least squares: where the unconstrained solution has a negative coefficient, by coordinate descent.
+    """
     # In units of the prior, because a base and an attended token differ by five orders of magnitude.
     gram, moment = gram * np.outer(_PRIOR, _PRIOR), moment * _PRIOR
     x = np.linalg.lstsq(gram, moment, rcond=None)[0]

@@ -1,9 +1,9 @@
-"""Several steps in one call: while all that runs decodes plainly and nothing waits, the way from step to step costs a
-small model as much as its sums.
+"""Several decoding steps in one call, because for a small model the overhead between steps costs as much as the steps.
 
-How many steps is a matter of time: no more than a reader notices, since their tokens are told together. Whoever waits
-for the engine ends the call with the step it is in (`Engine.hurry`). Tokens are those of single steps, bit for bit.
-Refuses whatever has to look at scores: draws, penalties, grammars, log-probabilities, guesses.
+It is possible while all running sequences decode greedily and none waits. The number of steps is limited by time, since
+their tokens are delivered together. A waiting job ends the call after the current step (`Engine.hurry`). The tokens are
+those of single steps, bit for bit. Not possible where the scores must be looked at: with sampling, penalties, grammars,
+log-probabilities or guesses.
 """
 
 from __future__ import annotations
@@ -16,28 +16,30 @@ from local_models.scheduler import Sequence, Work
 
 MOST_STEPS = 32
 PATIENCE_S = 0.05
-"""How long one call may take."""
+"""The most seconds that one call may take."""
 
 
 class StepTimes:
-    """What a step takes, by the number of sequences that decode in it."""
+    """Seconds of a step, by the number of sequences that decode in it."""
 
     def __init__(self) -> None:
         self._step_s: dict[int, float] = {}
 
     def learn(self, work: list[Work], step_s: float) -> None:
-        """A step took so long; one that computes prompts tells nothing."""
+        """Learn the seconds of a step; one that computes prompts is ignored."""
         if all(piece.sequence.is_decoding for piece in work):
             self._step_s[len(work)] = step_s
 
     def steps(self, work: list[Work]) -> int:
-        """Steps worth making at once; one before any was timed, of so many sequences or of more."""
+        """The number of steps to make at once; 1 until a step of at least as many sequences was timed."""
         step_s = next((self._step_s[many] for many in sorted(self._step_s) if many >= len(work)), PATIENCE_S)
         return max(1, min(MOST_STEPS, int(PATIENCE_S / max(step_s, 1e-6))))
 
 
 def tokens_left(work: list[Work], steps: int) -> list[int]:
-    """Tokens that each sequence may still say in so many steps; the work is put in that order, most first."""
+    """Tokens that each sequence may still generate within `steps` steps, largest first; the work is sorted into that
+    order.
+    """
     work.sort(key=_left, reverse=True)
     return [min(steps, _left(piece)) for piece in work]
 
@@ -69,11 +71,11 @@ def reserve(blocks: BlockPool, work: list[Work], left: list[int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NewTokens:
-    """What several steps brought one sequence."""
+    """New tokens of one sequence after several steps."""
 
     text: str
-    told: tuple[int, ...]
-    """The tokens that `text` tells of; one that ends an answer is not among them."""
+    token_ids: tuple[int, ...]
+    """The tokens of `text`; an end token is not among them."""
     reason: Literal["stop", "length", "error"] | None
     """Why the sequence ends here; None: it goes on."""
     rest: str = ""
@@ -84,21 +86,21 @@ def append(sequence: Sequence, tokens: list[int], end_ids: tuple[int, ...]) -> N
     """Add tokens to a sequence, up to the one that ends it; -1 stands for scores that are no numbers."""
     request, stream = sequence.request, sequence.stream
     assert stream is not None
-    text, told = "", list[int]()
+    text, token_ids = "", list[int]()
     for token_id in tokens:
         if token_id < 0:
-            return NewTokens(text + stream.push(*([] if stream.stops else told)), tuple(told), "error")
+            return NewTokens(text + stream.push(*([] if stream.stops else token_ids)), tuple(token_ids), "error")
         sequence.computed += 1
         sequence.ids.append(token_id)
         sequence.said[token_id] += 1
         if token_id in end_ids and not request.ignore_end:
-            text += "" if stream.stops else stream.push(*told)
-            return NewTokens(text, tuple(told), "stop", stream.finish())
-        told.append(token_id)
+            text += "" if stream.stops else stream.push(*token_ids)
+            return NewTokens(text, tuple(token_ids), "stop", stream.finish())
+        token_ids.append(token_id)
         if stream.stops:
             text += stream.push(token_id)
             if stream.stopped_by is not None:
-                return NewTokens(text, tuple(told), "stop")
-    text += "" if stream.stops else stream.push(*told)
+                return NewTokens(text, tuple(token_ids), "stop")
+    text += "" if stream.stops else stream.push(*token_ids)
     done = sequence.output_tokens >= request.max_tokens
-    return NewTokens(text, tuple(told), "length" if done else None, stream.finish() if done else "")
+    return NewTokens(text, tuple(token_ids), "length" if done else None, stream.finish() if done else "")

@@ -1,13 +1,13 @@
-"""The engine's arithmetic in C, compiled where it runs: products, attention and the steps between them.
+"""The engine's arithmetic in C, compiled on the machine where it runs: products, attention and the steps between them.
 
 torch's libraries serve large batches well and small ones badly: a lone row costs as much as four, bfloat16 without
-hardware for it is slower than float32, and attention is one call a sequence and layer. `native.c` computes the same
-for processors with AVX2, its sums in an order that depends on nothing but the row, so that an answer's bits never
-depend on its batch and nothing is padded.
+hardware for it is slower than float32, and attention is one call a sequence and layer. `native.c` computes the same for
+processors with AVX2, its sums in an order that depends on nothing but the row, so that an answer's bits never depend on
+its batch and nothing is padded.
 
-The compiler of the machine (`cc`) builds it once, into a folder of the user's own. Where there is no compiler, no
-AVX2, or the result fails its test, `kernels()` is None and torch computes everything as before; the environment
-variable HEADGATE_NATIVE=0 asks for that. Nothing is downloaded.
+The compiler of the machine (`cc`) builds it once, into a folder of the user's own. Where there is no compiler, no AVX2,
+or the result fails its test, `kernels()` is None and torch computes everything as before; the environment variable
+HEADGATE_NATIVE=0 asks for that. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-w")
 SLOTS, STEP_BYTES = 8, 4
-"""Slots of eight-bit keys or values that lie together, and what each has beside its numbers."""
+"""Number of slots of eight-bit keys or values that are interleaved, and bytes of the scale of each."""
 _PANEL, _GROUP = 16, 128
 _COMPILE_S = 120
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -52,7 +52,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 @cache
 def kernels() -> Kernels | None:
-    """The compiled functions, built on first use; None where torch has to do."""
+    """The compiled functions, built on first use; None where they can't be used and torch computes."""
     if os.environ.get("HEADGATE_NATIVE") == "0" or platform.machine() not in ("x86_64", "AMD64"):
         return None
     try:

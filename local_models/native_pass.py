@@ -111,7 +111,7 @@ class NativePass:
         )  # fmt: skip
         self._hurry.value = 0
         tokens: list[list[int]] = said[:made].T.tolist()
-        return [told[:many] for told, many in zip(tokens, left, strict=True)]
+        return [row[:many] for row, many in zip(tokens, left, strict=True)]
 
     def hurry(self) -> None:
         """End `decode` with the step it is in, or the next call with its first; from any thread."""

@@ -63,9 +63,9 @@ class GenerationParams:
 
 
 def read_chat(body: Body, temperature: float = 1.0) -> GenerationParams:
-    """The chat body's wishes; `RequestRefused` names the field that can't be granted.
+    """The parameters of a chat body. Raises `RequestRefused`, which names the field that can't be served.
 
-    `temperature` is the model's own, for bodies that name none.
+    `temperature` is the model's default, for bodies without one.
     """
     _refuse_unknown(body, CHAT_FIELDS)
     if body.get("tools") and body.get("tool_choice") != "none":
@@ -83,7 +83,7 @@ def read_chat(body: Body, temperature: float = 1.0) -> GenerationParams:
 
 
 def read_completion(body: Body, temperature: float = 1.0) -> GenerationParams:
-    """The completions body's wishes; without `max_tokens` an answer has 16 tokens, as OpenAI defines."""
+    """The parameters of a completions body; without `max_tokens` an answer has at most 16 tokens, as OpenAI defines."""
     _refuse_unknown(body, COMPLETION_FIELDS)
     if body.get("suffix"):
         raise RequestRefused("this model completes at the end only", code="unsupported_value", param="suffix")
@@ -278,7 +278,7 @@ def _sampling(body: Body) -> Sampling:
 
 
 def _grammar(body: Body) -> Grammar | None:
-    """What the answer must obey, asked for as OpenAI or as vLLM defines; None for free text."""
+    """The grammar that the answer must obey, in OpenAI's or vLLM's field; None for free text."""
     asked, wanted = _schema(body.get("response_format")), _structured(body)
     if asked is not None and wanted is not None:
         raise RequestRefused("response_format and structured_outputs exclude each other", param=_STRUCTURED)
@@ -370,7 +370,7 @@ def _refuse_unknown(body: Body, known: set[str]) -> None:
 
 
 def _set(body: Body) -> Body:
-    """The fields that say something; JSON's null is as good as absent."""
+    """The fields that are not null, since null means absent."""
     return {name: value for name, value in body.items() if value is not None}
 
 

@@ -15,7 +15,7 @@ from local_models.settings import Setting
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Limits of one engine; memory is what is said here, never a share of what the machine has."""
+    """Options of one engine. Memory is what is stated here, never a share of the machine's."""
 
     kv_tokens: int = 32_768
     block_tokens: int = 64
@@ -39,9 +39,9 @@ class EngineOptions:
     copy_while_free: float = 0.5
     """A shared prefix is copied, not gathered, while this share of the blocks is free."""
     tier_memory_mb: int = 0
-    """Evicted keys and values kept in memory beside the pool, for conversations that come back."""
+    """Megabytes of evicted keys and values that are kept in memory beside the pool, for conversations that continue."""
     tier_disk_mb: int = 0
-    """And of those that leave memory, in an unnamed file."""
+    """Megabytes of keys and values that leave this memory and are kept in an unnamed file."""
     tier_folder: str | None = None
     """Where that file lies; None: the system's folder for temporary files."""
     draft_tokens: int = 0

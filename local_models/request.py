@@ -1,4 +1,4 @@
-"""What a client asks of an engine, and what the engine tells it: plain data, no torch.
+"""Requests to an engine and the events that it returns: plain data, no torch.
 
 Every request ends in exactly one `Finished`, whatever happened to it.
 """
@@ -81,7 +81,7 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class Usage:
-    """What a request took."""
+    """Tokens, time and energy that a request took."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -90,7 +90,7 @@ class Usage:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     compute_s: float = 0.0
-    """The request's share of the engine's time, whoever shared its steps."""
+    """Seconds of the engine's time that were charged to this request."""
     joules: float | None = None
     """Its share of the energy; None where the hardware does not tell."""
     drafted_tokens: int = 0
@@ -99,7 +99,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """More of an answer."""
+    """A further piece of an answer."""
 
     request_id: str
     text: str
@@ -109,16 +109,16 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The one last word on a request."""
+    """The last event of a request."""
 
     request_id: str
     reason: Ending
     text: str = ""
-    """What was held back for a possible stop string."""
+    """Text that was held back because a stop string might have begun in it."""
     message: str = ""
     usage: Usage = field(default_factory=Usage)
     stopped_by: str | None = None
-    """The stop string that was met."""
+    """The stop string that ended the answer; None where none did."""
 
 
 Event = Delta | Finished

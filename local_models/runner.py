@@ -1,9 +1,8 @@
-"""Where an engine's steps are computed: the decoder, the pool of keys and values, and the way from planned work to
-scores.
+"""Computes an engine's steps: from planned work to scores, by the decoder and the pool of keys and values.
 
-A runner knows no requests' rules and chooses no token. `Runner` computes a step as one flat batch, on whatever device
-the decoder is; `local_models.paged_runner` has another for GPUs. Scores come back to the CPU, because tokens are
-chosen there, each request by its own rules.
+A runner neither knows the requests' sampling rules nor chooses tokens. `Runner` computes a step as one flat batch, on
+whatever device the decoder is; `local_models.paged_runner` has another for GPUs. Scores come back to the CPU, because
+tokens are chosen there, each request by its own rules.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Runner:
         self.pool = _pool(decoder, blocks + self.spare_blocks)
 
     def run(self, work: list[Work]) -> Tensor:
-        """Float32 scores: one row for each piece of work that reaches its sequence's end, and one for each guess."""
+        """Float32 logits: one row for each piece of work that reaches its sequence's end, and one for each guess."""
         hidden = self.decoder.forward(flat_batch(work, self.decoder.block_tokens), self.pool)
         return self.decoder.logits(hidden).cpu() if len(hidden) else hidden.cpu()
 

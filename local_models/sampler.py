@@ -39,7 +39,7 @@ def choose(scores: Scores, sampling: Sampling, seed: int, position: int, said: C
 
 
 def chance(scores: Scores, sampling: Sampling, said: Counter[int], token_id: int) -> float:
-    """The probability with which `choose` gives a token, over all seeds: how often a guess of it can be right at most.
+    """Probability over all seeds that `choose` returns this token, which bounds how often a guess of it can be right.
     """
     if sampling.temperature == 0.0:
         return float(choose(scores, sampling, 0, 0, said) == token_id)

@@ -27,7 +27,7 @@ PredictTokens = Callable[[Request], int]
 
 
 class TokenMatcher(Protocol):
-    """What a grammar allows next."""
+    """The tokens that a grammar allows next."""
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """One flag a token of the vocabulary."""
@@ -38,7 +38,7 @@ class TokenMatcher(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """A request on its way: the tokens so far, and how many of them have keys and values."""
+    """A request in progress: its tokens so far, and how many of them have keys and values."""
 
     request: Request
     ids: list[int]
@@ -105,7 +105,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._admitted_s: deque[float] = deque(maxlen=_ADMISSIONS)
-        """When the last ones came out of the line."""
+        """Times at which the last sequences were admitted."""
         self.preempted = 0
         self._context_tokens = context_tokens
         self._predict = predict
@@ -115,7 +115,7 @@ class Scheduler:
 
     @property
     def capacity_tokens(self) -> int:
-        """The longest prompt and answer together that can ever be served."""
+        """The most tokens of a prompt and its answer together that can ever be served."""
         return min(self._context_tokens, self.blocks.count * self.blocks.block_tokens)
 
     def add(self, request: Request, now_s: float) -> Sequence:
@@ -138,8 +138,8 @@ class Scheduler:
         return sequence
 
     def _place_in_s(self, now_s: float) -> float:
-        """Until the line moves on by one, going by how it has moved recently; it took at least as long as its first one
-        has waited where it has not.
+        """Expected seconds until one place in the waiting line becomes free, from the recent admissions; without any,
+        the time for which the first in line has waited.
         """
         moved = self._admitted_s
         since = moved[0] if moved else self.waiting[0].arrived_s if self.waiting else now_s
@@ -197,7 +197,7 @@ class Scheduler:
             budget -= count
 
     def _has_room(self, sequence: Sequence, plan: SchedulerOutput) -> bool:
-        """Make room for one more token, putting younger sequences aside if need be."""
+        """Make room for one more token, preempting younger sequences where necessary."""
         assert sequence.table is not None
         while not self.blocks.grow(sequence.table, len(sequence.ids)):
             youngest = self.running[-1]

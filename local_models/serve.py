@@ -1,9 +1,9 @@
 """The server of local models, OpenAI's dialect over HTTP: `python -m local_models.serve --port 9000`.
 
-It runs as a child process of whoever supervises it: when the engine of a model dies the process ends, its
-connections break, and the supervisor starts another while the callers fail over. Without `--models` it serves
-the models shipped with the package. A request refused, a client gone, a deadline passed: each concerns that
-one only. A model that can't be loaded is lost to who asks for it; the others are served.
+It runs as a child process of whoever supervises it: when the engine of a model dies the process ends, its connections
+break, and the supervisor starts another while the callers fail over. Without `--models` it serves the models shipped
+with the package. A refused request, a client that left and a passed deadline affect that request only. A model that
+can't be loaded is reported to whoever asks for it; the others are served.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def main() -> None:
 
 
 def _app(options: dict[str, Any]) -> App:
-    """The application the options describe; those that are None keep their defaults."""
+    """The application that the options describe; options that are None keep their defaults."""
     found = [f"option {name}: {fault}" for name, fault in faults(options)]
     if found:
         raise LocalModelError("; ".join(found))

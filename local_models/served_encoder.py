@@ -1,4 +1,4 @@
-"""An encoder with a name, as the server holds it: what arrives while a batch is computed makes the next batch."""
+"""An encoder that the server serves by its name. Texts that arrive while a batch is computed form the next batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ServedEncoder:
         self.tokens = 0
         self.batches = 0
         self._batch_s = 1.0
-        """What the last batch took."""
+        """Seconds that the last batch took."""
         self._waiting: list[tuple[list[list[int]], asyncio.Future[Vectors]]] = []
         self._working: asyncio.Task[None] | None = None
 

@@ -1,4 +1,4 @@
-"""Which engine settings suit a model, a machine and a workload, learnt from recorded runs of others.
+"""Chooses engine settings for a model, a machine and a workload, by what was learned from recorded runs of others.
 
 MetaInf (meta-learning for the choice of inference acceleration) embeds descriptions of model, hardware and workload,
 regresses measured times on them, and takes the best predicted setting. Here the description is a dozen numbers and the
@@ -24,7 +24,7 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is chosen: names of `EngineOptions`."""
+    """The settings that are chosen; fields of `EngineOptions`."""
 
     int8: bool
     step_tokens: int
@@ -86,7 +86,8 @@ def _step_s(case: Case, weights: float, rows: float, context: float, sequences: 
 
 
 def features(case: Case, setting: Setting) -> Vector:
-    """What the roofline does not know of: fixed costs of a step, and how each setting fares by size and load."""
+    """Features of what the roofline leaves out: fixed costs of a step, and the effect of each setting by size and load.
+    """
     size, load = math.log10(case.parameters / 1e7), math.log2(case.streams) / 4
     long, chunk = math.log2(case.prompt_tokens / 128), math.log2(setting.step_tokens / 256)
     int8, share, draft = float(setting.int8), float(setting.share_prefixes), setting.draft_tokens / 4

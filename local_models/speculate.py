@@ -1,13 +1,13 @@
-"""Guess several tokens, check them in one pass: fewer steps, the same answer to the last token.
+"""Speculative decoding: guess several tokens and check them in one pass. It takes fewer steps and gives exactly the
+same answer.
 
-The engine's scores do not depend on how many rows are computed together, and a request's randomness depends
-on the position alone. So a guess is accepted exactly when it is the token that would have been chosen without
-guessing, and speculation changes nothing but the time, sampled answers included. With one guess a position
-the chance of that is the target's own probability of the guess, which no rule of acceptance can exceed for a
-deterministic guess.
+The engine's scores do not depend on how many rows are computed together, and a request's randomness depends on the
+position alone. So a guess is accepted exactly when it is the token that would have been chosen without guessing, and
+speculation changes nothing but the time, sampled answers included. With one guess a position the chance of that is the
+target's own probability of the guess, which no rule of acceptance can exceed for a deterministic guess.
 
-Guesses come from the text itself (n-grams that occurred before) or from a smaller model. How many rows a step
-may spend on guesses is one budget for the whole batch, given to the likeliest guesses first (TETRIS).
+Guesses come from the text itself (n-grams that occurred before), or from a smaller model. How many rows a step may
+spend on guesses is one budget for the whole batch, given to the likeliest guesses first (TETRIS).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def share_budget(guesses: dict[str, Draft], budget: int) -> dict[str, tuple[int,
 
 @dataclass(slots=True)
 class _Text:
-    """What an n-gram drafter knows of one request."""
+    """State of an n-gram drafter for one request."""
 
     after: dict[tuple[int, ...], int] = field(default_factory=dict)
     indexed: int = 0
@@ -125,7 +125,7 @@ class NgramDrafter:
 
 @dataclass(slots=True)
 class _Track:
-    """A request's place in the small model's pool: the tokens whose keys it holds."""
+    """A request's blocks in the small model's pool, and the tokens whose keys they hold."""
 
     table: BlockTable
     seen: list[int]
@@ -141,7 +141,7 @@ class ModelDrafter:
         self._tracks: dict[str, _Track] = {}
 
     def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Draft]:
-        """Catch up with what was accepted, then write on, all requests in one batch."""
+        """Catch up with the accepted tokens, then continue, all requests in one batch."""
         texts = {name: list(ids) for name, ids in contexts.items() if self._has_room(name, ids, most)}
         said: dict[str, list[tuple[int, float]]] = {name: [] for name in texts}
         for _ in range(most if texts else 0):
@@ -154,7 +154,7 @@ class ModelDrafter:
         return guesses
 
     def learn(self, request_id: str, drafted: int, accepted: int) -> None:
-        """Its probabilities are the small model's own."""
+        """Learns nothing: its probabilities are those of the small model."""
 
     def forget(self, request_id: str) -> None:
         track = self._tracks.pop(request_id, None)
@@ -200,7 +200,9 @@ class ModelDrafter:
 
 
 def model_drafter(model: Path, codec: TextCodec, options: EngineOptions) -> ModelDrafter | None:
-    """None of the small model itself. Raises CheckpointError where its tokens are not the large one's."""
+    """The drafter that the options ask for; None where they name none, or the model itself. Raises CheckpointError
+    where the two models' tokenizers differ.
+    """
     if options.draft_model is None or Path(options.draft_model).resolve() == model.resolve():
         return None
     if not options.draft_tokens:

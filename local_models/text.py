@@ -1,8 +1,6 @@
-"""Text to token ids and back: the folder's tokenizer, its chat template, and answers that arrive token by
-token.
+"""Text to token ids and back: the folder's tokenizer, its chat template, and answers that arrive token by token.
 
-Refuses messages the template cannot render. A special token typed by a user stays text: it is never read as
-the mark that ends a turn.
+Messages that the template can't render are refused. A special token that a user types stays text and never ends a turn.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ _CACHED_WORDS = 1000
 
 
 def _bound_cache(tokenizer: Tokenizer) -> None:
-    """Where a tokenizer cuts no words, its cache keeps whole texts: 22 MB of them until it is full."""
+    """Bound the tokenizer's cache. A tokenizer that cuts no words would keep whole texts in it, up to 22 MB."""
     resize = getattr(tokenizer.model, "_resize_cache", None)
     if resize is not None:
         resize(_CACHED_WORDS)
@@ -109,7 +107,7 @@ class TextCodec:
 
 
 class TokenStream:
-    """Text of an answer as its tokens arrive; holds back what may still change or become a stop string."""
+    """Text of an answer as its tokens arrive. What may still change or become a stop string is held back."""
 
     def __init__(self, codec: TextCodec, stop: tuple[str, ...] = ()) -> None:
         self._codec = codec
@@ -163,7 +161,7 @@ class TokenStream:
         return text
 
     def _kept(self) -> int:
-        """Characters at the end that begin some stop string."""
+        """Number of characters at the end of the pending text that may begin a stop string."""
         for length in range(min(self._hold, len(self._pending)), 0, -1):
             tail = self._pending[-length:]
             if any(s.startswith(tail) for s in self._stop):

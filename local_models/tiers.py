@@ -1,14 +1,14 @@
-"""Where keys and values go that the pool has no room for: memory beside it, then a file, each within a cap.
+"""Tiers for keys and values that were evicted from the pool: memory beside it, then a file, each of bounded size.
 
-A conversation that rests loses its blocks to others; its next turn would compute everything again. So a block that is
-evicted is kept here under a name made of all tokens up to its end, and a prompt that begins alike gets it back by a
-copy (Pensieve's tiers). What was not asked for longest leaves memory for the file, and the file for good.
+A conversation that pauses loses its blocks to others, and its next turn would compute everything again. So an evicted
+block is kept here under a name derived from all tokens up to its end, and a prompt that begins with them gets it back
+by a copy (Pensieve's tiers). The least recently used block moves from memory to the file, and from the file is dropped.
 
 Pensieve drops a conversation's first chunks before its later ones and computes the gap again. Here only unbroken
-beginnings are given back, so a block is touched whenever a later one of its conversation is: what goes first is
-always the end. The other way round nothing more is found (`python -m local_models.bench --only prefix`).
+beginnings are given back, so a block is touched whenever a later one of its conversation is: what goes first is always
+the end. The other way round nothing more is found (`python -m local_models.bench --only prefix`).
 
-The file is unlinked while it is open: it ends with the process, however that ends. No asyncio, no clock.
+The file is unlinked while it is open, so that it disappears with the process. No asyncio, no clock.
 """
 
 from __future__ import annotations

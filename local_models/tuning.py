@@ -1,11 +1,11 @@
-"""An engine that looks for its own settings: what it runs with is recorded, and between answers it tries what looks
-better.
+"""An engine that tunes its own settings: it records what it runs with, and between answers it tries settings that are
+predicted to be faster.
 
-Asked for by `settings = "auto"`. Every so many answers make a window: how many ran at once, how long prompts and
-answers were, what was shared and repeated, and the seconds it all took. A window is one run of `local_models.settings`;
-the setting tried next is the one predicted fastest, as long as that is faster than all that was tried, and never more
-than `MOST_TRIED` of them. Then the best of those tried stays. Predictions start from the runs that come with the
-package and learn from this machine's own, which are kept in a file and known at the next start.
+Enabled by `settings = "auto"`. Every so many answers make a window: how many ran at once, how long prompts and answers
+were, what was shared and repeated, and the seconds it all took. A window is one run of `local_models.settings`; the
+setting tried next is the one predicted fastest, as long as that is faster than all that was tried, and never more than
+`MOST_TRIED` of them. Then the best of those tried stays. Predictions start from the runs that come with the package and
+learn from this machine's own, which are kept in a file and known at the next start.
 
 Chunk, guesses ahead and sharing of prefixes change while the engine runs, and no answer by it. Eight bits can change
 answers and need a load: they are taken at a start only, and only where `settings_int8` allows it. Threads and the
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Window:
-    """What was seen since the last setting."""
+    """Counts since the last change of settings."""
 
     answers: int = 0
     prompt_tokens: int = 0
@@ -62,7 +62,7 @@ class Tuner:
     file: Path
     chooser: SettingsChooser
     tried: dict[Setting, list[float]] = field(default_factory=dict)
-    """By setting, the logarithms of what its windows took over the roofline."""
+    """By setting, the logarithms of measured seconds over the roofline's, one for each window."""
     runs: list[Ran] = field(default_factory=list)
     _window: _Window = field(default_factory=_Window)
 
@@ -149,7 +149,7 @@ def case_of(shape: Shape, machine: tuple[float, float]) -> Case:
 
 
 def repeated_tokens(ids: Sequence[int]) -> int:
-    """Tokens that followed the same two before."""
+    """Number of tokens that followed the same two tokens earlier in the text."""
     hits, met = 0, dict[tuple[int, int], int]()
     for at in range(2, len(ids)):
         pair = ids[at - 2], ids[at - 1]

@@ -1,11 +1,10 @@
-"""An engine in a thread of its own, spoken to from an asyncio loop.
+"""An engine in a thread of its own, used from an asyncio loop.
 
-The loop never computes and the engine's thread never waits for a client: requests and cancellations go over
-as messages, events come back in one wake-up a step. When the engine itself fails, every open request ends
-with an error, later ones are refused, and `dead` tells the supervisor of the process to start a new one.
+The loop never computes, and the engine's thread never waits for a client: requests and cancellations are passed as
+jobs, and events come back once per step. When the engine itself fails, every open request ends with an error, later
+ones are refused, and `dead` tells the supervisor of the process to start a new one.
 
-Whenever the engine falls idle its blocks are audited and unused memory is given back, at most once in
-`_AUDIT_EVERY_S`.
+Whenever the engine falls idle its blocks are audited and unused memory is given back, at most once in `_AUDIT_EVERY_S`.
 """
 
 from __future__ import annotations
@@ -119,7 +118,9 @@ class Worker:
         self._end_all()
 
     def _audit_if_idle(self, now_s: float) -> None:
-        """Are all blocks accounted for? A leak costs memory, not answers: it is told, and the engine goes on."""
+        """Audit the blocks of an idle engine. A leak costs memory but no answers, so it is logged and the engine goes
+        on.
+        """
         if self.engine.busy or now_s - self._audited_s < _AUDIT_EVERY_S:
             return
         self._audited_s = now_s
@@ -149,7 +150,7 @@ class Worker:
                 inbox.put_nowait(event)
 
     def _end_all(self) -> None:
-        """Tell every reader and refuse every job that was not begun; none comes later."""
+        """End every open request, refuse every job that was not begun, and accept no more."""
         assert self._loop is not None
         ending: Ending = "error" if self.dead else "cancelled"
         message = f"the engine has stopped: {self.dead}" if self.dead else "the engine is stopping"
@@ -170,7 +171,7 @@ class Worker:
 
 
 def _return_memory() -> None:
-    """Tensors of ever other sizes leave holes in the C library's heap; glibc gives them back when asked."""
+    """Return unused heap to the system: tensors of varying sizes fragment the C library's heap."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

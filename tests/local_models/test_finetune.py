@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from gateway.config import Embedding
 from gateway.embedders import open_embedder
-from local_models.finetune import Schedule, finetuned, read_rows, save_encoder
+from local_models.finetune import FinetuningSettings, finetuned, read_rows, save_encoder
 from tests.gateway.test_embedders import encoder
 
 TEXTS = ("write a poem about the sea", "solve the sum of two")
@@ -48,7 +48,7 @@ def test_a_fine_tuned_encoder_tells_apart_what_models_tell_apart(tmp_path: Path)
     source, target = encoder(tmp_path / "encoder"), tmp_path / "tuned"
     losses: list[float] = []
     scorer = finetuned(
-        read_rows(outcomes(tmp_path / "data")), source, Schedule(epochs=20, rate=3e-3),
+        read_rows(outcomes(tmp_path / "data")), source, FinetuningSettings(epochs=20, rate=3e-3),
         lambda _, loss: losses.append(loss),
     )  # fmt: skip
     save_encoder(scorer, source, target)
@@ -64,7 +64,7 @@ def test_a_fine_tuned_encoder_tells_apart_what_models_tell_apart(tmp_path: Path)
 def test_what_is_served_is_what_was_trained(tmp_path: Path) -> None:
     """The gateway's numpy encoder gives the vectors that the trained one gives."""
     source, target = encoder(tmp_path / "encoder"), tmp_path / "tuned"
-    scorer = finetuned(read_rows(outcomes(tmp_path / "data")), source, Schedule())
+    scorer = finetuned(read_rows(outcomes(tmp_path / "data")), source, FinetuningSettings())
     save_encoder(scorer, source, target)
     served = open_embedder(Embedding(kind="folder", path=str(target)))
     assert served is not None
@@ -80,4 +80,4 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     """What couldn't be served is not trained."""
     folder = encoder(tmp_path / "e", model_type="gpt2")
     with pytest.raises(ValueError, match="BERT"):
-        finetuned(read_rows(outcomes(tmp_path / "data")), folder, Schedule())
+        finetuned(read_rows(outcomes(tmp_path / "data")), folder, FinetuningSettings())

@@ -14,16 +14,8 @@ from local_models.decoder import Decoder
 from local_models.engine import Engine, EngineOptions
 from local_models.errors import CheckpointError
 from local_models.manifest import verify_manifest
-from local_models.quant import (
-    Int8Rows,
-    fine_quantize,
-    int8_levels,
-    pack4,
-    quantize,
-    quantize_folder,
-    relative_error,
-    unpack4,
-)
+from local_models.products import Int8Rows, int8_levels
+from local_models.quant import fine_quantize, pack4, quantize, quantize_folder, relative_error, unpack4
 from local_models.request import Request
 from local_models.tasks import KINDS, held_out_questions, is_right
 from tests.local_models.checkpoints import codec, greedy, prompts, run
@@ -131,7 +123,7 @@ def test_quantizing_while_loading_is_quantizing_the_folder(tmp_path: Path) -> No
 
 def test_without_the_integer_product_weights_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor or torch without it serves the same model, only slower."""
-    monkeypatch.setattr("local_models.quant.int8_levels", lambda: None)
+    monkeypatch.setattr("local_models.products.int8_levels", lambda: None)
     engine = Engine.load(shipped_models()["tiny-large"], EngineOptions(kv_tokens=1024, int8=True))
     ids = codec().encode_chat([{"role": "user", "content": "table friday 7pm for two"}])
     assert run(engine, [Request("a", tuple(ids), 40)])["a"].text == '{"n":2,"day":"fri","h":19}'
