@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,3 +168,13 @@ async def served(config: Path, *words: str, **environment: str) -> AsyncIterator
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes of gateway.worker below the supervisor."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):
+            if b"gateway.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found

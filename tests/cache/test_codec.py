@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.codec import pack, unpack
-from tests.cache.test_store import entry
+from tests.cache.entries import entry
 
 BLOB = pack(b"key", "epoch", entry())
 

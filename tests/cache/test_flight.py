@@ -7,7 +7,7 @@ import random
 
 from cache.entry import Entry
 from cache.flight import Flight, Ticket
-from tests.cache.test_store import entry
+from tests.cache.entries import entry
 
 
 async def follow(ticket: Ticket) -> tuple[Entry | None, bool]:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from cache.memory import ENTRY_BYTES, MemoryStore
-from tests.cache.test_store import entry
+from tests.cache.entries import entry
 
 
 async def test_memory_stays_within_its_bytes() -> None:

@@ -17,7 +17,7 @@ from cache.flight import Flight
 from cache.lease import RedisLease
 from cache.link import RedisLink
 from cache.redis import ENTRY_BYTES, RedisStore
-from tests.cache.test_store import entry
+from tests.cache.entries import entry
 from tests.chaos.wire import wire_to
 from tests.gateway.redis_server import RedisServer
 from tests.ports import free_port

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import secrets
-from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from cache.neighbours import FEATURES
 from cache.redis import RedisStore
 from cache.replicate import Replication
 from cache.semantic import Miss, SemanticCache
+from tests.cache.entries import accept_all
 from tests.gateway.redis_server import RedisServer
 
 DIMENSION = 16
@@ -32,12 +32,7 @@ class Replica:
         self.store = RedisStore(self.link, prefix=f"{route}:")
         self.cache = SemanticCache(self.store, dimension=DIMENSION, acceptance=Acceptance(rng=random.Random(0)))
         self.replication = Replication(self.link, self.cache, route=route, embedder=embedder)
-        rule = self.cache.acceptance
-        for n in range(100):
-            rule.learn([float(n % 2)] * FEATURES, n % 2 == 1, 1.0, audited=False)
-        rule.refit()
-        assert rule.fitted is not None
-        rule.fitted = replace(rule.fitted, threshold=0.0, unproven=None)
+        accept_all(self.cache.acceptance, rows=100)
 
     async def ask(self) -> Hit | Miss:
         """Take in what the others wrote, then ask."""

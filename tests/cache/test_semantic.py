@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from cache.neighbours import FEATURES
 from cache.ranking import Ranking
 from cache.semantic import Miss, SemanticCache
 from cache.streams import OUT_OF_SCOPE, Figures, Stream, replay, replay_rule
+from tests.cache.entries import accept_all
 
 DIMENSION = 16
 QUICK = AcceptanceOptions(eps=0.05, warm_up=150, refit_every=100)
@@ -66,19 +66,6 @@ async def put(
     return entry
 
 
-def open_up(cache: SemanticCache) -> None:
-    """Let the rule accept anything near, as if it had learnt to."""
-    _stream, _vectors = made_stream(400, topics=4)
-    rule = cache.acceptance
-    for n in range(200):
-        near = n % 2 == 0
-        rule.learn([0.9 if near else 0.1] * FEATURES, near, 1.0, audited=False)
-    rule.requests = 1000
-    rule.refit()
-    assert rule.fitted is not None
-    rule.fitted = replace(rule.fitted, threshold=0.0, unproven=None)
-
-
 def proven(value: float) -> list[float]:
     """Features that all have one value, of an answer that was judged right before."""
     return [0.0 if place == UNPROVEN else value for place in range(FEATURES)]
@@ -99,7 +86,7 @@ async def test_a_hit_says_why() -> None:
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     entry = await put(cache, store, "a", 1)
-    open_up(cache)
+    accept_all(cache.acceptance)
     hit = await cache.look_up(question("a question"), vector(1), tenant="t", now_s=101)
     assert isinstance(hit, Hit) and hit.entry is entry and hit.kind == "semantic"
     assert {"score", "threshold", "bound", "eps", "version", "similarity"} <= hit.why.keys()
@@ -110,7 +97,7 @@ async def test_what_the_store_lost_is_not_served() -> None:
     """Deletion, expiry and replacement in the store, and deletion here, all end an entry."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
-    open_up(cache)
+    accept_all(cache.acceptance)
 
     async def why() -> str:
         found = await cache.look_up(question("a question"), vector(1), tenant="t", now_s=101)
@@ -154,7 +141,7 @@ async def test_no_hit_ever_crosses_a_tenant(
     """Whatever is held and asked, with a rule that accepts anything, an answer is its own tenant's."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded(), make_index=make_index)
-    open_up(cache)
+    accept_all(cache.acceptance)
     for n, (at, tenant, partition) in enumerate(held):
         await put(cache, store, f"e{n}", at, tenant=tenant, partition=partition)
     for at, tenant, partition in asked:
@@ -169,7 +156,7 @@ async def test_bad_vectors_and_texts_are_misses() -> None:
     """Another dimension, NaN, no length, empty or endless texts miss and are not recorded."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
-    open_up(cache)
+    accept_all(cache.acceptance)
     entry = await put(cache, store, "a", 1)
     bad = [np.zeros(DIMENSION), np.full(DIMENSION, np.nan), np.full(DIMENSION, np.inf), vector(1)[:-1]]
     for at in bad:
@@ -186,7 +173,7 @@ async def test_a_guard_overrules_the_score() -> None:
     """However near and however sure the rule, a turned question misses by the guard's name."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
-    open_up(cache)
+    accept_all(cache.acceptance)
     entry = Entry("a", "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant="t")
     await store.put(b"a", entry)
     cache.record(question("turn dark mode on"), vector(1), entry, key=b"a")
@@ -199,7 +186,7 @@ async def test_words_that_vectors_cannot_tell_apart_must_be_the_same(latin: bool
     """The shipped table has one vector for most words of other scripts: open and close are as one to it."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded(), guard=Guard(same_script=latin))
-    open_up(cache)
+    accept_all(cache.acceptance)
     entry = Entry("a", "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant="t")
     await store.put(b"a", entry)
     cache.record(question("怎么打开飞行模式"), vector(1), entry, key=b"a")
@@ -358,7 +345,7 @@ async def test_a_large_partition_is_put_into_cells(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("cache.ivf._SMALLEST", 3)
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
-    open_up(cache)
+    accept_all(cache.acceptance)
     for n in range(100):
         await put(cache, store, f"e{n}", n)
     assert cache.delete("e7")

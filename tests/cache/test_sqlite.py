@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cache.sqlite import ROW_BYTES, SqliteStore
-from tests.cache.test_store import entry
+from tests.cache.entries import entry
 
 
 async def test_entries_outlive_the_process(tmp_path: Path) -> None:

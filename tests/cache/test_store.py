@@ -16,15 +16,10 @@ from cache.memory import MemoryStore
 from cache.redis import RedisStore
 from cache.sqlite import SqliteStore
 from cache.store import Store
+from tests.cache.entries import entry
 from tests.gateway.redis_server import RedisServer
 
 KINDS = ("memory", "sqlite", "redis")
-
-
-def entry(entry_id: str = "e1", tenant: str = "t", body: bytes = b'{"a":1}', **more: float) -> Entry:
-    """An entry of no importance."""
-    times = {"created_s": 100.0, "ttl_s": 60.0, "cost_usd": 0.01, **more}
-    return Entry(entry_id, "chat", body, "small", "d1", tenant=tenant, input_tokens=3, output_tokens=5, **times)
 
 
 @pytest.fixture(params=KINDS)

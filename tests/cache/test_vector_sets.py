@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +15,9 @@ from cache.entry import Entry, Hit
 from cache.key import Partition
 from cache.link import RedisLink
 from cache.memory import MemoryStore
-from cache.neighbours import FEATURES
 from cache.semantic import Miss, SemanticCache
 from cache.vector_sets import VectorSets, has_vector_sets
+from tests.cache.entries import accept_all
 from tests.gateway.redis_server import RedisServer
 from tests.redis8 import redis8  # noqa: F401
 
@@ -93,8 +92,8 @@ async def test_replicas_serve_from_one_set(link: RedisLink) -> None:
     await store.put(b"k", entry)
     await sets.add(b"p", "e", direction(1), ttl_s=1000.0)
     one.record(question, direction(1), entry, key=b"k")
-    trust(one)
-    trust(two)
+    accept_all(one.acceptance)
+    accept_all(two.acceptance)
     hit = await one.look_up(question, direction(1), tenant="t", now_s=1.0)
     assert isinstance(hit, Hit) and hit.entry is entry and hit.similarity > 0.98
     missed = await two.look_up(question, direction(1), tenant="t", now_s=1.0)
@@ -114,13 +113,3 @@ async def test_a_redis_that_is_away_proposes_nothing() -> None:
     found = await cache.look_up(Partition(b"p", "block my card"), direction(1), tenant="t", now_s=1.0)
     assert isinstance(found, Miss) and found.why == "empty"
     await away.close()
-
-
-def trust(cache: SemanticCache) -> None:
-    """Let the rule accept anything near, as if it had learnt to."""
-    rule = cache.acceptance
-    for n in range(200):
-        rule.learn([0.9 if n % 2 else 0.1] * FEATURES, bool(n % 2), 1.0, audited=False)
-    rule.refit()
-    assert rule.fitted is not None
-    rule.fitted = replace(rule.fitted, threshold=0.0, unproven=None)

@@ -18,8 +18,7 @@ from cascade.train import routed_cascade, train
 from cascade.types import Outcome, PlanError
 from routers.artifact import ArtifactError, Card, save_artifact
 from routers.types import Choice, Estimate
-from tests.cascade.test_posterior import WORST, part
-from tests.cascade.worlds import MODELS
+from tests.cascade.worlds import MODELS, WORST, part
 
 
 @pytest.fixture(scope="module")

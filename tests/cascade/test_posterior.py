@@ -13,25 +13,15 @@ from msgspec import structs
 from cascade.climb import climb
 from cascade.evaluate import plans
 from cascade.logistic import logistic
-from cascade.posterior import Prices, Scene, Space, after, logit, shown
+from cascade.posterior import Prices, Scene, Space, after, shown
 from cascade.posterior_fit import Board, best_quality, cheapest_matching, solve, with_forecasts
 from cascade.replay import LoggedModels, replay_all, replayed
 from cascade.routing import routed_plan
-from cascade.rows import EstimatedRows, TrainingSettings
+from cascade.rows import TrainingSettings
 from cascade.train import Trained, train, walked
 from cascade.types import Evidence, Limits, Outcome, PlanError
 from routers.types import Estimate
-from tests.cascade.worlds import MODELS, logged
-
-WORST = dict.fromkeys(MODELS, 1e-3)
-
-
-def part(n: int = 300, seed: int = 0, check_usd: float = 0.0) -> EstimatedRows:
-    """Logged rows with the models' levels as the router's estimates."""
-    log = logged(n, seed, check_usd=check_usd)
-    prior = logit(np.tile(log.data.scores.mean(0), (n, 1)))
-    scene = Scene(prior, shown(np.exp(log.data.confidence)), log.agreement)
-    return EstimatedRows(log, scene, Prices(log.data.cost_usd, log.data.checked_cost_usd))
+from tests.cascade.worlds import MODELS, WORST, logged, part
 
 
 @pytest.fixture(scope="module")

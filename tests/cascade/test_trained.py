@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from cascade.artifact import TrainedCascade, load_cascade, save_cascade
-from cascade.climb import climb
 from cascade.evaluate import evaluate_split
 from cascade.frugal import FrugalCascade
 from cascade.planner import PlanRequest
@@ -23,11 +22,10 @@ from routers.artifact import ArtifactError, load_artifact, save_artifact
 from routers.features import shipped_featurizer
 from routers.fit import described
 from routers.outcomes import DataError
-from routers.types import Choice, Estimate
-from tests.cascade.worlds import COSTS_USD, LEVELS, MODELS, logged
+from tests.cascade.playbook import driven
+from tests.cascade.worlds import COSTS_USD, MODELS, WORST, choice, logged
 
 SETTING = TrainingSettings(router="linear", estimate_folds=2, folds=2)
-WORST = dict.fromkeys(MODELS, 1e-3)
 ASKED = [{"role": "user", "content": "what is the answer?"}]
 
 
@@ -41,32 +39,15 @@ def verified() -> TrainedCascade:
     return train_cascade(logged(300), SETTING, "verify")
 
 
-def choice(*models: str) -> Choice:
-    estimates = [Estimate(m, LEVELS[MODELS.index(m)], 0.1, COSTS_USD[MODELS.index(m)]) for m in models]
-    return Choice(models[0], 1.0, dict.fromkeys(models, 1 / len(models)), estimates, {}, "", "r@1", models)
-
-
 def climbed(cascade: TrainedCascade, answers: dict[str, Outcome], *models: str) -> tuple[Verdict, list[Rung]]:
+    """A climb in which each model gives its one answer, and every verdict is the one of `answers`."""
     plan = cascade.plan(PlanRequest(choice(*models), {m: WORST[m] for m in models}, retries=0, messages=ASKED))
-    climbing, asked = climb(plan, repeat(0.5)), []
-    rung = next(climbing)
-    while True:
-        asked.append(rung)
-        try:
-            came = replace_beside(answers, rung)
-            rung = climbing.send(came)
-        except StopIteration as stop:
-            return stop.value, asked
 
-
-def replace_beside(answers: dict[str, Outcome], rung: Rung) -> Outcome:
-    from msgspec import structs
-
-    def one(rung: Rung) -> Outcome:
+    def answer(rung: Rung) -> Outcome:
         verifying = "seed" in rung.overrides
         return structs.replace(answers["verdict"], model=rung.model) if verifying else answers[rung.model]
 
-    return structs.replace(one(rung), beside=tuple(one(other) for other in rung.beside))
+    return driven(plan, answer)
 
 
 def said(model: str, text: str, logprob: float) -> Outcome:
@@ -113,7 +94,7 @@ def test_a_draft_whose_verdicts_are_good_is_kept(verified: TrainedCascade, tmp_p
     assert isinstance(read, VerifiedCascade) and read == verified and read.writes
     pair = read.pair_for(1.0)
     kept, asked = climbed(read, ANSWERS, *MODELS)
-    assert kept.model == pair.draft and sum(1 + len(rung.beside) for rung in asked) == 1 + verdicts_within(4) == 3
+    assert kept.model == pair.draft and len(asked) == 1 + verdicts_within(4) == 3
     doubted, _ = climbed(read, ANSWERS | {"verdict": said("", "Incorrect", -0.1)}, *MODELS)
     assert doubted.model == pair.escalate
 

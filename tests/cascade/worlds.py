@@ -8,12 +8,17 @@ import numpy as np
 
 from cascade.agreement import agreements
 from cascade.logs import Logged
+from cascade.posterior import Prices, Scene, logit, shown
+from cascade.rows import EstimatedRows
 from routers.outcomes import Outcomes
+from routers.types import Choice, Estimate
 
 MODELS = ("small", "middle", "large")
 COSTS_USD = (1e-5, 5e-5, 3e-4)
 LEVELS = (0.55, 0.75, 0.9)
 LETTERS = "ABCDE"
+WORST = dict.fromkeys(MODELS, 1e-3)
+"""Most that an attempt on each model can cost, in dollars."""
 
 
 def logged(n: int = 300, seed: int = 0, *, check_usd: float = 0.0) -> Logged:
@@ -31,6 +36,20 @@ def logged(n: int = 300, seed: int = 0, *, check_usd: float = 0.0) -> Logged:
         cost + check_usd, blank, blank, np.tile((0.1, 0.3, 0.6), (n, 1)), np.log(sure), blank,
     )  # fmt: skip
     return Logged(data, answers, np.stack([agreements(row) for row in answers]))
+
+
+def part(n: int = 300, seed: int = 0, check_usd: float = 0.0) -> EstimatedRows:
+    """Logged rows with the models' levels as the router's estimates."""
+    log = logged(n, seed, check_usd=check_usd)
+    prior = logit(np.tile(log.data.scores.mean(0), (n, 1)))
+    scene = Scene(prior, shown(np.exp(log.data.confidence)), log.agreement)
+    return EstimatedRows(log, scene, Prices(log.data.cost_usd, log.data.checked_cost_usd))
+
+
+def choice(*models: str) -> Choice:
+    """A router's choice of the first of these models, with their true levels and costs as estimates."""
+    estimates = [Estimate(m, LEVELS[MODELS.index(m)], 0.1, COSTS_USD[MODELS.index(m)]) for m in models]
+    return Choice(models[0], 1.0, dict.fromkeys(models, 1 / len(models)), estimates, {}, "", "r@1", models)
 
 
 def write(log: Logged, folder: Path) -> None:

@@ -22,7 +22,7 @@ from tests.conformance.clients import Sdk
 from tests.conformance.house import House, house
 from tests.conformance.test_surfaces import RESPONSES_TOOLS
 from tests.gateway.batch.test_kill import configuration
-from tests.live import Live, live, served
+from tests.live import Live, live, served, workers_of
 from tests.ports import free_port
 from tests.until import until
 
@@ -308,18 +308,6 @@ def configured(folder: Path, url: str) -> tuple[Path, str]:
     config, port, admin_port = configuration(folder, url), free_port(), free_port()
     config.write_text(config.read_text().replace("[server]", f"[server]\nport = {port}\nadmin_port = {admin_port}"))
     return config, f"http://127.0.0.1:{port}"
-
-
-def workers_of(pid: int) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            is_child = f"PPid:\t{pid}\n" in status.read_text()
-            if is_child and b"gateway.worker" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 async def test_a_worker_that_is_killed_leaves_a_failed_response(tmp_path: Path) -> None:

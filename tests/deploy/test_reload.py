@@ -23,7 +23,7 @@ import pytest
 
 from gateway.worker import METRICS_EVERY_S
 from local_models import shipped_models
-from tests.faults.test_kill import workers_of
+from tests.live import workers_of
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.xdist_group("reload"), pytest.mark.timeout(600)]

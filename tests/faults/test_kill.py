@@ -19,7 +19,7 @@ from gateway.journal.schema import open_engine
 from gateway.journal.tables import decisions, feedback
 from tests.faults.endings import read_stream
 from tests.faults.talk import Heard, ask, hear, question
-from tests.live import served
+from tests.live import served, workers_of
 from tests.ports import free_port
 from tests.until import until
 
@@ -109,16 +109,6 @@ class Load:
             heard = await ask(self.url, "feedback", {"decision_id": decision_id, "score": 1.0})
             if heard.status == 200 and heard.whole:
                 self.acknowledged.append(heard.json["id"])
-
-
-def workers_of(pid: int) -> list[int]:
-    """Processes of gateway.worker below the supervisor."""
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with suppress(OSError):
-            if b"gateway.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
-    return found
 
 
 async def kill_worker(pid: int, draw: random.Random) -> int:

@@ -18,9 +18,8 @@ from gateway.journal.write import write_records
 from gateway.pacing import Purses
 from routers.day_shape import DAY_S, HOUR_S, HOURS
 from routers.types import Knobs
-from tests.faults.test_kill import workers_of
 from tests.gateway.journal.records import decision
-from tests.live import live, served
+from tests.live import live, served, workers_of
 from tests.ports import free_port
 from tests.until import PATIENCE_S, until
 

@@ -23,8 +23,7 @@ import pytest
 from gateway.breaker import CONSECUTIVE
 from gateway.worker_counters import REFUSED
 from tests.command import headgate
-from tests.faults.test_kill import workers_of
-from tests.live import served
+from tests.live import served, workers_of
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer
 from tests.until import PATIENCE_S, until

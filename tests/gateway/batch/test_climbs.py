@@ -19,8 +19,7 @@ from gateway.batch.forecast import CostRatios
 from gateway.batch.plan import PlanOptions, plan_job
 from gateway.batch.program import Objective
 from gateway.batch.types import Arm, Estimates, Plan
-from tests.cascade.test_posterior import part
-from tests.cascade.worlds import COSTS_USD, LEVELS, MODELS
+from tests.cascade.worlds import COSTS_USD, LEVELS, MODELS, part
 from tests.gateway.batch.made import carried, chat, plan
 from tests.gateway.batch.planned import plan_context
 from tests.live import live
