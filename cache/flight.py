@@ -1,9 +1,9 @@
 """Single flight: of many identical requests at once, one asks and the others wait for its answer.
 
-The leader's answer goes to every follower. A leader that fails or is cancelled hands over to one follower, so
-an upstream in trouble meets one caller after another and not a herd. Nobody waits forever: a follower whose
-patience ends goes alone. With a lease, leaders of several replicas agree on one of them; the others look for
-its entry in the store they share. A lease that cannot be had or asked is no reason to wait.
+The leader's answer goes to every follower. A leader that fails or is cancelled hands over to one follower, so a failing
+upstream gets one request after another and not all at once. A follower waits for a limited time and then asks upstream
+by itself. With a lease, the leaders of several replicas agree on one of them; the others look for its entry in the
+shared store. Where the lease can't be asked for, nobody waits.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ LookUp = Callable[[], Awaitable[Entry | None]]
 
 _FIRST_LOOK_S = 0.02
 _LAST_LOOK_S = 0.2
-"""How long a replica waits between two looks for another's answer, at first and at most."""
+"""Seconds between two look-ups of another replica's answer: at first, and at most."""
 
 
 class Lease(Protocol):
-    """Says which of several replicas asks upstream."""
+    """Decides which of several replicas asks upstream."""
 
     async def take(self, key: bytes) -> bool:
-        """Whether this process may ask; True also when nobody can say."""
+        """Whether this process may ask upstream; True also where that can't be found out."""
         ...
 
     async def give_back(self, key: bytes) -> None:
@@ -38,7 +38,7 @@ class Lease(Protocol):
 
 
 class Flight:
-    """The requests under way, by exact key: in this process, and with a `lease` in all replicas."""
+    """The requests in progress by exact key, in this process or, with a `lease`, in all replicas."""
 
     def __init__(self, lease: Lease | None = None) -> None:
         self.lease = lease

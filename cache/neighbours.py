@@ -116,9 +116,11 @@ def features(
     vocabulary: Vocabulary,
     k: int,
     *,
-    told: float = 0.0,
+    pair_score: float = 0.0,
 ) -> list[float]:
-    """What the learned rule sees of a candidate of the best class at `cosine`; `told`: what a pair rule says of it."""
+    """Features of a candidate of the best class at `cosine`, (FEATURES,); `pair_score`: the score that a pair rule
+    gives it.
+    """
     of_best = [s for s, c in zip(found.near, found.classes, strict=True) if c is found.best]
     others = [s for s, c in zip(found.near, found.classes, strict=True) if c is not found.best]
     best = found.best
@@ -139,5 +141,5 @@ def features(
         found.crowd,
         found.kin,
         *vocabulary.compare(asked, held, best.words),
-        told,
+        pair_score,
     ]

@@ -1,10 +1,11 @@
-"""Do two questions want one answer? Learnt from labelled pairs: boosted trees over their words and their cosine.
+"""Whether two questions need the same answer, learned from labelled pairs: boosted trees over their words and their
+cosine.
 
-A cosine alone tells poorly (of Quora's pairs at .95 an eighth are different questions); what tells is how rare the
-rarest words are that both have and that only one has. The trees are fitted by scikit-learn and walked here by numpy,
-all at once; with the words it takes some 0.3 ms. A route's semantic cache takes the score for one more feature of its
-own learned rule, so that the bound on false hits stays with its audits. Refused: a file of another form, and vectors
-of another embedder.
+A cosine alone is a poor criterion (of Quora's pairs at .95 an eighth are different questions). More informative is how
+rare the rarest words are that both questions have, and that only one has. The trees are fitted by scikit-learn and
+evaluated here by numpy, all at once; including the words that takes some 0.3 ms. A route's semantic cache uses the
+score as one more feature of its own learned rule, so that the bound on false hits stays with its audits. A file of
+another form and vectors of another embedder are refused.
 """
 
 from __future__ import annotations
@@ -33,25 +34,26 @@ _OPENERS = {word: number for number, word in enumerate(sorted(QUESTION_WORDS), 1
 _RAREST = 3
 _FOLDS = 5
 _SURE = 15.0
-"""Logits beyond it are cut."""
+"""Largest absolute value of a score, in logits."""
 _TREES, _RATE, _LEAVES, _DEPTH, _LEAST, _L2, _FEATURES = 400, 0.03, 31, 9, 20, 5.0, 0.5
 _BAGS, _BAG = 5, 0.8
-"""Chosen on inner splits of training pairs. Which pairs come first hangs on chance where one model tells (rounding of
-cosines alone moves the share at a precision of .90 by .003), so several, each of other pairs, are averaged.
+"""Hyperparameters, chosen on inner splits of the training pairs. The ranking of a single model depends on chance
+(rounding of cosines alone moves the share at a precision of .90 by .003), so several models, each fitted to other
+pairs, are averaged.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Trees:
-    """Boosted regression trees, their nodes in one row; a leaf is its own child."""
+    """Boosted regression trees, with the nodes of all of them in one array; a leaf is its own child."""
 
     roots: Places
     feature: Places
     threshold: Floats
     child: Places
-    """Where the walk goes on: from node n to `child[2 n]`, past the threshold to `child[2 n + 1]`."""
+    """Children of node n: `child[2 n]`, and above the threshold `child[2 n + 1]`."""
     value: Floats
-    """Of leaves; 0 elsewhere."""
+    """Value of a leaf; 0 for inner nodes."""
     depth: int
     offset: float
 
@@ -66,7 +68,7 @@ class Trees:
 
 @dataclass(frozen=True, slots=True)
 class PairRule:
-    """What was learnt of pairs, for vectors of one embedder."""
+    """A rule learned from pairs, for the vectors of one embedder."""
 
     trees: Trees
     vocabulary: Vocabulary
@@ -77,7 +79,7 @@ class PairRule:
         return min(_SURE, max(-_SURE, self.trees(describe(asked, held, cosine, self.vocabulary))))
 
     def save(self, file: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write the rule to a file, atomically."""
         trees, (words, counts, texts) = self.trees, self.vocabulary.counts()
         part = file.with_suffix(".part.npz")
         np.savez_compressed(
@@ -89,7 +91,7 @@ class PairRule:
 
     @classmethod
     def load(cls, file: Path) -> PairRule:
-        """What `save` wrote. ValueError for anything else, OSError for no file."""
+        """Read what `save` wrote. Raises ValueError for any other content, and OSError where there is no file."""
         try:
             with np.load(file, allow_pickle=False) as kept:
                 found = {name: kept[name] for name in kept.files}
@@ -103,7 +105,7 @@ class PairRule:
 
 
 def _whole(found: Mapping[str, NDArray[Any]]) -> Trees:
-    """The trees of a file; ValueError for nodes that point to nowhere."""
+    """The trees of a file. Raises ValueError for nodes that point outside the arrays."""
     roots, feature, child = (found[name].astype(np.intp) for name in ("roots", "feature", "child"))
     threshold, value, depth = found["threshold"], found["value"], int(found["depth"])
     if not len(feature) == len(threshold) == len(value) == len(child) / 2 or not 0 < depth < 64:
@@ -117,7 +119,7 @@ def _whole(found: Mapping[str, NDArray[Any]]) -> Trees:
 
 
 def describe(asked: str, held: str, cosine: float, vocabulary: Vocabulary) -> list[float]:
-    """What the trees see of a pair; `vocabulary` tells which words are rare."""
+    """Features of a pair of questions, (N_FEATURES,); `vocabulary` tells which words are rare."""
     one, other = wording_of(asked), wording_of(held)
     there = vocabulary.compare(one, other, dict.fromkeys(other.content, 3))
     back = vocabulary.compare(other, one, dict.fromkeys(one.content, 3))

@@ -154,10 +154,11 @@ class Replication:
         elif message.tenant is not None:
             self._cache.delete_tenant(message.tenant)
 
-    def _record(self, told: Recorded) -> None:
-        if len(told.vector) % 2:
+    def _record(self, recorded: Recorded) -> None:
+        if len(recorded.vector) % 2:
             self.skipped += 1
             return
-        entry = Entry(told.entry_id, "", b"", "", "", told.created_s, told.ttl_s, cost_usd=0.0, tenant=told.tenant)
-        vector = np.frombuffer(told.vector, np.float16).astype(np.float32)
-        self._cache.record(Partition(told.partition, told.text), vector, entry, key=told.key)
+        times = (recorded.created_s, recorded.ttl_s)
+        entry = Entry(recorded.entry_id, "", b"", "", "", *times, cost_usd=0.0, tenant=recorded.tenant)
+        vector = np.frombuffer(recorded.vector, np.float16).astype(np.float32)
+        self._cache.record(Partition(recorded.partition, recorded.text), vector, entry, key=recorded.key)

@@ -318,8 +318,8 @@ class SemanticCache:
             return Miss("far", similarity=float(found.near[0]))
         chosen = self._unguarded(text, asked, found)
         item, cosine, held, objection = chosen
-        told = self._pair_rule.score(text, item.text, cosine) if self._pair_rule is not None else 0.0
-        seen = features(found, cosine, asked, held, self._vocabulary, _NEAREST, told=told)
+        pair_score = self._pair_rule.score(text, item.text, cosine) if self._pair_rule is not None else 0.0
+        seen = features(found, cosine, asked, held, self._vocabulary, _NEAREST, pair_score=pair_score)
         score, unproven = self.acceptance.score(seen), found.best.right == 0
         if objection or not self.acceptance.accepts(score, unproven):
             weight = self.acceptance.draw_miss(score, unproven)

@@ -70,9 +70,9 @@ def _parts(cascade: TrainedCascade) -> tuple[str, tuple[str, ...], dict[str, Any
         np.concatenate([rule.ahead[s].ravel() for s in space.states() if s in rule.ahead]) for rule in cascade.rules
     ]
     for name in ("gains", "spends"):
-        told = [getattr(rule, name) for rule in cascade.rules]
-        if all(one is not None for one in told):
-            arrays[name] = np.stack(told)
+        weights = [getattr(rule, name) for rule in cascade.rules]
+        if all(one is not None for one in weights):
+            arrays[name] = np.stack(weights)
     arrays |= {
         "rules": np.stack(flat), "rates": np.array([r.rate for r in cascade.rules]), "held_out": cascade.held_out,
         "sure": cascade.sure,

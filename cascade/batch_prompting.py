@@ -1,7 +1,7 @@
-"""Batch prompting: several small questions in one prompt, and their answers taken apart again.
+"""Batch prompting: several small questions in one prompt, whose answers are separated again.
 
-Each question has a mark of its own, which its answer must repeat (Cheng et al. 2023; FrugalGPT's query concatenation).
-Nothing is guessed: a mark that is missing, repeated or out of order, or an empty answer, makes the whole reply useless.
+Each question has a mark that its answer must repeat (Cheng et al. 2023; FrugalGPT's query concatenation). A reply in
+which a mark is missing, repeated or out of order, or an answer is empty, is rejected as a whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EXTRA_OUTPUT_TOKENS = 12
 
 
 def may_stand(question: str) -> bool:
-    """False: with a mark inside, or empty, it could be taken for several questions or for none."""
+    """Whether a question may be part of a batch: not where it is empty or contains a mark itself."""
     return bool(question.strip()) and not _MARK.search(question)
 
 

@@ -49,7 +49,7 @@ def climb(plan: Plan, draws: Iterator[float]) -> Generator[Rung, Outcome, Verdic
 
 
 def _attempt(move: Ask, meter: _Meter, draws: Iterator[float], *, others: bool) -> Generator[Rung, Outcome, Rung]:
-    """One move, tried again on the same model while its failure may pass; returns the last rung."""
+    """Take one move, retried on the same model while its failure is temporary; returns the last rung."""
     delay_s = 0.0
     for tries in range(1, meter.plan.retries + 2):
         rung = meter.rung(move, delay_s)
@@ -64,7 +64,7 @@ def _attempt(move: Ask, meter: _Meter, draws: Iterator[float], *, others: bool) 
 
 
 def _fall_back(meter: _Meter, draws: Iterator[float]) -> Generator[Rung, Outcome, Verdict]:
-    """Every step failed for good and nothing is kept: any answer of the others will do."""
+    """Try the fallbacks in order after every step has failed; the first answer is kept."""
     limit = ""
     for index, step in enumerate(meter.plan.fallbacks):
         if limit := meter.refuses(step):
@@ -80,13 +80,15 @@ def _fall_back(meter: _Meter, draws: Iterator[float]) -> Generator[Rung, Outcome
 
 
 def _still_usable(strategy: Strategy, rung: Rung, history: Sequence[Outcome]) -> int | None:
-    """An earlier answer may stand in for a dead end only where the client can't have seen a byte of it."""
+    """Index of an earlier answer to keep after a fatal failure; None where the client may already have received bytes.
+    """
     unseen = not rung.final or history[-1].failure in _BEFORE_ANY_BYTE
     return strategy.best(history) if unseen else None
 
 
 def _back_off_s(tries: int, draws: Iterator[float]) -> float:
-    """Exponential with full jitter: anywhere between nothing and the doubled ceiling."""
+    """Seconds of exponential back-off with full jitter: uniform between zero and a ceiling that doubles with each try.
+    """
     return next(draws, 1.0) * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** (tries - 1))
 
 
@@ -96,7 +98,7 @@ def _waits_s(retry_after_s: float) -> float:
 
 @dataclass(slots=True)
 class _Meter:
-    """What the climb has used of its limits, and the record of every attempt."""
+    """What the climb has used of its limits, and the outcome of every attempt."""
 
     plan: Plan
     history: list[Outcome] = field(default_factory=list)
@@ -105,7 +107,7 @@ class _Meter:
     elapsed_s: float = 0.0
 
     def refuses(self, step: Step, delay_s: float = 0.0, besides: int = 0, held_usd: float = 0.0) -> str:
-        """The limit that one more attempt on this step would break; empty: none."""
+        """The limit that one more attempt on this step would break; empty where it breaks none."""
         limits = self.plan.limits
         if self.made + besides >= limits.max_attempts:
             return "attempts"

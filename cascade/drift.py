@@ -85,16 +85,16 @@ class Drift:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, from which `from_dict` makes the same monitor again."""
-        told: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
-        told["standing"] = self._standing
-        told["logs"] = [list(bet.logs) for bet in (self._quality, *self._shift)]
-        return told
+        values: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        values["standing"] = self._standing
+        values["logs"] = [list(bet.logs) for bet in (self._quality, *self._shift)]
+        return values
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Drift:
-        drift = cls(**{name: told[name] for name in _PLAIN})
-        drift._standing = told["standing"]
-        for bet, logs in zip((drift._quality, *drift._shift), told["logs"], strict=True):
+    def from_dict(cls, values: Mapping[str, Any]) -> Drift:
+        drift = cls(**{name: values[name] for name in _PLAIN})
+        drift._standing = values["standing"]
+        for bet, logs in zip((drift._quality, *drift._shift), values["logs"], strict=True):
             bet.logs = [float(log) for log in logs]
         return drift
 

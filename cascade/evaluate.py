@@ -8,7 +8,7 @@ through test points stands beside them for comparison with papers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -52,52 +52,91 @@ def plans(trained: Trained, rule: Rule, part: EstimatedRows) -> list[Plan]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Single:
+    """Mean cost, score and latency on the test rows of the single model that was best on the training rows."""
+
+    cost_usd: float
+    score: float
+    latency_s: float
+
+    @classmethod
+    def of(cls, taught: EstimatedRows, tested: EstimatedRows) -> _Single:
+        best = int(taught.scores.mean(0).argmax())
+        latency_s = np.nan_to_num(tested.logged.data.latency_s)
+        columns = (tested.paid.answer, tested.scores, latency_s)
+        return cls(*(float(column[:, best].mean()) for column in columns))
+
+    def beside(self, cost_usd: float, score: float) -> dict[str, float]:
+        """Quality difference and cost ratio of a policy to this model."""
+        return {"quality_difference": score - self.score, "cost_ratio": _ratio(cost_usd, self.cost_usd)}
+
+    def beside_climbs(self, got: Replayed) -> dict[str, float]:
+        """The same of replayed climbs, with their latency ratio and calls per query."""
+        times = {"latency_ratio": _ratio(got.latency_s, self.latency_s), "calls": got.calls}
+        return {**self.beside(got.cost_usd, got.score), **times}
+
+
 def evaluate_split(
     logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], setting: TrainingSettings
 ) -> tuple[dict[str, Any], Given]:
-    """One split's figures, relative to the single model that was best on its training rows; and the test rows' answers,
-    at the cheapest matching point, with how sure they are.
+    """One split's figures, relative to the single model that was best on its training rows; and the answers to its test
+    rows at the cheapest matching point, with their confidences.
     """
     taught, tested = estimated_parts(logged, x, train_rows, setting)
-    trained = train(taught, setting)
-    best = int(taught.scores.mean(0).argmax())
-    curve = np.array([w.means() for w in walked(trained.posterior, trained.rules, tested)])
-    chain = frontier.hull(curve)
-    single = (float(tested.paid.answer[:, best].mean()), float(tested.scores[:, best].mean()))
-    wait_s = float(np.nan_to_num(tested.logged.data.latency_s)[:, best].mean())
-    found: dict[str, Any] = {
-        "best_single": logged.data.models[best],
-        "best_single_quality": single[1],
-        "aiq": frontier.aiq(chain, float(tested.paid.answer.mean(0).min()), single[0]),
-        "max_quality": float(chain[-1, 1]),
-        "cost_saved_100": frontier.cost_saved(chain, single, 1.0),
-        "cost_saved_99": frontier.cost_saved(chain, single, 0.99),
-        "zero_router_aiq": _zero_router(tested, single[0]),
-    }
-    picks = {
-        "matching": cheapest_matching(trained.held_out, trained.best_single, setting.tolerance),
-        "best_quality": best_quality(trained.held_out, setting.most_cost * trained.single_usd),
-    }
-    for name, index in picks.items():
-        rule = trained.rules[index]
-        found[name] = _beside(replay_all(plans(trained, rule, tested), tested.logged), single, wait_s)
-    matching = picks["matching"]
+    trained, single = train(taught, setting), _Single.of(taught, tested)
+    matching = cheapest_matching(trained.held_out, trained.best_single, setting.tolerance)
+    best = best_quality(trained.held_out, setting.most_cost * trained.single_usd)
     got = walked(trained.posterior, [trained.rules[matching]], tested)[0]
-    found["abstaining"] = {
-        f"risk_{risk:.2f}": _abstaining(certified_threshold(trained, matching, risk), got) for risk in REPORTED_RISKS
+    found: dict[str, Any] = {
+        "best_single": logged.data.models[int(taught.scores.mean(0).argmax())],
+        "best_single_quality": single.score,
+        **_frontier_figures(trained, tested, single),
+        "matching": single.beside_climbs(_replayed(trained, matching, tested)),
+        "best_quality": single.beside_climbs(_replayed(trained, best, tested)),
+        "abstaining": {
+            f"risk_{risk:.2f}": _abstaining(certified_threshold(trained, matching, risk), got)
+            for risk in REPORTED_RISKS
+        },
+        **_baseline_figures(taught, tested, trained, setting, single),
     }
-    target = trained.best_single - setting.tolerance
-    scorer, chain_found = frugal_chain(taught, setting, target)
-    frugal = replay_all(frugal_plans(scorer, chain_found, tested), tested.logged)
-    found["frugal_chain"] = _beside(frugal, single, wait_s)
-    verified = verified_alone(taught, tested, target)
-    if verified is not None:
-        cost, quality = verified
-        found["verified_drafts"] = {"quality_difference": quality - single[1], "cost_ratio": _ratio(cost, single[0])}
-    cost, quality = router_alone(taught, tested, trained.best_single, setting.tolerance)
-    found["router_alone"] = {"quality_difference": quality - single[1], "cost_ratio": _ratio(cost, single[0])}
     raw = tested.logged.data.confidence[np.arange(len(got.model)), got.model]
     return found, Given(np.flatnonzero(~train_rows), got.score, {CALIBRATED: got.chance, RAW: raw})
+
+
+def _frontier_figures(trained: Trained, tested: EstimatedRows, single: _Single) -> dict[str, float]:
+    """Figures of the hull through the test points of all rules, and the zero router's AIQ beside them."""
+    chain = frontier.hull(np.array([w.means() for w in walked(trained.posterior, trained.rules, tested)]))
+    alone = np.column_stack([tested.paid.answer.mean(0), tested.scores.mean(0)])
+    lowest = float(alone[:, 0].min())
+    saved_100, saved_99 = frontier.cost_saved(chain, (single.cost_usd, single.score), 1.0, 0.99)
+    return {
+        "aiq": frontier.aiq(chain, lowest, single.cost_usd),
+        "max_quality": float(chain[-1, 1]),
+        "cost_saved_100": saved_100,
+        "cost_saved_99": saved_99,
+        "zero_router_aiq": frontier.aiq(frontier.hull(alone), lowest, single.cost_usd),
+    }
+
+
+def _baseline_figures(
+    taught: EstimatedRows, tested: EstimatedRows, trained: Trained, setting: TrainingSettings, single: _Single
+) -> dict[str, dict[str, float]]:
+    """Figures of the other cascades and of routing alone, at operating points chosen by the same rule."""
+    target = trained.best_single - setting.tolerance
+    scorer, chain = frugal_chain(taught, setting, target)
+    frugal = replay_all(frugal_plans(scorer, chain, tested), tested.logged)
+    verified = verified_alone(taught, tested, target)
+    alone = router_alone(taught, tested, trained.best_single, setting.tolerance)
+    return {
+        "frugal_chain": single.beside_climbs(frugal),
+        **({} if verified is None else {"verified_drafts": single.beside(*verified)}),
+        "router_alone": single.beside(*alone),
+    }
+
+
+def _replayed(trained: Trained, index: int, tested: EstimatedRows) -> Replayed:
+    return replay_all(plans(trained, trained.rules[index], tested), tested.logged)
 
 
 def _abstaining(least: float, got: Walked) -> dict[str, float]:
@@ -107,20 +146,6 @@ def _abstaining(least: float, got: Walked) -> dict[str, float]:
     given = got.chance >= least
     wrong = 1.0 - float(got.score[given].mean()) if given.any() else 0.0
     return {"refused": 0.0, "coverage": float(given.mean()), "risk": wrong}
-
-
-def _zero_router(part: EstimatedRows, highest: float) -> float:
-    alone = np.column_stack([part.paid.answer.mean(0), part.scores.mean(0)])
-    return frontier.aiq(frontier.hull(alone), float(alone[:, 0].min()), highest)
-
-
-def _beside(got: Replayed, single: tuple[float, float], wait_s: float) -> dict[str, float]:
-    return {
-        "quality_difference": got.score - single[1],
-        "cost_ratio": _ratio(got.cost_usd, single[0]),
-        "latency_ratio": _ratio(got.latency_s, wait_s),
-        "calls": got.calls,
-    }
 
 
 def _ratio(mine: float, theirs: float) -> float:

@@ -33,8 +33,8 @@ class PlanRequest:
 
     def estimates(self, typical: Typical) -> list[Estimate]:
         """The router's estimates; a typical one for each model that it has none for."""
-        told = {e.model: e for e in self.choice.estimates if np.isfinite(e.quality + e.cost_usd)}
-        return [told.get(m) or Estimate(m, q, 1.0, usd) for m, (q, usd) in typical.items()]
+        known = {e.model: e for e in self.choice.estimates if np.isfinite(e.quality + e.cost_usd)}
+        return [known.get(m) or Estimate(m, q, 1.0, usd) for m, (q, usd) in typical.items()]
 
     def absent(self, models: Sequence[str]) -> frozenset[str]:
         """The models that are not eligible, or have no price now."""

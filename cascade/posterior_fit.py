@@ -34,13 +34,13 @@ VALUE_PENALTY = 3.0
 
 def fit_posterior(space: Space, scene: Scene, scores: Matrix, tasks: Sequence[str] = ()) -> Posterior:
     """Heads for every state, from all rows; `tasks` labels the rows, where labels are known."""
-    m, told = len(space.models), fit_kinds(scene.prior, tasks)
-    kinds = kinds_in(told, scene.prior)
+    m, classifier = len(space.models), fit_kinds(scene.prior, tasks)
+    kinds = kinds_in(classifier, scene.prior)
     heads = {
         state: [logistic(design(state, j, scene, kinds), scores[:, j], HEAD_PENALTY) for j in range(m)]
         for state in space.states()
     }
-    return Posterior(space, heads, told)
+    return Posterior(space, heads, classifier)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,9 +72,9 @@ class Floor:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Floor:
-        rest = {name: value for name, value in told.items() if name != "certificate"}
-        return cls(Certificate(**told["certificate"]), **rest)
+    def from_dict(cls, values: Mapping[str, Any]) -> Floor:
+        rest = {name: value for name, value in values.items() if name != "certificate"}
+        return cls(Certificate(**values["certificate"]), **rest)
 
     def drift(self) -> Drift:
         """A monitor that has seen nothing yet."""
@@ -205,17 +205,17 @@ class FloorStatus:
         self.state, self.why, self.changed_s, self.rows_needed = state, why, now_s, None
 
     def as_dict(self) -> dict[str, Any]:
-        told = {name: getattr(self, name) for name in _PLAIN}
-        told["certified"] = self.certified.as_dict() if self.certified is not None else None
-        told["drift"] = self.drift.as_dict() if self.drift is not None else None
-        return told
+        values = {name: getattr(self, name) for name in _PLAIN}
+        values["certified"] = self.certified.as_dict() if self.certified is not None else None
+        values["drift"] = self.drift.as_dict() if self.drift is not None else None
+        return values
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> FloorStatus:
-        standing = cls(**{name: told[name] for name in _PLAIN})
-        if told["certified"] is not None:
-            standing.certified = Floor.from_dict(told["certified"])
-            standing.drift = Drift.from_dict(told["drift"]) if told["drift"] is not None else None
+    def from_dict(cls, values: Mapping[str, Any]) -> FloorStatus:
+        standing = cls(**{name: values[name] for name in _PLAIN})
+        if values["certified"] is not None:
+            standing.certified = Floor.from_dict(values["certified"])
+            standing.drift = Drift.from_dict(values["drift"]) if values["drift"] is not None else None
         return standing
 
 

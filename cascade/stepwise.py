@@ -1,8 +1,9 @@
-"""Reward-guided drafting (RSD, Liao et al. 2025): the small model writes a step, a scorer takes it or sends it back.
+"""Reward-guided drafting (RSD, Liao et al. 2025): the small model writes a solution step by step, and a scorer accepts
+or rejects each step.
 
 Most steps of a long solution are easy; the large model writes only those that the scorer (confidence, a judge, a check)
-sends back. The answer is composed of the steps taken, so nothing streams. A step nobody could write ends the draft and
-the large model answers plainly.
+rejects. The answer is composed of the accepted steps, so nothing streams. Where neither model could write a step, the
+large model answers the whole question.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _ENDED = re.compile(r"####|\\boxed\{|final answer|\bdone\b", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """What a history comes to: the steps taken, whether the last one was sent back, and whether an answer stands."""
+    """The state after a history of outcomes: the accepted steps, whether the last one was rejected, and whether the
+    answer is complete.
+    """
 
     taken: tuple[str, ...]
     sent_back: bool

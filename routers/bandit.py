@@ -133,10 +133,10 @@ class Bandit(LinearBandit):
         """Corrections of quality, their standard deviations, and corrections of cost in dollars, in the order of
         `models`.
         """
-        z, told = self.axes(vector), self.posterior
-        unsure = sqrt(told.noise * (1.0 / self.shrink.level + float(z[:-1] @ z[:-1]) / self.shrink.own))
-        quality, sd, cost = (part.tolist() for part in told.correction(z))
-        places = [told.place.get(model, -1) for model in models]
+        z, posterior = self.axes(vector), self.posterior
+        unsure = sqrt(posterior.noise * (1.0 / self.shrink.level + float(z[:-1] @ z[:-1]) / self.shrink.own))
+        quality, sd, cost = (part.tolist() for part in posterior.correction(z))
+        places = [posterior.place.get(model, -1) for model in models]
         return (
             [0.0 if j < 0 else quality[j] for j in places],
             [unsure if j < 0 else sd[j] for j in places],
@@ -145,10 +145,10 @@ class Bandit(LinearBandit):
 
     def spread(self, forecast: Forecast) -> Array:
         """Standard deviation of Thompson's draws, in the forecast's order."""
-        told = self.posterior
-        unsure = sqrt(told.noise / self.shrink.level)
-        places = [told.place.get(model, -1) for model in forecast.models]
-        levels = np.array([unsure if j < 0 else told.levels[j] for j in places])
+        posterior = self.posterior
+        unsure = sqrt(posterior.noise / self.shrink.level)
+        places = [posterior.place.get(model, -1) for model in forecast.models]
+        levels = np.array([unsure if j < 0 else posterior.levels[j] for j in places])
         return drawn_spread(np.array(forecast.quality_sd), levels, self.boldness)
 
     def chances(self, worth: Numbers, spread: Array, explore: bool) -> Numbers:

@@ -38,7 +38,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Rows to replay: what would come of every model, the query on its axes, and what is expected beforehand."""
+    """Rows to replay: score and cost of every model (n, m), the query on its axes (n, d + 1), and the base router's
+    estimates.
+    """
 
     score: Array
     cost: Array
@@ -87,12 +89,12 @@ def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: s
     m = rows.score.shape[1]
     names = [str(j) for j in range(m)]
     state, shrink, total = BanditState.empty(names, rows.z.shape[1] - 1), Shrinkage(), 0.0
-    told = fitted(state, shrink)
+    posterior = fitted(state, shrink)
     for t, i in enumerate(order.tolist()):
-        quality, sd, cost = told.correction(rows.z[i])
+        quality, sd, cost = posterior.correction(rows.z[i])
         worth = rows.expected[i] + quality - weight * (rows.expected_cost[i] + cost)
         if rule == THOMPSON:
-            chances = thompson(worth, drawn_spread(sd, told.levels, BOLDNESS)).tolist()
+            chances = thompson(worth, drawn_spread(sd, posterior.levels, BOLDNESS)).tolist()
         else:
             sharpness = 1000.0 * np.sqrt((t + 1) / 1000.0)
             chances = probabilities(worth.tolist(), Exploration(floor=0.01, sharpness=float(sharpness)), True)
@@ -101,7 +103,7 @@ def learned_reward(rows: Replay, order: NDArray[np.intp], weight: float, rule: s
         surprise = rows.score[i, j] - rows.expected[i, j], rows.cost[i, j] - rows.expected_cost[i, j]
         state.learn(rows.z[i], names[j], *surprise)
         if t < 20 or t % 20 == 0:
-            told = fitted(state, shrink)
+            posterior = fitted(state, shrink)
     return total
 
 
@@ -161,7 +163,7 @@ def compared(rows: Replay, weight: float, seeds: Sequence[int]) -> dict[str, lis
     return found
 
 
-def told(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+def summary(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Means with 95 % intervals over orders; `below_greedy` is paired, order by order."""
     report = {}
     greedy = np.array(found["epsilon_greedy"])
@@ -190,7 +192,7 @@ def main() -> None:
         del kinds["warm"]
     starts = {name: made(data, x, featurizer) for name, made in kinds.items() if name in args.starts}
     report = {
-        start: {f"{weight:g}": told(compared(rows, weight, range(args.seeds))) for weight in WEIGHTS}
+        start: {f"{weight:g}": summary(compared(rows, weight, range(args.seeds))) for weight in WEIGHTS}
         for start, rows in starts.items()
     }
     if args.json:

@@ -175,8 +175,8 @@ def fitted(state: BanditState, shrink: Shrinkage) -> Posterior:
     gram = move @ state.gram @ move.T
     moved = replace(state, gram=gram, quality=state.quality @ move.T, cost=state.cost @ move.T)
     tried = [replace(shrink, own=shrink.own * share) for share in OWN_TRIED]
-    told = [_weighed(moved, posterior(moved, one), one) for one in tried]
-    best = max(told, key=itemgetter(0))[1]
+    weighed = [_weighed(moved, posterior(moved, one), one) for one in tried]
+    best = max(weighed, key=itemgetter(0))[1]
     return replace(
         best, quality=best.quality @ move, cost=best.cost @ move, covariance=move.T @ best.covariance @ move,
         common=best.common @ move, levels=np.sqrt(best.noise * best.covariance[:, -1, -1]),
@@ -198,20 +198,20 @@ def _centring(state: BanditState) -> Array:
     return np.asarray(move)
 
 
-def _weighed(state: BanditState, told: Posterior, shrink: Shrinkage) -> tuple[float, Posterior]:
+def _weighed(state: BanditState, fit: Posterior, shrink: Shrinkage) -> tuple[float, Posterior]:
     """Log evidence of the unexpected quality under those penalties, up to a constant, and the posterior with the noise
     estimated from the answers and the stated noise.
     """
-    (m, d), c = state.quality.shape, told.common
+    (m, d), c = state.quality.shape, fit.common
     rows = float(state.counts.sum())
     left = state.quality - state.gram @ c
-    explained = np.einsum("ki,kij,kj->", left, told.covariance, left) + float(
+    explained = np.einsum("ki,kij,kj->", left, fit.covariance, left) + float(
         ((2 * state.quality - state.gram @ c) @ c).sum()
     )
     missed = max(state.squares - explained + shrink.shared * float(c[:-1] @ c[:-1]), 1e-6 * state.squares)
     noise = (missed + NOISE_COUNTS * shrink.noise) / (rows + NOISE_COUNTS)
-    width = float(np.linalg.slogdet(told.covariance)[1].sum()) + m * (d - 1) * log(shrink.own)
-    return 0.5 * (width - (rows + NOISE_COUNTS) * log(noise)), replace(told, noise=noise)
+    width = float(np.linalg.slogdet(fit.covariance)[1].sum()) + m * (d - 1) * log(shrink.own)
+    return 0.5 * (width - (rows + NOISE_COUNTS) * log(noise)), replace(fit, noise=noise)
 
 
 def posterior(state: BanditState, shrink: Shrinkage) -> Posterior:

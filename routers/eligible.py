@@ -9,6 +9,9 @@ from routers.types import Candidate, Knobs, Query, Undecided
 SHORT_ANSWER_TOKENS = 16
 """Tokens that a prompt must leave free in a model's context when the request names no output limit."""
 
+TYPICAL_OUTPUT_TOKENS = 256.0
+"""Output tokens that an answer is assumed to have where nothing was learned."""
+
 
 def least_room(query: Query) -> int:
     """Tokens that the context must hold: the prompt and the output asked for."""

@@ -1,8 +1,7 @@
-"""The quality-cost frontier and what is read off it: AIQ both ways, quality at a cost, cost at a quality,
-PGR.
+"""The quality-cost frontier and its figures: AIQ in both forms, quality at a cost, cost at a quality, PGR.
 
-Any two operating points may be mixed at random, so what a router can reach is the non-decreasing upper
-concave hull of its points (RouterBench, Hu et al. 2024, section 3). Points are rows of (cost, quality).
+Any two operating points may be mixed at random, so what a router can reach is the non-decreasing upper concave hull of
+its points (RouterBench, Hu et al. 2024, section 3). Points are rows of (cost, quality).
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ Points = NDArray[np.float64]
 
 
 def hull(points: Points | Sequence[tuple[float, float]]) -> Points:
-    """Points of the frontier by rising cost: a point no better than a cheaper one is dropped, then the
-    upper concave chain is kept. Of equal costs the best stays.
+    """Points of the frontier by rising cost: points that are no better than a cheaper one are dropped, then those below
+    the upper concave chain. Of points of equal cost the best is kept.
     """
     given = np.asarray(points, np.float64).reshape(-1, 2)
     ordered = given[np.lexsort((-given[:, 1], given[:, 0]))]
@@ -74,9 +73,8 @@ def aiq_repo(chain: Points, highest: float) -> float:
 
 
 def cost_saved(chain: Points, best: tuple[float, float], *shares: float) -> list[float]:
-    """For each share: 1 - cost / cost of the best single model, at the cheapest point of hull(chain +
-    best) that reaches that share of its quality. Never negative, for the best single model itself is on
-    offer.
+    """For each share: 1 - cost / cost of the best single model, at the cheapest point of hull(chain + best) that
+    reaches that share of its quality. It is never negative, because the best single model is one of the points.
     """
     if best[0] <= 0:
         return [0.0] * len(shares)

@@ -1,7 +1,7 @@
 """Confidence intervals: of a mean, of a difference of means, of a share, and by the bootstrap.
 
-Only numpy is needed, and every source of randomness is an argument, so that the request path, the checks and the
-benches all state their uncertainty by the same formulas.
+The request path, the checks and the benchmarks all use these formulas. Only numpy is needed, and every source of
+randomness is an argument.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def student_t(confidence: float, degrees: float) -> float:
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95, effective: float | None = None) -> Interval:
     """Interval of the mean of independent values, by Student's t (Student 1908); infinite for a single value.
-    `effective`: for how many values they count, where weights make that fewer than there are.
+    `effective`: the effective number of values where they are weighted; it sets the degrees of freedom.
     """
     found = np.asarray(values, np.float64)
     n = len(found)
@@ -69,9 +69,9 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95, effective: float 
 
 
 def skewed_interval(values: Array, confidence: float, degrees: float, least: float = 0.0) -> Interval:
-    """Interval of the mean of independent values that may be skewed: on the side of their long tail it reaches further,
-    by the first term of Edgeworth's expansion (Hall 1992); neither side is drawn in. `least`: least variance of the
-    mean.
+    """Interval of the mean of independent values that may be skewed. By the first term of Edgeworth's expansion (Hall
+    1992) it reaches further on the side of the long tail; the other side is not shortened. `least`: lower bound on the
+    variance of the mean.
     """
     n, value = len(values), float(values.mean())
     rest = values - value

@@ -167,10 +167,10 @@ def main() -> None:
         report = compared(read_outcomes(args.data), max(args.resamples, 0))
     except DataError as error:
         parser.error(str(error))
-    print(json.dumps(report) if args.json else told(report))
+    print(json.dumps(report) if args.json else as_text(report))
 
 
-def told(report: dict[str, Any]) -> str:
+def as_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['held out']} held-out queries, fitted on {report['trained on']}; median relative error, R2, and the "
         "error less that of the mean latency"

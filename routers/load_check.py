@@ -23,7 +23,7 @@ LOCAL_S, REMOTE_S, REMOTE_USD = 0.5, 1.0, 2e-3
 BOUND_S = 3.0
 WAIT_USD_PER_S = 1e-3
 PEAK_LOAD = 4.0
-"""Arrivals per second in the middle, as a multiple of what the local model can serve."""
+"""Arrivals per second at the peak, as a multiple of what the local model can serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ def main() -> None:
         print(json.dumps(report))
         return
     for name, row in report.items():
-        told = (f"{field} {one['value']:.3f} (+-{one['half_width']:.3f})" for field, one in row.items())
-        print(f"{name:25s} " + "  ".join(told))
+        cells = (f"{field} {one['value']:.3f} (+-{one['half_width']:.3f})" for field, one in row.items())
+        print(f"{name:25s} " + "  ".join(cells))
 
 
 if __name__ == "__main__":

@@ -114,8 +114,8 @@ def compared(data: Outcomes, probes: int, draws: int, least: float, tell: Callab
         gained.append(found - missed[j])
         share = _shares((found - missed[j])[None], whole - missed[j])
         models[train.models[j]] = {"without": missed[j], "share": share}
-        told = ", ".join(f"{name} {_at(one)}" for name, one in share.items())
-        tell(f"{train.models[j]:36s} without it {missed[j]:.4f}; of the loss comes back: {told}")
+        shares = ", ".join(f"{name} {_at(one)}" for name, one in share.items())
+        tell(f"{train.models[j]:36s} without it {missed[j]:.4f}; of the loss comes back: {shares}")
     worth = sum(whole - missed[j] for j in counted)
     share = _shares(np.array(gained), worth)
     return {"aiq": whole, "probes": probes, "draws": draws, "gain kept": kept, "models": models, "share": share}

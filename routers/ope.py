@@ -60,16 +60,16 @@ class Rounds:
         return self.logged[np.arange(len(self.action)), self.action]
 
     @property
-    def heard(self) -> Array:
+    def known_share(self) -> Array:
         """(m,) share of each model's rounds whose reward is known; 1 for a model that answered none."""
         if self.known is None:
             return np.ones(self.logged.shape[1])
         answered = np.bincount(self.action, minlength=self.logged.shape[1])
-        told = np.bincount(self.action, self.known, self.logged.shape[1])
-        return np.where(answered > 0, told / np.maximum(answered, 1), 1.0)
+        known = np.bincount(self.action, self.known, self.logged.shape[1])
+        return np.where(answered > 0, known / np.maximum(answered, 1), 1.0)
 
     @property
-    def told(self) -> int:
+    def known_rounds(self) -> int:
         """Number of rounds whose reward is known."""
         return len(self.action) if self.known is None else int(self.known.sum())
 
@@ -92,7 +92,7 @@ def importance(rounds: Rounds, target: Array) -> Array:
     weights = np.asarray(target[np.arange(len(rounds.action)), rounds.action] / rounds.propensity)
     if rounds.known is None:
         return weights
-    return np.where(rounds.known, weights / np.maximum(rounds.heard, 1e-12)[rounds.action], 0.0)
+    return np.where(rounds.known, weights / np.maximum(rounds.known_share, 1e-12)[rounds.action], 0.0)
 
 
 def effective_rounds(weights: Array) -> float:
@@ -106,7 +106,7 @@ def _per_chance(rounds: Rounds, change: Array, power: int = 1) -> Array:
     `change` / chance, where the chance is that the choice is made and its reward becomes known. It depends on the
     propensities and not on what was drawn.
     """
-    chance = rounds.logged * rounds.heard
+    chance = rounds.logged * rounds.known_share
     ratio = change / np.where(chance > 0, chance, np.inf)
     return np.asarray(chance * ratio ** (2 * power))
 
@@ -277,10 +277,10 @@ class Overlap:
 
 
 def overlap(rounds: Rounds, target: Array) -> Overlap:
-    tried = np.where((rounds.logged > 0) & (rounds.heard > 0), target, 0.0).sum()
+    tried = np.where((rounds.logged > 0) & (rounds.known_share > 0), target, 0.0).sum()
     missing = 1.0 - float(tried) / len(target)
     squares = float(_per_chance(rounds, target).sum())
-    return Overlap(rounds.told, float(tried) ** 2 / squares if squares > 0 else 0.0, missing)
+    return Overlap(rounds.known_rounds, float(tried) ** 2 / squares if squares > 0 else 0.0, missing)
 
 
 def supported_from(logged: Array, target: Array, most: float = MAX_UNSUPPORTED) -> int:
@@ -319,7 +319,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Requirements:
     """How much evidence is enough, and how much exploration to assume where it is not."""
 
     min_effective: float = MIN_ESS
@@ -329,33 +329,33 @@ class Evidence:
 
 
 def judged(
-    rounds: Rounds, target: Array, wanted: Evidence | None = None, model_cost_usd: Array | None = None
+    rounds: Rounds, target: Array, required: Requirements | None = None, model_cost_usd: Array | None = None
 ) -> Overlap | Refusal:
     """The overlap where the log suffices to estimate the policy's value; otherwise a refusal."""
-    wanted = wanted or Evidence()
+    required = required or Requirements()
     found = overlap(rounds, target)
     reason = ""
-    if found.unsupported > wanted.max_unsupported:
-        tried = "tried" if (rounds.heard > 0).all() else "tried, or nothing is known of them"
+    if found.unsupported > required.max_unsupported:
+        tried = "tried" if (rounds.known_share > 0).all() else "tried, or nothing is known of them"
         reason = f"{found.unsupported:.0%} of its decisions were never {tried}"
-    elif found.effective < wanted.min_effective:
+    elif found.effective < required.min_effective:
         reason = f"{found.rounds} logged requests, effective sample size {found.effective:.0f}"
     if not reason:
         return found
-    calls = _calls_needed(rounds, target, found, wanted)
-    explored = ceil(calls * wanted.exploration)
+    calls = _calls_needed(rounds, target, found, required)
+    explored = ceil(calls * required.exploration)
     price = float("nan") if model_cost_usd is None else float(np.nanmean(model_cost_usd))
-    return Refusal(reason, found, explored, ceil(calls), explored * price, wanted.exploration)
+    return Refusal(reason, found, explored, ceil(calls), explored * price, required.exploration)
 
 
-def _calls_needed(rounds: Rounds, target: Array, found: Overlap, wanted: Evidence) -> float:
+def _calls_needed(rounds: Rounds, target: Array, found: Overlap, required: Requirements) -> float:
     """The rounds still needed. With that uniform exploration mixed in, and rewards known as often as now, one round is
     worth 1 / E[sum pi^2 / mu] effective ones.
     """
-    mixed = (1.0 - wanted.exploration) * rounds.logged + wanted.exploration / rounds.logged.shape[1]
-    heard = np.where(rounds.heard > 0, rounds.heard, rounds.told / len(rounds.action))
-    spread = float((target**2 / np.maximum(mixed * heard, 1e-12)).sum(1).mean())
-    lacking = wanted.min_effective - (0.0 if found.unsupported > wanted.max_unsupported else found.effective)
+    mixed = (1.0 - required.exploration) * rounds.logged + required.exploration / rounds.logged.shape[1]
+    known_share = np.where(rounds.known_share > 0, rounds.known_share, rounds.known_rounds / len(rounds.action))
+    spread = float((target**2 / np.maximum(mixed * known_share, 1e-12)).sum(1).mean())
+    lacking = required.min_effective - (0.0 if found.unsupported > required.max_unsupported else found.effective)
     return max(lacking, 0.0) * max(spread, 1.0)
 
 

@@ -17,12 +17,12 @@ import numpy as np
 from routers import prior
 from routers.compiled import Expected, Fold, fold
 from routers.cost import Latency, LogLinear
-from routers.eligible import eligible
+from routers.eligible import TYPICAL_OUTPUT_TOKENS, eligible
 from routers.estimators.base import Estimator
 from routers.estimators.general import General
 from routers.projection import Projection
 from routers.select import Exploration, Forecast, Numbers, chosen, probabilities, utilities
-from routers.simple import TOO_EXPENSIVE, TYPICAL_OUTPUT_TOKENS
+from routers.simple import TOO_EXPENSIVE
 from routers.types import Candidate, Choice, Knobs, Query, Undecided, Vector
 
 TYPICAL_INPUT_TOKENS = 500.0

@@ -85,16 +85,16 @@ def planned(scores: Matrix, order: NDArray[np.intp], cells: int) -> list[tuple[i
     A planned outcome is assumed to be its model's mean. Planning stops early once every model was asked its first
     queries, or the leader is settled, because what to buy next then depends on the outcomes.
     """
-    told, batches, left = scores.copy(), [], cells
+    assumed, batches, left = scores.copy(), [], cells
     least = min(FIRST, len(scores))
     first = bool(np.isfinite(scores).sum(0).min() < least)
-    while left > 0 and np.isnan(told).any():
-        asked = np.isfinite(told).sum(0)
-        if asked.min() >= least and (first or leaderboard(told).settled):
+    while left > 0 and np.isnan(assumed).any():
+        asked = np.isfinite(assumed).sum(0)
+        if asked.min() >= least and (first or leaderboard(assumed).settled):
             break
-        model, rows = next_batch(told, order)
+        model, rows = next_batch(assumed, order)
         rows = rows[: min(left, FIRST - asked[model])] if first else rows[:left]
-        told[rows, model] = leaderboard(told).mean[model] if asked[model] else 0.5
+        assumed[rows, model] = leaderboard(assumed).mean[model] if asked[model] else 0.5
         batches.append((model, rows))
         left -= len(rows)
     return batches

@@ -158,7 +158,7 @@ def compared(
     }
 
 
-def told(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+def summary(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Means over seeds, and by how much `least_delay` is lower, with its 95 % half width (paired)."""
     own = np.array(found["least_delay"])
     report = {}
@@ -181,7 +181,7 @@ def main() -> None:
     report: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for name, slowness in FLEETS.items():
         for per_s in args.rates:
-            found = told(compared(range(args.seeds), args.requests, per_s, slowness, args.noise))
+            found = summary(compared(range(args.seeds), args.requests, per_s, slowness, args.noise))
             report.setdefault(name, {})[f"{per_s:g}"] = found
             if not args.json:
                 print(f"{name}, {per_s:g} requests a second, {args.seeds} runs of {args.requests}")

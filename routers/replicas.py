@@ -15,7 +15,8 @@ from operator import itemgetter
 
 import numpy as np
 
-TYPICAL_OUTPUT_TOKENS = 256.0
+from routers.eligible import TYPICAL_OUTPUT_TOKENS
+
 OVERDUE = 0.3
 """Share of the tokens written beyond the predicted length that are expected to follow still."""
 LEAST_LEFT = 4.0

@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from math import nan
 from typing import TypeVar, cast
 
-from routers.eligible import eligible, expected_usd
+from routers.eligible import TYPICAL_OUTPUT_TOKENS, eligible, expected_usd
 from routers.select import Exploration, Forecast, chosen, probabilities
 from routers.types import Candidate, Choice, Knobs, Query, Undecided
 
-TYPICAL_OUTPUT_TOKENS = 256.0
-"""Output tokens that an answer is assumed to have where nothing was learned."""
 TOO_EXPENSIVE = "expected to cost more than max_cost_usd"
 
 T = TypeVar("T")

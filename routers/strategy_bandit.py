@@ -67,9 +67,9 @@ class StrategyBandit(LinearBandit):
 
     def worth(self, vector: Vector) -> tuple[Array, Array]:
         """Expected score less the price of its steps, and the score's standard deviation, per arm."""
-        told = self.posterior
-        quality, sd, steps = told.correction(self.axes(vector))
-        places = [told.place[name] for name in self.names]
+        posterior = self.posterior
+        quality, sd, steps = posterior.correction(self.axes(vector))
+        places = [posterior.place[name] for name in self.names]
         return EXPECTED + quality[places] - self.step_price * np.maximum(steps[places], 0.0), sd[places]
 
     def learn(self, vector: Vector, arm: str, score: float, calls: int) -> None:

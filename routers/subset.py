@@ -1,12 +1,13 @@
-"""Which models of a fleet to keep loaded: the few that together serve best within latency, energy and memory.
+"""Which models of a fleet to keep loaded: the few that together serve best within limits of latency, energy and memory.
 
-The gate is trained once. Its estimates hold whatever is loaded: a query goes to the loaded model of the highest
-utility, so any subset is judged by reading columns, and nothing is fitted again when limits change (MoE^2, Jin et al.
-2025, arXiv:2501.09410: gate parameters stay optimal across expert selections). A subset's worth is the mean over
-queries of the best among its models: facility location, monotone and submodular (Nemhauser, Wolsey & Fisher 1978).
+The gate, which estimates each model's quality on a query, is trained once. A query goes to the loaded model of the
+highest utility, so a subset is evaluated by reading columns of the estimates, and nothing is fitted again when limits
+change (MoE^2, Jin et al. 2025, arXiv:2501.09410: gate parameters stay optimal across expert selections). The worth of a
+subset is the mean over queries of its best model's utility, which is facility location: monotone and submodular
+(Nemhauser, Wolsey & Fisher 1978).
 
-Limits on a mean per query (seconds, joules, dollars) enter the utility at a price, found by bisection. This chooses; it
-loads nothing, measures nothing, and refuses gaps: what is not known must be estimated by the caller.
+Limits on a mean per query (seconds, joules, dollars) enter the utility at a price that is found by bisection. Nothing
+is loaded or measured here. Gaps in the estimates are refused; the caller must fill them.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ from numpy.typing import NDArray
 from routers.estimators.base import Matrix
 
 EXACT_MOST = 16
-"""Models of a fleet that is searched through."""
+"""The most models of a fleet that is searched exhaustively."""
 TOLERANCE = 1e-6
-"""Part of a limit by which a mean may lie above it: rounding."""
+"""Relative excess over a limit that is ignored as rounding."""
 ROUNDS = 8
-"""Times that a subset's own prices are tried for choosing a better one."""
+"""The most rounds in which the prices of one subset are used to choose a better one."""
 FIRST_PRICE, MOST_PRICE = 1e-2, 1e7
-"""Of spending one whole limit, in spreads of the utility."""
+"""Price of spending one whole limit, in units of the utility's range."""
 PRECISION = 1e-4
-"""Relative, of a price."""
+"""Relative precision of a price."""
 
 Models = tuple[int, ...]
 
 
 class NoSubset(ValueError):
-    """No models that may be loaded together keep the limits."""
+    """No subset of the models keeps the limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What is expected of n queries on m models. ValueError where a number is missing or a shape differs."""
+    """Estimates for n queries on m models. Raises ValueError where a number is missing or a shape differs."""
 
     quality: Matrix
     """(n, m), finite."""
     spends: Mapping[str, Matrix] = field(default_factory=dict)
-    """By name (seconds, joules, dollars), (n, m) each, finite and not negative."""
+    """Expected spends by name (seconds, joules, dollars), (n, m) each, finite and not negative."""
     memory: NDArray[np.float64] | None = None
-    """(m,), in any one unit; None: it does not matter."""
+    """(m,), in any one unit; None where memory does not matter."""
 
     def __post_init__(self) -> None:
         if self.quality.ndim != 2 or 0 in self.quality.shape:
@@ -62,14 +63,14 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a subset must keep. ValueError where a limit is no positive number."""
+    """Limits of a subset. Raises ValueError where a limit is not positive."""
 
     models: int
-    """Loaded at once, at most."""
+    """The most models loaded at once."""
     means: Mapping[str, float] = field(default_factory=dict)
-    """By the name of a spend: most of it per query, on average."""
+    """Largest mean per query of a spend, by its name."""
     memory: float = math.inf
-    """Of all loaded models together."""
+    """The most memory of all loaded models together."""
 
     def __post_init__(self) -> None:
         if self.models < 1:
@@ -84,11 +85,11 @@ class SubsetChoice:
     """The models to load and the gate's prices for them."""
 
     models: Models
-    """Columns, ascending."""
+    """Columns of the models, ascending."""
     worth: float
-    """Mean quality of the queries, each at its model."""
+    """Mean quality over queries, each at its model."""
     spent: dict[str, float]
-    """Mean per query, of every limited spend."""
+    """Mean per query of every limited spend."""
     prices: dict[str, float]
     """Quality given up for one unit of a spend."""
 
@@ -133,7 +134,7 @@ def judged(fleet: Fleet, limits: Limits, models: Sequence[int]) -> SubsetChoice 
 
 
 def gated(choice: SubsetChoice, quality: Matrix, spends: Mapping[str, Matrix]) -> NDArray[np.intp]:
-    """The column that each query goes to, (n,): of the loaded models the one of the highest utility."""
+    """The column of the model that each query goes to, (n,): the loaded model of the highest utility."""
     columns = list(choice.models)
     utility = quality[:, columns] - sum(price * spends[name][:, columns] for name, price in choice.prices.items())
     return np.asarray(np.array(columns, np.intp)[utility.argmax(1)])

@@ -23,7 +23,7 @@ from routers.subset import EXACT_MOST, Limits, NoSubset, SubsetChoice, exact, ga
 from routers.subset_fit import SubsetRows, expected
 
 SHARES: tuple[float | None, ...] = (None, 0.5, 0.2)
-"""Of the best single model's mean spend; None: no limit."""
+"""Limits as shares of the best single model's mean spend; None for no limit."""
 
 
 def main() -> None:

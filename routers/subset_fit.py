@@ -1,4 +1,4 @@
-"""What a gate, fitted once, expects of a folder's queries: the fleet that `routers.subset` chooses from."""
+"""Estimates of a gate for a folder's queries: the fleet that `routers.subset` chooses from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from routers.subset import Fleet
 
 @dataclass(frozen=True, slots=True)
 class SubsetRows:
-    """What a gate expects of some queries, and what came of them."""
+    """A gate's estimates for some queries, and their observed outcomes."""
 
     expected: Fleet
     scores: Matrix
@@ -25,8 +25,8 @@ class SubsetRows:
 
 
 def expected(data: Outcomes, name: str, most: int) -> tuple[SubsetRows, SubsetRows, tuple[str, ...]]:
-    """Training rows with out-of-fold estimates, test rows with those of the gate. DataError where there are no two
-    models, more than `most`, or no test rows.
+    """Training rows with out-of-fold estimates, test rows with those of the gate, and the models. Raises DataError
+    where there are fewer than two models, more than `most`, or rows of one split only.
     """
     if not 2 <= len(data.models) <= most:
         raise DataError(f"outcomes.parquet: {len(data.models)} models with a cost; from 2 to {most} are compared")

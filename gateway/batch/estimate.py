@@ -25,11 +25,11 @@ from gateway.wire.request import Described
 from routers import prior
 from routers.bandit import Bandit
 from routers.canary import Canary
-from routers.eligible import exclusion
+from routers.eligible import TYPICAL_OUTPUT_TOKENS, exclusion
 from routers.estimators.general import General
 from routers.features import Featurizer
 from routers.plugin import Learned, PluginRouter
-from routers.simple import TOO_EXPENSIVE, TYPICAL_OUTPUT_TOKENS
+from routers.simple import TOO_EXPENSIVE
 from routers.types import Candidate, Knobs, Query, Router, Undecided
 
 log = logging.getLogger("headgate.batch")

@@ -216,10 +216,10 @@ def _from_folder(
 ) -> tuple[Log, Policy]:
     from gateway.learn.dataset import log_of_outcomes
     from gateway.learn.whatif import Policy
+    from routers.eligible import TYPICAL_OUTPUT_TOKENS
     from routers.outcomes import read_outcomes
     from routers.plugin import PluginRouter
     from routers.registry import open_router
-    from routers.simple import TYPICAL_OUTPUT_TOKENS
     from routers.types import Candidate, Knobs
 
     if not router:

@@ -14,7 +14,7 @@ import numpy as np
 from gateway.learn.dataset import Log
 from routers import ope
 from routers.intervals import Z95_ONE_SIDED, Interval, difference_interval
-from routers.ope import Array, Evidence, Refusal
+from routers.ope import Array, Refusal, Requirements
 from routers.select import DEFAULT_COST_WEIGHT, exchange_rate
 from routers.types import Knobs
 
@@ -60,7 +60,7 @@ def reference_of(log: Log) -> float:
 
 
 def judge(
-    log: Log, candidate: Array, incumbent: Array, reward: Array, *, evidence: Evidence | None = None, seed: int = 0
+    log: Log, candidate: Array, incumbent: Array, reward: Array, *, evidence: Requirements | None = None, seed: int = 0
 ) -> GateVerdict:
     """`candidate` and `incumbent`: probabilities (n, m) on the log; `reward` (n,), NaN where unknown."""
     start = ope.supported_from(log.logged, candidate)

@@ -66,7 +66,7 @@ def certify_knob(
     if n < LEAST_ROWS:
         return Unsupported(f"{n} scored decisions; no floor is certified from fewer than {LEAST_ROWS}", n, LEAST_ROWS)
     rounds = log.rounds(log.score)
-    if rounds.heard[reference] <= 0.0:
+    if rounds.known_share[reference] <= 0.0:
         return Unsupported(f"no answer of {log.models[reference]} was scored", n)
     if (scored.logged[:, reference] <= 0.0).mean() > 0.02:
         return Unsupported(f"{log.models[reference]} was not tried in most decisions: set the route's `explore`", n)
@@ -129,12 +129,12 @@ def drifted(log: Log, reference: int, floor: float, mean_expected: float) -> Dri
 
 def _weights(log: Log, rounds: Rounds, target: Array) -> Array:
     """Importance of the scored rounds alone, on the scale of their number: one on average under the log itself."""
-    return importance(rounds, target)[log.labelled] * rounds.told / len(log)
+    return importance(rounds, target)[log.labelled] * rounds.known_rounds / len(log)
 
 
 def _largest(scored: Log, rounds: Rounds) -> float:
     """That a weight can be."""
-    chances = scored.logged * rounds.heard * len(rounds.action) / rounds.told
+    chances = scored.logged * rounds.known_share * len(rounds.action) / rounds.known_rounds
     return float(1.0 / chances[chances > 0].min())
 
 

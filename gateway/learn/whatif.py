@@ -28,7 +28,7 @@ from gateway.learn.alarms import changes
 from gateway.learn.dataset import Log, NothingLogged, one_sided
 from routers import ope
 from routers.intervals import Interval
-from routers.ope import Array, Evidence, Refusal
+from routers.ope import Array, Refusal, Requirements
 from routers.types import Candidate, Knobs, Query, Router, Undecided
 
 NO_VECTOR = np.zeros(0, np.float32)
@@ -104,7 +104,7 @@ def _refusal_dict(refusal: Refusal) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def what_if(log: Log, policy: Policy, *, evidence: Evidence | None = None, seed: int = 0) -> Answer:
+def what_if(log: Log, policy: Policy, *, evidence: Requirements | None = None, seed: int = 0) -> Answer:
     """Values the policy on the log."""
     log = widened(log, [candidate.model for candidate in policy.candidates])
     answer = valued(log, decided(policy, log), evidence=evidence, seed=seed)
@@ -156,7 +156,7 @@ def _at_todays_price(record: DecisionRecord, candidate: Candidate) -> float | No
     return (answer.cost_nanousd + 1) / (1000 * now + 1) if max(answer.cost_nanousd, 1000 * now) > 100 else None
 
 
-def valued(log: Log, target: Array, *, evidence: Evidence | None = None, seed: int = 0) -> Answer:
+def valued(log: Log, target: Array, *, evidence: Requirements | None = None, seed: int = 0) -> Answer:
     """Values decisions (n, m) on the log, from when on it tries what they are."""
     start = ope.supported_from(log.logged, target)
     log, target = log.rows(np.arange(start, len(log))), target[start:]

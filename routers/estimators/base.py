@@ -100,6 +100,24 @@ def observed_mean(scores: Matrix, prior_count: float = 4.0) -> Matrix:
     return np.asarray((total + prior_count * overall) / (seen.sum(0) + prior_count))
 
 
+def deviation_of_mean(mean: Matrix, counts: Matrix) -> Matrix:
+    """Standard deviation of a mean of `counts` scores in [0, 1], as if each were 0 or 1; their variance is taken to be
+    at least .01.
+    """
+    return np.asarray(np.sqrt(np.maximum(mean * (1 - mean), 0.01) / counts))
+
+
+def unit(x: Matrix) -> Matrix:
+    """Rows of unit length; a zero row stays zero."""
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9))
+
+
+def softmax(logits: Matrix) -> Matrix:
+    """Softmax of each row."""
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(odds / odds.sum(1, keepdims=True))
+
+
 def folds(keys: Iterable[Hashable], k: int, seed: int) -> NDArray[np.intp]:
     """Fold number of each row, (n,), shuffled. Rows with equal keys share a fold, because an estimator that learned
     from one of them has seen the others; they don't where there are fewer than 2 k different keys.

@@ -1,8 +1,7 @@
-"""Cluster table (Avengers-Pro): k-means over queries, each model's mean per cluster, mixed over the
-nearest few.
+"""Cluster table (Avengers-Pro): k-means over queries, each model's mean per cluster, mixed over the nearest few.
 
-No gradient is learnt. A query reads its `nearest` clusters with weights softmax(sharpness * cosine);
-every cell is shrunk toward the model's overall mean.
+Nothing is learned by gradients. A query reads its `nearest` clusters with weights softmax(sharpness * cosine); every
+cell is shrunk toward the model's overall mean.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.estimators.base import Estimator, Matrix, Training, observed_mean
-from routers.estimators.knn import unit
+from routers.estimators.base import Estimator, Matrix, Training, observed_mean, softmax, unit
 
 
 def k_means(x: Matrix, k: int, seed: int, rounds: int = 25) -> tuple[Matrix, NDArray[np.intp]]:
@@ -57,10 +55,8 @@ class Clusters(Estimator):
         return self
 
     def shares(self, x: Matrix) -> Matrix:
-        """How much each cluster has to say on each row, (n, clusters)."""
-        near = x @ self.centres_.T
-        odds = np.exp(near - near.max(1, keepdims=True))
-        return np.asarray(odds / odds.sum(1, keepdims=True))
+        """Weight of each cluster on each row, (n, clusters)."""
+        return softmax(x @ self.centres_.T)
 
     def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
         share = self.shares(x)

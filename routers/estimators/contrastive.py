@@ -1,9 +1,9 @@
-"""Dual-contrastive router (RouterDC): queries and models in one space, near where the model does well.
+"""Dual-contrastive router (RouterDC): queries and models are embedded in one space, close to each other where the model
+does well.
 
-Loss of a query: each of the `top` best models against the `last` worst ones, minus log softmax of the
-cosine over temperature; plus the same between queries of one cluster and of others. Cosines are mapped to
-scores by one regression shared by all models. The published encoder is replaced by a linear map of the
-features.
+Loss of a query: each of the `top` best models against the `last` worst ones, minus log softmax of the cosine over
+temperature; plus the same between queries of one cluster and of others. Cosines are mapped to scores by one regression
+shared by all models. The published encoder is replaced by a linear map of the features.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.estimators.base import Estimator, Matrix, Training, observed_mean
+from routers.estimators.base import Estimator, Matrix, Training, deviation_of_mean, observed_mean, softmax, unit
 from routers.estimators.clusters import k_means
 from routers.estimators.descent import Weights, descend
-from routers.estimators.knn import unit
 
 
 class Contrastive(Estimator):
@@ -100,13 +99,11 @@ class Contrastive(Estimator):
         centres = np.zeros((int(cluster.max()) + 1, query.shape[1]))
         np.add.at(centres, cluster, query)
         centres = unit(centres)
-        logits = query @ centres.T / self.temperature
-        share = np.exp(logits - logits.max(1, keepdims=True))
-        share /= share.sum(1, keepdims=True)
+        share = softmax(query @ centres.T / self.temperature)
         share[np.arange(len(query)), cluster] -= 1.0
         return np.asarray(0.1 * share @ centres / (len(query) * self.temperature))
 
     def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
         near = self._cosine({"map": self.map_, "vectors": self.vectors_}, x)
         mean = np.clip(self.scale_[0] + self.scale_[1] * near, 0.0, 1.0)
-        return mean, np.sqrt(np.maximum(mean * (1 - mean), 0.01) / (self.count_ / 10 + 1))
+        return mean, deviation_of_mean(mean, self.count_ / 10 + 1)

@@ -41,9 +41,9 @@ class Decided(Ensemble):
     def fit(self, data: Training) -> Self:
         known = self._comparable(data)
         if known is not None:
-            told = self.out_of_fold(known)
-            self.weights = _weighed(known, told)
-            self.job_weights, self.job_stretch = stacked(told, known.scores, self.weights)
+            predicted = self.out_of_fold(known)
+            self.weights = _weighed(known, predicted)
+            self.job_weights, self.job_stretch = stacked(predicted, known.scores, self.weights)
         super().fit(data)
         return self
 
@@ -57,15 +57,15 @@ class Decided(Ensemble):
         return data.rows(rows[:: -(-len(rows) // MOST_ROWS)])
 
 
-def _weighed(data: Training, told: Sequence[Matrix]) -> tuple[float, ...]:
+def _weighed(data: Training, predicted: Sequence[Matrix]) -> tuple[float, ...]:
     assert data.costs is not None
     cost = _costs_out_of_fold(data, data.costs)
     bench = evaluate.Bench(data.scores, data.costs, int(data.scores.mean(0).argmax()))
     alone, rates = bench.singles(), evaluate.rates_for(data.costs, DECADE)
-    mixtures = list(_mixtures(len(told)))
+    mixtures = list(_mixtures(len(predicted)))
     reached = []
     for mixture in mixtures:
-        quality = np.asarray(sum(share * part for share, part in zip(mixture, told, strict=True)))
+        quality = np.asarray(sum(share * part for share, part in zip(mixture, predicted, strict=True)))
         points = evaluate.swept(quality, cost, bench, rates).points()
         reached.append(evaluate.figures(points, alone, bench.best, 1.0)["aiq"])
     best = np.argsort(reached)[-KEPT:]
@@ -74,11 +74,11 @@ def _weighed(data: Training, told: Sequence[Matrix]) -> tuple[float, ...]:
 
 def _costs_out_of_fold(data: Training, costs: Matrix) -> Matrix:
     """Predicted costs of every row, (n, m), by a fit on the other folds."""
-    fold, told = folds(row_keys(data.x), FOLDS, data.seed), np.zeros_like(costs)
+    fold, predicted = folds(row_keys(data.x), FOLDS, data.seed), np.zeros_like(costs)
     for part in range(FOLDS):
         held = fold == part
-        told[held] = LogLinear().fit(data.x[~held], costs[~held]).predict(data.x[held])
-    return told
+        predicted[held] = LogLinear().fit(data.x[~held], costs[~held]).predict(data.x[held])
+    return predicted
 
 
 def _mixtures(members: int) -> Iterator[tuple[float, ...]]:

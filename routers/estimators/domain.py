@@ -15,12 +15,12 @@ from typing import Self
 
 import numpy as np
 
-from routers.estimators.base import Estimator, Matrix, Training, packed, task_table, unpacked
+from routers.estimators.base import Estimator, Matrix, Training, packed, softmax, task_table, unpacked
 
 LEAST_OF_SOURCE = 15
-"""A source of fewer rows is left in its task."""
+"""A source with fewer rows is not a domain of its own."""
 MANY = 60
-"""Domains; more are told apart in fewer steps."""
+"""With more domains the classifier is fitted in fewer steps."""
 
 
 class Domain(Estimator):
@@ -70,7 +70,7 @@ class Domain(Estimator):
         return domains, finer, behind
 
     def _merged(self, tasks: Sequence[str]) -> list[str]:
-        """Tasks too rare to learn become one."""
+        """The tasks, with those that are too rare to learn merged into one."""
         found: dict[str, int] = {}
         for task in tasks:
             found[task] = found.get(task, 0) + 1
@@ -92,9 +92,7 @@ class Domain(Estimator):
 
     def shares(self, x: Matrix) -> Matrix:
         """Probability of each task, (n, tasks)."""
-        logits = x @ self.weights_ + self.intercept_
-        odds = np.exp(logits - logits.max(1, keepdims=True))
-        return np.asarray(odds / odds.sum(1, keepdims=True))
+        return softmax(x @ self.weights_ + self.intercept_)
 
     def names(self) -> list[str]:
         return unpacked(self.names_)

@@ -76,12 +76,12 @@ class Ensemble(Estimator):
     def out_of_fold(data: Training) -> list[Matrix]:
         """Each member's predicted quality of every row, (n, m), by a fit on the other folds."""
         fold = folds(row_keys(data.x), FOLDS, data.seed)
-        told = {name: np.zeros_like(data.scores) for name in Ensemble().members}
+        predicted = {name: np.zeros_like(data.scores) for name in Ensemble().members}
         for part in range(FOLDS):
             held = fold == part
             for name, member in Ensemble().members.items():
-                told[name][held] = member.fit(data.rows(~held)).predict(data.x[held])[0]
-        return list(told.values())
+                predicted[name][held] = member.fit(data.rows(~held)).predict(data.x[held])[0]
+        return list(predicted.values())
 
     def state(self) -> dict[str, NDArray[Any]]:
         members = self.members.items()

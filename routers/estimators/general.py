@@ -1,11 +1,9 @@
-"""The estimator behind the shipped default: a ridge over every model of several public sets, and a
-query's ease.
+"""The estimator of the shipped default: a ridge over all models of several public sets, and how easy a query is.
 
-Models that it knows by name are estimated as `Linear` does. Of a model it never saw it can say only how
-easy the query is for models in general; the caller adds what the model's price suggests
-(`routers.prior`), and does so for a whole pool as soon as one of its models is unknown, for the two
-scales can't be compared. How little ease carries over to other sets of questions is written in the
-artefact's card.
+Models that it knows by name are estimated as in `Linear`. For an unknown model it only tells how easy the query is for
+models in general; the caller adds what the model's price suggests (`routers.prior`), and does so for a whole pool as
+soon as one of its models is unknown, because the two scales can't be compared. The artefact's card states how little
+ease carries over to other sets of questions.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from routers.estimators.base import Matrix, Training, observed_mean
 from routers.estimators.linear import Linear, ridge
 
 MOST_WEIGHT = 2.0
-"""A row seen by many models counts no more than this: their errors go together."""
+"""Largest weight of a row that many models answered, because their errors are correlated."""
 
 
 class General(Linear):

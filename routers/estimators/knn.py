@@ -9,12 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from routers.estimators.base import Estimator, Matrix, Training, observed_mean
-
-
-def unit(x: Matrix) -> Matrix:
-    """Rows of unit length; a zero row stays zero."""
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9))
+from routers.estimators.base import Estimator, Matrix, Training, deviation_of_mean, observed_mean, unit
 
 
 class NearestNeighbours(Estimator):
@@ -47,4 +42,4 @@ class NearestNeighbours(Estimator):
         seen = np.isfinite(scores)
         count = seen.sum(1) + self.prior_count
         mean = (np.where(seen, scores, 0.0).sum(1) + self.prior_count * self.base_) / count
-        return mean, np.sqrt(np.maximum(mean * (1 - mean), 0.01) / count)
+        return mean, deviation_of_mean(mean, count)

@@ -1,8 +1,8 @@
-"""Ridge regression in two parts: how hard the query is (light penalty) and how each model deviates (heavy
+"""Ridge regression in two parts: how easy the query is (small penalty) and how each model deviates from that (large
 penalty).
 
-Only deviations decide between models, and they are small and noisy: one penalty for both, as in plain
-per-model regression, leaves an argmax over many noisy estimates with a winner's curse.
+Only deviations decide between models, and they are small and noisy: one penalty for both, as in plain per-model
+regression, leaves an argmax over many noisy estimates with a winner's curse.
 """
 
 from __future__ import annotations

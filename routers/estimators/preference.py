@@ -1,10 +1,8 @@
-"""Preference estimators (RouteLLM): from who beat whom, a Bradley-Terry strength of every model on this
-query.
+"""Preference estimators (RouteLLM): a Bradley-Terry strength of every model on a query, learned from pairwise wins.
 
-`Preference` is the factorised form: strength(m, x) = level_m + (A x) . v_m, P(a beats b) = sigmoid of the
-difference. `SimilarWins` solves a Bradley-Terry model for each query, every battle weighted by how like
-its query is. Strengths know no scale of quality, so each model's strength is mapped to a score by one
-regression shared by all models.
+`Preference` is the factorised form: strength(m, x) = level_m + (A x) . v_m, P(a beats b) = sigmoid of the difference.
+`SimilarWins` solves a Bradley-Terry model for each query, every battle weighted by how like its query is. Strengths
+know no scale of quality, so each model's strength is mapped to a score by one regression shared by all models.
 """
 
 from __future__ import annotations
@@ -14,9 +12,8 @@ from typing import Self
 
 import numpy as np
 
-from routers.estimators.base import Estimator, Matrix, Training, observed_mean
+from routers.estimators.base import Estimator, Matrix, Training, deviation_of_mean, observed_mean, unit
 from routers.estimators.descent import Weights, descend, sigmoid
-from routers.estimators.knn import unit
 
 
 def battles(scores: Matrix) -> Matrix:
@@ -85,7 +82,7 @@ class Preference(Estimator):
 
     def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
         mean = np.clip(self.scale_[0] + self.scale_[1] * sigmoid(self.strength(x)), 0.0, 1.0)
-        return mean, np.sqrt(np.maximum(mean * (1 - mean), 0.01) / (self.count_ / 10 + 1))
+        return mean, deviation_of_mean(mean, self.count_ / 10 + 1)
 
 
 def _edge(w: Weights, x: Matrix) -> Matrix:
@@ -151,4 +148,4 @@ class SimilarWins(Estimator):
     def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
         strength = np.concatenate([self.strength(x[i : i + 256]) for i in range(0, len(x), 256)])
         mean = np.clip(self.scale_[0] + self.scale_[1] * sigmoid(strength), 0.0, 1.0)
-        return mean, np.sqrt(np.maximum(mean * (1 - mean), 0.01) / (self.count_ / 10 + 1))
+        return mean, deviation_of_mean(mean, self.count_ / 10 + 1)

@@ -33,15 +33,15 @@ class Stacked(Ensemble):
 
 
 def stacked(
-    told: Sequence[Matrix], scores: Matrix, otherwise: tuple[float, ...]
+    predicted: Sequence[Matrix], scores: Matrix, otherwise: tuple[float, ...]
 ) -> tuple[tuple[float, ...], float]:
-    """Weights of the members, and the stretch, from their out-of-fold predictions `told`, (n, m) each; `otherwise` and
-    a stretch of zero where no member predicts anything.
+    """Weights of the members, and the stretch, from their out-of-fold predictions, (n, m) each; `otherwise` and a
+    stretch of zero where no member predicts anything.
     """
     from scipy.optimize import nnls
 
     seen = np.isfinite(scores)
-    columns = np.stack([_apart(matrix, seen)[seen] for matrix in told], axis=1)
+    columns = np.stack([_apart(matrix, seen)[seen] for matrix in predicted], axis=1)
     weights, _ = nnls(columns, _apart(scores, seen)[seen])
     total = float(weights.sum())
     return (tuple((weights / total).tolist()), total) if total > 0 else (otherwise, 0.0)

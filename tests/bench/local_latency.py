@@ -23,7 +23,7 @@ from local_models.decoder import Decoder
 from local_models.engine import Engine, EngineOptions
 from local_models.request import Request
 from local_models.text import TextCodec
-from routers.latency_check import compared, told
+from routers.latency_check import as_text, compared
 from routers.outcomes import read_outcomes
 
 LONGEST_PROMPT, LONGEST_ANSWER = 400, 96
@@ -59,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for file, table in (("queries", queries), ("outcomes", rows)):
             parquet.write_table(pyarrow.Table.from_pylist(table), Path(name) / f"{file}.parquet")
-        print(told(compared(read_outcomes(Path(name)))))
+        print(as_text(compared(read_outcomes(Path(name)))))
 
 
 if __name__ == "__main__":

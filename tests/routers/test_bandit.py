@@ -19,7 +19,7 @@ from routers.bandit import (
     main_axes,
     thompson,
 )
-from routers.bandit_check import Replay, compared, told
+from routers.bandit_check import Replay, compared, summary
 from routers.bandit_state import BanditState, Shrinkage, fitted, posterior
 from routers.plugin import PluginRouter
 from routers.projection import Projection
@@ -203,7 +203,7 @@ def test_regret_is_below_a_learner_that_reads_no_query() -> None:
     cost = np.tile([0.0001, 0.0005, 0.003], (len(truth), 1))
     rows = Replay(data.scores, cost, z, np.zeros_like(cost), np.zeros_like(cost))
     for weight in (0.0, 20.0):
-        found = told(compared(rows, weight, range(3)))
+        found = summary(compared(rows, weight, range(3)))
         assert found[THOMPSON]["regret"] < found["epsilon_greedy"]["regret"]
 
 

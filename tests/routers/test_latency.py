@@ -11,7 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routers.latency_check import MEAN, OUTPUT, PACE, PREDICTED, PROMPT, compared, figures, halves, non_negative, told
+from routers.latency_check import (
+    MEAN,
+    OUTPUT,
+    PACE,
+    PREDICTED,
+    PROMPT,
+    as_text,
+    compared,
+    figures,
+    halves,
+    non_negative,
+)
 from routers.outcomes import DataError, Outcomes
 
 
@@ -78,7 +89,7 @@ def test_a_log_has_gaps_and_no_split() -> None:
     assert report["all models"][OUTPUT]["error"]["value"] < 0.12
     took[40:, 1] = np.nan
     assert halves(log)[0].models == ("slow",)
-    assert "fast" not in told(compared(log, resamples=0))
+    assert "fast" not in as_text(compared(log, resamples=0))
     with pytest.raises(DataError, match="latency_s"):
         halves(replace(log, latency_s=np.full((300, 2), np.nan)))
 

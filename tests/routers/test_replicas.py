@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routers.replica_check import FLEETS, compared, told
+from routers.replica_check import FLEETS, compared, summary
 from routers.replicas import Job, Load, Pace, Paces, least_delay
 
 PACE = Pace(first_s=0.1, read_s=0.001, write_s=0.02, beside_s=0.002)
@@ -114,6 +114,6 @@ def test_it_beats_round_robin_and_least_busy() -> None:
     (`python -m routers.replica_check` tells by how much, with intervals).
     """
     for slowness in FLEETS.values():
-        found = told(compared(range(3), 400, 6.0, slowness, 0.5))
+        found = summary(compared(range(3), 400, 6.0, slowness, 0.5))
         assert found["round_robin"]["lower_by"] > 0.05
         assert found["least_busy"]["lower_by"] > 0.05
