@@ -138,7 +138,7 @@ class LeastExpectedCost(Generic[Key]):
             seen.counts = list(map(mul, seen.counts, faded))
 
     def _spans(self) -> list[float]:
-        """How many requests each estimate's counts stand for."""
+        """Effective number of requests in each estimate's counts."""
         now = self._now
         return [1.0 + (m * -math.expm1(-now / m) if m < math.inf else now) for m in _MEMORIES]
 

@@ -163,7 +163,7 @@ def _numbers(wording: Wording) -> frozenset[str]:
 
 @lru_cache(_KEPT)
 def _signs(text: str) -> tuple[str, ...]:
-    """In their order: no word says that 7 - 2 is not 7 + 2, nor C what C++ is."""
+    """The signs of a text in their order. They tell 7 - 2 from 7 + 2 and C from C++, which words do not."""
     found = _SIGNS.findall(text)
     return tuple(sign for sign in found if sign.isascii() or unicodedata.category(sign) in _SIGN_CATEGORIES)
 

@@ -186,7 +186,7 @@ def multiply(one: Bytes, other: Bytes) -> Products:
 
 
 def most(values: Products, n: int) -> NDArray[np.intp]:
-    """Where the `n` largest lie, in no order."""
+    """Indices of the `n` largest values, in no order."""
     blocks = len(values) // _BLOCK
     if blocks <= 2 * n:
         return _partitioned(values, n)

@@ -69,7 +69,7 @@ class RedisLink:
         await self.client.aclose()
 
     async def _leave_replica(self) -> None:
-        """It was the primary when we connected; its name may lead to another by now."""
+        """Drop the connections to a server that is no longer the primary; its name may lead to the new one."""
         with suppress(Exception):
             await self.client.connection_pool.disconnect(inuse_connections=False)
 

@@ -142,7 +142,7 @@ class SemanticCache:
         self._pair_rule = pair_rule
         self._partitions: dict[bytes, _PartitionIndex] = {}
         self._items: OrderedDict[int, Item] = OrderedDict()
-        """By label, the least recently used first."""
+        """Items by label, least recently used first."""
         self._labels: dict[str, int] = {}
         self._tenants: dict[str, set[int]] = {}
         self._next_label = 0

@@ -50,16 +50,16 @@ class Figures:
     false_hit_rate: float
     """Wrong answers among hits, by the labels."""
     wrong_share: float
-    """And among all requests, which is what vCache's delta bounds."""
+    """Wrong answers from the cache among all requests, which is what vCache's delta bounds."""
     audited_rate: float
     audited_high: float
-    """The cache's own figure of it, and its upper 97.5 % bound."""
+    """The cache's own estimate of the false-hit rate, and its upper 97.5 % bound."""
     out_of_scope_hits: float
     """Share of out-of-scope questions that were answered from the cache."""
     out_of_scope_per_request: float
     judged_share: float
     judged_share_at_end: float
-    """Judgements per request: over all, and over the last 2,000."""
+    """Judgements per request: over all requests, and over the last 2,000."""
     hit_share_at_end: float
     entries: int
 

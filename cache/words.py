@@ -178,7 +178,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, seen_in: dict[str, int], texts: int) -> Vocabulary:
-        """One that has seen each word in so many of so many questions."""
+        """A vocabulary with those counts of questions per word, out of `texts` questions."""
         made = cls()
         made._seen_in, made._texts = seen_in, texts
         return made
@@ -201,7 +201,9 @@ class Vocabulary:
         return math.log((self._texts + 1) / (self._seen_in.get(word, 0) + 1))
 
     def compare(self, asked: Wording, held: Wording, known: dict[str, int]) -> list[float]:
-        """How alike two questions are, and how new the asked one's words are to a class with words `known`."""
+        """Features of how similar two questions are, and of how new the asked one's words are to a class with words
+        `known`; WORD_FEATURES numbers.
+        """
         rarity = {word: self.rarity(word) for word in asked.content | held.content}
         union = sum(rarity.values())
         shared = sum(rarity[word] for word in asked.content & held.content)

@@ -43,7 +43,9 @@ def family_of(part: EstimatedRows, setting: TrainingSettings, reference: int) ->
 
 
 def families(logged: Logged, setting: TrainingSettings, reference: str, count: int) -> Iterator[Family]:
-    """One for each way of parting the rows into folds. DataError where rows or reference are missing."""
+    """A family of rules for each of `count` divisions of the rows into folds. Raises DataError where there are too few
+    rows or no such reference.
+    """
     if len(logged.answers) < LEAST_ROWS:
         raise DataError(f"{len(logged.answers)} complete rows; rules and certificate need {LEAST_ROWS} or more")
     place = reference_of(logged, reference)

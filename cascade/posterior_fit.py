@@ -111,7 +111,7 @@ class Walked:
     latency_s: Matrix
     calls: Matrix
     chance: Matrix
-    """How likely the answer was thought to be right when the climb ended."""
+    """Probability, when the climb ended, that the kept answer is right."""
     model: NDArray[np.intp]
     """Column of the model whose answer was kept."""
 

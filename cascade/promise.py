@@ -37,7 +37,7 @@ class Measured:
     """n requests that both models answered, in the order of time; all arrays (n,)."""
 
     confidence: Matrix
-    """Of the first answer, in [0, 1]; NaN: nothing was read, and no threshold keeps it."""
+    """Confidence of the first answer, in [0, 1]; NaN where nothing was read, and then no threshold keeps it."""
     same: Matrix
     """1 where the first answer agreed with the reference's, else 0."""
     first_usd: Matrix
@@ -137,7 +137,7 @@ def _nothing_saved(measured: Measured, family: Family, floor: float, confidence:
 
 @dataclass(slots=True)
 class FloorStatus:
-    """Where the promise of one route stands; everything it must remember, as plain values."""
+    """State of one route's promise; all that must be remembered, as plain values."""
 
     floor: float
     confidence: float
@@ -230,7 +230,9 @@ class Promise:
 
     reference: str
     measured_share: float
-    """Of requests, answered by both models: the reference's answer is given, the first one's is compared with it."""
+    """Share of requests that both models answer: the reference's answer is given, and the first one's is compared with
+    it.
+    """
     accept_at: float | None = None
     """None: nothing is certified, the reference answers."""
     router: str = ""

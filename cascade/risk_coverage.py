@@ -29,10 +29,10 @@ class Given:
     """The answers of one split's test rows, (k,) each, and how sure they are by each confidence."""
 
     rows: NDArray[np.intp]
-    """Of the log."""
+    """Rows of the log."""
     score: Matrix
     sure: Mapping[str, Matrix]
-    """NaN where it says nothing of an answer, which is then withheld first."""
+    """By the name of a confidence; NaN where it is unknown for an answer, which is then withheld first."""
 
 
 def risk_coverage(

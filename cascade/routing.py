@@ -179,7 +179,9 @@ class RoutedCascade:
         return self.rules[self._place(share)]
 
     def least_chance(self, share: float, risk: float) -> float:
-        """How sure an answer must be that no more than `risk` of those given are wrong; inf: the rows can't tell."""
+        """Least probability of being right at which no more than `risk` of the given answers are wrong; infinite where
+        the training rows can't tell.
+        """
         known = [at for at, one in enumerate(RISKS) if one <= risk]
         return float(self.sure[self._place(share), known[-1]]) if known and len(self.sure) else inf
 

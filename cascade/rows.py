@@ -34,23 +34,23 @@ class TrainingSettings:
     depth: int = 1
     pool: int = 6
     folds: int = 10
-    """Of the posterior and its rules: the more, the less pessimistic the held-out curve."""
+    """Folds of the posterior and its rules; with more folds the held-out curve is less pessimistic."""
     estimate_folds: int = 8
-    """Of the router's estimates on training rows."""
+    """Folds of the router's estimates on training rows."""
     tolerance: float = 0.004
     """Quality below the best single model that still counts as matching it, on training rows."""
     most_cost: float = 1.5
-    """Of the best single model's cost: what the rule of highest quality may spend."""
+    """The most that the rule of highest quality may spend, as a multiple of the best single model's cost."""
     rates: int = 36
     """Exchange rates tried."""
     highest_rate: float = HIGHEST_RATE
-    """Of them, in quality points per cost of the most expensive model."""
+    """The highest exchange rate tried, in quality points per cost of the most expensive model."""
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EstimatedRows:
-    """Rows of a split with their estimates."""
+    """Logged rows with their estimates and expected prices."""
 
     logged: Logged
     scene: Scene
@@ -100,7 +100,7 @@ def estimated_parts(
 
 
 def paying(logged: Logged) -> bool:
-    """Reading the evidence cost something on some row."""
+    """Whether reading the evidence cost anything on any row."""
     return bool((logged.data.checked_cost_usd > logged.data.cost_usd * (1.0 + 1e-6)).any())
 
 
@@ -111,7 +111,9 @@ def _scene(logged: Logged, quality: Matrix) -> Scene:
 
 
 def space_of(part: EstimatedRows, setting: TrainingSettings) -> Space:
-    """Openers: of the models not far below the best, those on the hull of training means first, then by quality."""
+    """The states that climbs may reach. Models that may open a climb are those not far below the best; those on the
+    hull of training means come first, then those of higher quality.
+    """
     data = part.logged.data
     quality = data.scores.mean(0)
     points = np.column_stack([data.cost_usd.mean(0), quality])

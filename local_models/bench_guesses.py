@@ -1,8 +1,8 @@
-"""What guesses save: tokens a pass of the large shipped model yields when the small one guesses ahead.
+"""Benchmark of speculative decoding: tokens per pass of the large shipped model when the small one guesses ahead.
 
-A budget of guesses for the whole batch, given to the likeliest (TETRIS), stands beside the same budget given to all
-answers in turn, and what was kept beside what no rule of acceptance could exceed (optimal multi-draft speculation).
-Counts, no times: answers are the same with and without guesses.
+It compares a budget of guesses for the whole batch that is given to the likeliest guesses (TETRIS) with the same budget
+given to all answers in turn, and the guesses kept with the most that any rule of acceptance could keep (optimal
+multi-draft speculation). It counts tokens and measures no times; answers are the same with and without guesses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ FARTHEST = 8
 
 
 class InTurn(ModelDrafter):
-    """Every answer's first guess, then every second one: what is shared without knowing how likely a guess is."""
+    """Gives the budget to every answer's first guess, then to every second one, as without knowing how likely a guess
+    is.
+    """
 
     def propose(self, contexts: Mapping[str, Ids[int]], most: int) -> dict[str, Draft]:
         guesses = super().propose(contexts, most)

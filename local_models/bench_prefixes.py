@@ -1,8 +1,8 @@
-"""What a prefix cache of little memory finds on made-up traces, and what it could find at best.
+"""Benchmark of the prefix cache: hit rates with little memory on synthetic traces, and upper bounds of them.
 
-Beside each rule of eviction stand two bounds, so that a figure tells how far it is from what is possible: what a cache
-would find that knew every prompt to come, and what one would on average that knew each prompt's odds but not the
-draws. Counts blocks and computes no model; scipy solves the first bound.
+Each eviction rule is compared with two bounds: the hit rate of a cache that knows all future prompts, and the mean hit
+rate of one that knows the probability of each prompt but not the draws. It counts blocks and computes no model; scipy
+solves the first bound.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class SlotFill:
 
 
 class OffloadStore(Protocol):
-    """Where evicted blocks go."""
+    """Keeps evicted blocks by name."""
 
     def name(self, before: bytes, tokens: Ids[int]) -> bytes:
         """A block's name, after the block named `before`."""
@@ -393,7 +393,7 @@ class BlockPool:
 
 
 def common_length(a: Ids[int], b: Ids[int]) -> int:
-    """How many tokens two sequences begin alike with."""
+    """Length of the common prefix of two sequences of tokens."""
     length = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -44,7 +44,7 @@ class FinetuningSettings:
     epochs: int = 1
     batch: int = 16
     rate: float = 2e-5
-    """Of the encoder; heads learn twenty times as fast."""
+    """Learning rate of the encoder; that of the heads is twenty times as high."""
     seed: int = 0
 
 

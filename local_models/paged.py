@@ -93,8 +93,9 @@ def attend_paged(
 
 @dataclass(frozen=True, slots=True)
 class StepBuffers:
-    """One token of each row's sequence; several rows may be one sequence's, later tokens of it. A row nobody uses
-    writes to a slot that no sequence owns and is ignored."""
+    """Inputs of one step: one token per row. Several rows may be consecutive tokens of one sequence. An unused row
+    writes to a slot that no sequence owns, and its result is ignored.
+    """
 
     ids: Tensor
     positions: Tensor
@@ -141,7 +142,7 @@ class DecodeSteps:
 
     @property
     def shapes(self) -> int:
-        """How many shapes were met, each one graph."""
+        """Number of shapes met so far, each with one graph."""
         return len(self._shapes)
 
     def run(

@@ -36,8 +36,9 @@ class Runner:
         return self.decoder.logits(hidden).cpu() if len(hidden) else hidden.cpu()
 
     def run_steps(self, work: list[Work], left: list[int]) -> list[list[int]]:
-        """At most so many likeliest tokens more of each sequence that decodes, those with more left first; see
-        `Decoder.decode`."""
+        """Up to `left` likeliest next tokens of each decoding sequence, ordered by `left`, largest first; see
+        `Decoder.decode`.
+        """
         segments = []
         for row, piece in enumerate(work):
             assert piece.sequence.table is not None

@@ -37,13 +37,13 @@ class Case:
     """A model, the machine it runs on, and what is asked of it."""
 
     parameters: int
-    """Of the layers and the head."""
+    """Weights of the layers and the head."""
     layers: int
     hidden: int
     kv_values: int
     """Numbers kept of one token, all layers together."""
     weight_bytes: int
-    """Of one weight, 4 or 2, where it is not quantized."""
+    """Bytes of one weight that is not quantized, 4 or 2."""
     read_gb_s: float
     gflop_s: float
     streams: int

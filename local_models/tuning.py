@@ -80,7 +80,7 @@ class Tuner:
         return tuner
 
     def step(self, running: int, seconds: float, steps: int = 1) -> None:
-        """So many sequences had a part in a step that took so long; of several steps, the sums of both."""
+        """Take in a step in which `running` sequences took part; for several steps, the sums of both numbers."""
         self._window.steps += steps
         self._window.running += running
         self._window.seconds += seconds

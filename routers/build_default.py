@@ -65,7 +65,7 @@ def build(folder: Path, target: Path) -> None:
 
 
 def _auroc(test: Outcomes, quality: General, projection: Projection, models: Sequence[str]) -> float:
-    """How well right is told from wrong, model by model, on rows that were not trained on."""
+    """Mean over models of the AUROC on rows that were not trained on."""
     guess, _ = quality.predict(projection.apply(described(test, shipped_featurizer())).astype(np.float64))
     places = [models.index(model) for model in test.models]
     found = []

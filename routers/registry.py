@@ -43,13 +43,13 @@ ESTIMATORS: Mapping[str, type[Estimator]] = {
     )
 }  # fmt: skip
 PLUGINS = "headgate.estimators"
-"""Entry points by which an installed package adds estimators of its own: the name is the class's `kind`."""
+"""Group of the entry points by which an installed package adds estimators; the name is the class's `kind`."""
 LEARNED_NAMES = ("default", *ESTIMATORS, "bandit")
 NAMES = ("rules", "weighted", "cheapest", *LEARNED_NAMES)
 DEFAULT_ARTIFACT = Path(__file__).parent / "weights" / "default.safetensors"
 
 LEAST_EXPLORATION = 0.02
-"""Floor of a bandit whose route states none."""
+"""Exploration floor of a bandit whose route states none."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -88,7 +88,9 @@ def open_router(
 
 
 def bandit_upon(base: Router, explore: float = 0.0) -> Router:
-    """Learns from here on what the base does not expect. It must explore: without a stated floor a little."""
+    """A bandit on top of `base`, which learns what the base does not predict; `base` itself where it can't be learned
+    upon. A bandit must explore: without a stated floor it does a little.
+    """
     if not isinstance(base, PluginRouter):
         return base
     return Bandit(base, bandit_axes(), rule=THOMPSON, exploration=Exploration(floor=explore or LEAST_EXPLORATION))
@@ -96,7 +98,9 @@ def bandit_upon(base: Router, explore: float = 0.0) -> Router:
 
 @cache
 def bandit_axes() -> Projection:
-    """Those of the shipped artefact, whatever a bandit's base: so what bandits have seen can be told anywhere."""
+    """The axes of all bandits, whatever their base: those of the shipped artefact, so that the sums of any two bandits
+    are comparable.
+    """
     card, arrays = load_artifact(DEFAULT_ARTIFACT, shipped_version())
     learned = _restore(card, arrays)
     assert isinstance(learned.quality, Linear)
@@ -104,12 +108,14 @@ def bandit_axes() -> Projection:
 
 
 def estimator_named(name: str) -> Estimator:
-    """A new estimator of that kind; `default`: the ensemble weighed by what it decides, `bandit`: from a ridge."""
+    """A new estimator of that kind; "default" gives a `Decided`, and "bandit" a `Linear`. Raises ValueError for a name
+    that does not learn.
+    """
     return _kind({"default": "decided", "bandit": "linear"}.get(name, name))()
 
 
 def _kind(name: str) -> type[Estimator]:
-    """Ours, or what an installed package calls so; an artefact only names it."""
+    """The estimator class of that name, ours or an installed package's; an artefact holds only the name."""
     if name in ESTIMATORS:
         return ESTIMATORS[name]
     added = entry_points(group=PLUGINS)
@@ -122,7 +128,7 @@ def _kind(name: str) -> type[Estimator]:
 
 
 def load_router(path: Path, exploration: Exploration | None = None) -> PluginRouter:
-    """The router of an artefact. ArtifactError where this build can't serve it."""
+    """The router of an artefact. Raises ArtifactError where this build can't serve it."""
     card, arrays = load_artifact(path, shipped_version())
     try:
         learned = _restore(card, arrays)
@@ -135,7 +141,7 @@ def load_router(path: Path, exploration: Exploration | None = None) -> PluginRou
 
 
 def save_router(path: Path, router: PluginRouter, card: Card) -> None:
-    """Writes a trained router with its card; the router's own facts override the card's."""
+    """Write a trained router with its card; the router's own fields override the card's."""
     learned = router.learned
     if learned is None:
         raise ValueError(f"router {router.name!r} has learnt nothing to save")
@@ -189,5 +195,5 @@ def _part(arrays: Arrays, part: str) -> dict[str, NDArray[Any]]:
 
 
 def _dtype(array: NDArray[Any]) -> type[Any]:
-    """Half precision saves bytes on disk only."""
+    """The type to compute with: half precision is for the file only."""
     return np.float32 if array.dtype == np.float16 else array.dtype.type
