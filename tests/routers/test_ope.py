@@ -193,19 +193,19 @@ def test_a_few_right_answers_make_nothing_certain() -> None:
 
 
 def test_a_known_reward_speaks_for_the_unknown_ones_of_its_model() -> None:
-    """Of two models' answers every second and every fourth is told: as a log in which the others say what those say."""
+    """Where every second or fourth reward is known, unknown ones count as the known ones of the same model do."""
     rng = np.random.default_rng(1)
     action = np.repeat([0, 1], [20, 40])
     reward = np.concatenate([np.repeat(rng.random(10), 2), np.repeat(rng.random(10), 4)])
     known = np.concatenate([np.arange(20) % 2 == 0, np.arange(40) % 4 == 0])
     logged, target = np.tile([0.3, 0.7], (60, 1)), np.tile([0.6, 0.4], (60, 1))
     full = Rounds(action, reward, logged)
-    told = Rounds(action, np.where(known, reward, 0.0), logged, known)
+    partly_known = Rounds(action, np.where(known, reward, 0.0), logged, known)
     for name in ("ips", "snips"):
-        found = [ope.ESTIMATORS[name](one, target, 0 * target).mean() for one in (told, full)]
+        found = [ope.ESTIMATORS[name](one, target, 0 * target).mean() for one in (partly_known, full)]
         assert found[0] == pytest.approx(found[1])
-    assert told.told == 20 and told.take(np.arange(10)).told == 5
-    assert ope.overlap(told, target).effective == pytest.approx(60 / (0.36 / (0.3 / 2) + 0.16 / (0.7 / 4)))
+    assert partly_known.known_rounds == 20 and partly_known.take(np.arange(10)).known_rounds == 5
+    assert ope.overlap(partly_known, target).effective == pytest.approx(60 / (0.36 / (0.3 / 2) + 0.16 / (0.7 / 4)))
     silent = Rounds(action, np.where(known, reward, 0.0), logged, known & (action == 0))
     assert ope.overlap(silent, target).unsupported == pytest.approx(0.4)
 
