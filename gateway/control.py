@@ -22,7 +22,7 @@ import uvloop
 from msgspec.structs import replace
 
 from gateway.admin.app import make_admin
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.upkeep import keep_up
 from gateway.batch.jobs import Jobs
 from gateway.batch.origin import SERVED
@@ -67,20 +67,21 @@ async def serve_control(
     """Until `stop`; what was spooled by then is shipped. Raises ConfigError for a schema behind us."""
     engine = open_engine(config.storage.url)
     shipper = Shipper(spool_dir(config.server.run_dir), engine)
-    desk = Desk(config, Store(engine, keep_days=config.storage.keep_days), shipper.state)
+    services = AdminServices(config, Store(engine, keep_days=config.storage.keep_days), shipper.state)
     server = HttpServer(
         uvicorn.Config(
-            make_admin(desk), admin_host(config.server), config.server.admin_port, http=PlainHttpProtocol, ws="none",
+            make_admin(services), admin_host(config.server), config.server.admin_port, http=PlainHttpProtocol,
+            ws="none",
             log_config=None, access_log=False, **tls_options(config.server),
         ),
         LINGER_S,
     )
-    desk.tls = KeptTls(config, server)
+    services.tls = KeptTls(config, server)
     ended = threading.Event()
-    chores = asyncio.create_task(asyncio.to_thread(keep_journal, desk, shipper, ended))
+    chores = asyncio.create_task(asyncio.to_thread(keep_journal, services, shipper, ended))
     serving = asyncio.create_task(server.serve(sockets=sockets or None))
     stopping = asyncio.create_task(stop.wait())
-    watching = [asyncio.create_task(watch_files()), asyncio.create_task(desk.tls.watch(tells=True))]
+    watching = [asyncio.create_task(watch_files()), asyncio.create_task(services.tls.watch(tells=True))]
     try:
         await asyncio.wait({chores, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -88,23 +89,23 @@ async def serve_control(
         for watch in watching:
             watch.cancel()
         ended.set()
-        desk.closing = True
+        services.closing = True
         server.drain(config.server.drain_timeout_s)
         await asyncio.gather(serving, chores, return_exceptions=True)
-        desk.store.close()
+        services.store.close()
     await chores
     await serving
 
 
-def keep_journal(desk: Desk, shipper: Shipper, ended: threading.Event) -> None:
+def keep_journal(services: AdminServices, shipper: Shipper, ended: threading.Event) -> None:
     """Opens the database, then ships and does the chores beside until `ended`; in a thread of its own."""
-    while not _open(desk):
+    while not _open(services):
         if ended.wait(REOPEN_AFTER_S):
             return
     chores = [
-        threading.Thread(target=_do_chores, args=(desk, ended), name="journal-chores"),
-        threading.Thread(target=keep_up, args=(desk, ended), name="figures"),
-        threading.Thread(target=Propagation(desk).run, args=(ended,), name="settings"),
+        threading.Thread(target=_do_chores, args=(services, ended), name="journal-chores"),
+        threading.Thread(target=keep_up, args=(services, ended), name="figures"),
+        threading.Thread(target=Propagation(services).run, args=(ended,), name="settings"),
     ]
     for chore in chores:
         chore.start()
@@ -118,19 +119,19 @@ def keep_journal(desk: Desk, shipper: Shipper, ended: threading.Event) -> None:
             chore.join()
 
 
-def _open(desk: Desk) -> bool:
+def _open(services: AdminServices) -> bool:
     """True: the database is there and its schema is ours. Raises ConfigError where the schema is behind."""
-    url = desk.config.storage.url
+    url = services.config.storage.url
     try:
         if url.startswith("sqlite"):
             migrate(url)
-        check_schema(desk.store.engine)
+        check_schema(services.store.engine)
     except sa.exc.SQLAlchemyError as fault:
-        if not desk.shipping.fault:
+        if not services.shipping.fault:
             log.warning("the database is away: %s", database_said(fault) or fault)
-        desk.shipping.fault = str(fault)
+        services.shipping.fault = str(fault)
         return False
-    desk.opened, desk.shipping.fault = True, ""
+    services.opened, services.shipping.fault = True, ""
     return True
 
 
@@ -139,30 +140,30 @@ def not_ahead(begun: float) -> float:
     return min(time.time(), begun + time.monotonic())
 
 
-def _do_chores(desk: Desk, ended: threading.Event) -> None:
+def _do_chores(services: AdminServices, ended: threading.Event) -> None:
     """Batches are begun, budgets righted, floors watched; old rows go. What fails is tried again."""
     forget_at = promise_at = time.monotonic()
     begun = time.time() - time.monotonic()
     promises: Promises | None = None
-    cluster = Cluster(desk.config, desk.store)
-    learning = LearningChore(lambda: desk.current, desk.store)
+    cluster = Cluster(services.config, services.store)
+    learning = LearningChore(lambda: services.current, services.store)
     complaint = OutageLog(log, "chores")
     while True:
         try:
-            mark_batches(desk)
+            mark_batches(services)
             cluster.step()
             if cluster.leads and time.monotonic() >= promise_at:
                 promise_at = time.monotonic() + PROMISES_EVERY_S
-                if promises is None or promises.config != desk.current:
-                    promises = Promises(desk.current, desk.store)
+                if promises is None or promises.config != services.current:
+                    promises = Promises(services.current, services.store)
                 promises.step(time.time())
             if cluster.leads:
                 learning.look(time.monotonic())
             if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
-                if desk.store.forget_old(not_ahead(begun), FORGET_ROWS) >= FORGET_ROWS:
+                if services.store.forget_old(not_ahead(begun), FORGET_ROWS) >= FORGET_ROWS:
                     forget_at = time.monotonic()
-                delete_expired_batches(desk.store.engine, not_ahead(begun), desk.store.keep_days)
+                delete_expired_batches(services.store.engine, not_ahead(begun), services.store.keep_days)
             complaint.works()
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             complaint.fails(fault)
@@ -174,10 +175,10 @@ def _do_chores(desk: Desk, ended: threading.Event) -> None:
             return
 
 
-def mark_batches(desk: Desk) -> None:
+def mark_batches(services: AdminServices) -> None:
     """Workers look for batch jobs while this machine's run folder says that one is unfinished, whoever made it."""
-    if Jobs(desk.store.engine).unfinished(*SERVED):
-        (desk.run_dir / MARKER).touch()
+    if Jobs(services.store.engine).unfinished(*SERVED):
+        (services.run_dir / MARKER).touch()
 
 
 async def run(config: Config, sockets: list[socket.socket], parent: int = 0) -> None:

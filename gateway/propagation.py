@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.journal.durable import OutageLog
 from gateway.journal.tables import audit, settings
 from gateway.replica_sync import Overtaken, ReplicaSync
@@ -37,11 +37,11 @@ CHANGES = sa.select(
 class Propagation:
     """One replica's part; for one thread."""
 
-    def __init__(self, desk: Desk, now: Callable[[], float] = time.monotonic) -> None:
-        self._desk = desk
+    def __init__(self, services: AdminServices, now: Callable[[], float] = time.monotonic) -> None:
+        self._services = services
         self._now = now
-        store = desk.store
-        self._replicas = ReplicaSync(store, desk.run_dir) if store.engine.dialect.name == "postgresql" else None
+        store = services.store
+        self._replicas = ReplicaSync(store, services.run_dir) if store.engine.dialect.name == "postgresql" else None
         self._seen: object = None
         self._whole_at = 0.0
 
@@ -50,7 +50,7 @@ class Propagation:
         seen = self._look()
         if seen == self._seen and self._now() < self._whole_at:
             return False
-        self._desk.publish()
+        self._services.publish()
         if self._replicas is not None:
             try:
                 self._replicas.step()
@@ -75,6 +75,6 @@ class Propagation:
                 return
 
     def _look(self) -> object:
-        with self._desk.store.engine.connect() as connection:
+        with self._services.store.engine.connect() as connection:
             found = connection.execute(CHANGES, {"since_s": time.time() - RECENT_S}).one()
-            return tuple(found), stamp(self._desk.run_dir)
+            return tuple(found), stamp(self._services.run_dir)

@@ -19,11 +19,11 @@ router = APIRouter(prefix="/admin/users", tags=["users"])
 
 
 @sessions_api.post("", status_code=201)
-def post_session(desk: Means, request: Request, response: Response, wanted: SignIn) -> Session:
+def post_session(services: Means, request: Request, response: Response, wanted: SignIn) -> Session:
     """Sign in, with the master key or as a user. 401 in the same words whatever was wrong; 429 after many failures."""
     refuse_other_sites(request)
     with database():
-        signed = sign_in(desk, wanted, request)
+        signed = sign_in(services, wanted, request)
     set_cookies(response, request, signed)
     return signed.session
 
@@ -43,32 +43,32 @@ def get_session(who: Viewer) -> Session:
 
 
 @sessions_api.delete("", status_code=204)
-def delete_session(desk: Means, who: Viewer, request: Request, response: Response) -> None:
+def delete_session(services: Means, who: Viewer, request: Request, response: Response) -> None:
     """Sign out."""
     with database():
-        sign_out(desk, request)
+        sign_out(services, request)
     clear_cookie(response)
 
 
 @router.get("")
-def get_users(desk: Means, who: Admin) -> list[User]:
+def get_users(services: Means, who: Admin) -> list[User]:
     """List users by name."""
-    return users.list_users(desk)
+    return users.list_users(services)
 
 
 @router.post("", status_code=201)
-def post_user(desk: Means, who: Admin, wanted: NewUser) -> User:
+def post_user(services: Means, who: Admin, wanted: NewUser) -> User:
     """Add a user; 409 if the name is taken."""
-    return users.add_user(desk, who, wanted)
+    return users.add_user(services, who, wanted)
 
 
 @router.patch("/{name}")
-def patch_user(desk: Means, who: Admin, name: str, change: UserChange) -> User:
+def patch_user(services: Means, who: Admin, name: str, change: UserChange) -> User:
     """Change the role or password of a user, or disable the user."""
-    return users.change_user(desk, who, name, change)
+    return users.change_user(services, who, name, change)
 
 
 @router.delete("/{name}", status_code=204)
-def delete_user(desk: Means, who: Admin, name: str) -> None:
+def delete_user(services: Means, who: Admin, name: str) -> None:
     """Delete a user and end all sessions of theirs."""
-    users.delete_user(desk, who, name)
+    users.delete_user(services, who, name)

@@ -36,8 +36,8 @@ from gateway.admin import (
 )
 from gateway.admin.bounds import Bounds
 from gateway.admin.changes import Conflict, DatabaseAway
-from gateway.admin.desk import Desk
 from gateway.admin.guard import documented
+from gateway.admin.services import AdminServices
 from gateway.dashboard import mount
 from gateway.errors import CallerError, HeadgateError, NotFound
 
@@ -48,13 +48,13 @@ API_MODULES = (
 Render = Callable[[Request, HeadgateError], Response | None]
 
 
-def make_admin(desk: Desk) -> FastAPI:
+def make_admin(services: AdminServices) -> FastAPI:
     """The application over these means."""
     app = FastAPI(
         title="Headgate admin", docs_url=None, openapi_url="/admin/openapi.json", redoc_url=None
     )
-    app.add_middleware(Bounds, max_upload_bytes=2 * desk.config.server.max_body_bytes)  # twice: quotes in JSON
-    app.state.desk = desk
+    app.add_middleware(Bounds, max_upload_bytes=2 * services.config.server.max_body_bytes)  # twice: quotes in JSON
+    app.state.services = services
     app.state.render_error = None
     app.add_exception_handler(HeadgateError, _say)
     app.add_exception_handler(sa.exc.SQLAlchemyError, _say_away)

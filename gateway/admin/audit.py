@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query
 from gateway.admin import changes
 from gateway.admin.actor import Actor, may
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Applied, AuditRow, Wanted
 from gateway.errors import CallerError, PolicyError
 
@@ -28,12 +28,12 @@ class Undo(Wanted):
 
 
 def audit_log(
-    desk: Desk, before: tuple[float, str] | None = None, action: str = "", limit: int = 100
+    services: AdminServices, before: tuple[float, str] | None = None, action: str = "", limit: int = 100
 ) -> list[AuditRow]:
     """Newest first. Only the latest change of a setting can be undone: it carries `undo`."""
     with database():
-        rows = desk.store.audit_log(before=before, action=action, limit=limit)
-        in_force = desk.store.setting_numbers("") if any(row["action"] == "setting.save" for row in rows) else {}
+        rows = services.store.audit_log(before=before, action=action, limit=limit)
+        in_force = services.store.setting_numbers("") if any(row["action"] == "setting.save" for row in rows) else {}
     found = []
     for row in rows:
         version, name = row["detail"].get("version"), row["target"]
@@ -42,25 +42,25 @@ def audit_log(
     return found
 
 
-def undo_setting(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+def undo_setting(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
     """Back to what was in force before `version`. Raises Conflict, CallerError or PolicyError."""
     if not name.startswith(UNDOABLE):
         raise CallerError(f"{name} is not changed by hand, so not undone by hand", param="name", status=422)
     if not name.startswith(OPERATORS) and not may(who, "admin"):
         raise PolicyError(f"undoing {name} needs the role admin; {who.name} is {who.role}", code="role", status=403)
-    return changes.undo(desk, who, name, version)
+    return changes.undo(services, who, name, version)
 
 
 @router.get("")
 def get_audit(
-    desk: Means, who: Viewer, before_s: float | None = None, before_id: str = "", action: str = "",
+    services: Means, who: Viewer, before_s: float | None = None, before_id: str = "", action: str = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[AuditRow]:
     """List changes, newest first. `before_s` and `before_id`: `time_s` and `id` of the last row of the page before."""
-    return audit_log(desk, None if before_s is None else (before_s, before_id), action, limit)
+    return audit_log(services, None if before_s is None else (before_s, before_id), action, limit)
 
 
 @router.post("/undo")
-def post_undo(desk: Means, who: Operator, wanted: Undo) -> Applied:
+def post_undo(services: Means, who: Operator, wanted: Undo) -> Applied:
     """Undo a change: the value before it is in force again."""
-    return undo_setting(desk, who, wanted.name, wanted.version)
+    return undo_setting(services, who, wanted.name, wanted.version)

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.services import AdminServices
 from gateway.batch.jobs import Jobs, Wish
 from gateway.batch.view import job_view
 from gateway.journal.record import AuditRecord, new_id
@@ -63,23 +63,23 @@ class BatchPage(BaseModel):
     next: str | None
 
 
-def batch_page(desk: Desk, tenant: str = "", cursor: str = "", limit: int = 100) -> BatchPage:
+def batch_page(services: AdminServices, tenant: str = "", cursor: str = "", limit: int = 100) -> BatchPage:
     """Of one tenant, or of all."""
     with database():
-        found = Jobs(desk.store.engine).page(tenant or None, after=cursor, limit=limit)
+        found = Jobs(services.store.engine).page(tenant or None, after=cursor, limit=limit)
     following = found[-1].id if len(found) == limit else None
     return BatchPage(data=[BatchJob(**job_view(job)) for job in found], next=following)
 
 
-def batch_job(desk: Desk, id: str) -> BatchJob:
+def batch_job(services: AdminServices, id: str) -> BatchJob:
     """Raises NotFound."""
     with database():
-        return BatchJob(**job_view(Jobs(desk.store.engine).find(id)))
+        return BatchJob(**job_view(Jobs(services.store.engine).find(id)))
 
 
-def change_batch(desk: Desk, who: Actor, id: str, what: Change) -> BatchJob:
+def change_batch(services: AdminServices, who: Actor, id: str, what: Change) -> BatchJob:
     """Its runner obeys within seconds; calls under way end. 409 where the job is over."""
-    jobs, now = Jobs(desk.store.engine), time.time()
+    jobs, now = Jobs(services.store.engine), time.time()
     with database():
         job = jobs.ask(id, _WISHES[what], now)
         detail: dict[str, Any] = {"state": job.state}
@@ -93,19 +93,19 @@ def change_batch(desk: Desk, who: Actor, id: str, what: Change) -> BatchJob:
 
 @router.get("")
 def get_batches(
-    desk: Means, who: Viewer, tenant: str = "", cursor: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    services: Means, who: Viewer, tenant: str = "", cursor: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> BatchPage:
     """List batch jobs, newest first, of one tenant or of all."""
-    return batch_page(desk, tenant, cursor, limit)
+    return batch_page(services, tenant, cursor, limit)
 
 
 @router.get("/{id}")
-def get_batch(desk: Means, who: Viewer, id: str) -> BatchJob:
+def get_batch(services: Means, who: Viewer, id: str) -> BatchJob:
     """One batch job and its progress."""
-    return batch_job(desk, id)
+    return batch_job(services, id)
 
 
 @router.post("/{id}/{what}")
-def post_batch(desk: Means, who: Operator, id: str, what: Change) -> BatchJob:
+def post_batch(services: Means, who: Operator, id: str, what: Change) -> BatchJob:
     """Pause, resume or cancel a batch job; 409 if it has ended."""
-    return change_batch(desk, who, id, what)
+    return change_batch(services, who, id, what)

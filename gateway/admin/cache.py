@@ -12,9 +12,9 @@ from fastapi import APIRouter, Query
 from cache.acceptance import beta_upper
 from gateway.admin.actor import Actor, may
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.overview import LENGTH_S, STEP_S
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.cache import CacheDeleted, CacheEntries, CacheEntry, CacheRoute, CacheSummary, CacheWorker
 from gateway.admin.shapes.common import Interval, Window
 from gateway.admin.worker_sockets import ask_all
@@ -31,15 +31,15 @@ _COUNTED = (
 )  # fmt: skip
 
 
-def summary(desk: Desk, window: Window = "day") -> CacheSummary:
+def summary(services: AdminServices, window: Window = "day") -> CacheSummary:
     """Of routes that have a cache, or had hits in the window; false-hit figures since the workers started."""
     until_s = (int(time.time()) // STEP_S[window] + 1) * STEP_S[window]
     with database():
-        rows = sums(desk.store, STEP_S[window], until_s - LENGTH_S[window], until_s, by=("route",), names=_COUNTED)
-    told, silent = ask_all(desk.run_dir, {"ask": "cache"})
+        rows = sums(services.store, STEP_S[window], until_s - LENGTH_S[window], until_s, by=("route",), names=_COUNTED)
+    told, silent = ask_all(services.run_dir, {"ask": "cache"})
     workers = [_worker(name, answer["store"]) for name, answer in told.items()]
     by_route = {row["route"]: row for row in rows}
-    config = desk.current
+    config = services.current
     shared = bool(config.storage.redis_url) or config.server.workers > 1
     pooled = max if shared else sum
     return CacheSummary(
@@ -55,13 +55,14 @@ def summary(desk: Desk, window: Window = "day") -> CacheSummary:
 
 
 def entries(
-    desk: Desk, who: Actor, query: str = "", tenant: str = "", model: str = "", limit: int = 100, offset: int = 0
+    services: AdminServices, who: Actor, query: str = "", tenant: str = "", model: str = "", limit: int = 100,
+    offset: int = 0
 ) -> CacheEntries:
     """Newest first: those whose ids, question or answer hold `query`. A viewer sees no text, and searches none."""
     reads = may(who, "operator")
     wanted = {"ask": "entries", "query": query, "tenant": tenant, "model": model, "text": reads,
               "limit": min(limit + offset, MOST)}  # fmt: skip
-    told, silent = ask_all(desk.run_dir, wanted)
+    told, silent = ask_all(services.run_dir, wanted)
     found: dict[str, dict[str, Any]] = {}
     for worker, answer in told.items():
         for one in answer["data"]:
@@ -75,28 +76,28 @@ def entries(
     )  # fmt: skip
 
 
-def delete_entry(desk: Desk, who: Actor, id: str) -> CacheDeleted:
+def delete_entry(services: AdminServices, who: Actor, id: str) -> CacheDeleted:
     """Gone in every worker before its next request. Raises NotFound where none has it."""
-    told, silent = _ask_to_forget(desk, {"ask": "forget", "id": id})
+    told, silent = _ask_to_forget(services, {"ask": "forget", "id": id})
     if not any(told.values()):
         raise NotFound(f"no cache entry has the id {id!r}")
     with database():
-        desk.store.note(who.name, "cache.delete", id)
+        services.store.note(who.name, "cache.delete", id)
     return CacheDeleted(id=id, deleted=True, workers=len(told) + len(silent), confirmed=len(told))
 
 
-def delete_tenant(desk: Desk, who: Actor, tenant: str) -> CacheDeleted:
+def delete_tenant(services: AdminServices, who: Actor, tenant: str) -> CacheDeleted:
     """All entries of a tenant."""
-    told, silent = _ask_to_forget(desk, {"ask": "forget", "tenant": tenant})
+    told, silent = _ask_to_forget(services, {"ask": "forget", "tenant": tenant})
     with database():
-        desk.store.note(who.name, "cache.delete_tenant", tenant)
+        services.store.note(who.name, "cache.delete_tenant", tenant)
     return CacheDeleted(
         id=tenant, deleted=all(told.values()), workers=len(told) + len(silent), confirmed=sum(map(bool, told.values()))
     )
 
 
-def _ask_to_forget(desk: Desk, wanted: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    told, silent = ask_all(desk.run_dir, wanted)
+def _ask_to_forget(services: AdminServices, wanted: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    told, silent = ask_all(services.run_dir, wanted)
     if not told:
         raise HeadgateError("no worker answers, so nothing was deleted; try again in a moment", status=503,
                             code="workers_away", retry_after_s=1.0)  # fmt: skip
@@ -145,27 +146,27 @@ def _entry(one: dict[str, Any], reads: bool) -> CacheEntry:
 
 
 @router.get("")
-def get_summary(desk: Means, who: Viewer, window: Window = "day") -> CacheSummary:
+def get_summary(services: Means, who: Viewer, window: Window = "day") -> CacheSummary:
     """Hit rates, audited false hits and stores of the cache."""
-    return summary(desk, window)
+    return summary(services, window)
 
 
 @router.get("/entries")
 def get_entries(
-    desk: Means, who: Viewer, query: str = "", tenant: str = "", model: str = "",
+    services: Means, who: Viewer, query: str = "", tenant: str = "", model: str = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=1000)] = 0,
 ) -> CacheEntries:
     """List cache entries, newest first."""
-    return entries(desk, who, query, tenant, model, limit, offset)
+    return entries(services, who, query, tenant, model, limit, offset)
 
 
 @router.delete("/entries/{id}")
-def delete_one(desk: Means, who: Operator, id: str) -> CacheDeleted:
+def delete_one(services: Means, who: Operator, id: str) -> CacheDeleted:
     """Delete a cache entry; every worker has dropped it before its next request."""
-    return delete_entry(desk, who, id)
+    return delete_entry(services, who, id)
 
 
 @router.delete("/tenants/{tenant:path}")
-def delete_all(desk: Means, who: Operator, tenant: str) -> CacheDeleted:
+def delete_all(services: Means, who: Operator, tenant: str) -> CacheDeleted:
     """Delete all cache entries of a tenant."""
-    return delete_tenant(desk, who, tenant)
+    return delete_tenant(services, who, tenant)

@@ -19,11 +19,11 @@ from fastapi import APIRouter
 
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict, database, setting
-from gateway.admin.desk import Desk
 from gateway.admin.frontier import WEIGHTS
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.knobs import apply, knobs_in_force
 from gateway.admin.rounds import latest_log, policy_of, route_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.certificates import CertificateAnswer, CertificateView, CertificateWanted
 from gateway.admin.shapes.common import Interval, Refusal
 from gateway.admin.shapes.knobs import KnobChange
@@ -45,23 +45,23 @@ _STANDS: dict[str, Literal["valid", "tighten", "withdrawn"]] = {
 }  # fmt: skip
 
 
-def certificates(desk: Desk, route: str = "") -> list[CertificateView]:
+def certificates(services: AdminServices, route: str = "") -> list[CertificateView]:
     """Newest first, revoked ones last."""
     query = sa.select(table.c.payload).order_by(table.c.issued_s.desc())
     if route:
-        route_of(desk, route)
+        route_of(services, route)
         query = query.where(table.c.route == route)
-    with database(), desk.store.engine.connect() as connection:
+    with database(), services.store.engine.connect() as connection:
         held = [CertificateView(**msgspec.json.decode(text)) for text in connection.execute(query).scalars()]
     with database():
-        kept = [_of_cascade(one) for one in standings(desk.current, desk.store) if route in ("", one["route"])]
+        kept = [_of_cascade(one) for one in standings(services.current, services.store) if route in ("", one["route"])]
     shown = [one for one in kept if one is not None] + held
     return sorted(shown, key=lambda one: (one.standing == "revoked", -one.issued_s))
 
 
-def issue(desk: Desk, who: Actor, route: str, wanted: CertificateWanted) -> CertificateAnswer:
+def issue(services: AdminServices, who: Actor, route: str, wanted: CertificateWanted) -> CertificateAnswer:
     """The cheapest cost weight that keeps the floor, or what is missing. With `apply` it is put into force."""
-    stated = route_of(desk, route)
+    stated = route_of(services, route)
     if stated.cascade == "certified":
         raise CallerError(f"route {route!r} has a certified cascade, which keeps its own promise", status=409,
                           code="certified_cascade")  # fmt: skip
@@ -73,45 +73,47 @@ def issue(desk: Desk, who: Actor, route: str, wanted: CertificateWanted) -> Cert
                               status=422)  # fmt: skip
     with database():
         try:
-            log = latest_log(desk, route)
+            log = latest_log(services, route)
         except NothingLogged as none:
             return CertificateAnswer(refusal=Refusal(message=str(none)))
-        view = _certified(desk, who, route, wanted, log)
+        view = _certified(services, who, route, wanted, log)
     if not isinstance(view, CertificateView):
         return CertificateAnswer(refusal=view, rows=int(log.labelled.sum()))
     if wanted.apply:
-        knobs = knobs_in_force(route_of(desk, route)).model_dump()
+        knobs = knobs_in_force(route_of(services, route)).model_dump()
         changed = {**knobs, "cost_weight": view.cost_weight, "min_quality": None}
         why = f"certified: {wanted.floor:.0%} of {view.reference} at {wanted.confidence:.0%}"
         if wanted.version is None:
             raise CallerError("say which version of the route you saw", param="version", status=422)
-        apply(desk, who, route, KnobChange.model_validate({"knobs": changed, "version": wanted.version, "why": why}))
+        apply(
+            services, who, route, KnobChange.model_validate({"knobs": changed, "version": wanted.version, "why": why})
+        )
     with database():
-        _keep(desk, view)
-        desk.store.note(who.name, "certificate.issue", view.id, {"route": route, "floor": view.floor})
+        _keep(services, view)
+        services.store.note(who.name, "certificate.issue", view.id, {"route": route, "floor": view.floor})
     return CertificateAnswer(certificate=view, rows=view.rows)
 
 
-def revoke(desk: Desk, who: Actor, id: str) -> CertificateView:
+def revoke(services: AdminServices, who: Actor, id: str) -> CertificateView:
     """It is no promise any more; the knob stays where it is. Raises NotFound."""
     with database():
-        view = _find(desk, id)
+        view = _find(services, id)
         if view.standing != "revoked":
             view = view.model_copy(update={"standing": "revoked", "standing_since_s": time.time(), "enforced": False})
-            _keep(desk, view)
-            desk.store.note(who.name, "certificate.revoke", id, {"route": view.route})
+            _keep(services, view)
+            services.store.note(who.name, "certificate.revoke", id, {"route": view.route})
     return view
 
 
-def watch(desk: Desk, route: str, log: Log) -> None:
+def watch(services: AdminServices, route: str, log: Log) -> None:
     """Every certificate of the route beside what came since: coverage, and whether drift speaks against it."""
-    for view in certificates(desk, route):
+    for view in certificates(services, route):
         if view.standing in ("valid", "tighten") and view.kind == "knob" and view.reference in log.models:
             fresh = log.rows(np.array([record.time_s > view.issued_s for record in log.records], bool))
-            _keep(desk, _watched(desk, view, fresh))
+            _keep(services, _watched(services, view, fresh))
 
 
-def _watched(desk: Desk, view: CertificateView, fresh: Log) -> CertificateView:
+def _watched(services: AdminServices, view: CertificateView, fresh: Log) -> CertificateView:
     if not len(fresh):
         return view
     reference = fresh.models.index(view.reference)
@@ -122,8 +124,8 @@ def _watched(desk: Desk, view: CertificateView, fresh: Log) -> CertificateView:
     if says != view.standing and says != "valid":
         told |= {"standing": says, "standing_since_s": time.time()}
         if view.enforced:
-            told["note"] = _enforced(desk, view, says)
-        desk.store.note(WATCH.name, f"certificate.{says}", view.id, {"route": view.route})
+            told["note"] = _enforced(services, view, says)
+        services.store.note(WATCH.name, f"certificate.{says}", view.id, {"route": view.route})
     return view.model_copy(update=told)
 
 
@@ -131,29 +133,29 @@ def _expected(view: CertificateView) -> float:
     return float("nan") if view.mean_expected is None else view.mean_expected
 
 
-def _enforced(desk: Desk, view: CertificateView, says: str) -> str:
+def _enforced(services: AdminServices, view: CertificateView, says: str) -> str:
     """Turns the knob to the safe side: one step, or all the way."""
     safer = [weight for weight in WEIGHTS if view.cost_weight is not None and weight < view.cost_weight]
     weight = max(safer, default=0.0) if says == "tighten" else 0.0
-    knobs = {**knobs_in_force(route_of(desk, view.route)).model_dump(), "cost_weight": weight}
-    version = setting(desk, f"route:{view.route}").version
+    knobs = {**knobs_in_force(route_of(services, view.route)).model_dump(), "cost_weight": weight}
+    version = setting(services, f"route:{view.route}").version
     change = {"knobs": knobs, "version": version, "why": f"certificate {view.id}: {says}"}
     try:
-        apply(desk, WATCH, view.route, KnobChange.model_validate(change))
+        apply(services, WATCH, view.route, KnobChange.model_validate(change))
     except (Conflict, CallerError) as fault:
         return f"the knob could not be turned: {fault.message}"
     return f"cost weight {weight:g} since then, set by this certificate"
 
 
 def _certified(
-    desk: Desk, who: Actor, route: str, wanted: CertificateWanted, log: Log
+    services: AdminServices, who: Actor, route: str, wanted: CertificateWanted, log: Log
 ) -> CertificateView | Refusal:
-    policy = policy_of(desk, route, {})
+    policy = policy_of(services, route, {})
     log = widened(log, [one.model for one in policy.candidates])
     reference = log.models.index(wanted.reference) if wanted.reference else _dearest(log)
     try:
         policies = {
-            weight: decided(policy_of(desk, route, {"cost_weight": weight, "min_quality": None}), log)
+            weight: decided(policy_of(services, route, {"cost_weight": weight, "min_quality": None}), log)
             for weight in WEIGHTS
         }
     except (ValueError, Undecided) as fault:
@@ -205,14 +207,14 @@ def _of_cascade(told: Mapping[str, Any]) -> CertificateView | None:
     )  # fmt: skip
 
 
-def _keep(desk: Desk, view: CertificateView) -> None:
+def _keep(services: AdminServices, view: CertificateView) -> None:
     row = {"id": view.id, "route": view.route, "issued_s": view.issued_s, "standing": view.standing}
-    with desk.store.engine.begin() as connection:
+    with services.store.engine.begin() as connection:
         put_row(connection, table, {**row, "payload": view.model_dump_json()})
 
 
-def _find(desk: Desk, id: str) -> CertificateView:
-    with desk.store.engine.connect() as connection:
+def _find(services: AdminServices, id: str) -> CertificateView:
+    with services.store.engine.connect() as connection:
         text = connection.execute(sa.select(table.c.payload).where(table.c.id == id)).scalar()
     if text is None:
         raise NotFound(f"no certificate has the id {id!r}")
@@ -220,18 +222,18 @@ def _find(desk: Desk, id: str) -> CertificateView:
 
 
 @router.get("")
-def get_certificates(desk: Means, who: Viewer, route: str = "") -> list[CertificateView]:
+def get_certificates(services: Means, who: Viewer, route: str = "") -> list[CertificateView]:
     """List certificates of quality floors, newest first."""
-    return certificates(desk, route)
+    return certificates(services, route)
 
 
 @router.post("/{route:path}", status_code=201)
-def post_certificate(desk: Means, who: Operator, route: str, wanted: CertificateWanted) -> CertificateAnswer:
+def post_certificate(services: Means, who: Operator, route: str, wanted: CertificateWanted) -> CertificateAnswer:
     """Certify a quality floor for a route, or say what evidence is missing."""
-    return issue(desk, who, route, wanted)
+    return issue(services, who, route, wanted)
 
 
 @router.delete("/{id}")
-def delete_certificate(desk: Means, who: Operator, id: str) -> CertificateView:
+def delete_certificate(services: Means, who: Operator, id: str) -> CertificateView:
     """Withdraw a certificate."""
-    return revoke(desk, who, id)
+    return revoke(services, who, id)

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.admin.actor import Actor
-from gateway.admin.desk import Desk, overlay_of
+from gateway.admin.services import AdminServices, overlay_of
 from gateway.admin.shapes.common import Applied, SettingVersion
 from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.journal.store import SettingConflict
@@ -57,62 +57,63 @@ def database() -> Iterator[None]:
         raise DatabaseAway() from fault
 
 
-def setting(desk: Desk, name: str) -> SettingVersion:
+def setting(services: AdminServices, name: str) -> SettingVersion:
     """The version in force; version 0: it was never set."""
-    rows = desk.store.setting_versions(name, limit=1)
+    rows = services.store.setting_versions(name, limit=1)
     return SettingVersion(**rows[0]) if rows else SettingVersion(
         name=name, version=0, time_s=0.0, actor="", value=None
     )  # fmt: skip
 
 
-def history(desk: Desk, name: str) -> list[SettingVersion]:
+def history(services: AdminServices, name: str) -> list[SettingVersion]:
     """The fifty latest, newest first."""
-    return [SettingVersion(**row) for row in desk.store.setting_versions(name, limit=50)]
+    return [SettingVersion(**row) for row in services.store.setting_versions(name, limit=50)]
 
 
 def change(
-    desk: Desk, who: Actor, name: str, value: Value | None, version: int, *, why: str = "", checked: bool = True
+    services: AdminServices, who: Actor, name: str, value: Value | None, version: int, *, why: str = "",
+    checked: bool = True
 ) -> Applied:
     """Puts a value into force; None: what the configuration says. Raises Conflict, CallerError or DatabaseAway."""
     with database():
-        current = setting(desk, name)
+        current = setting(services, name)
         if current.version != version:
             raise _conflict(current)
         if checked:
-            refuse_unsound(desk, name, value)
+            refuse_unsound(services, name, value)
         detail: dict[str, Any] = {"before": _told(current.value), "after": _told(value)} | ({"why": why} if why else {})
         try:
-            number = desk.store.save_setting(name, value, who.name, expected=version, detail=detail)
+            number = services.store.save_setting(name, value, who.name, expected=version, detail=detail)
         except SettingConflict:
-            raise _conflict(setting(desk, name)) from None
-        desk.publish_or_wait()
-    workers, confirmed = desk.confirm()
+            raise _conflict(setting(services, name)) from None
+        services.publish_or_wait()
+    workers, confirmed = services.confirm()
     stored = SettingVersion(name=name, version=number, time_s=time.time(), actor=who.name, value=value)
     return Applied(setting=stored, workers=workers, confirmed=confirmed)
 
 
-def remove(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+def remove(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
     """Back to what the configuration says. Raises NotFound where nothing was added or changed here."""
     with database():
-        if desk.store.setting(name) is None:
+        if services.store.setting(name) is None:
             raise NotFound(f"{name} was not added or changed here: there is nothing to take back")
-    return change(desk, who, name, None, version)
+    return change(services, who, name, None, version)
 
 
-def undo(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+def undo(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
     """Back to the value before the one in force, which must be `version`; itself a new version."""
     with database():
-        rows = desk.store.setting_versions(name, limit=2)
+        rows = services.store.setting_versions(name, limit=2)
     if not rows:
         raise CallerError(f"{name} was never changed", code="nothing_to_undo", status=409)
     before = rows[1]["value"] if len(rows) > 1 else None
-    return change(desk, who, name, before, version, why=f"undo of version {rows[0]['version']}")
+    return change(services, who, name, before, version, why=f"undo of version {rows[0]['version']}")
 
 
-def refuse_unsound(desk: Desk, name: str, value: Value | None) -> None:
+def refuse_unsound(services: AdminServices, name: str, value: Value | None) -> None:
     """Raises CallerError with all that is wrong, where the configuration would not be sound with this value."""
-    values = {**desk.store.latest_settings(), name: value}
-    _, problems = overlaid(desk.config, overlay_of(values), read_secrets(desk.run_dir))
+    values = {**services.store.latest_settings(), name: value}
+    _, problems = overlaid(services.config, overlay_of(values), read_secrets(services.run_dir))
     if problems:
         raise CallerError("; ".join(problems), code="unsound", status=422, param=problems[0].partition(":")[0])
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.admin.desk import Desk
 from gateway.admin.rounds import latest_log, route_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Interval
 from gateway.admin.shapes.learning import Calibration, CalibrationBin, DriftPoint
 from gateway.app import without_lost
@@ -25,39 +25,40 @@ LEAST_IN_BIN = 5
 SLICES = 12
 
 
-def refresh_learning(desk: Desk, route: str) -> None:
+def refresh_learning(services: AdminServices, route: str) -> None:
     """Computes and keeps; a route without rounds is kept as such."""
     try:
-        log = latest_log(desk, route)
+        log = latest_log(services, route)
     except NothingLogged as none:
         nothing = {
-            "alarms": _lost(desk, route), "calibration": [], "drift": [], "rounds": 0, "labelled": 0, "note": str(none),
+            "alarms": _lost(services, route), "calibration": [], "drift": [], "rounds": 0, "labelled": 0,
+            "note": str(none),
         }  # fmt: skip
-        keep_insight(desk.store, KIND, route, nothing)
+        keep_insight(services.store, KIND, route, nothing)
         return
     told: dict[str, Any] = {
-        "alarms": _alarms(desk, route, log), "rounds": len(log), "labelled": int(log.labelled.sum()), "note": "",
+        "alarms": _alarms(services, route, log), "rounds": len(log), "labelled": int(log.labelled.sum()), "note": "",
         "calibration": [one.model_dump() for one in calibrations(log)],
         "drift": [one.model_dump() for one in drifts(log)],
     }  # fmt: skip
-    keep_insight(desk.store, KIND, route, told)
+    keep_insight(services.store, KIND, route, told)
 
 
-def _alarms(desk: Desk, route: str, log: Log) -> list[dict[str, Any]]:
-    live = next((one for one in desk.store.router_versions(route) if one.state == "live"), None)
+def _alarms(services: AdminServices, route: str, log: Log) -> list[dict[str, Any]]:
+    live = next((one for one in services.store.router_versions(route) if one.state == "live"), None)
     stated: Any = (live.metrics or {}).get("since_s", live.time_s) if live is not None else 0.0
-    trained_s = trained_until_s(desk.store.setting(learnt_name(route)) or {})
-    shows_cases = bool(route_of(desk, route).solved)
+    trained_s = trained_until_s(services.store.setting(learnt_name(route)) or {})
+    shows_cases = bool(route_of(services, route).solved)
     found = raised(log, version_since_s=float(stated), trained_until_s=trained_s, shows_cases=shows_cases)
-    return _lost(desk, route) + [
+    return _lost(services, route) + [
         {"route": route, "kind": one.kind, "message": one.message, "value": one.value, "model": one.model}
         for one in found
     ]
 
 
-def _lost(desk: Desk, route: str) -> list[dict[str, Any]]:
+def _lost(services: AdminServices, route: str) -> list[dict[str, Any]]:
     """The promoted router can't be opened any more: workers that start do without it."""
-    promoted = Settings(routers={name: path for name, path in desk.settings().routers.items() if name == route})
+    promoted = Settings(routers={name: path for name, path in services.settings().routers.items() if name == route})
     _, lost = without_lost(promoted, promoted)
     said = "its promoted router can't be opened: "
     return [

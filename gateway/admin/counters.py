@@ -59,14 +59,14 @@ class Stats(BaseModel):
 
 
 @router.get("/spend")
-def list_spend(desk: Means, who: Viewer, since_s: Time = 0.0) -> list[SpendRow]:
+def list_spend(services: Means, who: Viewer, since_s: Time = 0.0) -> list[SpendRow]:
     """Spend per tenant, key and route, from the hour that holds `since_s`."""
-    return [SpendRow(**_in_dollars(row)) for row in desk.store.spend_since(since_s)]
+    return [SpendRow(**_in_dollars(row)) for row in services.store.spend_since(since_s)]
 
 
 @router.get("/stats")
 def list_stats(
-    desk: Means,
+    services: Means,
     who: Viewer,
     since_s: Time | None = None,
     until_s: Time | None = None,
@@ -79,7 +79,7 @@ def list_stats(
     if min(until_s - since_s, STATS_KEPT_S) / step_s > MOST_STEPS:
         raise CallerError(f"more than {MOST_STEPS} steps: ask for a longer step_s, or for less time at once",
                           status=422, param="step_s")  # fmt: skip
-    rows = desk.store.stats(since_s, until_s, route=route, step_s=step_s)
+    rows = services.store.stats(since_s, until_s, route=route, step_s=step_s)
     return Stats(data=[_stats_row(row) for row in rows])
 
 

@@ -13,10 +13,10 @@ from fastapi import APIRouter, Depends, Query
 from gateway.admin.actor import Actor, may
 from gateway.admin.changes import database
 from gateway.admin.cursors import cursor_of, read_cursor
-from gateway.admin.desk import Desk
 from gateway.admin.explaining import MEANINGS, summary_of
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.rounds import kept as kept_a_while
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.decisions import (
     Attempt,
     Candidate,
@@ -47,7 +47,7 @@ FACETS_S = 35 * 86400.0
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-def search(desk: Desk, wanted: DecisionFilter, cursor: str = "", limit: int = 50) -> DecisionPage:
+def search(services: AdminServices, wanted: DecisionFilter, cursor: str = "", limit: int = 50) -> DecisionPage:
     """Newest first; `cursor` is `next` of the page before."""
     if wanted.outcome not in ("", "ok", *NAMES):
         raise CallerError(f"outcome is ok or one of {', '.join(NAMES)}", param="outcome", status=422)
@@ -57,16 +57,16 @@ def search(desk: Desk, wanted: DecisionFilter, cursor: str = "", limit: int = 50
     if wanted.since_s >= wanted.until_s:
         raise CallerError("the time begins after it ends", param="since_s", status=422)
     with database():
-        found = journal.search(desk.store, wanted, read_cursor(cursor), limit)
+        found = journal.search(services.store, wanted, read_cursor(cursor), limit)
     following = cursor_of(*found.after) if found.after is not None else None
     return DecisionPage(
         data=[_row(row) for row in found.rows], next=following, searched_until_s=found.searched_until_s
     )
 
 
-def explain(desk: Desk, id: str, who: Actor) -> Explained:
+def explain(services: AdminServices, id: str, who: Actor) -> Explained:
     """By decision, response or request id, shipped or not. Raises NotFound."""
-    record, feedback = _find(desk, id)
+    record, feedback = _find(services, id)
     view = decision_view(record)
     reads = may(who, "operator")
     if not reads:
@@ -75,7 +75,7 @@ def explain(desk: Desk, id: str, who: Actor) -> Explained:
     plain = {name: view[name] for name in Explained.model_fields if name in view and name not in _OWN}
     return Explained(
         **plain,
-        summary=summary_of(record, desk.current),
+        summary=summary_of(record, services.current),
         outcomes=named(flags_of(record)),
         candidates=candidates_of(record),
         excluded=[
@@ -84,7 +84,7 @@ def explain(desk: Desk, id: str, who: Actor) -> Explained:
         ],
         attempts=attempts_of(record),
         feedback=feedback,
-        counterfactual_usd=counterfactual(desk, record),
+        counterfactual_usd=counterfactual(services, record),
         prompt_text=record.prompt_text if reads else "",
         answer_text=record.answer_text if reads else "",
         decision=view,
@@ -96,17 +96,17 @@ _OWN = frozenset(
 )
 
 
-def replay(desk: Desk, id: str, wanted: ReplayWanted) -> Replayed:
+def replay(services: AdminServices, id: str, wanted: ReplayWanted) -> Replayed:
     """Decided again, offline, with the present or another router or knob. CallerError where no router was asked."""
     from gateway.learn.policy import route_policy
     from gateway.redecide import choose_again, compared, notes_on, refuse_undecided
     from routers.types import Knobs
 
-    record, _ = _find(desk, id)
+    record, _ = _find(services, id)
     refuse_undecided(record)
     try:
         with database():
-            policy = route_policy(desk.current, desk.store, record.route, router=wanted.router)
+            policy = route_policy(services.current, services.store, record.route, router=wanted.router)
     except (ValueError, OSError) as error:
         raise CallerError(f"this router can't be asked: {error}", param="router", status=422) from None
     changed = Knobs(
@@ -118,12 +118,12 @@ def replay(desk: Desk, id: str, wanted: ReplayWanted) -> Replayed:
     return Replayed.model_validate({**told, **sides})
 
 
-def facets(desk: Desk) -> dict[str, list[str]]:
+def facets(services: AdminServices) -> dict[str, list[str]]:
     """Values that a search may ask for: those of the last 35 days, as they were a minute ago."""
-    return kept_a_while(desk, "facets:", FACETS_FRESH_S, lambda: _facets(desk))
+    return kept_a_while(services, "facets:", FACETS_FRESH_S, lambda: _facets(services))
 
 
-def _facets(desk: Desk) -> dict[str, list[str]]:
+def _facets(services: AdminServices) -> dict[str, list[str]]:
     since_s = int(time.time() - FACETS_S)
     day = (rollups.c.span_s == 86400, rollups.c.start_s >= since_s - 86400)
     wanted = {
@@ -132,7 +132,7 @@ def _facets(desk: Desk) -> dict[str, list[str]]:
         "tenant": sa.select(sa.func.substr(rollups.c.tenant, 2)).where(*day, rollups.c.tenant != ALL_TENANTS),
         "key_id": sa.select(spend.c.key_id).where(spend.c.hour_s >= since_s),
     }
-    with database(), desk.store.engine.connect() as connection:
+    with database(), services.store.engine.connect() as connection:
         found = {name: connection.execute(query.distinct()).scalars().all() for name, query in wanted.items()}
     return {name: sorted(one for one in values if one) for name, values in found.items()}
 
@@ -177,13 +177,13 @@ def known_fields(value: Any) -> dict[str, Any] | None:
     return {name: one for name, one in fields.items() if one is not None}
 
 
-def counterfactual(desk: Desk, record: DecisionRecord) -> dict[str, float]:
+def counterfactual(services: AdminServices, record: DecisionRecord) -> dict[str, float]:
     """By model: the tokens of the answer at its prices; without an answer, what the router expected."""
     kept = kept_attempt(record)
     expected = {one.model: one.cost_usd for one in record.candidates if one.cost_usd is not None}
     if kept is None:
         return expected
-    prices = {model.name: Price.of(model) for model in reversed(desk.current.models)}
+    prices = {model.name: Price.of(model) for model in reversed(services.current.models)}
     names = dict.fromkeys((*(one.model for one in record.candidates), *record.excluded, record.answered_model))
     return {name: _priced(prices[name], kept.usage) for name in names if name in prices}
 
@@ -198,12 +198,12 @@ def _priced(price: Price, usage: dict[str, int]) -> float:
     return (into * price.input + out * price.output) / 1e15 + pieces / 1e9
 
 
-def _find(desk: Desk, id: str) -> tuple[DecisionRecord, list[FeedbackRow]]:
+def _find(services: AdminServices, id: str) -> tuple[DecisionRecord, list[FeedbackRow]]:
     with database():
-        record = find_decision(lambda: desk.store, desk.spool_dir, id)
+        record = find_decision(lambda: services.store, services.spool_dir, id)
         if record is None:
             raise NotFound(f"no decision has the id {id!r}")
-        return record, [FeedbackRow(**row) for row in desk.store.feedback(decision_id=record.id)]
+        return record, [FeedbackRow(**row) for row in services.store.feedback(decision_id=record.id)]
 
 
 def _row(row: Row) -> DecisionRow:
@@ -214,25 +214,25 @@ def _row(row: Row) -> DecisionRow:
 
 @router.get("")
 def list_decisions(
-    desk: Means, who: Viewer, wanted: Annotated[DecisionFilter, Depends()], cursor: str = "", limit: Limit = 100
+    services: Means, who: Viewer, wanted: Annotated[DecisionFilter, Depends()], cursor: str = "", limit: Limit = 100
 ) -> DecisionPage:
     """List decisions, newest first; `cursor` is `next` of the page before."""
-    return search(desk, wanted, cursor, limit)
+    return search(services, wanted, cursor, limit)
 
 
 @router.get("/facets")
-def get_facets(desk: Means, who: Viewer) -> dict[str, list[str]]:
+def get_facets(services: Means, who: Viewer) -> dict[str, list[str]]:
     """The values that decisions can be filtered by."""
-    return facets(desk)
+    return facets(services)
 
 
 @router.get("/{id}")
-def get_decision(desk: Means, who: Viewer, id: str) -> Explained:
+def get_decision(services: Means, who: Viewer, id: str) -> Explained:
     """One decision, by the id of the decision, response or request."""
-    return explain(desk, id, who)
+    return explain(services, id, who)
 
 
 @router.post("/{id}/replay")
-def post_replay(desk: Means, who: Operator, id: str, wanted: ReplayWanted) -> Replayed:
+def post_replay(services: Means, who: Operator, id: str, wanted: ReplayWanted) -> Replayed:
     """Decide a recorded request again, offline, with the same or another router or knob."""
-    return replay(desk, id, wanted)
+    return replay(services, id, wanted)

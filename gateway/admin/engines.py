@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.models import EngineStats
 from gateway.config import ProviderConfig
 from gateway.providers.managed import managed
@@ -25,21 +25,25 @@ _LINE = re.compile(r'^(local_\w+)\{model="([^"]*)"\} (\S+)$', re.MULTILINE)
 Reading = dict[str, float]
 
 
-def engines(desk: Desk) -> list[EngineStats]:
+def engines(services: AdminServices) -> list[EngineStats]:
     """Of every local provider that answers, and of every other that is known to be an engine."""
     found = []
-    for provider in desk.current.providers:
+    for provider in services.current.providers:
         if provider.kind == "local":
-            found += [_stats(desk, provider.name, model, now) for model, now in readings(desk, provider).items()]
+            found += [
+                _stats(services, provider.name, model, now) for model, now in readings(services, provider).items()
+            ]
         elif provider.engine:
-            found += loads(desk, provider, PROFILES[provider.engine])
+            found += loads(services, provider, PROFILES[provider.engine])
     return found
 
 
-def loads(desk: Desk, provider: ProviderConfig, engine: Profile) -> list[EngineStats]:
+def loads(services: AdminServices, provider: ProviderConfig, engine: Profile) -> list[EngineStats]:
     """Of every model there; none where it has no page or does not answer in time."""
-    page = _page(desk, provider, engine.metrics_path) if engine.metrics_path else ""
-    names = {one.name: one.upstream_name or one.name for one in desk.current.models if one.provider == provider.name}
+    page = _page(services, provider, engine.metrics_path) if engine.metrics_path else ""
+    names = {
+        one.name: one.upstream_name or one.name for one in services.current.models if one.provider == provider.name
+    }
     return [_load(provider.name, name, engine.read_load(page, known)) for name, known in names.items()] if page else []
 
 
@@ -54,17 +58,17 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def readings(desk: Desk, provider: ProviderConfig) -> dict[str, Reading]:
+def readings(services: AdminServices, provider: ProviderConfig) -> dict[str, Reading]:
     """By model; none where it does not answer in time."""
     found: dict[str, Reading] = {}
-    for name, model, value in _LINE.findall(_page(desk, provider, "/metrics")):
+    for name, model, value in _LINE.findall(_page(services, provider, "/metrics")):
         found.setdefault(model, {})[name] = float(value)
     return found
 
 
-def _page(desk: Desk, provider: ProviderConfig, path: str) -> str:
+def _page(services: AdminServices, provider: ProviderConfig, path: str) -> str:
     """Empty where it does not answer in time."""
-    one = managed(provider, desk.config.server)
+    one = managed(provider, services.config.server)
     transport = httpx.HTTPTransport(uds=str(one.socket) if one is not None else None, verify=provider.verify_tls)
     base = "http://local" if one is not None else provider.base_url.rstrip("/").removesuffix("/v1")
     try:
@@ -81,8 +85,8 @@ def says_energy() -> str:
     return "" if read_joules() is not None else "this machine's processor does not say how much energy it uses"
 
 
-def _stats(desk: Desk, provider: str, model: str, now: Reading) -> EngineStats:
-    rates = _rates(desk, f"engine:{provider}:{model}", {**now, "joules": read_joules() or float("nan")})
+def _stats(services: AdminServices, provider: str, model: str, now: Reading) -> EngineStats:
+    rates = _rates(services, f"engine:{provider}:{model}", {**now, "joules": read_joules() or float("nan")})
     return EngineStats(
         provider=provider, model=model, running=int(now.get("local_requests_running", 0)),
         waiting=int(now.get("local_requests_waiting", 0)), kv_used_share=now.get("local_kv_usage_ratio", 0.0),
@@ -103,15 +107,15 @@ def _ratio(told: Mapping[str, float], part: str, whole: str) -> float | None:
     return top / bottom
 
 
-def _rates(desk: Desk, key: str, now: Reading) -> Reading:
+def _rates(services: AdminServices, key: str, now: Reading) -> Reading:
     """Per second since the look before; nothing at the first one."""
     at = time.monotonic()
-    seen: tuple[float, Any] = desk.kept.get(key, (at, (now, {})))
+    seen: tuple[float, Any] = services.kept.get(key, (at, (now, {})))
     before, rates = seen[1]
     passed_s = at - seen[0]
-    if key not in desk.kept or passed_s >= LEAST_S:
+    if key not in services.kept or passed_s >= LEAST_S:
         if passed_s >= LEAST_S:
             rates = {name: (value - before[name]) / passed_s for name, value in now.items() if name in before}
-        desk.kept[key] = (at, (now, rates))
+        services.kept[key] = (at, (now, rates))
     found: Reading = rates
     return found

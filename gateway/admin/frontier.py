@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.preview import interval, refusal
 from gateway.admin.rounds import latest_log, policy_of, route_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Estimate, Refusal
 from gateway.admin.shapes.knobs import Frontier, FrontierPoint
 from gateway.journal.insights import insight, keep_insight
@@ -19,28 +19,28 @@ KIND = "frontier"
 WEIGHTS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
-def known_frontier(desk: Desk, route: str) -> Frontier:
+def known_frontier(services: AdminServices, route: str) -> Frontier:
     """As it was computed last."""
-    found = insight(desk.store, KIND, route)
+    found = insight(services.store, KIND, route)
     if found is None:
         return Frontier(rounds=0, labelled=0, points=[], time_s=None, note="not computed yet")
     return Frontier(**{**found[1], "time_s": found[0]})
 
 
-def refresh_frontier(desk: Desk, route: str) -> Frontier:
+def refresh_frontier(services: AdminServices, route: str) -> Frontier:
     """Computes it now and keeps it. Raises NotFound."""
-    route_of(desk, route)
+    route_of(services, route)
     with database():
-        keep_insight(desk.store, KIND, route, _frontier(desk, route).model_dump())
-        return known_frontier(desk, route)
+        keep_insight(services.store, KIND, route, _frontier(services, route).model_dump())
+        return known_frontier(services, route)
 
 
-def _frontier(desk: Desk, route: str) -> Frontier:
+def _frontier(services: AdminServices, route: str) -> Frontier:
     try:
-        log = latest_log(desk, route)
+        log = latest_log(services, route)
     except NothingLogged as none:
         return Frontier(rounds=0, labelled=0, points=[], time_s=None, note=str(none))
-    policy = policy_of(desk, route, {})
+    policy = policy_of(services, route, {})
     log = widened(log, [one.model for one in policy.candidates])
     points = [_point("as it is", "now", valued(log, log.logged), now=True)]
     points += [
@@ -50,7 +50,7 @@ def _frontier(desk: Desk, route: str) -> Frontier:
     ]
     note = ""
     for weight in WEIGHTS:
-        turned = policy_of(desk, route, {"cost_weight": weight, "min_quality": None})
+        turned = policy_of(services, route, {"cost_weight": weight, "min_quality": None})
         try:
             target = decided(turned, log)
         except (ValueError, Undecided) as fault:

@@ -18,7 +18,7 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPBearer
 
 from gateway.admin.actor import Actor, may
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.sessions import COOKIE, csrf_of, is_open, session_of
 from gateway.admin.shapes.common import Role
 from gateway.errors import HeadgateError, PolicyError, Unauthorized
@@ -26,8 +26,8 @@ from gateway.errors import HeadgateError, PolicyError, Unauthorized
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_FORM_BYTES = 1 << 20
 __all__ = [
-    "Actor", "Admin", "Means", "Operator", "Viewer", "admin", "desk_of", "identify", "is_known", "may", "operator",
-    "viewer",
+    "Actor", "Admin", "Means", "Operator", "Viewer", "admin", "identify", "is_known", "may",
+    "operator", "services_of", "viewer",
 ]  # fmt: skip
 
 documented = [
@@ -37,24 +37,24 @@ documented = [
 """For OpenAPI only; the checking is done by `identify`."""
 
 
-def desk_of(request: Request) -> Desk:
+def services_of(request: Request) -> AdminServices:
     """The means of the application that answers this request."""
-    desk: Desk = request.app.state.desk
-    return desk
+    services: AdminServices = request.app.state.services
+    return services
 
 
 def identify(request: Request) -> Actor:
     """Who asks; blocks on the database where a session must be looked up. Raises Unauthorized or PolicyError."""
-    desk = desk_of(request)
+    services = services_of(request)
     scheme, _, sent = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and sent:
-        return _by_master_key(desk, sent.strip())
+        return _by_master_key(services, sent.strip())
     token = request.cookies.get(COOKIE, "")
     if token:
-        found = session_of(desk, token)
+        found = session_of(services, token)
         if found is not None:
             return Actor(found.user, found.role, csrf_of(token), "cookie", found.expires_s)
-    if is_open(desk):
+    if is_open(services):
         _only_this_machine(request)
         return Actor("local", "admin", "", "this machine")
     raise Unauthorized("sign in first, or send the master key as a bearer token")
@@ -96,7 +96,7 @@ def admin(request: Request, form: Annotated[str, Depends(form_token)]) -> Actor:
     return _need(request, form, "admin")
 
 
-Means = Annotated[Desk, Depends(desk_of)]
+Means = Annotated[AdminServices, Depends(services_of)]
 Viewer = Annotated[Actor, Depends(viewer)]
 Operator = Annotated[Actor, Depends(operator)]
 Admin = Annotated[Actor, Depends(admin)]
@@ -113,8 +113,8 @@ def _need(request: Request, form: str, role: Role) -> Actor:
     return who
 
 
-def _by_master_key(desk: Desk, sent: str) -> Actor:
-    master_key = desk.config.auth.master_key
+def _by_master_key(services: AdminServices, sent: str) -> Actor:
+    master_key = services.config.auth.master_key
     if not master_key or not hmac.compare_digest(sent.encode(), master_key.encode()):
         raise Unauthorized("the bearer token is not the master key")
     return Actor("master", "admin", "", "bearer")

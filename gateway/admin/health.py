@@ -37,18 +37,18 @@ def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-def readyz(desk: Means, response: Response) -> Health:
+def readyz(services: Means, response: Response) -> Health:
     """503 until the database has been reached once; `degraded` while it is away later, or workers drop records."""
-    fault, refused = desk.shipping.fault, (desk.run_dir / REFUSED).exists()
-    told = [snapshot for _, snapshot in desk.snapshots()]
+    fault, refused = services.shipping.fault, (services.run_dir / REFUSED).exists()
+    told = [snapshot for _, snapshot in services.snapshots()]
     dropping = int(total(told, "headgate_journal_dropping"))
-    if not desk.opened:
+    if not services.opened:
         response.status_code = 503
     return Health(
-        status="unready" if not desk.opened else "degraded" if fault or refused or dropping else "ready",
-        database="away" if fault or not desk.opened else "ok",
-        waiting_bytes=desk.shipping.waiting_bytes,
-        quarantined=desk.shipping.quarantined,
+        status="unready" if not services.opened else "degraded" if fault or refused or dropping else "ready",
+        database="away" if fault or not services.opened else "ok",
+        waiting_bytes=services.shipping.waiting_bytes,
+        quarantined=services.shipping.quarantined,
         journal=f"workers that drop records: {dropping}" if dropping else "ok",
         dropped=int(total(told, "headgate_journal_dropped")),
         fault=fault,
@@ -57,12 +57,12 @@ def readyz(desk: Means, response: Response) -> Health:
 
 
 @router.get("/metrics")
-def metrics(desk: Means) -> Response:
+def metrics(services: Means) -> Response:
     """Metrics of all workers together, as last reported, and how far the store lags behind them."""
     own = Metrics()
-    own.watch("headgate_journal_lag_bytes", lambda: {(): float(desk.shipping.waiting_bytes)})
-    own.watch("headgate_reload_refused", lambda: {(): float((desk.run_dir / REFUSED).exists())})
-    if desk.tls is not None:
-        own.watch("headgate_certificate_expiry_seconds", desk.tls.left)
-    text = merge([own.snapshot(), *(snapshot for _, snapshot in desk.snapshots())])
+    own.watch("headgate_journal_lag_bytes", lambda: {(): float(services.shipping.waiting_bytes)})
+    own.watch("headgate_reload_refused", lambda: {(): float((services.run_dir / REFUSED).exists())})
+    if services.tls is not None:
+        own.watch("headgate_certificate_expiry_seconds", services.tls.left)
+    text = merge([own.snapshot(), *(snapshot for _, snapshot in services.snapshots())])
     return Response(text, media_type="text/plain; version=0.0.4")

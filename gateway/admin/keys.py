@@ -13,8 +13,8 @@ from fastapi import APIRouter
 
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict, database
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.access import Key, KeyChange, KeyLimits, KeyRotation, KeyRow, MadeKey, NewKey, Period
 from gateway.admin.tenants import Spending, spent_of
 from gateway.errors import CallerError, NotFound
@@ -25,12 +25,12 @@ from gateway.keys import new_key, new_secret, revoked, rotated
 router = APIRouter(prefix="/admin/keys", tags=["keys"])
 
 
-def key_rows(desk: Desk, revoked: bool = False) -> list[KeyRow]:
+def key_rows(services: AdminServices, revoked: bool = False) -> list[KeyRow]:
     """Keys made here, in the order they were made, then those of the configuration file, which are changed there."""
     with database():
-        spending = Spending(desk)
-        made = [_made_row(one, spending) for one in desk.store.keys(revoked=revoked)]
-    return made + [_file_row(desk, place, spending) for place in range(len(desk.config.auth.keys))]
+        spending = Spending(services)
+        made = [_made_row(one, spending) for one in services.store.keys(revoked=revoked)]
+    return made + [_file_row(services, place, spending) for place in range(len(services.config.auth.keys))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,50 +41,52 @@ class KeyPage:
     found: int
 
 
-def key_page(desk: Desk, count: int, *, start: int = 0, search: str = "", revoked: bool = False) -> KeyPage:
+def key_page(
+    services: AdminServices, count: int, *, start: int = 0, search: str = "", revoked: bool = False
+) -> KeyPage:
     """So many keys from that one on, in the order of `key_rows`; those whose name, tenant, beginning or id has `search`
     in it.
     """
     wanted = search.lower()
     with database():
-        held = desk.store.keys(revoked=revoked)
+        held = services.store.keys(revoked=revoked)
         made = [one for one in held if _has(wanted, one.name, one.tenant, one.prefix, one.id)]
-        in_file = [place for place, one in enumerate(desk.config.auth.keys) if _has(wanted, one.name, one.tenant)]
-        spending = Spending(desk)
+        in_file = [place for place, one in enumerate(services.config.auth.keys) if _has(wanted, one.name, one.tenant)]
+        spending = Spending(services)
         rows = [_made_row(one, spending) for one in made[start : start + count]]
         first = max(0, start - len(made))
-        rows += [_file_row(desk, place, spending) for place in in_file[first : first + count - len(rows)]]
+        rows += [_file_row(services, place, spending) for place in in_file[first : first + count - len(rows)]]
     return KeyPage(rows, len(made) + len(in_file))
 
 
-def key_row(desk: Desk, id: str) -> KeyRow:
+def key_row(services: AdminServices, id: str) -> KeyRow:
     """One that was made here. Raises NotFound."""
     with database():
-        return _made_row(_find(desk, id), Spending(desk))
+        return _made_row(_find(services, id), Spending(services))
 
 
-def make_key(desk: Desk, who: Actor, wanted: NewKey) -> MadeKey:
+def make_key(services: AdminServices, who: Actor, wanted: NewKey) -> MadeKey:
     """409 where a live key has this name."""
     plaintext, record = new_key(wanted.name, time.time(), tenant=wanted.tenant)
-    record = _changed(desk, record, wanted)
+    record = _changed(services, record, wanted)
     with database():
         try:
-            desk.store.add_key(record, who.name)
+            services.store.add_key(record, who.name)
         except ValueError as fault:
             raise CallerError(str(fault), status=409, code="key_exists", param="name") from None
-        desk.publish_or_wait()
+        services.publish_or_wait()
     return MadeKey(key=plaintext, record=_view(record))
 
 
-def change_key(desk: Desk, who: Actor, id: str, change: KeyChange) -> Key:
+def change_key(services: AdminServices, who: Actor, id: str, change: KeyChange) -> Key:
     """Changes what is named; a limit set to null is lifted. Raises Conflict where another version is in force."""
 
     def changed(record: KeyRecord) -> KeyRecord:
         if change.version and change.version != version_of(record):
             raise Conflict(f"key {record.name} was changed meanwhile: look at it again before you change it")
-        return _changed(desk, record, change)
+        return _changed(services, record, change)
 
-    return _view(_put(desk, who, id, changed))
+    return _view(_put(services, who, id, changed))
 
 
 def version_of(record: KeyRecord) -> int:
@@ -92,66 +94,66 @@ def version_of(record: KeyRecord) -> int:
     return int.from_bytes(sha256(msgspec.json.encode(record)).digest()[:6])
 
 
-def rotate_key(desk: Desk, who: Actor, id: str, wanted: KeyRotation) -> MadeKey:
+def rotate_key(services: AdminServices, who: Actor, id: str, wanted: KeyRotation) -> MadeKey:
     """A new secret; budgets, limits and what was spent stay with the key. 409 where it is revoked."""
     secret, now = new_secret(), time.time()
-    record = _put(desk, who, id, lambda record: rotated(record, secret, now, wanted.grace_s))
+    record = _put(services, who, id, lambda record: rotated(record, secret, now, wanted.grace_s))
     return MadeKey(key=secret, record=_view(record))
 
 
-def revoke_key(desk: Desk, who: Actor, id: str) -> Key:
+def revoke_key(services: AdminServices, who: Actor, id: str) -> Key:
     """The workers refuse it within two seconds. Its spend stays on record."""
-    return _view(_put(desk, who, id, revoked))
+    return _view(_put(services, who, id, revoked))
 
 
 @router.get("")
-def get_keys(desk: Means, who: Viewer, revoked: bool = False) -> list[KeyRow]:
+def get_keys(services: Means, who: Viewer, revoked: bool = False) -> list[KeyRow]:
     """List virtual keys; revoked ones only on request."""
-    return key_rows(desk, revoked)
+    return key_rows(services, revoked)
 
 
 @router.post("", status_code=201)
-def post_key(desk: Means, who: Admin, wanted: NewKey) -> MadeKey:
+def post_key(services: Means, who: Admin, wanted: NewKey) -> MadeKey:
     """Create a virtual key; 409 if a live key has this name."""
-    return make_key(desk, who, wanted)
+    return make_key(services, who, wanted)
 
 
 @router.get("/{id}")
-def get_key(desk: Means, who: Viewer, id: str) -> Key:
+def get_key(services: Means, who: Viewer, id: str) -> Key:
     """One key, revoked or not."""
-    return _view(_find(desk, id))
+    return _view(_find(services, id))
 
 
 @router.patch("/{id}")
-def patch_key(desk: Means, who: Admin, id: str, change: KeyChange) -> Key:
+def patch_key(services: Means, who: Admin, id: str, change: KeyChange) -> Key:
     """Change the fields that are given; null lifts a limit."""
-    return change_key(desk, who, id, change)
+    return change_key(services, who, id, change)
 
 
 @router.post("/{id}/rotate")
-def post_rotation(desk: Means, who: Admin, id: str, wanted: KeyRotation) -> MadeKey:
+def post_rotation(services: Means, who: Admin, id: str, wanted: KeyRotation) -> MadeKey:
     """Give a key a new secret. Earlier secrets stay valid until the grace period ends."""
-    return rotate_key(desk, who, id, wanted)
+    return rotate_key(services, who, id, wanted)
 
 
 @router.delete("/{id}")
-def delete_key(desk: Means, who: Admin, id: str) -> Key:
+def delete_key(services: Means, who: Admin, id: str) -> Key:
     """Revoke a key: it stops working within two seconds."""
-    return revoke_key(desk, who, id)
+    return revoke_key(services, who, id)
 
 
 def _has(wanted: str, *texts: str) -> bool:
     return any(wanted in text.lower() for text in texts)
 
 
-def _find(desk: Desk, id: str) -> KeyRecord:
-    return _known(desk.store.key(id), id)
+def _find(services: AdminServices, id: str) -> KeyRecord:
+    return _known(services.store.key(id), id)
 
 
-def _put(desk: Desk, who: Actor, id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+def _put(services: AdminServices, who: Actor, id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
     with database():
-        record = _known(desk.store.change_key(id, change, who.name), id)
-        desk.publish_or_wait()
+        record = _known(services.store.change_key(id, change, who.name), id)
+        services.publish_or_wait()
     return record
 
 
@@ -161,13 +163,13 @@ def _known(record: KeyRecord | None, id: str) -> KeyRecord:
     return record
 
 
-def _changed(desk: Desk, record: KeyRecord, change: KeyLimits) -> KeyRecord:
+def _changed(services: AdminServices, record: KeyRecord, change: KeyLimits) -> KeyRecord:
     """Raises CallerError where it could not be served so."""
     named = change.model_dump(exclude_unset=True, exclude={"name", "tenant", "version"})
     if "models" in named:
         named["models"] = tuple(named["models"] or ())
     changed = msgspec.structs.replace(record, **named)
-    for field, why in faults(changed, desk.current):
+    for field, why in faults(changed, services.current):
         if field in change.model_fields_set:
             raise CallerError(f"{field}: {why}", status=422, code="unsound", param=field)
     return changed
@@ -189,8 +191,8 @@ def _made_row(record: KeyRecord, spending: Spending) -> KeyRow:
     )  # fmt: skip
 
 
-def _file_row(desk: Desk, place: int, spending: Spending) -> KeyRow:
-    key = desk.config.auth.keys[place]
+def _file_row(services: AdminServices, place: int, spending: Spending) -> KeyRow:
+    key = services.config.auth.keys[place]
     id = f"file:{key.name}"
     return KeyRow(
         id=id, name=key.name, prefix="", tenant=key.tenant, source="file", models=key.models, rpm=key.rpm,

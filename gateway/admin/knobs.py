@@ -11,13 +11,13 @@ from fastapi import APIRouter
 from gateway.admin import changes
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.frontier import known_frontier, refresh_frontier
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.overview import day_totals, no_totals
 from gateway.admin.predictions import foretell, kept_word
 from gateway.admin.preview import preview
 from gateway.admin.rounds import KNOBS, route_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Applied, SettingVersion
 from gateway.admin.shapes.knobs import Frontier, KnobChange, Knobs, Preview, RouteCard, RouteDetail, TrialWanted
 from gateway.admin.tenants import Spending
@@ -34,52 +34,52 @@ __all__ = [
 ]  # fmt: skip
 
 
-def route_cards(desk: Desk) -> list[RouteCard]:
+def route_cards(services: AdminServices) -> list[RouteCard]:
     """In the order of the configuration."""
     with database():
-        day = day_totals(desk)
-        values, numbers = desk.store.latest_settings(), desk.store.setting_numbers("route:")
-    cards, promoted = [], desk.settings().routers
-    for route in desk.current.routes:
+        day = day_totals(services)
+        values, numbers = services.store.latest_settings(), services.store.setting_numbers("route:")
+    cards, promoted = [], services.settings().routers
+    for route in services.current.routes:
         value = values.get(f"route:{route.name}") or {}
         fields = _card(promoted, route, numbers.get(f"route:{route.name}", 0), value.get("trial"))
         cards.append(RouteCard(**fields, day=day.get(route.name) or no_totals()))
     return cards
 
 
-def route_detail(desk: Desk, route: str) -> RouteDetail:
+def route_detail(services: AdminServices, route: str) -> RouteDetail:
     """One route's page. Raises NotFound."""
-    now, name = route_of(desk, route), f"route:{route}"
+    now, name = route_of(services, route), f"route:{route}"
     with database():
-        in_force = changes.setting(desk, name)
+        in_force = changes.setting(services, name)
         trial = (in_force.value or {}).get("trial")
-        spent = Spending(desk).of("route", route, period_start("day", time.time()))
-        history = changes.history(desk, name)
+        spent = Spending(services).of("route", route, period_start("day", time.time()))
+        history = changes.history(services, name)
         return RouteDetail(
-            **_card(desk.settings().routers, now, in_force.version, trial),
-            day=day_totals(desk).get(route) or no_totals(),
-            configured=_configured(desk, route), frontier=known_frontier(desk, route),
-            trial_detail=trial_of(desk, route, trial) if trial else None, spent_today_usd=spent,
-            history=history, kept=kept_word(desk, route, knobs_in_force(now), history),
+            **_card(services.settings().routers, now, in_force.version, trial),
+            day=day_totals(services).get(route) or no_totals(),
+            configured=_configured(services, route), frontier=known_frontier(services, route),
+            trial_detail=trial_of(services, route, trial) if trial else None, spent_today_usd=spent,
+            history=history, kept=kept_word(services, route, knobs_in_force(now), history),
         )  # fmt: skip
 
 
-def apply(desk: Desk, who: Actor, route: str, change: KnobChange) -> Applied:
+def apply(services: AdminServices, who: Actor, route: str, change: KnobChange) -> Applied:
     """In force in every worker within two seconds. Raises Conflict, or CallerError naming the field."""
-    value = {**_with_knobs(desk, route, change.knobs, change.version), "trial": None}
+    value = {**_with_knobs(services, route, change.knobs, change.version), "trial": None}
     value.pop("foretold", None)
-    if told := foretell(desk, route, change.knobs):
+    if told := foretell(services, route, change.knobs):
         value["foretold"] = told
-    return changes.change(desk, who, f"route:{route}", value, change.version, why=change.why)
+    return changes.change(services, who, f"route:{route}", value, change.version, why=change.why)
 
 
-def undo(desk: Desk, who: Actor, route: str, version: int) -> Applied:
+def undo(services: AdminServices, who: Actor, route: str, version: int) -> Applied:
     """Back to the knobs before the ones in force."""
-    route_of(desk, route)
-    return changes.undo(desk, who, f"route:{route}", version)
+    route_of(services, route)
+    return changes.undo(services, who, f"route:{route}", version)
 
 
-def start_trial(desk: Desk, who: Actor, route: str, wanted: TrialWanted) -> Applied:
+def start_trial(services: AdminServices, who: Actor, route: str, wanted: TrialWanted) -> Applied:
     """Try knobs in the shadow, without effect, or before a share of the requests."""
     if wanted.kind == "canary" and not 0.0 < wanted.share < 1.0:
         raise CallerError("a canary's share lies between 0 and 1", param="share", status=422)
@@ -87,27 +87,27 @@ def start_trial(desk: Desk, who: Actor, route: str, wanted: TrialWanted) -> Appl
     if wanted.kind == "canary" and (own := {"accept_at", "explore"} & stated.keys()):
         raise CallerError(f"a canary can't turn {', '.join(sorted(own))}: apply it, or try it in the shadow",
                           param=sorted(own)[0], status=422)  # fmt: skip
-    _with_knobs(desk, route, wanted.knobs, wanted.version)
+    _with_knobs(services, route, wanted.knobs, wanted.version)
     trial = {"kind": wanted.kind, "knobs": stated, "share": wanted.share, "since_s": time.time(), "actor": who.name}
-    value = {**_value(desk, route), "trial": trial}
-    return changes.change(desk, who, f"route:{route}", value, wanted.version, why=f"{wanted.kind} begun")
+    value = {**_value(services, route), "trial": trial}
+    return changes.change(services, who, f"route:{route}", value, wanted.version, why=f"{wanted.kind} begun")
 
 
-def end_trial(desk: Desk, who: Actor, route: str, version: int) -> Applied:
+def end_trial(services: AdminServices, who: Actor, route: str, version: int) -> Applied:
     """All requests go on as before it."""
-    value = _value(desk, route)
+    value = _value(services, route)
     if not value.get("trial"):
         raise CallerError(f"nothing is tried on route {route!r}", code="no_trial", status=409)
-    return changes.change(desk, who, f"route:{route}", {**value, "trial": None}, version, why="trial ended")
+    return changes.change(services, who, f"route:{route}", {**value, "trial": None}, version, why="trial ended")
 
 
-def adopt_trial(desk: Desk, who: Actor, route: str, version: int) -> Applied:
+def adopt_trial(services: AdminServices, who: Actor, route: str, version: int) -> Applied:
     """The knobs that were tried become the route's."""
-    trial = _value(desk, route).get("trial")
+    trial = _value(services, route).get("trial")
     if not trial:
         raise CallerError(f"nothing is tried on route {route!r}", code="no_trial", status=409)
-    knobs = {**_stated(_value(desk, route)), **trial["knobs"]}
-    return apply(desk, who, route, KnobChange(knobs=Knobs(**knobs), version=version, why="trial adopted"))
+    knobs = {**_stated(_value(services, route)), **trial["knobs"]}
+    return apply(services, who, route, KnobChange(knobs=Knobs(**knobs), version=version, why="trial adopted"))
 
 
 def knobs_in_force(route: RouteConfig) -> Knobs:
@@ -115,14 +115,14 @@ def knobs_in_force(route: RouteConfig) -> Knobs:
     return Knobs(**{name: getattr(route, name) for name in KNOBS})
 
 
-def _with_knobs(desk: Desk, route: str, knobs: Knobs, version: int) -> dict[str, Any]:
+def _with_knobs(services: AdminServices, route: str, knobs: Knobs, version: int) -> dict[str, Any]:
     """The route's setting with these knobs. Raises CallerError where the configuration would not be sound."""
-    route_of(desk, route)
+    route_of(services, route)
     with database():
-        kept = {name: value for name, value in _value(desk, route).items() if name not in KNOBS}
+        kept = {name: value for name, value in _value(services, route).items() if name not in KNOBS}
         value = {**kept, **_stated(knobs.model_dump(exclude_unset=True))}
-        if changes.setting(desk, f"route:{route}").version == version:  # else it is a conflict, said later
-            changes.refuse_unsound(desk, f"route:{route}", value)
+        if changes.setting(services, f"route:{route}").version == version:  # else it is a conflict, said later
+            changes.refuse_unsound(services, f"route:{route}", value)
     return value
 
 
@@ -133,9 +133,9 @@ def _stated(value: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _value(desk: Desk, route: str) -> dict[str, Any]:
+def _value(services: AdminServices, route: str) -> dict[str, Any]:
     with database():
-        return dict(desk.store.setting(f"route:{route}") or {})
+        return dict(services.store.setting(f"route:{route}") or {})
 
 
 def _card(
@@ -149,67 +149,67 @@ def _card(
     }  # fmt: skip
 
 
-def _configured(desk: Desk, route: str) -> Knobs:
-    stated = next((one for one in desk.config.routes if one.name == route), None)
+def _configured(services: AdminServices, route: str) -> Knobs:
+    stated = next((one for one in services.config.routes if one.name == route), None)
     return knobs_in_force(stated) if stated is not None else Knobs()
 
 
 @router.get("")
-def get_routes(desk: Means, who: Viewer) -> list[RouteCard]:
+def get_routes(services: Means, who: Viewer) -> list[RouteCard]:
     """List routes with their knobs and the traffic of the last day."""
-    return route_cards(desk)
+    return route_cards(services)
 
 
 @router.post("/{route:path}/preview")
-def post_preview(desk: Means, who: Viewer, route: str, knobs: Knobs) -> Preview:
+def post_preview(services: Means, who: Viewer, route: str, knobs: Knobs) -> Preview:
     """Predict what these knobs would do; changes nothing."""
-    return preview(desk, route, knobs)
+    return preview(services, route, knobs)
 
 
 @router.put("/{route:path}/knobs")
-def put_knobs(desk: Means, who: Operator, route: str, change: KnobChange) -> Applied:
+def put_knobs(services: Means, who: Operator, route: str, change: KnobChange) -> Applied:
     """Set the knobs of a route."""
-    return apply(desk, who, route, change)
+    return apply(services, who, route, change)
 
 
 @router.post("/{route:path}/undo")
-def post_undo(desk: Means, who: Operator, route: str, version: int) -> Applied:
+def post_undo(services: Means, who: Operator, route: str, version: int) -> Applied:
     """Go back to the knobs before these."""
-    return undo(desk, who, route, version)
+    return undo(services, who, route, version)
 
 
 @router.put("/{route:path}/trial")
-def put_trial(desk: Means, who: Operator, route: str, wanted: TrialWanted) -> Applied:
+def put_trial(services: Means, who: Operator, route: str, wanted: TrialWanted) -> Applied:
     """Try knobs on a share of the requests."""
-    return start_trial(desk, who, route, wanted)
+    return start_trial(services, who, route, wanted)
 
 
 @router.delete("/{route:path}/trial")
-def delete_trial(desk: Means, who: Operator, route: str, version: int) -> Applied:
+def delete_trial(services: Means, who: Operator, route: str, version: int) -> Applied:
     """End the trial of knobs."""
-    return end_trial(desk, who, route, version)
+    return end_trial(services, who, route, version)
 
 
 @router.post("/{route:path}/trial/adopt")
-def post_adopt(desk: Means, who: Operator, route: str, version: int) -> Applied:
+def post_adopt(services: Means, who: Operator, route: str, version: int) -> Applied:
     """Make the knobs on trial those of the route."""
-    return adopt_trial(desk, who, route, version)
+    return adopt_trial(services, who, route, version)
 
 
 @router.post("/{route:path}/frontier")
-def post_frontier(desk: Means, who: Operator, route: str) -> Frontier:
+def post_frontier(services: Means, who: Operator, route: str) -> Frontier:
     """Compute the cost-quality frontier of a route now."""
-    return refresh_frontier(desk, route)
+    return refresh_frontier(services, route)
 
 
 @router.get("/{route:path}/history")
-def get_history(desk: Means, who: Viewer, route: str) -> list[SettingVersion]:
+def get_history(services: Means, who: Viewer, route: str) -> list[SettingVersion]:
     """List the versions of the knobs of a route, newest first."""
     with database():
-        return changes.history(desk, f"route:{route}")
+        return changes.history(services, f"route:{route}")
 
 
 @router.get("/{route:path}")
-def get_route(desk: Means, who: Viewer, route: str) -> RouteDetail:
+def get_route(services: Means, who: Viewer, route: str) -> RouteDetail:
     """One route with its frontier, trial and history."""
-    return route_detail(desk, route)
+    return route_detail(services, route)

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Query
 from gateway.admin.actor import Actor, may
 from gateway.admin.changes import database
 from gateway.admin.cursors import next_cursor, read_cursor
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.rounds import route_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.decisions import FeedbackRow
 from gateway.admin.shapes.labels import FeedbackPage, FeedbackSummary, LabelQueue, LabelWanted, ToLabel
 from gateway.errors import CallerError, NotFound
@@ -28,18 +28,18 @@ SOURCE = "label"
 _WEEK_S = 7 * 86400.0
 
 
-def queue(desk: Desk, who: Actor, route: str = "", limit: int = 20) -> LabelQueue:
+def queue(services: AdminServices, who: Actor, route: str = "", limit: int = 20) -> LabelQueue:
     """What was weighed last, without what was labelled since; decisions that can be read here come first."""
     if route:
-        route_of(desk, route)
+        route_of(services, route)
     with database():
-        found = {name: one for name, one in insights_of(desk.store, KIND).items() if route in ("", name)}
+        found = {name: one for name, one in insights_of(services.store, KIND).items() if route in ("", name)}
         waiting = [one for _, told in found.values() for one in told["data"] if one["gain"] is not None]
-        done = labelled(desk, [one["id"] for one in waiting])
+        done = labelled(services, [one["id"] for one in waiting])
         left = sorted(
             (one for one in waiting if one["id"] not in done), key=lambda one: (not one["has_text"], -one["gain"])
         )
-        texts = {one["id"]: _texts(desk, who, one["id"]) for one in left[:limit]}
+        texts = {one["id"]: _texts(services, who, one["id"]) for one in left[:limit]}
     data = [
         ToLabel(**{name: one[name] for name in ToLabel.model_fields if name in one},
                 prompt_text=texts[one["id"]][0], answer_text=texts[one["id"]][1])
@@ -56,10 +56,10 @@ def queue(desk: Desk, who: Actor, route: str = "", limit: int = 20) -> LabelQueu
     return LabelQueue(data=data, waiting=weighed, time_s=time_s, without_text=unread, note=note)
 
 
-def label(desk: Desk, who: Actor, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
+def label(services: AdminServices, who: Actor, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
     """Counts before every other word on this answer. A second label replaces the first. Raises NotFound."""
     with database():
-        record = desk.store.decision(decision_id)
+        record = services.store.decision(decision_id)
         if record is None:
             raise NotFound(f"no decision has the id {decision_id!r} (it may not have been shipped yet: try again)")
         if not record.answered_model:
@@ -69,23 +69,25 @@ def label(desk: Desk, who: Actor, decision_id: str, wanted: LabelWanted) -> Feed
             response_id=record.response_id, request_id=record.request_id, score=wanted.score, label=wanted.label,
             comment=wanted.comment, source=SOURCE,
         )  # fmt: skip
-        with desk.store.engine.begin() as connection:
+        with services.store.engine.begin() as connection:
             write_feedback(connection, [told])
-        desk.store.note(who.name, "decision.label", record.id, {"score": wanted.score, "label": wanted.label})
-        (row,) = [one for one in desk.store.feedback(decision_id=record.id) if one["id"] == told.id]
-    desk.kept.pop(f"log:{record.route}", None)
+        services.store.note(who.name, "decision.label", record.id, {"score": wanted.score, "label": wanted.label})
+        (row,) = [one for one in services.store.feedback(decision_id=record.id) if one["id"] == told.id]
+    services.kept.pop(f"log:{record.route}", None)
     return FeedbackRow(**row)
 
 
-def feedback(desk: Desk, cursor: str = "", limit: int = 100, decision_id: str = "") -> FeedbackPage:
+def feedback(services: AdminServices, cursor: str = "", limit: int = 100, decision_id: str = "") -> FeedbackPage:
     """Newest first."""
     before = read_cursor(cursor)
     with database():
-        rows = [FeedbackRow(**row) for row in desk.store.feedback(decision_id=decision_id, before=before, limit=limit)]
+        rows = [
+            FeedbackRow(**row) for row in services.store.feedback(decision_id=decision_id, before=before, limit=limit)
+        ]
     return FeedbackPage(data=rows, next=next_cursor(rows, limit))
 
 
-def feedback_summary(desk: Desk) -> FeedbackSummary:
+def feedback_summary(services: AdminServices) -> FeedbackSummary:
     """Of the last seven days."""
     since_s = time.time() - _WEEK_S
     recent = said.c.time_s >= since_s
@@ -93,7 +95,7 @@ def feedback_summary(desk: Desk) -> FeedbackSummary:
         recent
     )
     lost = sa.select(sa.func.count()).where(recent, said.c.decision_id.is_(None))
-    with database(), desk.store.engine.connect() as connection:
+    with database(), services.store.engine.connect() as connection:
         rows = connection.execute(by_source.group_by(said.c.source)).all()
         unattached = int(connection.execute(lost).scalar_one())
     scored, total = sum(int(row[2]) for row in rows), sum(float(row[3] or 0.0) for row in rows)
@@ -103,42 +105,42 @@ def feedback_summary(desk: Desk) -> FeedbackSummary:
     )  # fmt: skip
 
 
-def labelled(desk: Desk, ids: list[str]) -> set[str]:
+def labelled(services: AdminServices, ids: list[str]) -> set[str]:
     """Those of these decisions that somebody has scored."""
     query = sa.select(said.c.decision_id).where(said.c.decision_id.in_(ids), said.c.score.is_not(None))
-    with desk.store.engine.connect() as connection:
+    with services.store.engine.connect() as connection:
         return set(connection.execute(query).scalars())
 
 
-def _texts(desk: Desk, who: Actor, id: str) -> tuple[str, str]:
-    record = desk.store.decision(id) if may(who, "operator") else None
+def _texts(services: AdminServices, who: Actor, id: str) -> tuple[str, str]:
+    record = services.store.decision(id) if may(who, "operator") else None
     return (record.prompt_text, record.answer_text) if record is not None else ("", "")
 
 
 @router.get("/labels")
 def get_queue(
-    desk: Means, who: Viewer, route: str = "", limit: Annotated[int, Query(ge=1, le=200)] = 20
+    services: Means, who: Viewer, route: str = "", limit: Annotated[int, Query(ge=1, le=200)] = 20
 ) -> LabelQueue:
     """List the answers that are most useful to label next."""
-    return queue(desk, who, route, limit)
+    return queue(services, who, route, limit)
 
 
 @router.put("/labels/{decision_id}")
-def put_label(desk: Means, who: Operator, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
+def put_label(services: Means, who: Operator, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
     """Score an answer."""
-    return label(desk, who, decision_id, wanted)
+    return label(services, who, decision_id, wanted)
 
 
 @router.get("/feedback")
 def get_feedback(
-    desk: Means, who: Viewer, cursor: str = "", decision_id: str = "",
+    services: Means, who: Viewer, cursor: str = "", decision_id: str = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> FeedbackPage:
     """List feedback, newest first; `cursor` is `next` of the page before."""
-    return feedback(desk, cursor, limit, decision_id)
+    return feedback(services, cursor, limit, decision_id)
 
 
 @router.get("/feedback/summary")
-def get_summary(desk: Means, who: Viewer) -> FeedbackSummary:
+def get_summary(services: Means, who: Viewer) -> FeedbackSummary:
     """Summary of the feedback of the last seven days."""
-    return feedback_summary(desk)
+    return feedback_summary(services)

@@ -12,10 +12,10 @@ from fastapi import APIRouter
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict, database
 from gateway.admin.checkup import KIND, refresh_learning
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.overview import raised
 from gateway.admin.rounds import route_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Interval
 from gateway.admin.shapes.learning import Alarm, CanaryWanted, Gate, RouteLearning, Version, VersionDone
 from gateway.config import RouteConfig
@@ -31,86 +31,86 @@ router = APIRouter(prefix="/admin/learning", tags=["learning"])
 May = Literal["promote", "canary", "end_canary", "roll_back"]
 
 
-def learning(desk: Desk, route: str = "") -> list[RouteLearning]:
+def learning(services: AdminServices, route: str = "") -> list[RouteLearning]:
     """Of one route, or of all in the order of the configuration. Raises NotFound."""
-    routes = [route_of(desk, route)] if route else desk.current.routes
+    routes = [route_of(services, route)] if route else services.current.routes
     with database():
-        found = insights_of(desk.store, KIND)
-        versions = desk.store.router_versions(route)
-    canaries = desk.settings().canaries
+        found = insights_of(services.store, KIND)
+        versions = services.store.router_versions(route)
+    canaries = services.settings().canaries
     return [_told(one, canaries.get(one.name), versions, found.get(one.name)) for one in routes]
 
 
-def refresh(desk: Desk, route: str) -> RouteLearning:
+def refresh(services: AdminServices, route: str) -> RouteLearning:
     """Alarms, calibration and drift of now. Raises NotFound."""
-    route_of(desk, route)
+    route_of(services, route)
     with database():
-        refresh_learning(desk, route)
-    return learning(desk, route)[0]
+        refresh_learning(services, route)
+    return learning(services, route)[0]
 
 
-def alarms(desk: Desk) -> list[Alarm]:
+def alarms(services: AdminServices) -> list[Alarm]:
     """As they were found last, over all routes."""
-    return [Alarm(**one) for one in raised(desk)]
+    return [Alarm(**one) for one in raised(services)]
 
 
-def promote(desk: Desk, who: Actor, route: str, version: str, live: str | None = None) -> VersionDone:
+def promote(services: AdminServices, who: Actor, route: str, version: str, live: str | None = None) -> VersionDone:
     """Serve this version from the next request on. `live`: what its caller saw serving; None: he doesn't say.
 
     Raises CallerError where there is no such version, Conflict where another one than `live` serves.
     """
-    route_of(desk, route)
-    with database(), _one_at_a_time(desk, route):
-        _refuse_stale(desk, route, live)
-        promoted = _versions(desk).promote(route, version, actor=who.name, instead=live)
-    return _done(desk, route, promoted.version, "live")
+    route_of(services, route)
+    with database(), _one_at_a_time(services, route):
+        _refuse_stale(services, route, live)
+        promoted = _versions(services).promote(route, version, actor=who.name, instead=live)
+    return _done(services, route, promoted.version, "live")
 
 
-def roll_back(desk: Desk, who: Actor, route: str, live: str | None = None) -> VersionDone:
+def roll_back(services: AdminServices, who: Actor, route: str, live: str | None = None) -> VersionDone:
     """Serve the version before this one, or what the configuration names. Raises Conflict as `promote` does."""
-    route_of(desk, route)
-    with database(), _one_at_a_time(desk, route):
-        _refuse_stale(desk, route, live)
-        back = _versions(desk).roll_back(route, actor=who.name, instead=live)
-    return _done(desk, route, back.version if back else "", "live")
+    route_of(services, route)
+    with database(), _one_at_a_time(services, route):
+        _refuse_stale(services, route, live)
+        back = _versions(services).roll_back(route, actor=who.name, instead=live)
+    return _done(services, route, back.version if back else "", "live")
 
 
-def begin_canary(desk: Desk, who: Actor, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
+def begin_canary(services: AdminServices, who: Actor, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
     """Put a version before a share of the requests."""
-    route_of(desk, route)
+    route_of(services, route)
     if not 0.0 < wanted.share < 1.0:
         raise CallerError("a canary's share lies between 0 and 1", param="share", status=422)
     with database():
-        chosen = _versions(desk).find(route, version)
+        chosen = _versions(services).find(route, version)
         if chosen.state == "live":
             raise CallerError(f"{chosen.version} serves all requests already", code="live", status=409)
-        running = desk.settings().canaries.get(route)
+        running = services.settings().canaries.get(route)
         if running is not None and running.artifact != chosen.artifact:
             raise CallerError("another version is before a share of the requests: end that first", status=409,
                               code="canary_runs")  # fmt: skip
-        put_before_traffic(str(desk.run_dir), route, chosen, wanted.share)
-        _mark(desk, who, chosen, "canary", share=wanted.share)
-    return _done(desk, route, chosen.version, "canary")
+        put_before_traffic(str(services.run_dir), route, chosen, wanted.share)
+        _mark(services, who, chosen, "canary", share=wanted.share)
+    return _done(services, route, chosen.version, "canary")
 
 
-def end_canary(desk: Desk, who: Actor, route: str) -> VersionDone:
+def end_canary(services: AdminServices, who: Actor, route: str) -> VersionDone:
     """All requests go back to what served before."""
-    route_of(desk, route)
+    route_of(services, route)
     with database():
-        running = [one for one in desk.store.router_versions(route) if one.state == "canary"]
-        take_back(str(desk.run_dir), route)
+        running = [one for one in services.store.router_versions(route) if one.state == "canary"]
+        take_back(str(services.run_dir), route)
         for one in running:
-            _mark(desk, who, one, "candidate")
-    return _done(desk, route, running[0].version if running else "", "candidate")
+            _mark(services, who, one, "candidate")
+    return _done(services, route, running[0].version if running else "", "candidate")
 
 
-def _one_at_a_time(desk: Desk, route: str) -> threading.Lock:
+def _one_at_a_time(services: AdminServices, route: str) -> threading.Lock:
     """Two who saw the same version serve don't both take a step from it."""
-    return desk.busy.setdefault(f"versions:{route}", threading.Lock())
+    return services.busy.setdefault(f"versions:{route}", threading.Lock())
 
 
-def _refuse_stale(desk: Desk, route: str, seen: str | None) -> None:
-    live = next((one.version for one in desk.store.router_versions(route) if one.state == "live"), "")
+def _refuse_stale(services: AdminServices, route: str, seen: str | None) -> None:
+    live = next((one.version for one in services.store.router_versions(route) if one.state == "live"), "")
     if seen is not None and seen != live:
         raise Conflict(
             f"{live or 'what the configuration names'} serves {route} by now, no more "
@@ -118,20 +118,20 @@ def _refuse_stale(desk: Desk, route: str, seen: str | None) -> None:
         )
 
 
-def _versions(desk: Desk) -> Versions:
-    return Versions(desk.store, desk.run_dir)
+def _versions(services: AdminServices) -> Versions:
+    return Versions(services.store, services.run_dir)
 
 
-def _mark(desk: Desk, who: Actor, version: RouterVersion, state: str, **told: object) -> None:
+def _mark(services: AdminServices, who: Actor, version: RouterVersion, state: str, **told: object) -> None:
     metrics = {**(version.metrics or {}), **told, "since_s": time.time()}
     marked = RouterVersion(
         version.name, version.version, version.time_s, state, version.artifact, version.checksum, metrics
     )
-    desk.store.save_router_version(marked, who.name)
+    services.store.save_router_version(marked, who.name)
 
 
-def _done(desk: Desk, route: str, version: str, state: str) -> VersionDone:
-    workers, confirmed = desk.confirm()
+def _done(services: AdminServices, route: str, version: str, state: str) -> VersionDone:
+    workers, confirmed = services.confirm()
     return VersionDone(route=route, version=version, state=state, workers=workers, confirmed=confirmed)
 
 
@@ -190,42 +190,42 @@ def _interval(told: Any) -> Interval | None:
 
 
 @router.get("")
-def get_learning(desk: Means, who: Viewer, route: str = "") -> list[RouteLearning]:
+def get_learning(services: Means, who: Viewer, route: str = "") -> list[RouteLearning]:
     """State of the learning of one route, or of all."""
-    return learning(desk, route)
+    return learning(services, route)
 
 
 @router.get("/alarms")
-def get_alarms(desk: Means, who: Viewer) -> list[Alarm]:
+def get_alarms(services: Means, who: Viewer) -> list[Alarm]:
     """List the alarms that are raised now."""
-    return alarms(desk)
+    return alarms(services)
 
 
 @router.post("/{route:path}/refresh")
-def post_refresh(desk: Means, who: Operator, route: str) -> RouteLearning:
+def post_refresh(services: Means, who: Operator, route: str) -> RouteLearning:
     """Compute alarms, calibration and drift now."""
-    return refresh(desk, route)
+    return refresh(services, route)
 
 
 @router.post("/{route:path}/versions/{version}/promote")
-def post_promote(desk: Means, who: Operator, route: str, version: str, live: str | None = None) -> VersionDone:
+def post_promote(services: Means, who: Operator, route: str, version: str, live: str | None = None) -> VersionDone:
     """Serve this version. `live`: the version that was seen serving; 409 if it is another by now."""
-    return promote(desk, who, route, version, live)
+    return promote(services, who, route, version, live)
 
 
 @router.post("/{route:path}/roll-back")
-def post_roll_back(desk: Means, who: Operator, route: str, live: str | None = None) -> VersionDone:
+def post_roll_back(services: Means, who: Operator, route: str, live: str | None = None) -> VersionDone:
     """Serve the version before. `live`: the version that was seen serving; 409 if it is another by now."""
-    return roll_back(desk, who, route, live)
+    return roll_back(services, who, route, live)
 
 
 @router.post("/{route:path}/versions/{version}/canary")
-def post_canary(desk: Means, who: Operator, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
+def post_canary(services: Means, who: Operator, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
     """Let this version serve a share of the requests."""
-    return begin_canary(desk, who, route, version, wanted)
+    return begin_canary(services, who, route, version, wanted)
 
 
 @router.delete("/{route:path}/canary")
-def delete_canary(desk: Means, who: Operator, route: str) -> VersionDone:
+def delete_canary(services: Means, who: Operator, route: str) -> VersionDone:
     """End the canary."""
-    return end_canary(desk, who, route)
+    return end_canary(services, who, route)

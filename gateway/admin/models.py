@@ -10,10 +10,10 @@ import msgspec
 from fastapi import APIRouter
 
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.engines import engines, says_energy
 from gateway.admin.guard import Admin, Means, Operator, Viewer
 from gateway.admin.parts import check_provider, put_model, put_provider, remove_model, remove_provider
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Applied
 from gateway.admin.shapes.models import (
     Checked,
@@ -38,30 +38,30 @@ _WORST = {"closed": 0, "half_open": 1, "open": 2}
 __all__ = ["check_provider", "fleet", "put_model", "put_provider", "remove_model", "remove_provider"]
 
 
-def fleet(desk: Desk) -> Fleet:
+def fleet(services: AdminServices) -> Fleet:
     """The whole page. Figures of an hour from the sums, of now from the workers."""
-    config, until_s = desk.current, (int(time.time()) // 60 + 1) * 60
+    config, until_s = services.current, (int(time.time()) // 60 + 1) * 60
     with database():
-        rows = sums(desk.store, 60, until_s - 3600, until_s, by=("model",))
-        numbers, values = desk.store.setting_numbers(""), desk.store.latest_settings()
+        rows = sums(services.store, 60, until_s - 3600, until_s, by=("model",))
+        numbers, values = services.store.setting_numbers(""), services.store.latest_settings()
     here = {name for name, value in values.items() if value is not None}
-    told, silent = ask_all(desk.run_dir, {"ask": "fleet"})
+    told, silent = ask_all(services.run_dir, {"ask": "fleet"})
     health = _worst(told.values())
-    pools = connections(desk)
+    pools = connections(services)
     hours = {row["model"]: row for row in rows}
     names = dict.fromkeys(model.name for model in config.models)
     return Fleet(
-        models=[_model(desk, config, name, health, hours.get(name), numbers, here) for name in names],
-        providers=[_provider(desk, one, numbers, pools.get(one.name, {}), here) for one in config.providers],
-        engines=engines(desk), workers=list(told), silent=silent, energy=says_energy(),
+        models=[_model(services, config, name, health, hours.get(name), numbers, here) for name in names],
+        providers=[_provider(services, one, numbers, pools.get(one.name, {}), here) for one in config.providers],
+        engines=engines(services), workers=list(told), silent=silent, energy=says_energy(),
     )  # fmt: skip
 
 
-def connections(desk: Desk) -> dict[str, dict[str, int]]:
+def connections(services: AdminServices) -> dict[str, dict[str, int]]:
     """To each provider by state, over all workers."""
     found: dict[str, dict[str, int]] = {}
     decoder = msgspec.json.Decoder(dict[str, list[tuple[tuple[str, ...], list[float]]]])
-    for _, snapshot in desk.snapshots():
+    for _, snapshot in services.snapshots():
         for (provider, state), (count,) in decoder.decode(snapshot).get("headgate_pool_connections", []):
             mine = found.setdefault(provider, {})
             mine[state] = mine.get(state, 0) + int(count)
@@ -88,13 +88,14 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model(
-    desk: Desk, config: Config, name: str, health: Mapping[tuple[str, str], Mapping[str, Any]], hour: Sums | None,
+    services: AdminServices, config: Config, name: str, health: Mapping[tuple[str, str], Mapping[str, Any]],
+    hour: Sums | None,
     numbers: Mapping[str, int], here: Container[str],
 ) -> ModelCard:  # fmt: skip
     stated = [one for one in config.models if one.name == name]
     deployments = [_deployment(one, health) for one in stated]
     return ModelCard(
-        name=name, source=_source(any(one.name == name for one in desk.config.models), f"model:{name}" in here),
+        name=name, source=_source(any(one.name == name for one in services.config.models), f"model:{name}" in here),
         health=_health(deployments), deployments=deployments,
         routes=[route.name for route in config.routes if name in route.models], hour=_hour(hour),
         config=msgspec.to_builtins(stated[0]), setting_version=numbers.get(f"model:{name}", 0),
@@ -134,12 +135,13 @@ def _hour(row: Sums | None) -> Hour:
 
 
 def _provider(
-    desk: Desk, one: ProviderConfig, numbers: Mapping[str, int], pool: Mapping[str, int], here: Container[str]
+    services: AdminServices, one: ProviderConfig, numbers: Mapping[str, int], pool: Mapping[str, int],
+    here: Container[str],
 ) -> ProviderCard:
-    config, name = desk.current, f"provider:{one.name}"
+    config, name = services.current, f"provider:{one.name}"
     return ProviderCard(
         name=one.name, kind=one.kind, base_url=one.base_url,
-        source=_source(any(other.name == one.name for other in desk.config.providers), name in here),
+        source=_source(any(other.name == one.name for other in services.config.providers), name in here),
         api_key_set=bool(one.api_key), header_names=sorted(one.headers), api_version=one.api_version,
         engine=one.engine,
         max_connections=one.max_connections, connect_timeout_s=one.connect_timeout_s, verify_tls=one.verify_tls,
@@ -156,36 +158,36 @@ def _source(in_file: bool, here: bool) -> Source:
 
 
 @router.get("/fleet")
-def get_fleet(desk: Means, who: Viewer) -> Fleet:
+def get_fleet(services: Means, who: Viewer) -> Fleet:
     """Health, load, prices and latency of all models; state of local engines."""
-    return fleet(desk)
+    return fleet(services)
 
 
 @router.put("/providers/{name:path}")
-def put_one_provider(desk: Means, who: Admin, name: str, wanted: ProviderWanted) -> Applied:
+def put_one_provider(services: Means, who: Admin, name: str, wanted: ProviderWanted) -> Applied:
     """Add or change a provider."""
-    return put_provider(desk, who, name, wanted)
+    return put_provider(services, who, name, wanted)
 
 
 @router.delete("/providers/{name:path}")
-def delete_provider(desk: Means, who: Admin, name: str, version: int) -> Applied:
+def delete_provider(services: Means, who: Admin, name: str, version: int) -> Applied:
     """Undo all changes to a provider: what the configuration file says is in force again."""
-    return remove_provider(desk, who, name, version)
+    return remove_provider(services, who, name, version)
 
 
 @router.post("/providers/{name:path}/check")
-def post_check(desk: Means, who: Operator, name: str) -> Checked:
+def post_check(services: Means, who: Operator, name: str) -> Checked:
     """Check that a provider answers and accepts the key."""
-    return check_provider(desk, who, name)
+    return check_provider(services, who, name)
 
 
 @router.put("/models/{name:path}")
-def put_one_model(desk: Means, who: Admin, name: str, wanted: ModelWanted) -> Applied:
+def put_one_model(services: Means, who: Admin, name: str, wanted: ModelWanted) -> Applied:
     """Add or change a model."""
-    return put_model(desk, who, name, wanted)
+    return put_model(services, who, name, wanted)
 
 
 @router.delete("/models/{name:path}")
-def delete_model(desk: Means, who: Admin, name: str, version: int) -> Applied:
+def delete_model(services: Means, who: Admin, name: str, version: int) -> Applied:
     """Undo all changes to a model: what the configuration file says is in force again."""
-    return remove_model(desk, who, name, version)
+    return remove_model(services, who, name, version)

@@ -16,10 +16,10 @@ from fastapi.responses import StreamingResponse
 from gateway.admin import changes
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Admin, Means, Viewer, is_known
 from gateway.admin.rounds import forget, kept
 from gateway.admin.savings import against, baseline_of, rate_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Applied, Estimate, Interval, Refusal, SettingVersion, Wanted, Window
 from gateway.admin.shapes.overview import Extra, Overview, Point, RandomSaving, Revision, Slice, Totals
 from gateway.errors import CallerError
@@ -49,55 +49,55 @@ class Baseline(Wanted):
     version: int
 
 
-def overview(desk: Desk, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
+def overview(services: AdminServices, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
     """Everything of the first page, a second old at most: many may look at once. Empty where there was no request."""
-    question = f"overview:{window}:{route}:{tenant}:{stamp(desk.run_dir)}"
-    return kept(desk, question, FRESH_S, lambda: _overview(desk, window, route, tenant))
+    question = f"overview:{window}:{route}:{tenant}:{stamp(services.run_dir)}"
+    return kept(services, question, FRESH_S, lambda: _overview(services, window, route, tenant))
 
 
-def _overview(desk: Desk, window: Window, route: str, tenant: str) -> Overview:
+def _overview(services: AdminServices, window: Window, route: str, tenant: str) -> Overview:
     step_s, now_s = STEP_S[window], time.time()
     until_s = (int(now_s) // step_s + 1) * step_s
     since_s = until_s - LENGTH_S[window]
     with database():
         asked = {"route": route, "tenant": tenant}
-        fine = grouped(desk.store, step_s, since_s, until_s, by=("start_s", "route", "model"), **asked)
-        before = _before(desk, window, since_s, now_s, asked)
-        by_tenant = [] if tenant else _tenants(desk, step_s, since_s, until_s, route)
-        declared = str((setting_value(desk, BASELINE) or {}).get("model", ""))
-        found = insights_of(desk.store, "random")
+        fine = grouped(services.store, step_s, since_s, until_s, by=("start_s", "route", "model"), **asked)
+        before = _before(services, window, since_s, now_s, asked)
+        by_tenant = [] if tenant else _tenants(services, step_s, since_s, until_s, route)
+        declared = str((setting_value(services, BASELINE) or {}).get("model", ""))
+        found = insights_of(services.store, "random")
     by_route, by_model, total = fine.by("route"), fine.by("model"), fine.total
-    state, detail = _journal(desk)
+    state, detail = _journal(services)
     return Overview(
         window=window, since_s=since_s, until_s=until_s, step_s=step_s, route=route, tenant=tenant,
         empty=not total["requests"], totals=totals(total), before=totals(before), extra=_extra(total),
-        baseline=against(desk.current, declared, by_model), random=_random(found, by_route),
-        series=_series(desk, declared, fine.by("start_s"), since_s, until_s, step_s),
+        baseline=against(services.current, declared, by_model), random=_random(found, by_route),
+        series=_series(services, declared, fine.by("start_s"), since_s, until_s, step_s),
         by_route=_slices(by_route, "route"), by_model=_slices(by_model, "model"),
-        by_tenant=_slices(by_tenant, "tenant"), alarms=len(raised(desk)), journal=state, journal_detail=detail,
+        by_tenant=_slices(by_tenant, "tenant"), alarms=len(raised(services)), journal=state, journal_detail=detail,
     )  # fmt: skip
 
 
-def revision(desk: Desk) -> Revision:
+def revision(services: AdminServices) -> Revision:
     """Numbers that change when a page may be out of date. Asks no database."""
     return Revision(
-        decisions=desk.shipping.shipped, settings=stamp(desk.run_dir), alarms=desk.alarms,
-        database="away" if desk.shipping.fault or not desk.opened else "ok", time_s=time.time(),
+        decisions=services.shipping.shipped, settings=stamp(services.run_dir), alarms=services.alarms,
+        database="away" if services.shipping.fault or not services.opened else "ok", time_s=time.time(),
     )  # fmt: skip
 
 
-def baseline_setting(desk: Desk) -> SettingVersion:
+def baseline_setting(services: AdminServices) -> SettingVersion:
     """Version 0: never declared."""
     with database():
-        return changes.setting(desk, BASELINE)
+        return changes.setting(services, BASELINE)
 
 
-def declare_baseline(desk: Desk, who: Actor, model: str, version: int) -> Applied:
+def declare_baseline(services: AdminServices, who: Actor, model: str, version: int) -> Applied:
     """The model that savings are told against; an empty name: the dearest."""
-    if model and model not in {one.name for one in desk.current.models}:
+    if model and model not in {one.name for one in services.current.models}:
         raise CallerError(f"no model is called {model!r}", param="model", status=422)
-    done = changes.change(desk, who, BASELINE, {"model": model} if model else None, version, checked=False)
-    forget(desk, "overview")
+    done = changes.change(services, who, BASELINE, {"model": model} if model else None, version, checked=False)
+    forget(services, "overview")
     return done
 
 
@@ -115,11 +115,11 @@ def totals(row: Sums) -> Totals:
     )  # fmt: skip
 
 
-def day_totals(desk: Desk) -> dict[str, Totals]:
+def day_totals(services: AdminServices) -> dict[str, Totals]:
     """Of each route over the last 24 hours."""
     until_s = (int(time.time()) // 3600 + 1) * 3600
     names = (*COUNTS, *LATENCY, *TTFT)
-    rows = sums(desk.store, 3600, until_s - 86400, until_s, by=("route",), names=names)
+    rows = sums(services.store, 3600, until_s - 86400, until_s, by=("route",), names=names)
     return {row["route"]: totals(row) for row in rows}
 
 
@@ -128,44 +128,44 @@ def no_totals() -> Totals:
     return totals(merged([]))
 
 
-def raised(desk: Desk) -> list[dict[str, Any]]:
+def raised(services: AdminServices) -> list[dict[str, Any]]:
     """Alarms as they were found last, over all routes."""
     with database():
-        found = insights_of(desk.store, "learning")
-    routes = {route.name for route in desk.current.routes}
+        found = insights_of(services.store, "learning")
+    routes = {route.name for route in services.current.routes}
     return [{**one, "time_s": at} for name, (at, told) in found.items() if name in routes for one in told["alarms"]]
 
 
-def setting_value(desk: Desk, name: str) -> Any:
+def setting_value(services: AdminServices, name: str) -> Any:
     """What is in force; None: nothing was set."""
-    return desk.store.setting(name)
+    return services.store.setting(name)
 
 
-def _before(desk: Desk, window: Window, since_s: int, now_s: float, asked: Mapping[str, str]) -> Sums:
+def _before(services: AdminServices, window: Window, since_s: int, now_s: float, asked: Mapping[str, str]) -> Sums:
     """The window before as far as this one has come: half a day says nothing beside a whole one."""
     begun_s, now_then_s, step_s = since_s - LENGTH_S[window], now_s - LENGTH_S[window], STEP_S[window]
     names, finer_s = (*COUNTS, *LATENCY, *TTFT), FINER_S.get(window)
     if finer_s is None:
-        return sums(desk.store, step_s, begun_s, since_s, names=names, **asked)[0]
+        return sums(services.store, step_s, begun_s, since_s, names=names, **asked)[0]
     whole_s = int(now_then_s) // step_s * step_s
-    whole = sums(desk.store, step_s, begun_s, whole_s, names=names, **asked)
-    return merged(whole + sums(desk.store, finer_s, whole_s, now_then_s, names=names, **asked))
+    whole = sums(services.store, step_s, begun_s, whole_s, names=names, **asked)
+    return merged(whole + sums(services.store, finer_s, whole_s, now_then_s, names=names, **asked))
 
 
-def _tenants(desk: Desk, step_s: int, since_s: float, until_s: float, route: str) -> list[Sums]:
+def _tenants(services: AdminServices, step_s: int, since_s: float, until_s: float, route: str) -> list[Sums]:
     span_s = 86400 if step_s >= 3600 and until_s - since_s > 86400 else step_s
     names = (*COUNTS, *LATENCY)
-    return sums_by_tenant(desk.store, span_s, since_s // span_s * span_s, until_s, route=route, names=names)
+    return sums_by_tenant(services.store, span_s, since_s // span_s * span_s, until_s, route=route, names=names)
 
 
-def _journal(desk: Desk) -> tuple[str, str]:
-    if desk.shipping.fault:
-        return "away", desk.shipping.fault
-    if not desk.opened:
+def _journal(services: AdminServices) -> tuple[str, str]:
+    if services.shipping.fault:
+        return "away", services.shipping.fault
+    if not services.opened:
         return "opening", "the database has not been reached yet"
-    if desk.shipping.waiting_bytes > BEHIND_BYTES:
-        return "behind", f"{desk.shipping.waiting_bytes / 1e6:.0f} MB of records wait to be shipped"
-    return ("counting", "old decisions are still being added up") if desk.counting else ("ok", "")
+    if services.shipping.waiting_bytes > BEHIND_BYTES:
+        return "behind", f"{services.shipping.waiting_bytes / 1e6:.0f} MB of records wait to be shipped"
+    return ("counting", "old decisions are still being added up") if services.counting else ("ok", "")
 
 
 def _slices(rows: Sequence[Sums], name: str) -> list[Slice]:
@@ -180,9 +180,11 @@ def _slices(rows: Sequence[Sums], name: str) -> list[Slice]:
     return sorted(found, key=lambda one: (-one.cost_usd, -one.requests, one.name))
 
 
-def _series(desk: Desk, declared: str, rows: Sequence[Sums], since_s: int, until_s: int, step_s: int) -> list[Point]:
+def _series(
+    services: AdminServices, declared: str, rows: Sequence[Sums], since_s: int, until_s: int, step_s: int
+) -> list[Point]:
     """Every step, the empty ones too."""
-    model = baseline_of(desk.current, declared)
+    model = baseline_of(services.current, declared)
     by_start = {row["start_s"]: row for row in rows}
     nothing = merged([])
     found = []
@@ -254,41 +256,41 @@ def _sum(parts: Sequence[tuple[float, dict[str, float]]]) -> Interval:
 
 
 @router.get("/overview")
-def get_overview(desk: Means, who: Viewer, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
+def get_overview(services: Means, who: Viewer, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
     """Traffic, speed, spend and savings in a time window."""
-    return overview(desk, window, route, tenant)
+    return overview(services, window, route, tenant)
 
 
 @router.get("/revision")
-def get_revision(desk: Means, who: Viewer) -> Revision:
+def get_revision(services: Means, who: Viewer) -> Revision:
     """Numbers that change when a page may be out of date."""
-    return revision(desk)
+    return revision(services)
 
 
 @router.get("/baseline")
-def get_baseline(desk: Means, who: Viewer) -> SettingVersion:
+def get_baseline(services: Means, who: Viewer) -> SettingVersion:
     """The model that savings are computed against."""
-    return baseline_setting(desk)
+    return baseline_setting(services)
 
 
 @router.put("/baseline")
-def put_baseline(desk: Means, who: Admin, wanted: Baseline) -> Applied:
+def put_baseline(services: Means, who: Admin, wanted: Baseline) -> Applied:
     """Set the model that savings are computed against."""
-    return declare_baseline(desk, who, wanted.model, wanted.version)
+    return declare_baseline(services, who, wanted.model, wanted.version)
 
 
 @router.get("/live", response_class=StreamingResponse)
-async def live(desk: Means, who: Viewer, request: Request) -> StreamingResponse:
+async def live(services: Means, who: Viewer, request: Request) -> StreamingResponse:
     """Server-sent events `revision`: at once, then on every change, at most one a second. They end with the session."""
-    events = _revisions(desk, request)
+    events = _revisions(services, request)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
-async def _revisions(desk: Desk, request: Request) -> AsyncIterator[bytes]:
+async def _revisions(services: AdminServices, request: Request) -> AsyncIterator[bytes]:
     before: dict[str, Any] = {}
     quiet_s = 0
-    while not desk.closing and await run_in_threadpool(is_known, request):
-        now = revision(desk).model_dump(exclude={"time_s"})
+    while not services.closing and await run_in_threadpool(is_known, request):
+        now = revision(services).model_dump(exclude={"time_s"})
         if now != before:
             before, quiet_s = now, 0
             yield b"event: revision\ndata: " + msgspec.json.encode(now) + b"\n\n"

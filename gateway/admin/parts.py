@@ -10,7 +10,7 @@ from typing import Any
 from gateway.admin import changes
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Applied
 from gateway.admin.shapes.models import Checked, ModelWanted, ProviderWanted
 from gateway.config import ProviderConfig
@@ -24,10 +24,10 @@ _OWN_PROCESS = ("local", "scripted")
 _MODELS_AT = {"openai": "/models", "local": "/models", "scripted": "/models", "anthropic": "/v1/models"}
 
 
-def put_provider(desk: Desk, who: Actor, name: str, wanted: ProviderWanted) -> Applied:
+def put_provider(services: AdminServices, who: Actor, name: str, wanted: ProviderWanted) -> Applied:
     """New or changed; in force in every worker within two seconds. Requests under way end where they began."""
     _refuse_name(name)
-    stated = _of_file(desk, name)
+    stated = _of_file(services, name)
     if wanted.kind in _OWN_PROCESS and not wanted.base_url and (stated is None or stated.kind != wanted.kind):
         raise CallerError(
             f"a provider of kind {wanted.kind} without a base_url is a process of this gateway: put it into the "
@@ -35,46 +35,46 @@ def put_provider(desk: Desk, who: Actor, name: str, wanted: ProviderWanted) -> A
             param="base_url", status=422,
         )  # fmt: skip
     with database():
-        before: dict[str, Any] = desk.store.setting(f"provider:{name}") or {}
+        before: dict[str, Any] = services.store.setting(f"provider:{name}") or {}
     value = wanted.model_dump(exclude={"api_key", "headers", "version"})
     with database():  # before a secret is put away for nothing
-        if changes.setting(desk, f"provider:{name}").version == wanted.version:
-            changes.refuse_unsound(desk, f"provider:{name}", value)
-    value |= _secrets(desk, wanted, before, stated)
-    return changes.change(desk, who, f"provider:{name}", value, wanted.version)
+        if changes.setting(services, f"provider:{name}").version == wanted.version:
+            changes.refuse_unsound(services, f"provider:{name}", value)
+    value |= _secrets(services, wanted, before, stated)
+    return changes.change(services, who, f"provider:{name}", value, wanted.version)
 
 
-def remove_provider(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+def remove_provider(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
     """What was added or changed here; one of the file stays as the file has it."""
-    return changes.remove(desk, who, f"provider:{name}", version)
+    return changes.remove(services, who, f"provider:{name}", version)
 
 
-def put_model(desk: Desk, who: Actor, name: str, wanted: ModelWanted) -> Applied:
+def put_model(services: AdminServices, who: Actor, name: str, wanted: ModelWanted) -> Applied:
     """New or changed, and the routes it is one of, in one step."""
     _refuse_name(name)
     value = wanted.model_dump(exclude={"version", "json_schema"})
     value["json"] = wanted.json_schema
-    routes = {route.name for route in desk.current.routes}
+    routes = {route.name for route in services.current.routes}
     if unknown := ", ".join(sorted(set(wanted.routes or ()) - routes)):
         raise CallerError(f"no route is called {unknown}", param="routes", status=422)
     if wanted.routes is None:
         del value["routes"]
-    return changes.change(desk, who, f"model:{name}", value, wanted.version)
+    return changes.change(services, who, f"model:{name}", value, wanted.version)
 
 
-def remove_model(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+def remove_model(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
     """What was added or changed here; one of the file stays as the file has it."""
-    return changes.remove(desk, who, f"model:{name}", version)
+    return changes.remove(services, who, f"model:{name}", version)
 
 
-def check_provider(desk: Desk, who: Actor, name: str) -> Checked:
+def check_provider(services: AdminServices, who: Actor, name: str) -> Checked:
     """Asks for the list of models: proves address, TLS and key, and spends nothing."""
-    config = next((one for one in desk.current.providers if one.name == name), None)
+    config = next((one for one in services.current.providers if one.name == name), None)
     if config is None:
         raise NotFound(f"no provider is called {name!r}")
     began = time.monotonic()
     try:
-        status = asyncio.run(_probe(desk, config))
+        status = asyncio.run(_probe(services, config))
     except (HeadgateError, ConfigError, OSError) as fault:
         why = fault.message if isinstance(fault, HeadgateError) else str(fault)
         return Checked(ok=False, detail=f"no answer: {why}")
@@ -86,8 +86,8 @@ def check_provider(desk: Desk, who: Actor, name: str) -> Checked:
     return Checked(ok=True, detail=f"it answers ({status})", latency_s=latency_s)
 
 
-async def _probe(desk: Desk, config: ProviderConfig) -> int:
-    provider: Provider = open_provider(config, desk.config.server)
+async def _probe(services: AdminServices, config: ProviderConfig) -> int:
+    provider: Provider = open_provider(config, services.config.server)
     path = _MODELS_AT.get(config.kind, f"/openai/models?api-version={config.api_version}")
     try:
         response = await provider.get(path, timeout_s=CHECK_S)
@@ -101,23 +101,23 @@ async def _probe(desk: Desk, config: ProviderConfig) -> int:
 
 
 def _secrets(
-    desk: Desk, wanted: ProviderWanted, before: dict[str, Any], stated: ProviderConfig | None
+    services: AdminServices, wanted: ProviderWanted, before: dict[str, Any], stated: ProviderConfig | None
 ) -> dict[str, Any]:
     """Where each secret lies now: kept where nothing was said of it, put away where it is new."""
     found: dict[str, Any] = {}
     if wanted.api_key is not None:
-        found["api_key"] = hide(desk.run_dir, wanted.api_key)
+        found["api_key"] = hide(services.run_dir, wanted.api_key)
     elif "api_key" in before:
         found["api_key"] = before["api_key"]
     headers: dict[str, str] = {}
     for name, text in wanted.headers.items():
         known = before.get("headers", {}).get(name)
         if text is not None:
-            headers[name] = hide(desk.run_dir, text)
+            headers[name] = hide(services.run_dir, text)
         elif known is not None:
             headers[name] = known
         elif stated is not None and name in stated.headers:
-            headers[name] = hide(desk.run_dir, str(stated.headers[name]))
+            headers[name] = hide(services.run_dir, str(stated.headers[name]))
         else:
             raise CallerError(f"header {name!r} has no value yet", param="headers", status=422)
     if headers or before.get("headers") or (stated is not None and stated.headers):
@@ -125,8 +125,8 @@ def _secrets(
     return found
 
 
-def _of_file(desk: Desk, name: str) -> ProviderConfig | None:
-    return next((one for one in desk.config.providers if one.name == name), None)
+def _of_file(services: AdminServices, name: str) -> ProviderConfig | None:
+    return next((one for one in services.config.providers if one.name == name), None)
 
 
 def _refuse_name(name: str) -> None:

@@ -22,9 +22,9 @@ from fastapi import APIRouter
 from gateway.admin.actor import Actor
 from gateway.admin.batch import BatchJob
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Means, Operator, Viewer
 from gateway.admin.rounds import route_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.batch import BatchPlan, PlanPoint, PlanRun, PlanWanted
 from gateway.admin.shapes.common import Interval
 from gateway.batch.files import Files
@@ -64,45 +64,45 @@ def predicted(folder: Path) -> Predicted | None:
         return None
 
 
-def plans(desk: Desk) -> list[BatchPlan]:
+def plans(services: AdminServices) -> list[BatchPlan]:
     """Those that were not begun, newest first."""
-    found = [_read(path.parent) for path in _folder(desk).glob(f"*/{CARD}")]
+    found = [_read(path.parent) for path in _folder(services).glob(f"*/{CARD}")]
     return sorted((one for one in found if one is not None), key=lambda one: -one.time_s)
 
 
-def plan(desk: Desk, id: str) -> BatchPlan:
+def plan(services: AdminServices, id: str) -> BatchPlan:
     """Raises NotFound."""
-    found = _read(_place(desk, id))
+    found = _read(_place(services, id))
     if found is None:
         raise NotFound(f"no plan has the id {id!r}")
     return found
 
 
-def make_plan(desk: Desk, who: Actor, wanted: PlanWanted) -> BatchPlan:
+def make_plan(services: AdminServices, who: Actor, wanted: PlanWanted) -> BatchPlan:
     """At once, in the state `planning`. Raises CallerError, NotFound or TooLarge."""
-    route_of(desk, wanted.route)
-    prompts, most = wanted.prompts.encode(), desk.config.server.max_body_bytes
+    route_of(services, wanted.route)
+    prompts, most = wanted.prompts.encode(), services.config.server.max_body_bytes
     if not prompts.strip():
         raise CallerError("there is no prompt in it", status=422, param="prompts")
     if len(prompts) > most:
         raise TooLarge(f"the prompts have {len(prompts):,} bytes, more than max_body_bytes ({most:,}): use the command")
-    _drop_old(desk)
+    _drop_old(services)
     stated = wanted.model_dump(exclude={"prompts"})
     draft = BatchPlan(id=new_id("plan"), state="planning", actor=who.name, time_s=time.time(), **stated)
-    folder = _folder(desk) / draft.id
+    folder = _folder(services) / draft.id
     folder.mkdir(parents=True)
     (folder / INPUT).write_bytes(prompts)
     _write(folder, draft)
-    threading.Thread(target=_work, args=(desk, draft, folder), name=draft.id, daemon=True).start()
+    threading.Thread(target=_work, args=(services, draft, folder), name=draft.id, daemon=True).start()
     return draft
 
 
-def begin(desk: Desk, who: Actor, id: str, wanted: PlanRun) -> BatchJob:
+def begin(services: AdminServices, who: Actor, id: str, wanted: PlanRun) -> BatchJob:
     """A job that a worker takes within seconds. Raises NotFound, or CallerError where the plan isn't ready.
 
     Once only: a plan that was begun is no plan any more. It is one again where the database was away.
     """
-    draft, folder = plan(desk, id), _place(desk, id)
+    draft, folder = plan(services, id), _place(services, id)
     if draft.state != "ready":
         raise CallerError(f"the plan is {draft.state}", code="not_ready", status=409)
     try:
@@ -111,35 +111,35 @@ def begin(desk: Desk, who: Actor, id: str, wanted: PlanRun) -> BatchJob:
         raise NotFound(f"somebody else has begun or dropped the plan {id!r}") from None
     try:
         with database():
-            job = _job(desk, draft, folder, wanted.budget_usd)
+            job = _job(services, draft, folder, wanted.budget_usd)
     except BaseException:
         (folder / BEGUN).rename(folder / CARD)
         raise
     for name in (BEGUN, INPUT):
         (folder / name).unlink(missing_ok=True)
     with database():
-        desk.store.note(who.name, "batch.begin", job.id, {"plan": id, "budget_usd": wanted.budget_usd})
+        services.store.note(who.name, "batch.begin", job.id, {"plan": id, "budget_usd": wanted.budget_usd})
     return BatchJob(**job_view(job))
 
 
-def _job(desk: Desk, draft: BatchPlan, folder: Path, budget_usd: float | None) -> Job:
-    now, config = time.time(), desk.current
+def _job(services: AdminServices, draft: BatchPlan, folder: Path, budget_usd: float | None) -> Job:
+    now, config = time.time(), services.current
     caller = MASTER if str(config.auth.master_key) else ANYONE
     with (folder / INPUT).open("rb") as lines:
-        file = Files(desk.store.engine).add(caller.tenant, "batch", draft.name, lines, now, expires_s=now + KEPT_S)
+        file = Files(services.store.engine).add(caller.tenant, "batch", draft.name, lines, now, expires_s=now + KEPT_S)
     card = Card(
         source=draft.name, route=draft.route, key_id=caller.key_id, folder=str(folder.resolve()),
         budget_usd=budget_usd, deadline_s=now + draft.deadline_s if draft.deadline_s else None,
         concurrency=config.server.batch_concurrency, skip_bad=draft.skip_bad, floor=draft.min_quality,
         input_file=file.id, total=draft.prompts + draft.repeats,
     )  # fmt: skip
-    return Jobs(desk.store.engine).add(caller.tenant, "api", card, now)
+    return Jobs(services.store.engine).add(caller.tenant, "api", card, now)
 
 
-def drop(desk: Desk, who: Actor, id: str) -> None:
+def drop(services: AdminServices, who: Actor, id: str) -> None:
     """It cost nothing. Raises NotFound."""
-    plan(desk, id)
-    shutil.rmtree(_place(desk, id), ignore_errors=True)
+    plan(services, id)
+    shutil.rmtree(_place(services, id), ignore_errors=True)
 
 
 def point(one: Point) -> PlanPoint:
@@ -152,10 +152,10 @@ def point(one: Point) -> PlanPoint:
     )  # fmt: skip
 
 
-def _work(desk: Desk, draft: BatchPlan, folder: Path) -> None:
+def _work(services: AdminServices, draft: BatchPlan, folder: Path) -> None:
     try:
         with one_core():
-            found = _planned(desk, draft, folder)
+            found = _planned(services, draft, folder)
     except (HeadgateError, OSError) as fault:
         found = _refused(fault)
     except Exception:  # whoever waits for it must hear something
@@ -165,13 +165,13 @@ def _work(desk: Desk, draft: BatchPlan, folder: Path) -> None:
         _write(folder, draft.model_copy(update=found))
 
 
-def _planned(desk: Desk, draft: BatchPlan, folder: Path) -> dict[str, Any]:
+def _planned(services: AdminServices, draft: BatchPlan, folder: Path) -> dict[str, Any]:
     from gateway.app import open_book
     from gateway.batch.context import open_context
     from gateway.batch.plan import PlanOptions, plan_job
     from gateway.batch.read import ReadOptions
 
-    config = desk.current
+    config = services.current
     server = config.server
     reading = ReadOptions(
         draft.route, draft.min_quality, max_messages=server.max_messages, max_body_bytes=server.max_body_bytes
@@ -200,15 +200,15 @@ def _refused(fault: Exception) -> dict[str, Any]:
     return told
 
 
-def _folder(desk: Desk) -> Path:
-    return desk.run_dir / FOLDER
+def _folder(services: AdminServices) -> Path:
+    return services.run_dir / FOLDER
 
 
-def _place(desk: Desk, id: str) -> Path:
+def _place(services: AdminServices, id: str) -> Path:
     """Of a plan's files. Raises NotFound for what can't be an id."""
     if not id.replace("_", "").isalnum():
         raise NotFound(f"no plan has the id {id!r}")
-    return _folder(desk) / id
+    return _folder(services) / id
 
 
 def _read(folder: Path) -> BatchPlan | None:
@@ -234,42 +234,42 @@ def _write(folder: Path, draft: BatchPlan) -> None:
     fresh.replace(folder / CARD)
 
 
-def _drop_old(desk: Desk) -> None:
-    for folder in _old(desk):
+def _drop_old(services: AdminServices) -> None:
+    for folder in _old(services):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _old(desk: Desk) -> Iterator[Path]:
-    for folder in _folder(desk).glob("*"):
+def _old(services: AdminServices) -> Iterator[Path]:
+    for folder in _folder(services).glob("*"):
         if folder.stat().st_mtime < time.time() - KEPT_S:
             yield folder
 
 
 @router.get("")
-def get_plans(desk: Means, who: Viewer) -> list[BatchPlan]:
+def get_plans(services: Means, who: Viewer) -> list[BatchPlan]:
     """List plans that were not started, newest first."""
-    return plans(desk)
+    return plans(services)
 
 
 @router.post("", status_code=202)
-def post_plan(desk: Means, who: Operator, wanted: PlanWanted) -> BatchPlan:
+def post_plan(services: Means, who: Operator, wanted: PlanWanted) -> BatchPlan:
     """Start planning a job; fetch it until it is no longer `planning`. Spends nothing."""
-    return make_plan(desk, who, wanted)
+    return make_plan(services, who, wanted)
 
 
 @router.get("/{id}")
-def get_plan(desk: Means, who: Viewer, id: str) -> BatchPlan:
+def get_plan(services: Means, who: Viewer, id: str) -> BatchPlan:
     """One plan with its cost-quality frontier."""
-    return plan(desk, id)
+    return plan(services, id)
 
 
 @router.post("/{id}/begin", status_code=201)
-def post_begin(desk: Means, who: Operator, id: str, wanted: PlanRun) -> BatchJob:
+def post_begin(services: Means, who: Operator, id: str, wanted: PlanRun) -> BatchJob:
     """Start the planned job, with the budget of the plan or another."""
-    return begin(desk, who, id, wanted)
+    return begin(services, who, id, wanted)
 
 
 @router.delete("/{id}", status_code=204)
-def delete_plan(desk: Means, who: Operator, id: str) -> None:
+def delete_plan(services: Means, who: Operator, id: str) -> None:
     """Delete a plan."""
-    drop(desk, who, id)
+    drop(services, who, id)

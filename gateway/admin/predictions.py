@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gateway.admin.desk import Desk
 from gateway.admin.preview import preview
 from gateway.admin.rounds import KNOBS, latest_log
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Estimate, Interval, Refusal, SettingVersion
 from gateway.admin.shapes.knobs import Held, Kept, Knobs
 from gateway.errors import HeadgateError
@@ -27,14 +27,14 @@ LEAST = 30
 FIGURES = {"quality": "score", "cost_usd": "cost_usd", "latency_s": "latency_s"}
 
 
-def foretell(desk: Desk, route: str, knobs: Knobs) -> dict[str, Any] | None:
+def foretell(services: AdminServices, route: str, knobs: Knobs) -> dict[str, Any] | None:
     """What a turn of the knobs is to bring, to be kept with it; None where nothing can be said of them, or not all:
     what a daily budget leaves out is not predicted.
     """
     if knobs.budget_usd_per_day is not None:
         return None
     try:
-        told = preview(desk, route, knobs)
+        told = preview(services, route, knobs)
     except HeadgateError:
         return None
     figures = {name: getattr(told, name) for name in FIGURES}
@@ -42,14 +42,14 @@ def foretell(desk: Desk, route: str, knobs: Knobs) -> dict[str, Any] | None:
     return {"knobs": told.knobs.model_dump(), **known} if known else None
 
 
-def kept_word(desk: Desk, route: str, in_force: Knobs, history: Sequence[SettingVersion]) -> Kept | None:
+def kept_word(services: AdminServices, route: str, in_force: Knobs, history: Sequence[SettingVersion]) -> Kept | None:
     """None where nothing was foretold of the knobs in force. `history`: newest first."""
     told: Mapping[str, Any] = ((history[0].value or {}) if history else {}).get("foretold") or {}
     if told.get("knobs") != in_force.model_dump():
         return None
     since_s = _since(history)
     try:
-        log = latest_log(desk, route)
+        log = latest_log(services, route)
         came = log.rows(np.array([record.time_s >= since_s for record in log.records], bool))
     except NothingLogged:
         came = None

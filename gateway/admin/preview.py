@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.rounds import KNOBS, LOG_S, kept, latest_log, policy_of, route_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Estimate, Interval, Refusal
 from gateway.admin.shapes.knobs import Effect, Knobs, Preview
 from gateway.errors import CallerError
@@ -22,22 +22,22 @@ from routers.types import Undecided
 BUDGET = "what a daily budget leaves out depends on the order of the day's requests, so it is not predicted"
 
 
-def preview(desk: Desk, route: str, knobs: Knobs) -> Preview:
+def preview(services: AdminServices, route: str, knobs: Knobs) -> Preview:
     """Changes nothing. Raises NotFound, or CallerError where the knobs can't be asked for."""
-    stated = route_of(desk, route)
+    stated = route_of(services, route)
     wanted = knobs.model_dump(exclude_unset=True)
     changed = {name: value for name, value in wanted.items() if value != getattr(stated, name)}
     in_force = {name: getattr(stated, name) for name in Knobs.model_fields}
     asked = Knobs(**(in_force | wanted))
     question = f"preview:{route}:{in_force!r}:{sorted(changed.items())!r}"
-    return kept(desk, question, LOG_S, lambda: _preview(desk, route, asked, changed))
+    return kept(services, question, LOG_S, lambda: _preview(services, route, asked, changed))
 
 
-def _preview(desk: Desk, route: str, knobs: Knobs, changed: Mapping[str, float | None]) -> Preview:
+def _preview(services: AdminServices, route: str, knobs: Knobs, changed: Mapping[str, float | None]) -> Preview:
     with database():
-        per_day = requests_per_day(desk, route)
+        per_day = requests_per_day(services, route)
         try:
-            answer = answered(desk, route, changed)
+            answer = answered(services, route, changed)
         except NothingLogged as none:
             return _nothing(route, knobs, per_day, f"Not enough evidence: {none}.")
     quality, cost, latency = (_effect(answer, name) for name in ("quality", "cost_usd", "latency_s"))
@@ -49,9 +49,9 @@ def _preview(desk: Desk, route: str, knobs: Knobs, changed: Mapping[str, float |
     )  # fmt: skip
 
 
-def answered(desk: Desk, route: str, changed: Mapping[str, float | None]) -> Answer:
+def answered(services: AdminServices, route: str, changed: Mapping[str, float | None]) -> Answer:
     """By off-policy evaluation. Raises NothingLogged or CallerError."""
-    log = latest_log(desk, route)
+    log = latest_log(services, route)
     if "accept_at" in changed:
         if set(changed) - {"accept_at", "budget_usd_per_day"}:
             raise CallerError(
@@ -60,16 +60,16 @@ def answered(desk: Desk, route: str, changed: Mapping[str, float | None]) -> Ans
             )  # fmt: skip
         return at_threshold(log, changed["accept_at"] if changed["accept_at"] is not None else 0.5)
     try:
-        return what_if(log, policy_of(desk, route, {n: v for n, v in changed.items() if n in KNOBS}))
+        return what_if(log, policy_of(services, route, {n: v for n, v in changed.items() if n in KNOBS}))
     except (ValueError, Undecided) as fault:
         raise CallerError(f"this can't be predicted: {fault}", status=422) from None
 
 
-def requests_per_day(desk: Desk, route: str) -> float:
+def requests_per_day(services: AdminServices, route: str) -> float:
     """That a model answered, over the last seven days or since the route's first."""
     until_s = (int(time.time()) // 3600 + 1) * 3600
     rows = sums(
-        desk.store, 3600, until_s - 7 * 86400, until_s, by=("start_s",), route=route, names=("answers",)
+        services.store, 3600, until_s - 7 * 86400, until_s, by=("start_s",), route=route, names=("answers",)
     )
     if not rows:
         return 0.0

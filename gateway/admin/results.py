@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from gateway.admin.changes import database
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.batch import BatchAnswer, BatchAnswers
 from gateway.batch.files import Files
 from gateway.batch.jobs import Item, Jobs
@@ -22,19 +22,19 @@ router = APIRouter(prefix="/admin/batches", tags=["batches"])
 What = Literal["answers", "errors"]
 
 
-def answers(desk: Desk, id: str, after: int = -1, limit: int = 50) -> BatchAnswers:
+def answers(services: AdminServices, id: str, after: int = -1, limit: int = 50) -> BatchAnswers:
     """Of the prompts behind the place `after`, as far as they were asked. Raises NotFound."""
     with database():
-        jobs = Jobs(desk.store.engine)
+        jobs = Jobs(services.store.engine)
         jobs.find(id)
         found = [_answer(one) for one in islice(jobs.items(id, after=after), limit)]
     return BatchAnswers(data=found, next=found[-1].place if len(found) == limit else None)
 
 
-def lines(desk: Desk, id: str, what: What) -> Iterator[bytes]:
+def lines(services: AdminServices, id: str, what: What) -> Iterator[bytes]:
     """The file that the job left, in its API's format. Raises NotFound where there is none (yet, or any more)."""
     with database():
-        job, files = Jobs(desk.store.engine).find(id), Files(desk.store.engine)
+        job, files = Jobs(services.store.engine).find(id), Files(services.store.engine)
         file = job.card.output_file if what == "answers" else job.card.error_file
         if not file:
             raise NotFound(f"job {id} has left no file of {what}")
@@ -50,24 +50,24 @@ def _answer(one: Item) -> BatchAnswer:
     )  # fmt: skip
 
 
-def download(desk: Desk, id: str, what: What) -> StreamingResponse:
+def download(services: AdminServices, id: str, what: What) -> StreamingResponse:
     """To be saved, never shown by a browser."""
     headers = {
         "content-disposition": f'attachment; filename="{id}_{what}.jsonl"', "cache-control": "no-store",
         "x-content-type-options": "nosniff",
     }  # fmt: skip
-    return StreamingResponse(lines(desk, id, what), media_type="application/jsonl", headers=headers)
+    return StreamingResponse(lines(services, id, what), media_type="application/jsonl", headers=headers)
 
 
 @router.get("/{id}/prompts")
 def get_prompts(
-    desk: Means, who: Viewer, id: str, after: int = -1, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    services: Means, who: Viewer, id: str, after: int = -1, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> BatchAnswers:
     """The outcome of each prompt, in the order of the input."""
-    return answers(desk, id, after, limit)
+    return answers(services, id, after, limit)
 
 
 @router.get("/{id}/files/{what}", response_class=StreamingResponse)
-def get_file(desk: Means, who: Operator, id: str, what: What) -> StreamingResponse:
+def get_file(services: Means, who: Operator, id: str, what: What) -> StreamingResponse:
     """All answers, or all errors, as JSONL."""
-    return download(desk, id, what)
+    return download(services, id, what)

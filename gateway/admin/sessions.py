@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from fastapi import Request, Response
 
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.access import Session, SignIn
 from gateway.admin.shapes.common import Role
 from gateway.admin.users import UserRow, find_user, password_matches, user_count
@@ -90,46 +90,46 @@ class LoginGuard:
         return max(0.0, count - (now - since) / TRY_EVERY_S)
 
 
-def is_open(desk: Desk) -> bool:
+def is_open(services: AdminServices) -> bool:
     """Neither a master key nor a user: whoever is on this machine may do all."""
-    if desk.config.auth.master_key:
+    if services.config.auth.master_key:
         return False
-    login_guard: LoginGuard = desk.login_guard
+    login_guard: LoginGuard = services.login_guard
     if login_guard.users is None or time.monotonic() - login_guard.users[1] > TRUSTED_S:
         try:
-            login_guard.users = (user_count(desk.store), time.monotonic())
+            login_guard.users = (user_count(services.store), time.monotonic())
         except sa.exc.SQLAlchemyError:
             if login_guard.users is None:
                 raise
     return login_guard.users[0] == 0
 
 
-def sign_in(desk: Desk, wanted: SignIn, request: Request) -> SignedIn:
+def sign_in(services: AdminServices, wanted: SignIn, request: Request) -> SignedIn:
     """Raises Unauthorized, in the same words whatever was wrong, or RateLimited."""
     peer = request.client.host if request.client else ""
     role: Role = "admin"
-    name, device = _master_name(desk), ""
-    if not _is_master_key(desk, wanted.master_key):
-        user = _with_password(desk, wanted, peer, request.cookies.get(DEVICE, ""))
+    name, device = _master_name(services), ""
+    if not _is_master_key(services, wanted.master_key):
+        user = _with_password(services, wanted, peer, request.cookies.get(DEVICE, ""))
         name, role, device = user.name, user.role, _device_of(user, secrets.token_urlsafe(16))
     token = secrets.token_urlsafe(32)
     expires_s = time.time() + LIVES_S
     row = {"id": _hash(token), "user_name": name, "role": role, "created_s": time.time(), "expires_s": expires_s}
-    with desk.store.engine.begin() as connection:
+    with services.store.engine.begin() as connection:
         connection.execute(sa.delete(sessions).where(sessions.c.expires_s < time.time()))
         connection.execute(sa.insert(sessions), row)
         connection.execute(sa.update(users).where(users.c.name == name).values(last_seen_s=time.time()))
-    desk.store.note(_shown(name), "session.begin", _shown(name), {"from": peer})
+    services.store.note(_shown(name), "session.begin", _shown(name), {"from": peer})
     session = Session(user=_shown(name), role=role, csrf=csrf_of(token), expires_s=expires_s, how="cookie")
     return SignedIn(token, session, device)
 
 
-def sign_out(desk: Desk, request: Request) -> None:
+def sign_out(services: AdminServices, request: Request) -> None:
     """Ends the session of this request, if it has one."""
     token = request.cookies.get(COOKIE, "")
     if token:
-        desk.login_guard.seen.pop(_hash(token), None)
-        with desk.store.engine.begin() as connection:
+        services.login_guard.seen.pop(_hash(token), None)
+        with services.store.engine.begin() as connection:
             connection.execute(sa.delete(sessions).where(sessions.c.id == _hash(token)))
 
 
@@ -156,24 +156,24 @@ def clear_cookie(response: Response) -> None:
     response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
 
 
-def session_of(desk: Desk, token: str) -> Found | None:
+def session_of(services: AdminServices, token: str) -> Found | None:
     """The session that a token belongs to; None: none, or it has ended."""
     key, now = _hash(token), time.monotonic()
-    known = desk.login_guard.seen.get(key)
+    known = services.login_guard.seen.get(key)
     if known is not None and now - known[1] < TRUSTED_S:
         return _living(known[0])
     try:
-        found = _look_up(desk, key)
+        found = _look_up(services, key)
     except sa.exc.SQLAlchemyError:
         if known is None:
             raise
         return _living(known[0])
     if found is None:
-        desk.login_guard.seen.pop(key, None)
+        services.login_guard.seen.pop(key, None)
         return None
-    if len(desk.login_guard.seen) >= _MAX_NAMES:
-        desk.login_guard.seen.clear()
-    desk.login_guard.seen[key] = (found, now)
+    if len(services.login_guard.seen) >= _MAX_NAMES:
+        services.login_guard.seen.clear()
+    services.login_guard.seen[key] = (found, now)
     return _living(found)
 
 
@@ -182,18 +182,18 @@ def csrf_of(token: str) -> str:
     return hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 
-def _look_up(desk: Desk, key: str) -> Found | None:
+def _look_up(services: AdminServices, key: str) -> Found | None:
     query = (
         sa.select(sessions.c.user_name, sessions.c.role, sessions.c.expires_s, users.c.role.label("now"),
                   users.c.disabled)
         .join_from(sessions, users, users.c.name == sessions.c.user_name, isouter=True)
         .where(sessions.c.id == key)
     )  # fmt: skip
-    with desk.store.engine.connect() as connection:
+    with services.store.engine.connect() as connection:
         row = connection.execute(query).first()
     if row is None:
         return None
-    if row.user_name == _master_name(desk):
+    if row.user_name == _master_name(services):
         return Found(MASTER, "admin", row.expires_s)
     if row.now is None or row.disabled:
         return None
@@ -204,22 +204,22 @@ def _living(found: Found) -> Found | None:
     return found if time.time() < found.expires_s else None
 
 
-def _is_master_key(desk: Desk, sent: str) -> bool:
-    master_key = desk.config.auth.master_key
+def _is_master_key(services: AdminServices, sent: str) -> bool:
+    master_key = services.config.auth.master_key
     return bool(master_key) and hmac.compare_digest(sent.encode(), master_key.encode())
 
 
-def _with_password(desk: Desk, wanted: SignIn, peer: str, device: str) -> UserRow:
-    now, user = time.monotonic(), find_user(desk.store, wanted.user)
+def _with_password(services: AdminServices, wanted: SignIn, peer: str, device: str) -> UserRow:
+    now, user = time.monotonic(), find_user(services.store, wanted.user)
     names = [f"address {peer}", f"user {wanted.user or MASTER}"]
     if user is not None and hmac.compare_digest(device.encode(), _device_of(user, device.partition(".")[0]).encode()):
         names = [f"device {_hash(device)}"]
     for name in names:
-        desk.login_guard.check(name, now)
+        services.login_guard.check(name, now)
     right = not wanted.master_key and password_matches(wanted.password, user.password if user is not None else "")
     if user is None or not right or user.disabled:
         for name in names:
-            desk.login_guard.failed(name, now)
+            services.login_guard.failed(name, now)
         log.warning("a sign-in from %s failed", peer)  # not the name: people type passwords there
         raise Unauthorized("the name or the secret is wrong")
     return user
@@ -231,9 +231,9 @@ def _device_of(user: UserRow, number: str) -> str:
     return f"{number}.{hmac.new(user.password.encode(), told, hashlib.sha256).hexdigest()}"
 
 
-def _master_name(desk: Desk) -> str:
+def _master_name(services: AdminServices) -> str:
     """Of the master key's sessions: another key ends them. No user can have this name."""
-    return f"master key {_hash(desk.config.auth.master_key)[:16]}" if desk.config.auth.master_key else ""
+    return f"master key {_hash(services.config.auth.master_key)[:16]}" if services.config.auth.master_key else ""
 
 
 def _shown(name: str) -> str:

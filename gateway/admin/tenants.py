@@ -9,8 +9,8 @@ from fastapi import APIRouter
 
 from gateway.admin.actor import Actor
 from gateway.admin.changes import change, database, remove
-from gateway.admin.desk import Desk
 from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.access import Period, RouteLimit, Source, Spent, Tenant, TenantWanted
 from gateway.admin.shapes.common import Applied
 from gateway.config import TenantConfig
@@ -24,8 +24,8 @@ router = APIRouter(prefix="/admin", tags=["tenants"])
 class Spending:
     """Spend since the beginning of each period, added up once per period and page."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._store = desk.store
+    def __init__(self, services: AdminServices) -> None:
+        self._store = services.store
         self._totals: dict[tuple[str, float], dict[str, tuple[int, int]]] = {}
         self.now_s = time.time()
 
@@ -49,19 +49,19 @@ def spent_of(spending: Spending, field: str, name: str, period: Period, budget_u
     return Spent(period=period, since_s=since_s, spent_usd=spent, budget_usd=budget_usd, used_share=share)
 
 
-def tenants(desk: Desk) -> list[Tenant]:
+def tenants(services: AdminServices) -> list[Tenant]:
     """Those stated and those seen in this month's traffic, by name."""
-    stated = {one.name: one for one in desk.current.auth.tenants}
-    in_config = desk.config.auth.keys
-    in_file = {one.name for one in desk.config.auth.tenants}
+    stated = {one.name: one for one in services.current.auth.tenants}
+    in_config = services.config.auth.keys
+    in_file = {one.name for one in services.config.auth.tenants}
     with database():
-        spending = Spending(desk)
+        spending = Spending(services)
         month_s = period_start("month", spending.now_s)
         month = spending.by("tenant", month_s)
         keys: defaultdict[str, int] = defaultdict(int)
-        for tenant in (*(one.tenant for one in desk.store.keys(revoked=False)), *(one.tenant for one in in_config)):
+        for tenant in (*(one.tenant for one in services.store.keys(revoked=False)), *(one.tenant for one in in_config)):
             keys[tenant] += 1
-        versions, values = desk.store.setting_numbers("tenant:"), desk.store.latest_settings()
+        versions, values = services.store.setting_numbers("tenant:"), services.store.latest_settings()
     names = sorted({*stated, *month, *keys})
     return [
         Tenant(
@@ -77,29 +77,29 @@ def tenants(desk: Desk) -> list[Tenant]:
     ]
 
 
-def put_tenant(desk: Desk, who: Actor, name: str, wanted: TenantWanted) -> Applied:
+def put_tenant(services: AdminServices, who: Actor, name: str, wanted: TenantWanted) -> Applied:
     """Its budget, over all of its keys."""
     if why := name_fault(name):
         raise CallerError(f"a tenant's name {why}", param="name", status=422)
     value = {"budget_usd": wanted.budget_usd, "budget_period": wanted.budget_period}
-    return change(desk, who, f"tenant:{name}", value, wanted.version)
+    return change(services, who, f"tenant:{name}", value, wanted.version)
 
 
-def remove_tenant(desk: Desk, who: Actor, name: str, version: int) -> Applied:
+def remove_tenant(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
     """What was changed here; what the file says is in force again."""
-    return remove(desk, who, f"tenant:{name}", version)
+    return remove(services, who, f"tenant:{name}", version)
 
 
-def route_limits(desk: Desk) -> list[RouteLimit]:
+def route_limits(services: AdminServices) -> list[RouteLimit]:
     """In the order of the configuration."""
     with database():
-        spending = Spending(desk)
+        spending = Spending(services)
         return [
             RouteLimit(
                 route=one.name, rpm=one.rpm, tpm=one.tpm,
                 spent=spent_of(spending, "route", one.name, "day", one.budget_usd_per_day),
             )
-            for one in desk.current.routes
+            for one in services.current.routes
         ]  # fmt: skip
 
 
@@ -115,24 +115,24 @@ def _source(in_file: bool, here: bool, stated: bool) -> Source:
 
 
 @router.get("/tenants")
-def get_tenants(desk: Means, who: Viewer) -> list[Tenant]:
+def get_tenants(services: Means, who: Viewer) -> list[Tenant]:
     """List tenants: those configured, and those seen in the traffic of this month."""
-    return tenants(desk)
+    return tenants(services)
 
 
 @router.put("/tenants/{name:path}")
-def put_one(desk: Means, who: Admin, name: str, wanted: TenantWanted) -> Applied:
+def put_one(services: Means, who: Admin, name: str, wanted: TenantWanted) -> Applied:
     """Set the budget of a tenant."""
-    return put_tenant(desk, who, name, wanted)
+    return put_tenant(services, who, name, wanted)
 
 
 @router.delete("/tenants/{name:path}")
-def delete_one(desk: Means, who: Admin, name: str, version: int) -> Applied:
+def delete_one(services: Means, who: Admin, name: str, version: int) -> Applied:
     """Undo all changes to a tenant: what the configuration file says is in force again."""
-    return remove_tenant(desk, who, name, version)
+    return remove_tenant(services, who, name, version)
 
 
 @router.get("/limits")
-def get_limits(desk: Means, who: Viewer) -> list[RouteLimit]:
+def get_limits(services: Means, who: Viewer) -> list[RouteLimit]:
     """Limits of the routes, and what was spent today."""
-    return route_limits(desk)
+    return route_limits(services)

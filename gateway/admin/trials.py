@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gateway.admin.desk import Desk
 from gateway.admin.preview import interval, refusal
 from gateway.admin.rounds import FRESH_S, latest_log, policy_of, route_of
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Estimate, Refusal
 from gateway.admin.shapes.knobs import Knobs, Trial
 from gateway.app import with_knobs
@@ -24,28 +24,29 @@ LEAST = 30
 FIGURES = {"quality": "score", "cost_usd": "cost_usd", "latency_s": "latency_s"}
 
 
-def trial_of(desk: Desk, route: str, trial: Mapping[str, Any]) -> Trial:
+def trial_of(services: AdminServices, route: str, trial: Mapping[str, Any]) -> Trial:
     """How it goes."""
     base = {
         "kind": trial["kind"], "knobs": Knobs(**trial["knobs"]), "share": trial["share"], "since_s": trial["since_s"],
         "actor": trial["actor"],
     }  # fmt: skip
     try:
-        log = latest_log(desk, route, FRESH_S)
+        log = latest_log(services, route, FRESH_S)
         fresh = log.rows(np.array([record.time_s >= trial["since_s"] for record in log.records], bool))
         if not len(fresh):
             raise NothingLogged("no decision since it began")
-        told = _shadow(desk, route, fresh, trial) if trial["kind"] == "shadow" else _canary(desk, route, fresh, trial)
+        found = _shadow if trial["kind"] == "shadow" else _canary
+        told = found(services, route, fresh, trial)
     except (NothingLogged, ValueError) as none:
         nothing = Estimate(refusal=Refusal(message=str(none)))
         told = {"rounds": 0, "quality": nothing, "cost_usd": nothing, "latency_s": nothing, "agreement": None}
     return Trial(**base, **told)
 
 
-def _shadow(desk: Desk, route: str, log: Log, trial: Mapping[str, Any]) -> dict[str, Any]:
-    policy = policy_of(desk, route, trial["knobs"])
+def _shadow(services: AdminServices, route: str, log: Log, trial: Mapping[str, Any]) -> dict[str, Any]:
+    policy = policy_of(services, route, trial["knobs"])
     log = widened(log, [one.model for one in policy.candidates])
-    target, ours = decided(policy, log), decided(policy_of(desk, route, {}), log)
+    target, ours = decided(policy, log), decided(policy_of(services, route, {}), log)
     answer = valued(log, target)
     told: dict[str, Any] = {"rounds": len(log), "agreement": float((target * ours).sum(1).mean())}
     for name in FIGURES:
@@ -57,9 +58,9 @@ def _shadow(desk: Desk, route: str, log: Log, trial: Mapping[str, Any]) -> dict[
     return told
 
 
-def _canary(desk: Desk, route: str, log: Log, trial: Mapping[str, Any]) -> dict[str, Any]:
+def _canary(services: AdminServices, route: str, log: Log, trial: Mapping[str, Any]) -> dict[str, Any]:
     stated = {name: value for name, value in trial["knobs"].items() if name in KNOB_NAMES}
-    suffix = with_knobs(policy_of(desk, route, {}).router, route_of(desk, route), stated).suffix
+    suffix = with_knobs(policy_of(services, route, {}).router, route_of(services, route), stated).suffix
     mine = np.array([record.router.endswith(suffix) for record in log.records], bool)
     told: dict[str, Any] = {"rounds": int(mine.sum()), "agreement": None}
     for name, field in FIGURES.items():

@@ -19,13 +19,13 @@ import sqlalchemy as sa
 
 from gateway.admin.certificates import watch
 from gateway.admin.checkup import refresh_learning
-from gateway.admin.desk import Desk
 from gateway.admin.frontier import refresh_frontier
 from gateway.admin.labels import KIND as LABELS
 from gateway.admin.labels import labelled
 from gateway.admin.overview import raised
 from gateway.admin.preview import refusal
 from gateway.admin.rounds import latest_log
+from gateway.admin.services import AdminServices
 from gateway.errors import HeadgateError
 from gateway.journal.backfill import count_old, waiting
 from gateway.journal.durable import OutageLog
@@ -67,7 +67,7 @@ class Seen:
         return max(LOOKED_OVER_EVERY_S, self.took_s / MOST_SHARE)
 
 
-def keep_up(desk: Desk, ended: threading.Event) -> None:
+def keep_up(services: AdminServices, ended: threading.Event) -> None:
     """Until `ended`. Yields to requests: its thread has a low priority."""
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
@@ -77,28 +77,28 @@ def keep_up(desk: Desk, ended: threading.Event) -> None:
     complaint = OutageLog(log, "figures")
     while not ended.wait(EVERY_S):
         try:
-            count_waiting(desk, ended)
+            count_waiting(services, ended)
             with one_core():
-                step(desk, seen, time.monotonic())
+                step(services, seen, time.monotonic())
             complaint.works()
         except (sa.exc.SQLAlchemyError, HeadgateError, OSError) as fault:
             complaint.fails(fault)
 
 
-def count_waiting(desk: Desk, ended: threading.Event) -> None:
+def count_waiting(services: AdminServices, ended: threading.Event) -> None:
     """Adds up whatever was not; pauses between batches so that nobody waits for the database."""
-    if not waiting(desk.store.engine):
-        desk.counting = False
+    if not waiting(services.store.engine):
+        services.counting = False
         return
-    desk.counting = True
-    while not ended.is_set() and count_old(desk.store.engine):
+    services.counting = True
+    while not ended.is_set() and count_old(services.store.engine):
         ended.wait(0.02)
 
 
-def step(desk: Desk, seen: dict[str, Seen], now: float) -> bool:
+def step(services: AdminServices, seen: dict[str, Seen], now: float) -> bool:
     """One route at most: the one looked over longest ago of those that changed. False: none had to be."""
-    due, marks = [], newest(desk)
-    for route in desk.current.routes:
+    due, marks = [], newest(services)
+    for route in services.current.routes:
         mark = marks.get(route.name)
         if mark is None:
             continue
@@ -113,12 +113,12 @@ def step(desk: Desk, seen: dict[str, Seen], now: float) -> bool:
     one = seen[name]
     if mark != one.mark:
         one.looked_s, one.mark, begun_s = now, mark, time.thread_time()
-        look_over(desk, name, one)
+        look_over(services, name, one)
         one.took_s = time.thread_time() - begun_s
     else:
         one.frontier_s, one.frontier_mark = now, mark
-        _guarded(one, "frontier", lambda: refresh_frontier(desk, name))
-    desk.alarms = len(raised(desk))
+        _guarded(one, "frontier", lambda: refresh_frontier(services, name))
+    services.alarms = len(raised(services))
     return True
 
 
@@ -137,25 +137,27 @@ NEWEST = sa.text(
 journal is."""
 
 
-def newest(desk: Desk) -> dict[str, tuple[Any, Any]]:
+def newest(services: AdminServices) -> dict[str, tuple[Any, Any]]:
     """Of each route with decisions what changes when one of them or any feedback comes."""
     told = sa.select(feedback.c.time_s).order_by(feedback.c.time_s.desc()).limit(1)
-    with desk.store.engine.connect() as connection:
+    with services.store.engine.connect() as connection:
         last = connection.execute(told).scalar()
         return {route: (id_, last) for route, id_ in connection.execute(NEWEST).all()}
 
 
-def look_over(desk: Desk, route: str, one: Seen) -> None:
+def look_over(services: AdminServices, route: str, one: Seen) -> None:
     """Everything about a route but its frontier."""
-    desk.kept.pop(f"log:{route}", None)
-    _guarded(one, "learning", lambda: refresh_learning(desk, route))
+    services.kept.pop(f"log:{route}", None)
+    _guarded(one, "learning", lambda: refresh_learning(services, route))
     try:
-        rounds = latest_log(desk, route)
+        rounds = latest_log(services, route)
     except NothingLogged:
         return
-    _guarded(one, "random", lambda: keep_insight(desk.store, "random", route, beside_chance(rounds)))
-    _guarded(one, "certificates", lambda: watch(desk, route, rounds))
-    _guarded(one, "labels", lambda: keep_insight(desk.store, LABELS, route, wishes(rounds, said_of(desk, rounds))))
+    _guarded(one, "random", lambda: keep_insight(services.store, "random", route, beside_chance(rounds)))
+    _guarded(one, "certificates", lambda: watch(services, route, rounds))
+    _guarded(
+        one, "labels", lambda: keep_insight(services.store, LABELS, route, wishes(rounds, said_of(services, rounds)))
+    )
 
 
 def beside_chance(rounds: Log) -> dict[str, Any]:
@@ -168,10 +170,10 @@ def beside_chance(rounds: Log) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def said_of(desk: Desk, rounds: Log) -> set[str]:
+def said_of(services: AdminServices, rounds: Log) -> set[str]:
     """Rounds that somebody has scored, by their ids."""
     ids = [record.id for record in rounds.records]
-    return {one for first in range(0, len(ids), 500) for one in labelled(desk, ids[first : first + 500])}
+    return {one for first in range(0, len(ids), 500) for one in labelled(services, ids[first : first + 500])}
 
 
 def wishes(rounds: Log, said: set[str]) -> dict[str, Any]:

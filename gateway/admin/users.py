@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.access import NewUser, User, UserChange
 from gateway.admin.shapes.common import Role
 from gateway.errors import CallerError, NotFound
@@ -36,32 +36,32 @@ class UserRow:
     disabled: bool
 
 
-def list_users(desk: Desk) -> list[User]:
+def list_users(services: AdminServices) -> list[User]:
     """By name."""
-    with desk.store.engine.connect() as connection:
+    with services.store.engine.connect() as connection:
         rows = connection.execute(sa.select(users).order_by(users.c.name)).mappings().all()
     return [_user(dict(row)) for row in rows]
 
 
-def add_user(desk: Desk, who: Actor, wanted: NewUser) -> User:
+def add_user(services: AdminServices, who: Actor, wanted: NewUser) -> User:
     """409 where the name is taken."""
     row = {
         "name": wanted.name, "role": wanted.role, "password": hashed(wanted.password), "created_s": time.time(),
         "disabled": False, "last_seen_s": None, "version": 1,
     }  # fmt: skip
     try:
-        with desk.store.engine.begin() as connection:
+        with services.store.engine.begin() as connection:
             connection.execute(sa.insert(users), row)
-            _refuse_lock_out(desk, connection)
+            _refuse_lock_out(services, connection)
     except sa.exc.IntegrityError:
         message = f"there is a user named {wanted.name!r}"
         raise CallerError(message, status=409, code="user_exists", param="name") from None
-    desk.login_guard.users = None
-    desk.store.note(who.name, "user.create", wanted.name, {"role": wanted.role})
+    services.login_guard.users = None
+    services.store.note(who.name, "user.create", wanted.name, {"role": wanted.role})
     return _user(row)
 
 
-def change_user(desk: Desk, who: Actor, name: str, change: UserChange) -> User:
+def change_user(services: AdminServices, who: Actor, name: str, change: UserChange) -> User:
     """A new password or a disabled user ends that user's sessions. Conflict where another version is in force."""
     values: dict[str, Any] = {"version": change.version + 1}
     if change.role is not None:
@@ -70,7 +70,7 @@ def change_user(desk: Desk, who: Actor, name: str, change: UserChange) -> User:
         values["disabled"] = change.disabled
     if change.password is not None:
         values["password"] = hashed(change.password)
-    with desk.store.engine.begin() as connection:
+    with services.store.engine.begin() as connection:
         mine = users.c.name == name
         done = connection.execute(sa.update(users).where(mine, users.c.version == change.version).values(**values))
         row = connection.execute(sa.select(users).where(mine)).mappings().first()
@@ -78,30 +78,30 @@ def change_user(desk: Desk, who: Actor, name: str, change: UserChange) -> User:
             raise NotFound(f"there is no user named {name!r}")
         if not done.rowcount:
             raise Conflict(f"{name} was changed meanwhile: look at it again before you change it")
-        _refuse_lock_out(desk, connection)
+        _refuse_lock_out(services, connection)
         if change.password is not None or change.disabled:
             connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
-    desk.login_guard.seen.clear()
+    services.login_guard.seen.clear()
     told = {field: value for field, value in values.items() if field in ("role", "disabled")}
-    desk.store.note(who.name, "user.change", name, {**told, "password": change.password is not None})
+    services.store.note(who.name, "user.change", name, {**told, "password": change.password is not None})
     return _user(dict(row))
 
 
-def delete_user(desk: Desk, who: Actor, name: str) -> None:
+def delete_user(services: AdminServices, who: Actor, name: str) -> None:
     """With all sessions."""
-    with desk.store.engine.begin() as connection:
+    with services.store.engine.begin() as connection:
         connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
         if not connection.execute(sa.delete(users).where(users.c.name == name)).rowcount:
             raise NotFound(f"there is no user named {name!r}")
-        _refuse_lock_out(desk, connection)
-    desk.login_guard.seen.clear()
-    desk.login_guard.users = None
-    desk.store.note(who.name, "user.delete", name)
+        _refuse_lock_out(services, connection)
+    services.login_guard.seen.clear()
+    services.login_guard.users = None
+    services.store.note(who.name, "user.delete", name)
 
 
-def _refuse_lock_out(desk: Desk, connection: sa.Connection) -> None:
+def _refuse_lock_out(services: AdminServices, connection: sa.Connection) -> None:
     """Raises CallerError where users are left, none of them could change anything, and there is no master key."""
-    if desk.config.auth.master_key:
+    if services.config.auth.master_key:
         return
     rows = connection.execute(sa.select(users.c.role, users.c.disabled)).all()
     if rows and not any(row.role == "admin" and not row.disabled for row in rows):

@@ -24,13 +24,13 @@ async def create_conversation(request: Request, _: str) -> Answer:
     tenant = request.caller().tenant
     raw = _body(request)
     metadata, items = metadata_of(raw), await _items(request, tenant, raw)
-    return _answer((await _desk(request).create(tenant, metadata, items)).as_object())
+    return _answer((await _conversations(request).create(tenant, metadata, items)).as_object())
 
 
 async def get_conversation(request: Request, id: str) -> Answer:
     """Show a conversation."""
     tenant = request.caller().tenant
-    return _answer((await _desk(request).ask(lambda kept: kept.find(id, tenant))).as_object())
+    return _answer((await _conversations(request).ask(lambda kept: kept.find(id, tenant))).as_object())
 
 
 async def update_conversation(request: Request, id: str) -> Answer:
@@ -40,13 +40,15 @@ async def update_conversation(request: Request, id: str) -> Answer:
         raise CallerError("Missing required parameter: 'metadata'.", param="metadata",
                           code="missing_required_parameter")  # fmt: skip
     metadata = metadata_of(raw)
-    return _answer((await _desk(request).ask(lambda kept: kept.describe(id, tenant, metadata, now_s))).as_object())
+    return _answer(
+        (await _conversations(request).ask(lambda kept: kept.describe(id, tenant, metadata, now_s))).as_object()
+    )
 
 
 async def delete_conversation(request: Request, id: str) -> Answer:
     """Delete a conversation. Responses that were made in it stay, and what was said before them."""
     tenant = request.caller().tenant
-    await _desk(request).ask(lambda kept: kept.delete(id, tenant))
+    await _conversations(request).ask(lambda kept: kept.delete(id, tenant))
     return _answer({"id": id, "object": "conversation.deleted", "deleted": True})
 
 
@@ -54,7 +56,7 @@ async def list_items(request: Request, id: str) -> Answer:
     """List the items of a conversation, newest first unless `order=asc`."""
     tenant, limit, after = request.caller().tenant, page_limit(request, 20, 100), asked(request, "after")
     forward = asked(request, "order") == "asc"
-    found = await _desk(request).ask(
+    found = await _conversations(request).ask(
         lambda kept: kept.page(id, tenant, after=after, limit=limit + 1, oldest_first=forward)
     )
     return _answer(page_of([_shown(one) for one in found], limit))
@@ -66,24 +68,24 @@ async def create_items(request: Request, id: str) -> Answer:
     items = await _items(request, tenant, raw)
     if not items:
         raise CallerError("Missing required parameter: 'items'.", param="items", code="missing_required_parameter")
-    kept = await _desk(request).append(id, tenant, items)
+    kept = await _conversations(request).append(id, tenant, items)
     return _answer(page_of([_shown(one) for one in kept], len(kept)))
 
 
 async def get_item(request: Request, place: str) -> Answer:
     """Show one item of a conversation."""
     tenant, (id, item_id) = request.caller().tenant, _place(place)
-    return _answer(_shown(await _desk(request).ask(lambda kept: kept.item(id, tenant, item_id))))
+    return _answer(_shown(await _conversations(request).ask(lambda kept: kept.item(id, tenant, item_id))))
 
 
 async def delete_item(request: Request, place: str) -> Answer:
     """Delete one item of a conversation; the answer is the conversation."""
     tenant, now_s, (id, item_id) = request.caller().tenant, request.services.clock(), _place(place)
-    told = await _desk(request).ask(lambda kept: kept.remove(id, tenant, item_id, now_s))
+    told = await _conversations(request).ask(lambda kept: kept.remove(id, tenant, item_id, now_s))
     return _answer(told.as_object())
 
 
-def _desk(request: Request) -> ConversationService:
+def _conversations(request: Request) -> ConversationService:
     return request.services.responses.conversations
 
 
@@ -93,7 +95,7 @@ def _body(request: Request) -> Raw:
 
 async def _items(request: Request, tenant: str, raw: Raw) -> list[msgspec.Raw]:
     """What they refer to is put in their places."""
-    items = _desk(request).items_of(raw)
+    items = _conversations(request).items_of(raw)
     recalled = await request.services.responses.recalled({"input": msgspec.Raw(msgspec.json.encode(items))}, tenant)
     return msgspec.json.decode(recalled["input"], type=list[msgspec.Raw])
 

@@ -35,8 +35,8 @@ from gateway.admin import (
     tenants,
 )
 from gateway.admin.actor import Actor
-from gateway.admin.desk import Desk
 from gateway.admin.rounds import forget
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.knobs import Knobs
 from gateway.admin.upkeep import Seen, look_over
 from gateway.config import Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
@@ -59,8 +59,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = args.keep or Path(folder) / "journal.db"
-        desk, filled_s = opened(file, Path(folder), args.decisions)
-        report = measured(desk)
+        admin, filled_s = opened(file, Path(folder), args.decisions)
+        report = measured(admin)
         if args.json:
             print(json.dumps({"decisions": args.decisions, "filled_s": filled_s, **report}))
             return
@@ -72,15 +72,15 @@ def main() -> None:
         print("whole tables read:", "; ".join(report["scans"]) or "none")
 
 
-def opened(file: Path, folder: Path, count: int) -> tuple[Desk, float]:
-    """A desk on a journal of so many decisions, written where it isn't there yet; the seconds that took."""
+def opened(file: Path, folder: Path, count: int) -> tuple[AdminServices, float]:
+    """A admin on a journal of so many decisions, written where it isn't there yet; the seconds that took."""
     fresh = not file.exists()
     store = open_store(f"sqlite:///{file}")
     began = time.perf_counter()
     if fresh:
         fill(store, count)
-    desk = Desk(configured(file, folder), store, ShipState(), opened=True)
-    return desk, time.perf_counter() - began
+    admin = AdminServices(configured(file, folder), store, ShipState(), opened=True)
+    return admin, time.perf_counter() - began
 
 
 def configured(file: Path, folder: Path) -> Config:
@@ -97,62 +97,62 @@ def configured(file: Path, folder: Path) -> Config:
     )  # fmt: skip
 
 
-def questions(desk: Desk) -> dict[str, Callable[[], Any]]:
+def questions(admin: AdminServices) -> dict[str, Callable[[], Any]]:
     """What pages ask."""
-    some = decisions.search(desk, DecisionFilter(), limit=3).data[-1].id
+    some = decisions.search(admin, DecisionFilter(), limit=3).data[-1].id
     middle_s = time.time() - 15 * 86400
     asked: dict[str, Callable[[], Any]] = {
-        **{f"overview, {window}": _anew(desk, window) for window in overview.LENGTH_S},
-        "overview, week, one route": _anew(desk, "week", route="code"),
-        "overview, week, one tenant": _anew(desk, "week", tenant="acme"),
-        "routes": lambda: knobs.route_cards(desk),
-        "route": lambda: knobs.route_detail(desk, "auto"),
-        "preview of a knob": lambda: knobs.preview(desk, "auto", Knobs(cost_weight=0.8)),
-        "decisions": lambda: decisions.search(desk, DecisionFilter()),
-        "decisions, one route": lambda: decisions.search(desk, DecisionFilter(route="code")),
-        "decisions, a tenant that isn't": lambda: decisions.search(desk, DecisionFilter(tenant="nobody")),
+        **{f"overview, {window}": _anew(admin, window) for window in overview.LENGTH_S},
+        "overview, week, one route": _anew(admin, "week", route="code"),
+        "overview, week, one tenant": _anew(admin, "week", tenant="acme"),
+        "routes": lambda: knobs.route_cards(admin),
+        "route": lambda: knobs.route_detail(admin, "auto"),
+        "preview of a knob": lambda: knobs.preview(admin, "auto", Knobs(cost_weight=0.8)),
+        "decisions": lambda: decisions.search(admin, DecisionFilter()),
+        "decisions, one route": lambda: decisions.search(admin, DecisionFilter(route="code")),
+        "decisions, a tenant that isn't": lambda: decisions.search(admin, DecisionFilter(tenant="nobody")),
         "decisions, errors of one model": lambda: decisions.search(
-            desk, DecisionFilter(answered_model="large", outcome="error")
+            admin, DecisionFilter(answered_model="large", outcome="error")
         ),
-        "decisions, dearer than any": lambda: decisions.search(desk, DecisionFilter(min_cost_usd=9.0)),
+        "decisions, dearer than any": lambda: decisions.search(admin, DecisionFilter(min_cost_usd=9.0)),
         "decisions, explored, long ago": lambda: decisions.search(
-            desk, DecisionFilter(outcome="explored", until_s=middle_s, tenant="hooli")
+            admin, DecisionFilter(outcome="explored", until_s=middle_s, tenant="hooli")
         ),
-        "decisions, what may be asked for": lambda: decisions.facets(desk),
-        "one decision": lambda: decisions.explain(desk, some, WHO),
-        "one decision that isn't": lambda: _missing(desk),
-        "learning": lambda: learning.learning(desk),
-        "certificates": lambda: certificates.certificates(desk),
-        "cache": lambda: cache.summary(desk, "week"),
-        "models": lambda: models.fleet(desk),
-        "keys": lambda: keys.key_rows(desk),
-        "tenants": lambda: tenants.tenants(desk),
-        "limits": lambda: tenants.route_limits(desk),
-        "labels": lambda: labels.queue(desk, WHO),
-        "feedback": lambda: labels.feedback(desk),
-        "feedback of a week": lambda: labels.feedback_summary(desk),
-        "audit": lambda: audit.audit_log(desk),
+        "decisions, what may be asked for": lambda: decisions.facets(admin),
+        "one decision": lambda: decisions.explain(admin, some, WHO),
+        "one decision that isn't": lambda: _missing(admin),
+        "learning": lambda: learning.learning(admin),
+        "certificates": lambda: certificates.certificates(admin),
+        "cache": lambda: cache.summary(admin, "week"),
+        "models": lambda: models.fleet(admin),
+        "keys": lambda: keys.key_rows(admin),
+        "tenants": lambda: tenants.tenants(admin),
+        "limits": lambda: tenants.route_limits(admin),
+        "labels": lambda: labels.queue(admin, WHO),
+        "feedback": lambda: labels.feedback(admin),
+        "feedback of a week": lambda: labels.feedback_summary(admin),
+        "audit": lambda: audit.audit_log(admin),
     }
     return asked
 
 
-def measured(desk: Desk) -> dict[str, Any]:
+def measured(admin: AdminServices) -> dict[str, Any]:
     """Milliseconds per question, first and median, and what reads whole tables."""
     background = {}
     for route in ROUTES:
         began = time.perf_counter()
-        look_over(desk, route, Seen())
+        look_over(admin, route, Seen())
         background[f"looking over {route}"] = (time.perf_counter() - began) * 1e3
     began = time.perf_counter()
-    knobs.refresh_frontier(desk, "auto")
+    knobs.refresh_frontier(admin, "auto")
     background["a frontier"] = (time.perf_counter() - began) * 1e3
     pages = {}
-    with watched(desk.store.engine) as statements:
-        for name, ask in questions(desk).items():
+    with watched(admin.store.engine) as statements:
+        for name, ask in questions(admin).items():
             first, *rest = [_ms(ask) for _ in range(6)]
             wall, cpu = (statistics.median(each) for each in zip(*rest, strict=True))
             pages[name] = {"first_ms": first[0], "first_cpu_ms": first[1], "ms": wall, "cpu_ms": cpu}
-    return {"pages": pages, "background": background, "scans": scans(desk, statements)}
+    return {"pages": pages, "background": background, "scans": scans(admin, statements)}
 
 
 @contextmanager
@@ -172,10 +172,10 @@ def watched(engine: sa.Engine) -> Iterator[dict[str, Any]]:
         sa.event.remove(engine, "before_cursor_execute", note)
 
 
-def scans(desk: Desk, statements: dict[str, Any]) -> list[str]:
+def scans(admin: AdminServices, statements: dict[str, Any]) -> list[str]:
     """Statements whose plan walks through a large table from end to end, by SQLite's own word."""
     found = []
-    file = str(desk.config.storage.url).removeprefix("sqlite:///")
+    file = str(admin.config.storage.url).removeprefix("sqlite:///")
     with sqlite3.connect(file) as connection:
         for statement, parameters in statements.items():
             if not statement.lstrip().upper().startswith("SELECT"):
@@ -193,21 +193,21 @@ def walks(step: str, statement: str) -> bool:
     return "LIMIT" not in statement or "USING" not in rest
 
 
-def _anew(desk: Desk, window: Any, **filters: str) -> Callable[[], Any]:
+def _anew(admin: AdminServices, window: Any, **filters: str) -> Callable[[], Any]:
     """Not the answer of a moment ago."""
 
     def ask() -> None:
-        forget(desk, "overview")
-        overview.overview(desk, window, **filters)
+        forget(admin, "overview")
+        overview.overview(admin, window, **filters)
 
     return ask
 
 
-def _missing(desk: Desk) -> None:
+def _missing(admin: AdminServices) -> None:
     from gateway.errors import NotFound
 
     try:
-        decisions.explain(desk, "dec_nowhere", WHO)
+        decisions.explain(admin, "dec_nowhere", WHO)
     except NotFound:
         return
     raise AssertionError("found what isn't there")

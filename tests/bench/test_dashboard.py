@@ -10,8 +10,8 @@ from tests.bench.dashboard import measured, opened, walks
 @pytest.mark.parametrize("count", [4000, pytest.param(1_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_no_page_walks_through_a_table(tmp_path: Path, count: int) -> None:
     """Every question of every page is answered on a journal of that size, and none from end to end of a table."""
-    desk, _ = opened(tmp_path / "journal.db", tmp_path, count)
-    report = measured(desk)
+    admin, _ = opened(tmp_path / "journal.db", tmp_path, count)
+    report = measured(admin)
     assert len(report["pages"]) >= 25
     assert report["scans"] == []
 

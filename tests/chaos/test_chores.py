@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway import control
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.config_load import parse
 from gateway.journal.schema import migrate, open_engine
 from gateway.journal.ship import ShipState
@@ -23,10 +23,10 @@ def test_a_chore_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
     config, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, ["m"], {}), {"UP_KEY": "k"})
     assert config is not None, problems
     migrate(str(config.storage.url))
-    desk = Desk(config, Store(open_engine(str(config.storage.url)), keep_days=30), ShipState())
+    admin = AdminServices(config, Store(open_engine(str(config.storage.url)), keep_days=30), ShipState())
     ended, turns = threading.Event(), []
 
-    def fails(_: Desk) -> None:
+    def fails(_: AdminServices) -> None:
         turns.append(1)
         if len(turns) > 1:
             ended.set()
@@ -34,8 +34,8 @@ def test_a_chore_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(control, "CHORES_EVERY_S", 0.01)
     monkeypatch.setattr(control, "mark_batches", fails)
-    control._do_chores(desk, ended)
-    desk.store.close()
+    control._do_chores(admin, ended)
+    admin.store.close()
     assert len(turns) == 2
 
 
@@ -44,13 +44,13 @@ def test_old_decisions_go_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     config, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, ["m"], {}), {"UP_KEY": "k"})
     assert config is not None, problems
     migrate(str(config.storage.url))
-    desk = Desk(config, Store(open_engine(str(config.storage.url)), keep_days=30), ShipState())
-    with desk.store.engine.begin() as connection:
+    admin = AdminServices(config, Store(open_engine(str(config.storage.url)), keep_days=30), ShipState())
+    with admin.store.engine.begin() as connection:
         write_records(connection, [*map(decision, range(25)), *(feedback(number, 1.0) for number in range(25))])
     ended, left = threading.Event(), list[int]()
 
-    def counts(_: Desk) -> None:
-        with desk.store.engine.connect() as connection:
+    def counts(_: AdminServices) -> None:
+        with admin.store.engine.connect() as connection:
             tables = "SELECT (SELECT count(*) FROM decisions) + (SELECT count(*) FROM feedback)"
             left.append(connection.exec_driver_sql(tables).scalar_one())
         if len(left) == 5:
@@ -59,6 +59,6 @@ def test_old_decisions_go_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(control, "CHORES_EVERY_S", 0.01)
     monkeypatch.setattr(control, "FORGET_ROWS", 15)
     monkeypatch.setattr(control, "mark_batches", counts)
-    control._do_chores(desk, ended)
-    desk.store.close()
+    control._do_chores(admin, ended)
+    admin.store.close()
     assert left == [50, 35, 20, 5, 0]

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, Phase
 from schemathesis import GenerationMode
 
 from gateway.admin.app import make_admin
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.app import build, close
 from gateway.config_load import parse
 from gateway.journal.schema import migrate, open_engine
@@ -123,16 +123,18 @@ def ports(folder: Path) -> Iterator[Ports]:
         app = build(config)
         stack.callback(lambda: loop.run_until_complete(close(app)))
         engine = open_engine(str(config.storage.url))
-        desk = Desk(config, Store(engine, keep_days=30), Shipper(spool_dir(config.server.run_dir), engine).state)
-        desk.opened = True
-        stack.callback(desk.store.close)
+        admin = AdminServices(
+            config, Store(engine, keep_days=30), Shipper(spool_dir(config.server.run_dir), engine).state
+        )
+        admin.opened = True
+        stack.callback(admin.store.close)
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         server = uvicorn.Server(server_config(app, config.server))
         serving = loop.create_task(server._serve([sock]))
         while not server.started:
             loop.run_until_complete(asyncio.sleep(0.005))
-        yield Ports(loop, app, make_admin(desk), sock.getsockname()[1])
+        yield Ports(loop, app, make_admin(admin), sock.getsockname()[1])
         server.should_exit = True
         loop.run_until_complete(serving)
 

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from gateway import http_protocol
 from gateway.admin.app import make_admin
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.config import Auth, Config, ModelConfig, Secret, Server, Storage
 from gateway.control import serve_control
 from gateway.errors import ConfigError
@@ -51,19 +51,19 @@ def configured(folder: Path, *, master_key: str = "", url: str = "", port: int =
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def admin(tmp_path: Path) -> AdminServices:
     config = configured(tmp_path)
-    return Desk(config, open_store(config.storage.url), ShipState(), opened=True)
+    return AdminServices(config, open_store(config.storage.url), ShipState(), opened=True)
 
 
 @pytest.fixture
-async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(desk) as client:
+async def client(admin: AdminServices) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(admin) as client:
         yield client
 
 
-def client_of(desk: Desk, peer: str = "127.0.0.1", **options: Any) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(make_admin(desk), client=(peer, 1))
+def client_of(admin: AdminServices, peer: str = "127.0.0.1", **options: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(make_admin(admin), client=(peer, 1))
     return httpx.AsyncClient(transport=transport, base_url="http://localhost:8081", **options)
 
 
@@ -72,9 +72,9 @@ def write(store: Store, *records: Record) -> None:
         write_records(connection, records)
 
 
-async def test_decisions_are_listed_filtered_and_paged(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_decisions_are_listed_filtered_and_paged(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Following `next` sees every matching decision once; money is in dollars."""
-    write(desk.store, *(decision(number) for number in range(5)), decision(9, route="code"))
+    write(admin.store, *(decision(number) for number in range(5)), decision(9, route="code"))
     seen: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
@@ -86,10 +86,10 @@ async def test_decisions_are_listed_filtered_and_paged(desk: Desk, client: httpx
     assert (await client.get("/admin/decisions?cursor=x:y")).status_code == 400
 
 
-async def test_a_decision_is_explained_with_its_feedback(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_a_decision_is_explained_with_its_feedback(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Stored or still in a spool, by any of its names."""
-    write(desk.store, decision(1), feedback(1, 0.25))
-    Spool(desk.spool_dir).append(decision(2))
+    write(admin.store, decision(1), feedback(1, 0.25))
+    Spool(admin.spool_dir).append(decision(2))
     found = (await client.get("/admin/decisions/chatcmpl-1")).json()
     assert found["decision"]["propensity"] == 0.8
     assert found["feedback"][0]["score"] == 0.25
@@ -106,19 +106,19 @@ async def test_a_decision_is_explained_with_its_feedback(desk: Desk, client: htt
      ("POST", "/admin/keys", b"[" * 100_000, 400, "unsound"), ("GET", "/admin/decisions/%00", b"", 404, "not_found")],
 )  # fmt: skip
 async def test_bad_input_is_refused_in_one_shape(
-    desk: Desk, client: httpx.AsyncClient, method: str, path: str, body: bytes, status: int, code: str
+    admin: AdminServices, client: httpx.AsyncClient, method: str, path: str, body: bytes, status: int, code: str
 ) -> None:
     """Whoever refuses it, the framework or a room: 4xx, and an error with a code."""
-    write(desk.store, decision(1, response_id=""))
+    write(admin.store, decision(1, response_id=""))
     answer = await client.request(method, path, content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert ("allow" in answer.headers) == (status == 405)
 
 
-async def test_pages_of_one_moments_rows_join(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_pages_of_one_moments_rows_join(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Feedback and audit lines with one and the same time are each on one page, and the pages name the next."""
     notes = [AuditRecord(id=f"aud_{i}", time_s=NOON_S, actor="me", action="key.create") for i in range(102)]
-    write(desk.store, *(feedback(i, 1.0, time_s=NOON_S) for i in range(5)), *notes)
+    write(admin.store, *(feedback(i, 1.0, time_s=NOON_S) for i in range(5)), *notes)
     seen, cursor = [], ""
     while cursor is not None:
         page = (await client.get("/admin/feedback", params={"limit": 2, "cursor": cursor})).json()
@@ -134,18 +134,18 @@ async def test_pages_of_one_moments_rows_join(desk: Desk, client: httpx.AsyncCli
     assert (await client.get(f"/audit?cursor={older}")).text.count("key.create") == 4
 
 
-async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_a_key_is_shown_once_and_reaches_the_workers(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Only its hash is kept; workers get it, its changes and its revocation; each leaves an audit line."""
     made = (await client.post("/admin/keys", json={"name": "ci", "models": ["small"], "rpm": 5})).json()
     plaintext, id = made["key"], made["record"]["id"]
-    (held,) = read_settings(desk.run_dir).keys
+    (held,) = read_settings(admin.run_dir).keys
     assert held.key_hash == hash_key(plaintext) and held.models == ("small",)
     changed = (await client.patch(f"/admin/keys/{id}", json={"rpm": None, "budget_usd": 2.5})).json()
     assert (await client.patch(f"/admin/keys/{id}", json={"models": ["smal"]})).status_code == 422
     assert (changed["rpm"], changed["budget_usd"], changed["models"]) == (None, 2.5, ["small"])
     assert (await client.post("/admin/keys", json={"name": "ci"})).status_code == 409
     await client.delete(f"/admin/keys/{id}")
-    assert read_settings(desk.run_dir).keys[0].revoked_s is not None
+    assert read_settings(admin.run_dir).keys[0].revoked_s is not None
     assert (await client.get("/admin/keys")).json() == []
     everything = [
         await client.get(path) for path in ("/admin/keys?revoked=true", f"/admin/keys/{id}", "/admin/audit")
@@ -155,26 +155,26 @@ async def test_a_key_is_shown_once_and_reaches_the_workers(desk: Desk, client: h
     assert actions == ["key.revoke", "key.change", "key.create"]
 
 
-async def test_a_key_made_while_no_file_can_be_written_is_told(client: httpx.AsyncClient, desk: Desk) -> None:
+async def test_a_key_made_while_no_file_can_be_written_is_told(client: httpx.AsyncClient, admin: AdminServices) -> None:
     """It is stored, so its secret must not be lost; workers get it once the disk takes it."""
-    in_the_way = desk.run_dir / f"settings.json.{os.getpid()}.new"
+    in_the_way = admin.run_dir / f"settings.json.{os.getpid()}.new"
     in_the_way.mkdir(parents=True)
     answer = await client.post("/admin/keys", json={"name": "app"})
-    assert answer.status_code == 201 and not read_settings(str(desk.run_dir)).keys
+    assert answer.status_code == 201 and not read_settings(str(admin.run_dir)).keys
     assert (await client.patch(f"/admin/keys/{answer.json()['record']['id']}", json={"rpm": 7})).status_code == 200
     in_the_way.rmdir()
-    desk.publish()
-    (key,) = read_settings(str(desk.run_dir)).keys
+    admin.publish()
+    (key,) = read_settings(str(admin.run_dir)).keys
     assert (key.key_hash, key.rpm) == (hash_key(answer.json()["key"]), 7)
 
 
-async def test_a_rotated_key_has_two_secrets_for_a_while(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_a_rotated_key_has_two_secrets_for_a_while(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Its id and budget stay; both hashes reach the workers and neither is shown; the audit log says until when."""
     made = (await client.post("/admin/keys", json={"name": "ci", "budget_usd": 2.5})).json()
     path = f"/admin/keys/{made['record']['id']}"
     asked = time.time()
     turned = (await client.post(f"{path}/rotate", json={"grace_s": 60})).json()
-    (held,) = read_settings(desk.run_dir).keys
+    (held,) = read_settings(admin.run_dir).keys
     assert held.key_hash == hash_key(turned["key"])
     assert [one.key_hash for one in held.earlier] == [hash_key(made["key"])]
     until_s = turned["record"]["earlier_until_s"]
@@ -219,11 +219,11 @@ async def test_a_key_changed_from_an_old_page_is_a_conflict(client: httpx.AsyncC
     assert (now["rpm"], now["tpm"]) == (7, 9)
 
 
-async def test_limits_that_workers_cannot_share_are_refused(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_limits_that_workers_cannot_share_are_refused(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Without Redis each of two would grant a key's budget whole; what is no limit can still be changed."""
     made = (await client.post("/admin/keys", json={"name": "old", "rpm": 5})).json()["record"]["id"]
-    desk.config = replace(desk.config, server=replace(desk.config.server, workers=2))
-    desk._current = None
+    admin.config = replace(admin.config, server=replace(admin.config.server, workers=2))
+    admin._current = None
     for limit in ({"budget_usd": 1.0}, {"rpm": 5}, {"tpm": 5}):
         (name,) = limit
         answer = await client.post("/admin/keys", json={"name": "new", **limit})
@@ -235,9 +235,9 @@ async def test_limits_that_workers_cannot_share_are_refused(desk: Desk, client: 
     assert (await client.post("/admin/keys", json={"name": "new"})).status_code == 201
 
 
-async def test_counters_are_shown(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_counters_are_shown(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Spend and stats come from the store as they are."""
-    write(desk.store, decision(1), decision(2, status=500), feedback(1, 1.0))
+    write(admin.store, decision(1), decision(2, status=500), feedback(1, 1.0))
     (spend,) = (await client.get("/admin/spend")).json()
     assert (spend["requests"], spend["cost_usd"]) == (2, 2e-6)
     stats = (await client.get(f"/admin/stats?since_s={NOON_S}&until_s={NOON_S + 60}")).json()
@@ -247,15 +247,15 @@ async def test_counters_are_shown(desk: Desk, client: httpx.AsyncClient) -> None
     assert (await client.get("/admin/stats?step_s=61")).status_code == 422
 
 
-async def test_metrics_are_the_sum_of_all_workers(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_metrics_are_the_sum_of_all_workers(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Two workers' snapshots are one answer, and the lag of the journal is beside them."""
-    desk.run_dir.mkdir()
+    admin.run_dir.mkdir()
     for worker, level in ((0, 0.0), (1, 2.0)):
         said = Metrics()
         said.watch("headgate_breaker_state", partial(dict, [(("small", "acme"), level)]))
         said.watch("headgate_deployment_in_flight", lambda: {("small", "acme"): 3.0})
-        (desk.run_dir / f"worker-{worker}.metrics").write_bytes(said.snapshot())
-    desk.shipping.waiting_bytes = 77
+        (admin.run_dir / f"worker-{worker}.metrics").write_bytes(said.snapshot())
+    admin.shipping.waiting_bytes = 77
     text = (await client.get("/metrics")).text
     assert "headgate_journal_lag_bytes 77.0" in text
     assert 'headgate_deployment_in_flight{model="small",provider="acme"} 6.0' in text
@@ -264,9 +264,9 @@ async def test_metrics_are_the_sum_of_all_workers(desk: Desk, client: httpx.Asyn
 async def test_the_master_key_is_needed_where_there_is_one(tmp_path: Path) -> None:
     """No key, a wrong one and a prefix of it are refused by every method of every admin path; health is open."""
     config = configured(tmp_path, master_key="master")
-    desk = Desk(config, open_store(config.storage.url), ShipState(), opened=True)
-    async with client_of(desk, peer="203.0.113.9") as client:
-        paths = make_admin(desk).openapi()["paths"]
+    admin = AdminServices(config, open_store(config.storage.url), ShipState(), opened=True)
+    async with client_of(admin, peer="203.0.113.9") as client:
+        paths = make_admin(admin).openapi()["paths"]
         guarded = [(method, path) for path in paths for method in paths[path] if path.startswith("/admin")]
         assert len(guarded) >= 20
         for method, path in guarded:
@@ -289,10 +289,10 @@ async def test_the_master_key_is_needed_where_there_is_one(tmp_path: Path) -> No
     ],
 )
 async def test_without_a_key_only_this_machine_is_answered(
-    desk: Desk, peer: str, headers: dict[str, str]
+    admin: AdminServices, peer: str, headers: dict[str, str]
 ) -> None:
     """Another machine, a rebound name and another site's page are refused."""
-    async with client_of(desk, peer=peer, headers=headers) as client:
+    async with client_of(admin, peer=peer, headers=headers) as client:
         assert (await client.get("/admin/audit")).status_code == 403
         assert (await client.post("/admin/keys", json={"name": "a"})).status_code == 403
 
@@ -301,7 +301,7 @@ async def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
     """503 with a code, not a trace; readiness says it too."""
     config = configured(tmp_path, url=f"sqlite:///{tmp_path}/missing/journal.db")
     fault = ShipState(fault="away")
-    async with client_of(Desk(config, Store(open_engine(config.storage.url)), fault)) as client:
+    async with client_of(AdminServices(config, Store(open_engine(config.storage.url)), fault)) as client:
         answer = await client.get("/admin/audit")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "journal_unavailable")
         assert (await client.get("/readyz")).status_code == 503
@@ -470,8 +470,8 @@ def test_shipping_is_shared_with_the_desk(tmp_path: Path) -> None:
     """What the shipper notes is what readiness reads."""
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
     shipper = Shipper(tmp_path / "spool", store.engine)
-    desk = Desk(configured(tmp_path), store, shipper.state)
+    admin = AdminServices(configured(tmp_path), store, shipper.state)
     Spool(tmp_path / "spool").append(decision(1))
     assert shipper.try_pass()
-    assert desk.shipping.shipped == 1
+    assert admin.shipping.shipped == 1
     store.close()

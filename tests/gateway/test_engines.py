@@ -13,8 +13,8 @@ from typing import Any, get_args, get_type_hints
 import httpx
 import pytest
 
-from gateway.admin.desk import Desk
 from gateway.admin.engines import engines
+from gateway.admin.services import AdminServices
 from gateway.config import ProviderConfig
 from gateway.config_load import parse
 from gateway.engines import Engines, engine_waits
@@ -200,7 +200,7 @@ async def test_operators_see_every_engines_load(tmp_path: Path) -> None:
         }  # fmt: skip
         config, problems = parse(home, {})
         assert config is not None, problems
-        (seen,) = await asyncio.to_thread(engines, Desk(config, open_store(config.storage.url), ShipState()))
+        (seen,) = await asyncio.to_thread(engines, AdminServices(config, open_store(config.storage.url), ShipState()))
     assert (seen.provider, seen.model, seen.waiting, seen.running) == ("mine", "qwen", 3, 2)
     assert seen.kv_used_share is None and seen.tokens_per_s is None
 

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateway import control
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.config import Config, Secret, Server, Storage
 from gateway.journal.record import KeyRecord
 from gateway.journal.schema import migrate, open_engine
@@ -26,16 +26,16 @@ from tests.postgres_server import PostgresServer
 from tests.until import PATIENCE_S
 
 
-def desk_at(folder: Path, store: Store) -> Desk:
-    return Desk(Config(server=Server(run_dir=str(folder))), store, ShipState(), opened=True)
+def services_at(folder: Path, store: Store) -> AdminServices:
+    return AdminServices(Config(server=Server(run_dir=str(folder))), store, ShipState(), opened=True)
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def admin(tmp_path: Path) -> Iterator[AdminServices]:
     config = Config(
         server=Server(run_dir=str(tmp_path / "run")), storage=Storage(url=Secret(f"sqlite:///{tmp_path}/journal.db"))
     )
-    found = Desk(config, open_store(config.storage.url), ShipState(), opened=True)
+    found = AdminServices(config, open_store(config.storage.url), ShipState(), opened=True)
     yield found
     found.store.close()
 
@@ -44,43 +44,43 @@ def key(name: str) -> KeyRecord:
     return KeyRecord(id=f"key_{name}", name=name, key_hash=f"hash-{name}", prefix="hg-", created_s=1.0)
 
 
-def test_a_change_is_seen_and_nothing_else_is_looked_through(desk: Desk) -> None:
+def test_a_change_is_seen_and_nothing_else_is_looked_through(admin: AdminServices) -> None:
     """A new key, a revocation and a setting reach the workers' file at the next look; without a change none is read."""
-    propagation = Propagation(desk, now=lambda: 0.0)
+    propagation = Propagation(admin, now=lambda: 0.0)
     while propagation.step():
         pass
-    desk.store.add_key(key("ci"), "me")
-    assert propagation.step() and [one.name for one in read_settings(desk.run_dir).keys] == ["ci"]
-    desk.store.change_key("key_ci", lambda held: msgspec.structs.replace(held, revoked_s=2.0), "me")
-    assert propagation.step() and read_settings(desk.run_dir).keys[0].revoked_s == 2.0
-    desk.store.save_setting("route:auto", {"cost_weight": 0.5}, "me")
-    assert propagation.step() and read_settings(desk.run_dir).overlay.routes == {"auto": {"cost_weight": 0.5}}
-    change_settings(desk.run_dir, lambda settings: msgspec.structs.replace(settings, keys=()))
-    assert propagation.step() and read_settings(desk.run_dir).keys
+    admin.store.add_key(key("ci"), "me")
+    assert propagation.step() and [one.name for one in read_settings(admin.run_dir).keys] == ["ci"]
+    admin.store.change_key("key_ci", lambda held: msgspec.structs.replace(held, revoked_s=2.0), "me")
+    assert propagation.step() and read_settings(admin.run_dir).keys[0].revoked_s == 2.0
+    admin.store.save_setting("route:auto", {"cost_weight": 0.5}, "me")
+    assert propagation.step() and read_settings(admin.run_dir).overlay.routes == {"auto": {"cost_weight": 0.5}}
+    change_settings(admin.run_dir, lambda settings: msgspec.structs.replace(settings, keys=()))
+    assert propagation.step() and read_settings(admin.run_dir).keys
     while propagation.step():
         pass
     assert not propagation.step()
 
 
-def test_what_no_audit_line_tells_of_is_found_a_little_later(desk: Desk) -> None:
+def test_what_no_audit_line_tells_of_is_found_a_little_later(admin: AdminServices) -> None:
     """A hand in the database needs no restart."""
     now = 0.0
-    propagation = Propagation(desk, now=lambda: now)
-    desk.store.add_key(key("ci"), "me")
+    propagation = Propagation(admin, now=lambda: now)
+    admin.store.add_key(key("ci"), "me")
     while propagation.step():
         pass
-    with desk.store.engine.begin() as connection:
+    with admin.store.engine.begin() as connection:
         connection.execute(sa.delete(keys))
-    assert not propagation.step() and read_settings(desk.run_dir).keys
+    assert not propagation.step() and read_settings(admin.run_dir).keys
     now = WHOLE_EVERY_S
-    assert propagation.step() and not read_settings(desk.run_dir).keys
+    assert propagation.step() and not read_settings(admin.run_dir).keys
 
 
 def test_a_replica_learns_what_another_made(postgres_server: PostgresServer, tmp_path: Path) -> None:
     """A key and a promotion of one are the other's after a look of each."""
     url = postgres_server.new_database()
     migrate(url)
-    one, two = (desk_at(tmp_path / name, Store(open_engine(url))) for name in ("one", "two"))
+    one, two = (services_at(tmp_path / name, Store(open_engine(url))) for name in ("one", "two"))
     here, there = Propagation(one), Propagation(two)
     here.step()
     there.step()
@@ -94,28 +94,28 @@ def test_a_replica_learns_what_another_made(postgres_server: PostgresServer, tmp
     two.store.close()
 
 
-def test_nothing_else_holds_it_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_else_holds_it_up(admin: AdminServices, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a chore of the journal hangs, a key still reaches the workers."""
     hanging, over, ended = threading.Event(), threading.Event(), threading.Event()
 
-    def hang(_: Desk) -> None:
+    def hang(_: AdminServices) -> None:
         hanging.set()
         over.wait(PATIENCE_S)
 
     monkeypatch.setattr(control, "mark_batches", hang)
-    threads = [threading.Thread(target=control._do_chores, args=(desk, ended))]
-    threads.append(threading.Thread(target=Propagation(desk).run, args=(ended,)))
+    threads = [threading.Thread(target=control._do_chores, args=(admin, ended))]
+    threads.append(threading.Thread(target=Propagation(admin).run, args=(ended,)))
     for thread in threads:
         thread.start()
     try:
         assert hanging.wait(PATIENCE_S)
-        desk.store.add_key(key("ci"), "me")
+        admin.store.add_key(key("ci"), "me")
         patience = threading.Event()
         for _ in range(round(PATIENCE_S / 0.02)):
-            if read_settings(desk.run_dir).keys:
+            if read_settings(admin.run_dir).keys:
                 break
             patience.wait(0.02)
-        assert read_settings(desk.run_dir).keys and not over.is_set()
+        assert read_settings(admin.run_dir).keys and not over.is_set()
     finally:
         over.set()
         ended.set()
@@ -131,7 +131,7 @@ def test_a_database_that_is_away_is_told_once(
     url = postgres_server.new_database()
     migrate(url)
     store, ended = open_store(url), threading.Event()
-    propagation = Propagation(desk_at(tmp_path, store))
+    propagation = Propagation(services_at(tmp_path, store))
     looking = threading.Thread(target=propagation.run, args=(ended,))
     try:
         with stopped(postgres_server):

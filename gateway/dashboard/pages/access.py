@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from gateway.admin import keys as admin_keys
 from gateway.admin import tenants as admin_tenants
 from gateway.admin import users as admin_users
-from gateway.admin.guard import Actor, admin, desk_of, viewer
+from gateway.admin.guard import Actor, admin, services_of, viewer
 from gateway.admin.shapes.access import KeyChange, KeyRotation, MadeKey, NewKey, NewUser, TenantWanted, UserChange
 from gateway.dashboard.forms import Fields, checked, listed, optional, picked, seen, shaped
 from gateway.dashboard.page import page_of, render
@@ -39,14 +39,14 @@ def show_keys(
 @router.post("/keys/new")
 def make_key(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """Its plaintext is on the page that answers, and nowhere else."""
-    made = admin_keys.make_key(desk_of(request), who, shaped(NewKey, _key_fields(fields, picked(fields, NewKey))))
+    made = admin_keys.make_key(services_of(request), who, shaped(NewKey, _key_fields(fields, picked(fields, NewKey))))
     return _keys(request, who, made=made)
 
 
 @router.get("/keys/edit")
 def edit_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
     """A key's form."""
-    row = admin_keys.key_row(desk_of(request), id)
+    row = admin_keys.key_row(services_of(request), id)
     return render(request, who, "key_edit.html", {"title": row.name, "row": row})
 
 
@@ -54,7 +54,7 @@ def edit_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -
 def change_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str, fields: Fields) -> Response:
     """An empty limit is lifted."""
     given = {**_key_fields(fields, optional(fields, KeyChange)), "version": seen(fields)}
-    changed = admin_keys.change_key(desk_of(request), who, id, shaped(KeyChange, given))
+    changed = admin_keys.change_key(services_of(request), who, id, shaped(KeyChange, given))
     return _keys(request, who, said=f"Key {changed.name} is changed.")
 
 
@@ -62,13 +62,13 @@ def change_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str,
 def rotate_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str, fields: Fields) -> Response:
     """Its new secret is on the page that answers, and nowhere else."""
     wanted = shaped(KeyRotation, picked(fields, KeyRotation))
-    return _keys(request, who, made=admin_keys.rotate_key(desk_of(request), who, id, wanted))
+    return _keys(request, who, made=admin_keys.rotate_key(services_of(request), who, id, wanted))
 
 
 @router.post("/keys/{id}/revoke")
 def revoke_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
     """Workers refuse it within a second."""
-    gone = admin_keys.revoke_key(desk_of(request), who, id)
+    gone = admin_keys.revoke_key(services_of(request), who, id)
     search = dict(parse_qsl(urlsplit(page_of(request)).query)).get("search", "")
     return _keys(request, who, search=search, said=f"Key {gone.name} is revoked; workers refuse it within a second.")
 
@@ -77,7 +77,7 @@ def _keys(
     request: Request, who: Actor, *, revoked: bool = False, search: str = "", start: int = 0, said: str = "",
     made: MadeKey | None = None,
 ) -> Response:  # fmt: skip
-    page = admin_keys.key_page(desk_of(request), KEYS_SHOWN, start=start, search=search, revoked=revoked)
+    page = admin_keys.key_page(services_of(request), KEYS_SHOWN, start=start, search=search, revoked=revoked)
     asked = urlencode({name: one for name, one in (("search", search), ("revoked", "true" if revoked else "")) if one})
     context = {
         "title": "Keys", "page": page, "rows": page.rows, "revoked": revoked, "search": search, "start": start,
@@ -119,20 +119,22 @@ def save_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields:
     name = fields.get("name", "")
     if not name:
         raise CallerError("a tenant's name must be given", status=422, param="name")
-    done = admin_tenants.put_tenant(desk_of(request), who, name, shaped(TenantWanted, picked(fields, TenantWanted)))
+    done = admin_tenants.put_tenant(services_of(request), who, name, shaped(TenantWanted, picked(fields, TenantWanted)))
     return _tenants(request, who, said=f"The budget of {name} is in force{confirmed(done)}.")
 
 
 @router.post("/tenants/remove")
 def remove_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """What the configuration says of it, if anything, is in force again."""
-    admin_tenants.remove_tenant(desk_of(request), who, fields.get("name", ""), seen(fields))
+    admin_tenants.remove_tenant(services_of(request), who, fields.get("name", ""), seen(fields))
     return _tenants(request, who, said=f"What was said here of {fields.get('name', '')} is removed.")
 
 
 def _tenants(request: Request, who: Actor, said: str = "") -> Response:
-    desk = desk_of(request)
-    context = {"title": "Tenants", "rows": admin_tenants.tenants(desk), "limits": admin_tenants.route_limits(desk)}
+    services = services_of(request)
+    context = {
+        "title": "Tenants", "rows": admin_tenants.tenants(services), "limits": admin_tenants.route_limits(services)
+    }
     return render(request, who, "tenants.html", context, said=said)
 
 
@@ -148,7 +150,7 @@ def show_users(request: Request, who: Annotated[Actor, Depends(admin)]) -> Respo
 @router.post("/users/new")
 def add_user(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """Somebody who may sign in from now on."""
-    made = admin_users.add_user(desk_of(request), who, shaped(NewUser, picked(fields, NewUser)))
+    made = admin_users.add_user(services_of(request), who, shaped(NewUser, picked(fields, NewUser)))
     closed = " From now on everybody must sign in." if who.how == "this machine" else ""
     return _users(request, who, said=f"{made.name} may sign in as {made.role}.{closed}")
 
@@ -157,19 +159,19 @@ def add_user(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fi
 def change_user(request: Request, who: Annotated[Actor, Depends(admin)], name: str, fields: Fields) -> Response:
     """Role, password, or whether the user may sign in at all."""
     given = picked(fields, UserChange)
-    made = admin_users.change_user(desk_of(request), who, name, shaped(UserChange, given))
+    made = admin_users.change_user(services_of(request), who, name, shaped(UserChange, given))
     return _users(request, who, said=f"{made.name}: {'may not sign in any more' if made.disabled else made.role}.")
 
 
 @router.post("/users/{name}/delete")
 def delete_user(request: Request, who: Annotated[Actor, Depends(admin)], name: str) -> Response:
     """The user's sessions end."""
-    admin_users.delete_user(desk_of(request), who, name)
+    admin_users.delete_user(services_of(request), who, name)
     return _users(request, who, said=f"{name} is gone.")
 
 
 def _users(request: Request, who: Actor, said: str = "") -> Response:
     context = {
-        "title": "Users", "rows": admin_users.list_users(desk_of(request)), "open": who.how == "this machine",
+        "title": "Users", "rows": admin_users.list_users(services_of(request)), "open": who.how == "this machine",
     }  # fmt: skip
     return render(request, who, "users.html", context, said=said)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from gateway.admin import audit as admin_audit
 from gateway.admin.cursors import next_cursor, read_cursor
-from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.guard import Actor, operator, services_of, viewer
 from gateway.admin.shapes.common import AuditRow
 from gateway.dashboard.download import MOST_ROWS, PAGE_ROWS, as_csv, pages
 from gateway.dashboard.forms import Fields, seen
@@ -29,10 +29,10 @@ def show(
 @router.get("/audit.csv")
 def download(request: Request, who: Annotated[Actor, Depends(viewer)], action: str = "") -> Response:
     """All of it, or of one action; newest first."""
-    desk = desk_of(request)
+    services = services_of(request)
 
     def page(cursor: str) -> tuple[list[AuditRow], str | None]:
-        rows = admin_audit.audit_log(desk, read_cursor(cursor), action, PAGE_ROWS)
+        rows = admin_audit.audit_log(services, read_cursor(cursor), action, PAGE_ROWS)
         return rows, next_cursor(rows, PAGE_ROWS)
 
     return as_csv("audit", AuditRow, pages(page), but=["undo"])
@@ -42,12 +42,12 @@ def download(request: Request, who: Annotated[Actor, Depends(viewer)], action: s
 def undo(request: Request, who: Annotated[Actor, Depends(operator)], fields: Fields) -> Response:
     """Back to the version named."""
     name = fields.get("name", "")
-    admin_audit.undo_setting(desk_of(request), who, name, seen(fields))
+    admin_audit.undo_setting(services_of(request), who, name, seen(fields))
     return _page(request, who, said=f"Undone: {name} is as it was.")
 
 
 def _page(request: Request, who: Actor, cursor: str = "", action: str = "", said: str = "") -> Response:
-    rows = admin_audit.audit_log(desk_of(request), read_cursor(cursor), action, PAGE)
+    rows = admin_audit.audit_log(services_of(request), read_cursor(cursor), action, PAGE)
     context = {
         "title": "Audit log", "rows": rows, "action": action, "first": bool(cursor),
         "further": next_cursor(rows, PAGE), "most": MOST_ROWS,

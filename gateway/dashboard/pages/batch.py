@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from gateway.admin import batch as admin_batch
 from gateway.admin import plans, results
-from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.guard import Actor, operator, services_of, viewer
 from gateway.admin.results import What
 from gateway.admin.shapes.batch import PlanPoint, PlanRun, PlanWanted
 from gateway.batch.duration import seconds_of
@@ -35,11 +35,11 @@ SAID = {
 @router.get("/batch")
 def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], after: str = "") -> Response:
     """Newest first; above them plans that were not begun."""
-    desk = desk_of(request)
-    found = admin_batch.batch_page(desk, cursor=after, limit=PAGE)
+    services = services_of(request)
+    found = admin_batch.batch_page(services, cursor=after, limit=PAGE)
     context = {
         "title": "Batch jobs", "rows": found.data, "further": found.next, "first": bool(after),
-        "plans": plans.plans(desk), "routes": [one.name for one in desk.current.routes],
+        "plans": plans.plans(services), "routes": [one.name for one in services.current.routes],
     }  # fmt: skip
     return render(request, who, "batch.html", context)
 
@@ -51,7 +51,7 @@ async def make_plan(request: Request, who: Annotated[Actor, Depends(operator)]) 
     given = {**picked(fields, PlanWanted), "skip_bad": fields.get("skip_bad") == "on"}
     if given.get("deadline_s"):
         given["deadline_s"] = _length_s(given["deadline_s"])
-    made = plans.make_plan(desk_of(request), who, shaped(PlanWanted, {"prompts": "", **given}))
+    made = plans.make_plan(services_of(request), who, shaped(PlanWanted, {"prompts": "", **given}))
     return _plan_page(request, who, made.id, at=f"/batch/plans/{made.id}")
 
 
@@ -64,14 +64,14 @@ def show_plan(request: Request, who: Annotated[Actor, Depends(viewer)], id: str)
 @router.post("/batch/plans/{id}/begin")
 def begin(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
     """The job begins."""
-    job = plans.begin(desk_of(request), who, id, shaped(PlanRun, picked(fields, PlanRun)))
+    job = plans.begin(services_of(request), who, id, shaped(PlanRun, picked(fields, PlanRun)))
     return _page(request, who, job.id, said="The job begins; a worker takes it within seconds.", at=f"/batch/{job.id}")
 
 
 @router.post("/batch/plans/{id}/drop")
 def drop(request: Request, who: Annotated[Actor, Depends(operator)], id: str) -> Response:
     """The plan goes."""
-    plans.drop(desk_of(request), who, id)
+    plans.drop(services_of(request), who, id)
     return Response(headers={"hx-redirect": "/batch"})
 
 
@@ -86,7 +86,7 @@ def show(
 @router.get("/batch/{id}/{what}.jsonl")
 def download(request: Request, who: Annotated[Actor, Depends(operator)], id: str, what: What) -> Response:
     """All answers, or all errors."""
-    return results.download(desk_of(request), id, what)
+    return results.download(services_of(request), id, what)
 
 
 @router.post("/batch/{id}/{turn}")
@@ -94,28 +94,29 @@ def turn(request: Request, who: Annotated[Actor, Depends(operator)], id: str, tu
     """`turn`: pause, resume, cancel."""
     if turn not in SAID:
         raise CallerError(f"there is no turn '{turn}'", status=404)
-    admin_batch.change_batch(desk_of(request), who, id, cast(Literal["pause", "resume", "cancel"], turn))
+    admin_batch.change_batch(services_of(request), who, id, cast(Literal["pause", "resume", "cancel"], turn))
     return _page(request, who, id, said=SAID[turn])
 
 
 def _page(
     request: Request, who: Actor, id: str, after: int = -1, said: str = "", at: str = ""
 ) -> Response:
-    desk = desk_of(request)
-    job = admin_batch.batch_job(desk, id)
-    card = Jobs(desk.store.engine).find(id).card
-    planned = plans.predicted(Path(card.folder) if card.folder else desk.run_dir / PLANS / id)
+    services = services_of(request)
+    job = admin_batch.batch_job(services, id)
+    card = Jobs(services.store.engine).find(id).card
+    planned = plans.predicted(Path(card.folder) if card.folder else services.run_dir / PLANS / id)
     points = [plans.point(one) for one in planned.frontier] if planned else []
     context = {
         "title": job.source or "Batch job", "job": job, "ended": job.state in ENDED, "errors": card.errors,
-        "files": {"answers": card.output_file, "errors": card.error_file}, "answers": results.answers(desk, id, after),
+        "files": {"answers": card.output_file, "errors": card.error_file}, "answers": results.answers(services,
+        id, after),
         "after": after, **_drawn(points, plans.point(planned.chosen) if planned else None),
     }  # fmt: skip
     return render(request, who, "batch_job.html", context, said=said, at=at)
 
 
 def _plan_page(request: Request, who: Actor, id: str, at: str = "") -> Response:
-    plan = plans.plan(desk_of(request), id)
+    plan = plans.plan(services_of(request), id)
     context = {"title": plan.name, "plan": plan, **_drawn(plan.frontier, plan.chosen)}
     return render(request, who, "batch_plan.html", context, at=at)
 
@@ -135,7 +136,7 @@ def _spot(one: PlanPoint, name: str, mark: str) -> Spot:
 
 async def _upload(request: Request) -> dict[str, str]:
     """The form's fields, with the file's name and text."""
-    most = desk_of(request).config.server.max_body_bytes + FORM_BYTES
+    most = services_of(request).config.server.max_body_bytes + FORM_BYTES
     if int(request.headers.get("content-length") or 0) > most:
         raise TooLarge(f"the file is larger than max_body_bytes ({most - FORM_BYTES:,}): use `headgate batch plan`")
     parts = read_multipart(request.headers.get("content-type", "").encode(), await request.body())

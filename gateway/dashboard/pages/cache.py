@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from gateway.admin import cache as admin_cache
-from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.guard import Actor, operator, services_of, viewer
 from gateway.admin.shapes.cache import CacheDeleted
 from gateway.admin.shapes.common import Window
 from gateway.dashboard.forms import Fields
@@ -29,24 +29,25 @@ def show(
 @router.post("/cache/entries/{id}/delete")
 def delete(request: Request, who: Annotated[Actor, Depends(operator)], id: str) -> Response:
     """Forgets one answer."""
-    done = admin_cache.delete_entry(desk_of(request), who, id)
+    done = admin_cache.delete_entry(services_of(request), who, id)
     return _page(request, who, "day", {}, 0, said=_said(done, "The entry"))
 
 
 @router.post("/cache/tenants/delete")
 def delete_tenant(request: Request, who: Annotated[Actor, Depends(operator)], fields: Fields) -> Response:
     """Forgets all answers of a tenant."""
-    done = admin_cache.delete_tenant(desk_of(request), who, fields.get("tenant", ""))
+    done = admin_cache.delete_tenant(services_of(request), who, fields.get("tenant", ""))
     return _page(request, who, "day", {}, 0, said=_said(done, f"All of {fields.get('tenant', '')}'s entries"))
 
 
 def _page(
     request: Request, who: Actor, window: Window, asked: dict[str, str], offset: int, said: str = ""
 ) -> Response:
-    desk = desk_of(request)
+    services = services_of(request)
     context = {
-        "title": "Cache", "told": admin_cache.summary(desk, window), "window": window, "asked": asked, "offset": offset,
-        "page": PAGE, "found": admin_cache.entries(desk, who, **asked, limit=PAGE, offset=offset),
+        "title": "Cache", "told": admin_cache.summary(services, window), "window": window, "asked": asked,
+        "offset": offset,
+        "page": PAGE, "found": admin_cache.entries(services, who, **asked, limit=PAGE, offset=offset),
     }  # fmt: skip
     return render(request, who, "cache.html", context, said=said)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from gateway.admin import certificates as admin_certificates
 from gateway.admin.changes import database, setting
-from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.guard import Actor, operator, services_of, viewer
 from gateway.admin.shapes.certificates import CertificateAnswer, CertificateWanted
 from gateway.dashboard.forms import Fields, checked, picked, shaped
 from gateway.dashboard.page import render
@@ -25,9 +25,9 @@ def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str = 
 @router.post("/certificates/{route:path}/issue")
 def issue(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """A certificate, or what it would take."""
-    desk = desk_of(request)
+    services = services_of(request)
     given = {**picked(fields, CertificateWanted), **checked(fields, "apply")}
-    answer = admin_certificates.issue(desk, who, route, shaped(CertificateWanted, given))
+    answer = admin_certificates.issue(services, who, route, shaped(CertificateWanted, given))
     said = "" if answer.refusal else "The certificate is issued."
     return _page(request, who, route, said=said, answer=answer)
 
@@ -35,20 +35,20 @@ def issue(request: Request, who: Annotated[Actor, Depends(operator)], route: str
 @router.post("/certificates/{id}/revoke")
 def revoke(request: Request, who: Annotated[Actor, Depends(operator)], id: str) -> Response:
     """It promises nothing any more."""
-    revoked = admin_certificates.revoke(desk_of(request), who, id)
+    revoked = admin_certificates.revoke(services_of(request), who, id)
     return _page(request, who, "", said=f"The certificate of {revoked.route} is revoked.")
 
 
 def _page(
     request: Request, who: Actor, route: str, said: str = "", answer: CertificateAnswer | None = None
 ) -> Response:
-    desk = desk_of(request)
-    models = {one.name: list(one.models) for one in desk.current.routes}
+    services = services_of(request)
+    models = {one.name: list(one.models) for one in services.current.routes}
     chosen = route or next(iter(models), "")
     with database():
-        version = setting(desk, f"route:{chosen}").version
+        version = setting(services, f"route:{chosen}").version
     context = {
-        "title": "Certificates", "found": admin_certificates.certificates(desk, route), "route": route,
+        "title": "Certificates", "found": admin_certificates.certificates(services, route), "route": route,
         "routes": list(models), "answer": answer, "chosen": chosen, "models": models.get(chosen, []),
         "version": version,
     }  # fmt: skip

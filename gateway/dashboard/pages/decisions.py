@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 
 from gateway.admin import decisions as admin_decisions
 from gateway.admin import labels
-from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.guard import Actor, operator, services_of, viewer
 from gateway.admin.shapes.decisions import DecisionRow, Explained, Replayed, ReplayWanted
 from gateway.admin.shapes.labels import LabelWanted
 from gateway.dashboard.download import MOST_ROWS, PAGE_ROWS, as_csv, pages
@@ -39,11 +39,11 @@ def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: s
     """Newest first. An id leads to its decision."""
     if id.strip():
         return RedirectResponse(f"/decisions/{quote(id.strip(), safe='')}", 303)
-    desk, asked = desk_of(request), dict(request.query_params)
-    found = admin_decisions.search(desk, _filter(asked), cursor, PAGE)
+    services, asked = services_of(request), dict(request.query_params)
+    found = admin_decisions.search(services, _filter(asked), cursor, PAGE)
     kept = {name: value for name, value in asked.items() if value and name != "cursor"}
     context = {
-        "title": "Decisions", "found": found, "asked": asked, "facets": admin_decisions.facets(desk),
+        "title": "Decisions", "found": found, "asked": asked, "facets": admin_decisions.facets(services),
         "most_choices": MOST_CHOICES, "outcomes": OUTCOMES,
         "further": f"/decisions?{urlencode({**kept, 'cursor': found.next})}" if found.next else "",
         "first": f"/decisions?{urlencode(kept)}" if cursor else "", "filtered": bool(kept),
@@ -55,10 +55,10 @@ def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: s
 @router.get("/decisions.csv")
 def download(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
     """What the filter in the query finds, newest first."""
-    desk, wanted = desk_of(request), _filter(dict(request.query_params))
+    services, wanted = services_of(request), _filter(dict(request.query_params))
 
     def page(cursor: str) -> tuple[list[DecisionRow], str | None]:
-        found = admin_decisions.search(desk, wanted, cursor, PAGE_ROWS)
+        found = admin_decisions.search(services, wanted, cursor, PAGE_ROWS)
         return found.data, found.next
 
     return as_csv("decisions", DecisionRow, pages(page))
@@ -73,14 +73,14 @@ def show(request: Request, who: Annotated[Actor, Depends(viewer)], id: str) -> R
 @router.post("/decisions/{id}/replay")
 def replay(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
     """The same query decided again; nothing is sent anywhere."""
-    told = admin_decisions.replay(desk_of(request), id, shaped(ReplayWanted, picked(fields, ReplayWanted)))
+    told = admin_decisions.replay(services_of(request), id, shaped(ReplayWanted, picked(fields, ReplayWanted)))
     return _page(request, who, id, replayed=told, asked=fields)
 
 
 @router.post("/decisions/{id}/label")
 def label(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
     """What the answer was worth."""
-    labels.label(desk_of(request), who, id, shaped(LabelWanted, picked(fields, LabelWanted)))
+    labels.label(services_of(request), who, id, shaped(LabelWanted, picked(fields, LabelWanted)))
     return _page(request, who, id, said="The label is recorded. Learning reads it from now on.")
 
 
@@ -88,7 +88,7 @@ def _page(
     request: Request, who: Actor, id: str, said: str = "", replayed: Replayed | None = None,
     asked: dict[str, str] | None = None,
 ) -> Response:  # fmt: skip
-    told = admin_decisions.explain(desk_of(request), id, who)
+    told = admin_decisions.explain(services_of(request), id, who)
     context = {
         "title": "Decision", "told": told, "replayed": replayed, "asked": asked or {}, "facts": _facts(told),
         "raw": json.dumps(told.decision, indent=2, ensure_ascii=False, default=str),

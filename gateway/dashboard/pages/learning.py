@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from gateway.admin import learning as admin_learning
-from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.guard import Actor, operator, services_of, viewer
 from gateway.admin.shapes.learning import CanaryWanted, DriftPoint, RouteLearning, Version
 from gateway.dashboard.charts import Bin, Series
 from gateway.dashboard.forms import Fields, shaped
@@ -31,32 +31,33 @@ def turn(request: Request, who: Annotated[Actor, Depends(operator)], route: str,
 
 
 def _turned(request: Request, who: Actor, route: str, turn: str, fields: dict[str, str]) -> str:
-    desk, version, live = desk_of(request), fields.get("version", ""), fields.get("live")
+    services, version, live = services_of(request), fields.get("version", ""), fields.get("live")
     match turn:
         case "promote":
-            return f"{version} serves the route{confirmed(admin_learning.promote(desk, who, route, version, live))}."
+            done = admin_learning.promote(services, who, route, version, live)
+            return f"{version} serves the route{confirmed(done)}."
         case "roll-back":
-            done = admin_learning.roll_back(desk, who, route, live)
+            done = admin_learning.roll_back(services, who, route, live)
             return f"Rolled back: {done.version or 'what the configuration names'} serves the route{confirmed(done)}."
         case "canary":
             share = float(fields["share"]) / 100 if fields.get("share", "").replace(".", "", 1).isdigit() else None
             wanted = shaped(CanaryWanted, {} if share is None else {"share": share})
-            done = admin_learning.begin_canary(desk, who, route, version, wanted)
+            done = admin_learning.begin_canary(services, who, route, version, wanted)
             return f"{version} decides {wanted.share:.0%} of the requests{confirmed(done)}."
         case "end-canary":
-            return f"The canary is over{confirmed(admin_learning.end_canary(desk, who, route))}."
+            return f"The canary is over{confirmed(admin_learning.end_canary(services, who, route))}."
         case "refresh":
-            admin_learning.refresh(desk, route)
+            admin_learning.refresh(services, route)
             return "Calibration, drift and alarms are computed from the latest decisions."
     raise CallerError(f"there is no turn '{turn}'", status=404)
 
 
 def _page(request: Request, who: Actor, route: str, said: str = "") -> Response:
-    desk = desk_of(request)
-    told = admin_learning.learning(desk, route)
+    services = services_of(request)
+    told = admin_learning.learning(services, route)
     context = {
         "title": "Learning", "told": [_charted(one) for one in told], "route": route,
-        "routes": [one.name for one in desk.config.routes],
+        "routes": [one.name for one in services.config.routes],
     }  # fmt: skip
     return render(request, who, "learning.html", context, said=said)
 

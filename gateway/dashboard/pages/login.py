@@ -7,7 +7,7 @@ from fastapi.responses import RedirectResponse
 
 from gateway.admin import sessions
 from gateway.admin.accounts import refuse_other_sites
-from gateway.admin.guard import desk_of
+from gateway.admin.guard import services_of
 from gateway.admin.shapes.access import SignIn
 from gateway.dashboard.forms import Fields
 from gateway.dashboard.page import render_plain
@@ -19,7 +19,7 @@ router = APIRouter()
 @router.get("/login")
 def show(request: Request, next: str = "/") -> Response:
     """The form; straight on where this machine needs no login."""
-    if sessions.is_open(desk_of(request)):
+    if sessions.is_open(services_of(request)):
         return RedirectResponse(_own_page(next), 303)
     note = "You were signed out, or your session has expired." if next != "/" else ""
     return render_plain(request, "login.html", {"fault": None, "note": note, "next": _own_page(next), "user": ""})
@@ -32,7 +32,7 @@ def sign_in(request: Request, fields: Fields) -> Response:
     user, secret, onward = fields.get("user", ""), fields.get("password", ""), _own_page(fields.get("next", "/"))
     wanted = SignIn(user=user, password=secret) if user else SignIn(master_key=secret)
     try:
-        signed = sessions.sign_in(desk_of(request), wanted, request)
+        signed = sessions.sign_in(services_of(request), wanted, request)
     except HeadgateError as fault:
         context = {"fault": fault, "note": "", "next": onward, "user": user}
         return render_plain(request, "login.html", context, status=fault.status)
@@ -45,7 +45,7 @@ def sign_in(request: Request, fields: Fields) -> Response:
 def sign_out(request: Request) -> Response:
     """Ends the session, here and in the store."""
     refuse_other_sites(request)
-    sessions.sign_out(desk_of(request), request)
+    sessions.sign_out(services_of(request), request)
     response = RedirectResponse("/login", 303)
     sessions.clear_cookie(response)
     return response

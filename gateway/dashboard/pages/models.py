@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from gateway.admin import models as admin_models
-from gateway.admin.guard import Actor, admin, desk_of, operator, viewer
+from gateway.admin.guard import Actor, admin, operator, services_of, viewer
 from gateway.admin.shapes.models import Checked, Fleet, ModelCard, ModelWanted, ProviderCard, ProviderWanted
 from gateway.dashboard.forms import Fields, checked, listed, picked, seen, shaped
 from gateway.dashboard.page import render
@@ -29,11 +29,11 @@ def show(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
 @router.get("/models/edit")
 def edit_model(request: Request, who: Annotated[Actor, Depends(admin)], name: str = "") -> Response:
     """A model's form; empty for a new one."""
-    told = admin_models.fleet(desk_of(request))
+    told = admin_models.fleet(services_of(request))
     card = _model(told, name) if name else None
     context = {
         "title": name or "New model", "kind": "model", "card": card, "providers": told.providers,
-        "routes": [one.name for one in desk_of(request).config.routes],
+        "routes": [one.name for one in services_of(request).config.routes],
     }  # fmt: skip
     return render(request, who, "model_edit.html", context)
 
@@ -44,7 +44,7 @@ def save_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: 
     name = _name(fields)
     given: dict[str, Any] = {**picked(fields, ModelWanted), **checked(fields, *ABILITIES)}
     given["routes"] = listed(fields["routes"]) if "routes" in fields else None
-    done = admin_models.put_model(desk_of(request), who, name, shaped(ModelWanted, given))
+    done = admin_models.put_model(services_of(request), who, name, shaped(ModelWanted, given))
     return _page(request, who, said=f"Model {name} is in force{confirmed(done)}.")
 
 
@@ -52,14 +52,14 @@ def save_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: 
 def remove_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """What the configuration file says of it, if anything, is in force again."""
     name = _name(fields)
-    done = admin_models.remove_model(desk_of(request), who, name, seen(fields))
+    done = admin_models.remove_model(services_of(request), who, name, seen(fields))
     return _page(request, who, said=f"Model {name}: the change made here is removed{confirmed(done)}.")
 
 
 @router.get("/providers/edit")
 def edit_provider(request: Request, who: Annotated[Actor, Depends(admin)], name: str = "") -> Response:
     """A provider's form; a secret's field is always empty."""
-    told = admin_models.fleet(desk_of(request))
+    told = admin_models.fleet(services_of(request))
     card = _provider(told, name) if name else None
     context = {
         "title": name or "New provider", "kind": "provider", "card": card, "kinds": KINDS,
@@ -76,7 +76,7 @@ def save_provider(request: Request, who: Annotated[Actor, Depends(admin)], field
     if fields.get("forget_key") == "on":
         given["api_key"] = ""
     given["headers"] = _headers(fields)
-    done = admin_models.put_provider(desk_of(request), who, name, shaped(ProviderWanted, given))
+    done = admin_models.put_provider(services_of(request), who, name, shaped(ProviderWanted, given))
     return _page(request, who, said=f"Provider {name} is in force{confirmed(done)}.")
 
 
@@ -84,7 +84,7 @@ def save_provider(request: Request, who: Annotated[Actor, Depends(admin)], field
 def remove_provider(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """As for a model."""
     name = _name(fields)
-    done = admin_models.remove_provider(desk_of(request), who, name, seen(fields))
+    done = admin_models.remove_provider(services_of(request), who, name, seen(fields))
     return _page(request, who, said=f"Provider {name}: the change made here is removed{confirmed(done)}.")
 
 
@@ -92,11 +92,11 @@ def remove_provider(request: Request, who: Annotated[Actor, Depends(admin)], fie
 def check_provider(request: Request, who: Annotated[Actor, Depends(operator)], fields: Fields) -> Response:
     """Whether it answers; spends nothing."""
     name = _name(fields)
-    return _page(request, who, found=(name, admin_models.check_provider(desk_of(request), who, name)))
+    return _page(request, who, found=(name, admin_models.check_provider(services_of(request), who, name)))
 
 
 def _page(request: Request, who: Actor, said: str = "", found: tuple[str, Checked] | None = None) -> Response:
-    context = {"title": "Models", "told": admin_models.fleet(desk_of(request)), "found": found}
+    context = {"title": "Models", "told": admin_models.fleet(services_of(request)), "found": found}
     return render(request, who, "models.html", context, said=said, at="/models")
 
 

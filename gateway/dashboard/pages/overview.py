@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from gateway.admin import overview as admin_overview
-from gateway.admin.guard import Actor, admin, desk_of, viewer
+from gateway.admin.guard import Actor, admin, services_of, viewer
 from gateway.admin.shapes.common import Window
 from gateway.admin.shapes.overview import Overview
 from gateway.dashboard.charts import Series
@@ -28,17 +28,17 @@ def show(
 @router.post("/baseline")
 def declare(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
     """The model that savings are counted against."""
-    admin_overview.declare_baseline(desk_of(request), who, fields.get("model", ""), seen(fields))
+    admin_overview.declare_baseline(services_of(request), who, fields.get("model", ""), seen(fields))
     return _page(request, who, "day", "", "", said="The baseline is declared; savings are counted against it.")
 
 
 def _page(request: Request, who: Actor, window: Window, route: str, tenant: str, said: str = "") -> Response:
-    desk = desk_of(request)
-    told = admin_overview.overview(desk, window, route, tenant)
+    services = services_of(request)
+    told = admin_overview.overview(services, window, route, tenant)
     context = {
-        "title": "Overview", "told": told, "lines": _lines(told), "baseline": admin_overview.baseline_setting(desk),
-        "models": sorted({(model.name, model.name) for model in desk.current.models}),
-        "routes": [one.name for one in desk.config.routes],
+        "title": "Overview", "told": told, "lines": _lines(told), "baseline": admin_overview.baseline_setting(services),
+        "models": sorted({(model.name, model.name) for model in services.current.models}),
+        "routes": [one.name for one in services.config.routes],
     }  # fmt: skip
     return render(request, who, "overview.html", context, said=said)
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 
 from gateway.admin import knobs as admin_knobs
-from gateway.admin.guard import Actor, desk_of, operator, viewer
+from gateway.admin.guard import Actor, operator, services_of, viewer
 from gateway.admin.shapes.common import SettingVersion
 from gateway.admin.shapes.knobs import Frontier, KnobChange, Knobs, Preview, RouteDetail, TrialWanted
 from gateway.dashboard.charts import Spot
@@ -59,16 +59,18 @@ MORE_DIALS = (
 @router.get("/routes")
 def show_all(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
     """Every route with its knobs and its last day."""
-    return render(request, who, "routes.html", {"title": "Routes", "cards": admin_knobs.route_cards(desk_of(request))})
+    return render(
+        request, who, "routes.html", {"title": "Routes", "cards": admin_knobs.route_cards(services_of(request))}
+    )
 
 
 @router.get("/routes/{route:path}/effect")
 def effect(request: Request, who: Annotated[Actor, Depends(viewer)], route: str) -> Response:
     """What the knobs in the query would do: the part of the page that follows the slider."""
-    desk = desk_of(request)
+    services = services_of(request)
     wanted = _knobs(request.query_params)
-    detail = admin_knobs.route_detail(desk, route)
-    told = admin_knobs.preview(desk, route, wanted)
+    detail = admin_knobs.route_detail(services, route)
+    told = admin_knobs.preview(services, route, wanted)
     shown = seen(request.query_params) if "version" in request.query_params else detail.setting_version
     stale = detail.history[0] if shown != detail.setting_version else None
     text = templates().get_template("effect.html").render(_effect(detail, told), stale=stale)
@@ -86,14 +88,14 @@ def apply(request: Request, who: Annotated[Actor, Depends(operator)], route: str
     """Puts the knobs into force."""
     given = {"knobs": _knobs(fields), "version": fields.get("version"), "why": fields.get("why", "")}
     change = shaped(KnobChange, given)
-    done = admin_knobs.apply(desk_of(request), who, route, change)
+    done = admin_knobs.apply(services_of(request), who, route, change)
     return _page(request, who, route, said=f"The knobs are in force{confirmed(done)}.", undoable=done.setting.version)
 
 
 @router.post("/routes/{route:path}/undo")
 def undo(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """Back to the version before."""
-    done = admin_knobs.undo(desk_of(request), who, route, seen(fields))
+    done = admin_knobs.undo(services_of(request), who, route, seen(fields))
     return _page(request, who, route, said=f"Undone: the knobs of before are in force{confirmed(done)}.")
 
 
@@ -106,7 +108,7 @@ def start_trial(
     wanted = shaped(
         TrialWanted, {"kind": kind, "knobs": _knobs(fields), "version": fields.get("version"), **share}
     )
-    done = admin_knobs.start_trial(desk_of(request), who, route, wanted)
+    done = admin_knobs.start_trial(services_of(request), who, route, wanted)
     where = "in the shadow, without effect on any request" if kind == "shadow" else "before a share of the requests"
     return _page(request, who, route, said=f"The knobs are tried {where}{confirmed(done)}.")
 
@@ -114,14 +116,14 @@ def start_trial(
 @router.post("/routes/{route:path}/trial-end")
 def end_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """Everything as before the trial."""
-    done = admin_knobs.end_trial(desk_of(request), who, route, seen(fields))
+    done = admin_knobs.end_trial(services_of(request), who, route, seen(fields))
     return _page(request, who, route, said=f"The trial is over{confirmed(done)}.")
 
 
 @router.post("/routes/{route:path}/trial-adopt")
 def adopt_trial(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
     """The tried knobs for all requests."""
-    done = admin_knobs.adopt_trial(desk_of(request), who, route, seen(fields))
+    done = admin_knobs.adopt_trial(services_of(request), who, route, seen(fields))
     return _page(
         request, who, route, said=f"The tried knobs are in force{confirmed(done)}.", undoable=done.setting.version
     )
@@ -130,16 +132,16 @@ def adopt_trial(request: Request, who: Annotated[Actor, Depends(operator)], rout
 @router.post("/routes/{route:path}/frontier")
 def refresh(request: Request, who: Annotated[Actor, Depends(operator)], route: str) -> Response:
     """Works the frontier out again, now."""
-    admin_knobs.refresh_frontier(desk_of(request), route)
+    admin_knobs.refresh_frontier(services_of(request), route)
     return _page(request, who, route, said="The frontier is computed from the latest decisions.")
 
 
 def _page(
     request: Request, who: Actor, route: str, said: str = "", undoable: int | None = None
 ) -> Response:
-    desk = desk_of(request)
-    detail = admin_knobs.route_detail(desk, route)
-    told = admin_knobs.preview(desk, route, detail.knobs)
+    services = services_of(request)
+    detail = admin_knobs.route_detail(services, route)
+    told = admin_knobs.preview(services, route, detail.knobs)
     context = {
         "title": route, "detail": detail, "dials": DIALS, "more_dials": MORE_DIALS, "undoable": undoable,
         "history": _history(detail.history), "stale": None, **_effect(detail, told),

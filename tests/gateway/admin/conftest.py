@@ -1,4 +1,4 @@
-"""A desk on an empty journal, and a client that asks it as the admin API."""
+"""A admin on an empty journal, and a client that asks it as the admin API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.admin.app import make_admin
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.config import Auth, Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
 from gateway.journal.schema import migrate
 from gateway.journal.ship import ShipState
@@ -26,12 +26,12 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(migrated: Path, tmp_path: Path) -> Desk:
+def admin(migrated: Path, tmp_path: Path) -> AdminServices:
     """Two models, one route, no master key: this machine is admin."""
-    return desk_at(migrated, tmp_path)
+    return services_at(migrated, tmp_path)
 
 
-def desk_at(migrated: Path, folder: Path, master_key: str = "") -> Desk:
+def services_at(migrated: Path, folder: Path, master_key: str = "") -> AdminServices:
     shutil.copy(migrated, folder / "journal.db")
     config = Config(
         server=Server(run_dir=str(folder / "run")),
@@ -47,16 +47,18 @@ def desk_at(migrated: Path, folder: Path, master_key: str = "") -> Desk:
         routes=[RouteConfig(name="auto", models=["small", "large"], explore=0.2, cost_weight=0.5, store_text=True)],
     )  # fmt: skip
     Path(config.server.run_dir).mkdir(exist_ok=True)
-    return Desk(config, open_store(config.storage.url), ShipState(), opened=True)
+    return AdminServices(config, open_store(config.storage.url), ShipState(), opened=True)
 
 
 @pytest.fixture
-async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(desk) as client:
+async def client(admin: AdminServices) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(admin) as client:
         yield client
 
 
-def client_of(desk: Desk, base_url: str = "http://localhost:8081", peer: str = "127.0.0.1") -> httpx.AsyncClient:
+def client_of(
+    admin: AdminServices, base_url: str = "http://localhost:8081", peer: str = "127.0.0.1"
+) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(make_admin(desk), client=(peer, 1)), base_url=base_url
+        transport=httpx.ASGITransport(make_admin(admin), client=(peer, 1)), base_url=base_url
     )

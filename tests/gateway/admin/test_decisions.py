@@ -10,7 +10,7 @@ import pytest
 from gateway.admin import parts
 from gateway.admin.actor import Actor
 from gateway.admin.decisions import explain, facets, replay, search
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.decisions import ReplayWanted
 from gateway.admin.shapes.models import ModelWanted
 from gateway.dashboard.forms import shaped
@@ -49,15 +49,15 @@ FILTERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("asked", FILTERS)
 @pytest.mark.parametrize("looked_at", [7, 10_000])
 def test_following_the_pages_finds_every_match_once(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], looked_at: int
+    admin: AdminServices, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], looked_at: int
 ) -> None:
     """Newest first, whatever is asked, and however little one page may look at: what a reading of all would find."""
     monkeypatch.setattr(journal, "LOOKED_AT", looked_at)
     records = mixed(150)
-    write(desk, *records)
+    write(admin, *records)
     wanted, seen, cursor = DecisionFilter(**asked), list[str](), ""
     for _ in range(200):
-        page = search(desk, wanted, cursor, limit=10)
+        page = search(admin, wanted, cursor, limit=10)
         seen += [row.id for row in page.data]
         if page.next is None:
             break
@@ -78,36 +78,36 @@ def fits(one: DecisionRecord, wanted: DecisionFilter) -> bool:
     )  # fmt: skip
 
 
-def test_a_search_that_makes_no_sense_is_refused(desk: Desk) -> None:
+def test_a_search_that_makes_no_sense_is_refused(admin: AdminServices) -> None:
     """An unknown outcome, a time that ends before it begins, a cost that is no number, a cursor that isn't ours."""
     for wanted, cursor in (
         (DecisionFilter(outcome="nice"), ""), (DecisionFilter(since_s=5, until_s=1), ""), (DecisionFilter(), "x:y"),
         (DecisionFilter(min_cost_usd=float("nan")), ""), (DecisionFilter(since_s=float("nan")), ""),
     ):  # fmt: skip
         with pytest.raises(CallerError):
-            search(desk, wanted, cursor)
+            search(admin, wanted, cursor)
 
 
 @pytest.mark.parametrize("latency_s", [None, 1.5])
-def test_a_bound_that_nobody_could_hold_is_told(desk: Desk, latency_s: float | None) -> None:
+def test_a_bound_that_nobody_could_hold_is_told(admin: AdminServices, latency_s: float | None) -> None:
     """A model of unknown latency is let pass by `max_latency_s`; its decision says so."""
     record = recent(1, knobs={"max_latency_s": 2.0})
     candidates = tuple(msgspec.structs.replace(one, latency_s=latency_s) for one in record.candidates)
-    write(desk, msgspec.structs.replace(record, candidates=candidates))
-    said = " ".join(explain(desk, "chatcmpl-1", OPERATOR).summary)
+    write(admin, msgspec.structs.replace(record, candidates=candidates))
+    said = " ".join(explain(admin, "chatcmpl-1", OPERATOR).summary)
     told = f"How long {record.model} takes nobody had seen yet, so it wasn't held to the bound of 2 s."
     assert (told in said) == (latency_s is None)
 
 
-def test_a_decision_is_explained_in_plain_words(desk: Desk) -> None:
+def test_a_decision_is_explained_in_plain_words(admin: AdminServices) -> None:
     """Who could not answer and why, who answered, what was thrown away, what it would have cost elsewhere."""
     record = recent(
         1, plan=("small", "large"), thresholds=(0.8, None), answered_model="large", verdict="last", cost_nanousd=10_000,
         attempts=(attempt("small", evidence=EvidenceRecord(confidence=0.6)), attempt("large", cost_nanousd=9000)),
         excluded={"tiny": "context too short"},
     )  # fmt: skip
-    write(desk, record, feedback(1, 0.25))
-    told = explain(desk, "chatcmpl-1", OPERATOR)
+    write(admin, record, feedback(1, 0.25))
+    told = explain(admin, "chatcmpl-1", OPERATOR)
     said = " ".join(told.summary)
     assert "tiny could not answer: prompt and answer would not fit into its context." in said
     assert "small answered after 200 ms, and its answer was not kept (confidence 0.60, needed 0.80)." in said
@@ -120,19 +120,19 @@ def test_a_decision_is_explained_in_plain_words(desk: Desk) -> None:
     assert told.counterfactual_usd == {"small": pytest.approx(3.2e-6), "large": pytest.approx(6.4e-5)}
     assert told.feedback[0].score == 0.25 and told.outcomes == ["escalated"]
     with pytest.raises(NotFound):
-        explain(desk, "dec_2", OPERATOR)
+        explain(admin, "dec_2", OPERATOR)
 
 
-def test_another_model_would_have_searched_as_often(desk: Desk) -> None:
+def test_another_model_would_have_searched_as_often(admin: AdminServices) -> None:
     """At its own price, as its provider's other tools would have run, and would have read what was written to a cache
     for an hour. A price that only the file has outlives a change made here.
     """
     prices = {"input_usd_per_mtok": "2", "output_usd_per_mtok": "8", "web_search_usd": "0.01"}
     large = shaped(ModelWanted, {"provider": "acme", **prices, "version": 0})
-    parts.put_model(desk, Actor("ada", "admin"), "large", large)
+    parts.put_model(admin, Actor("ada", "admin"), "large", large)
     usage = {"input": 10, "cache_write_1h": 2, "output": 5, "web_search": 3, "file_search": 4}
-    write(desk, recent(1, attempts=(attempt("small", usage=usage),)))
-    told = explain(desk, "dec_1", OPERATOR).counterfactual_usd
+    write(admin, recent(1, attempts=(attempt("small", usage=usage),)))
+    told = explain(admin, "dec_1", OPERATOR).counterfactual_usd
     assert told == {"small": pytest.approx(3.2e-6), "large": pytest.approx(6.4e-5 + 0.03 + 0.008)}
 
 
@@ -147,45 +147,45 @@ def test_another_model_would_have_searched_as_often(desk: Desk) -> None:
         ({"cases_shown": 0, "cases_withheld": 0.1}, "Solved cases were found but withheld, to measure their worth."),
     ],
 )
-def test_each_way_to_an_answer_has_its_sentence(desk: Desk, changes: dict[str, Any], words: str) -> None:
+def test_each_way_to_an_answer_has_its_sentence(admin: AdminServices, changes: dict[str, Any], words: str) -> None:
     """From the cache, refused, pinned, with knobs of its own, after solved cases or without."""
-    write(desk, recent(1, **changes))
-    assert words in " ".join(explain(desk, "dec_1", VIEWER).summary)
+    write(admin, recent(1, **changes))
+    assert words in " ".join(explain(admin, "dec_1", VIEWER).summary)
 
 
-def test_texts_are_not_for_viewers(desk: Desk) -> None:
+def test_texts_are_not_for_viewers(admin: AdminServices) -> None:
     """An operator reads prompt and answer; a viewer sees that the decision is there."""
-    write(desk, recent(1, prompt_text="my secret question", answer_text="my secret answer"))
-    assert explain(desk, "dec_1", OPERATOR).prompt_text == "my secret question"
-    assert "my secret" not in explain(desk, "dec_1", VIEWER).model_dump_json()
+    write(admin, recent(1, prompt_text="my secret question", answer_text="my secret answer"))
+    assert explain(admin, "dec_1", OPERATOR).prompt_text == "my secret question"
+    assert "my secret" not in explain(admin, "dec_1", VIEWER).model_dump_json()
 
 
-def test_a_decision_is_made_again_with_another_knob(desk: Desk) -> None:
+def test_a_decision_is_made_again_with_another_knob(admin: AdminServices) -> None:
     """Then and now side by side; where no router was asked there is nothing to make again."""
     (record, *_) = explored(1)
-    write(desk, record, recent(2, id="dec_hit", cache="hit", cache_why={"entry": "e"}, model=""))
-    told = replay(desk, "dec_0", ReplayWanted(cost_weight=1.0))
+    write(admin, record, recent(2, id="dec_hit", cache="hit", cache_why={"entry": "e"}, model=""))
+    told = replay(admin, "dec_0", ReplayWanted(cost_weight=1.0))
     assert told.replayed.model == "small" and told.recorded.model in ("small", "large")
     assert any("cost_weight 1" in note for note in told.notes)
     with pytest.raises(CallerError, match="nothing to decide again"):
-        replay(desk, "dec_hit", ReplayWanted())
+        replay(admin, "dec_hit", ReplayWanted())
     with pytest.raises(CallerError, match="can't be asked"):
-        replay(desk, "dec_0", ReplayWanted(router="no/such.safetensors"))
+        replay(admin, "dec_0", ReplayWanted(router="no/such.safetensors"))
 
 
-def test_what_can_be_asked_for_comes_from_the_sums(desk: Desk) -> None:
+def test_what_can_be_asked_for_comes_from_the_sums(admin: AdminServices) -> None:
     """Routes, models, tenants and keys of late, each once."""
-    write(desk, recent(1), recent(2, route="code", tenant="other"))
-    assert facets(desk) == {"route": ["auto", "code"], "model": ["small"], "tenant": ["acme", "other"],
+    write(admin, recent(1), recent(2, route="code", tenant="other"))
+    assert facets(admin) == {"route": ["auto", "code"], "model": ["small"], "tenant": ["acme", "other"],
                             "key_id": ["key_1"]}  # fmt: skip
 
 
 async def test_what_there_is_too_much_of_to_choose_from_is_typed(
-    desk: Desk, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    admin: AdminServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A list of ten thousand keys helps nobody, and the page brings it anew with every request that comes in."""
     monkeypatch.setattr(pages, "MOST_CHOICES", 1)
-    write(desk, recent(1, key_id="key_a"), recent(2, key_id="key_b"))
+    write(admin, recent(1, key_id="key_a"), recent(2, key_id="key_b"))
     page = (await client.get("/decisions?key_id=key_b")).text
     assert '<input id="f-key_id" name="key_id" value="key_b"' in page and "key_a" not in page
     assert '<select id="f-route"' in page

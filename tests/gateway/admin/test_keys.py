@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from gateway.admin import keys
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.config import Auth, KeyConfig, Secret
 from gateway.dashboard.pages import access
 from gateway.keys import new_key
@@ -21,12 +21,12 @@ from tests.gateway.admin.traffic import recent, write
 
 
 @pytest.fixture
-def named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def named(admin: AdminServices, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Seven keys of two tenants, three on a page."""
     monkeypatch.setattr(access, "KEYS_SHOWN", 3)
     made = [new_key(f"key-{number}", float(number), tenant=f"team{number % 2}")[1] for number in range(7)]
     for record in made:
-        desk.store.add_key(record, "test")
+        admin.store.add_key(record, "test")
     return [record.name for record in made]
 
 
@@ -49,21 +49,23 @@ async def test_keys_are_searched(client: httpx.AsyncClient, named: list[str]) ->
     assert "No key matches" in (await client.get("/keys?search=nobody")).text
 
 
-async def test_keys_of_the_file_follow_on_the_same_pages(desk: Desk, named: list[str]) -> None:
+async def test_keys_of_the_file_follow_on_the_same_pages(admin: AdminServices, named: list[str]) -> None:
     """A page may hold the last of those made here and the first of the file's."""
     stated = [KeyConfig(name=f"file-{number}", key=Secret(f"hg-{number:032d}")) for number in range(4)]
-    desk.config = replace(desk.config, auth=Auth(keys=stated))
-    found = keys.key_page(desk, 3, start=6)
+    admin.config = replace(admin.config, auth=Auth(keys=stated))
+    found = keys.key_page(admin, 3, start=6)
     assert [row.name for row in found.rows] == ["key-6", "file-0", "file-1"] and found.found == 11
-    assert [row.name for row in keys.key_page(desk, 3, start=9).rows] == ["file-2", "file-3"]
+    assert [row.name for row in keys.key_page(admin, 3, start=9).rows] == ["file-2", "file-3"]
 
 
-def test_spend_is_added_up_once_for_all_keys(desk: Desk, named: list[str]) -> None:
+def test_spend_is_added_up_once_for_all_keys(admin: AdminServices, named: list[str]) -> None:
     """By the database, and not read through again for each: with ten thousand keys that took minutes."""
-    ids, now_s = [row.id for row in keys.key_rows(desk)], time.time()
-    write(desk, *(recent(number, time_s=now_s, key_id=id, cost_nanousd=3_000_000_000) for number, id in enumerate(ids)))
-    with watched(desk.store.engine) as statements:
-        assert [row.spent.spent_usd for row in keys.key_rows(desk)] == [3.0] * 7
+    ids, now_s = [row.id for row in keys.key_rows(admin)], time.time()
+    write(
+        admin, *(recent(number, time_s=now_s, key_id=id, cost_nanousd=3_000_000_000) for number, id in enumerate(ids))
+    )
+    with watched(admin.store.engine) as statements:
+        assert [row.spent.spent_usd for row in keys.key_rows(admin)] == [3.0] * 7
     assert [one.partition("GROUP BY ")[2] for one in statements if "FROM spend" in one] == ["spend.key_id"]
 
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from gateway.admin import audit, changes, knobs
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.knobs import Kept, KnobChange, Knobs, TrialWanted
 from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.journal.record import DecisionRecord, FeedbackRecord
@@ -23,74 +23,74 @@ from tests.gateway.admin.traffic import explored, write
 ANN, BOB = Actor("ann", "operator"), Actor("bob", "operator")
 
 
-def turn(desk: Desk, who: Actor, version: int, **stated: Any) -> Any:
-    return knobs.apply(desk, who, "auto", KnobChange(knobs=Knobs(**stated), version=version, why="to see"))
+def turn(admin: AdminServices, who: Actor, version: int, **stated: Any) -> Any:
+    return knobs.apply(admin, who, "auto", KnobChange(knobs=Knobs(**stated), version=version, why="to see"))
 
 
-def test_a_knob_is_in_force_and_on_record(desk: Desk) -> None:
+def test_a_knob_is_in_force_and_on_record(admin: AdminServices) -> None:
     """Workers' file, the route's page, the history and the audit log say the same; what was not named stays."""
-    done = turn(desk, ANN, 0, cost_weight=0.9)
+    done = turn(admin, ANN, 0, cost_weight=0.9)
     assert (done.setting.version, done.setting.actor) == (1, "ann")
-    assert read_settings(desk.run_dir).overlay.routes == {"auto": {"cost_weight": 0.9}}
-    page = knobs.route_detail(desk, "auto")
+    assert read_settings(admin.run_dir).overlay.routes == {"auto": {"cost_weight": 0.9}}
+    page = knobs.route_detail(admin, "auto")
     assert (page.knobs.cost_weight, page.knobs.explore, page.configured.cost_weight) == (0.9, 0.2, 0.5)
     assert [one.version for one in page.history] == [1]
-    (line,) = audit.audit_log(desk, action="setting.save")
+    (line,) = audit.audit_log(admin, action="setting.save")
     assert (line.actor, line.target, line.detail["why"]) == ("ann", "route:auto", "to see")
     assert line.undo == {"name": "route:auto", "version": 1}
 
 
-def test_a_turn_is_held_to_what_was_foretold(desk: Desk) -> None:
+def test_a_turn_is_held_to_what_was_foretold(admin: AdminServices) -> None:
     """Too early at first; as foretold once traffic like the prediction came, not once it came otherwise; a trial and
     its end leave the turn what it was, and taken back there is nothing to hold it to.
     """
-    write(desk, *explored(400))
-    turn(desk, ANN, 0, cost_weight=1.0)
-    foretold = knobs.preview(desk, "auto", Knobs(cost_weight=1.0)).shares_then["small"]
+    write(admin, *explored(400))
+    turn(admin, ANN, 0, cost_weight=1.0)
+    foretold = knobs.preview(admin, "auto", Knobs(cost_weight=1.0)).shares_then["small"]
 
     def kept(chance: float, first: int) -> Kept:
         came = explored(200, seed=first, chance=chance)
         at_s = time.time()
-        write(desk, *(replace(one, id=f"{one.id}_{first}", time_s=at_s) for one in came if one.id.startswith("dec_")))
-        desk.kept.clear()
-        told = knobs.route_detail(desk, "auto").kept
+        write(admin, *(replace(one, id=f"{one.id}_{first}", time_s=at_s) for one in came if one.id.startswith("dec_")))
+        admin.kept.clear()
+        told = knobs.route_detail(admin, "auto").kept
         assert told is not None and told.cost_usd is not None
         return told
 
-    early = knobs.route_detail(desk, "auto").kept
+    early = knobs.route_detail(admin, "auto").kept
     assert early is not None and early.quality is not None and early.cost_usd is not None
     assert (early.rounds, early.quality.held, early.cost_usd.held) == (0, None, None)
     told = kept(foretold, 1)
     assert told.rounds == 200 and told.cost_usd is not None and told.cost_usd.held is True
     assert told.quality is not None and told.quality.held is None  # nobody scored them
     wanted = TrialWanted(kind="shadow", knobs=Knobs(cost_weight=0.2), version=1)
-    knobs.end_trial(desk, ANN, "auto", knobs.start_trial(desk, ANN, "auto", wanted).setting.version)
+    knobs.end_trial(admin, ANN, "auto", knobs.start_trial(admin, ANN, "auto", wanted).setting.version)
     otherwise = kept(1 - foretold, 2)
     assert otherwise.rounds == 400 and otherwise.cost_usd is not None and otherwise.cost_usd.held is False
-    assert "foretold" not in str(audit.audit_log(desk))
-    turn(desk, ANN, 3, cost_weight=0.5)
-    knobs.undo(desk, ANN, "auto", 4)
-    assert knobs.route_detail(desk, "auto").kept is not None  # of the same knobs, since they are in force again
-    turn(desk, ANN, 5, budget_usd_per_day=9.0)
-    assert knobs.route_detail(desk, "auto").kept is None
+    assert "foretold" not in str(audit.audit_log(admin))
+    turn(admin, ANN, 3, cost_weight=0.5)
+    knobs.undo(admin, ANN, "auto", 4)
+    assert knobs.route_detail(admin, "auto").kept is not None  # of the same knobs, since they are in force again
+    turn(admin, ANN, 5, budget_usd_per_day=9.0)
+    assert knobs.route_detail(admin, "auto").kept is None
 
 
-def test_of_two_operators_the_second_learns_who_was_first(desk: Desk) -> None:
+def test_of_two_operators_the_second_learns_who_was_first(admin: AdminServices) -> None:
     """Nothing of the second change is in force, and he sees what is."""
-    turn(desk, ANN, 0, cost_weight=0.9)
+    turn(admin, ANN, 0, cost_weight=0.9)
     with pytest.raises(Conflict, match="ann changed route:auto") as conflict:
-        turn(desk, BOB, 0, cost_weight=0.1)
+        turn(admin, BOB, 0, cost_weight=0.1)
     assert conflict.value.current is not None and conflict.value.current.value == {"cost_weight": 0.9, "trial": None}
-    assert knobs.route_detail(desk, "auto").knobs.cost_weight == 0.9
+    assert knobs.route_detail(admin, "auto").knobs.cost_weight == 0.9
 
 
-def test_of_many_at_the_same_moment_one_gets_through(desk: Desk) -> None:
+def test_of_many_at_the_same_moment_one_gets_through(admin: AdminServices) -> None:
     """Whatever the threads do: one version, one audit line, the others are told."""
     told: list[str] = []
 
     def one(number: int) -> None:
         try:
-            turn(desk, Actor(f"operator {number}", "operator"), 0, cost_weight=number / 10)
+            turn(admin, Actor(f"operator {number}", "operator"), 0, cost_weight=number / 10)
             told.append("done")
         except Conflict:
             told.append("conflict")
@@ -101,137 +101,141 @@ def test_of_many_at_the_same_moment_one_gets_through(desk: Desk) -> None:
     for thread in threads:
         thread.join()
     assert sorted(told) == ["conflict"] * 4 + ["done"]
-    assert len(changes.history(desk, "route:auto")) == 1
+    assert len(changes.history(admin, "route:auto")) == 1
 
 
 @pytest.mark.parametrize(
     ("stated", "field"),
     [({"max_latency_s": 0.0}, "max_latency_s"), ({"min_quality": 0.0}, "min_quality")],
 )
-def test_what_no_file_could_hold_is_refused_with_its_place(desk: Desk, stated: dict[str, float], field: str) -> None:
+def test_what_no_file_could_hold_is_refused_with_its_place(
+    admin: AdminServices, stated: dict[str, float], field: str
+) -> None:
     """And leaves no trace: no version, no audit line, no file."""
     change = KnobChange.model_construct(knobs=Knobs.model_construct({*stated}, **stated), version=0, why="")
     with pytest.raises(CallerError) as refused:
-        knobs.apply(desk, ANN, "auto", change)
+        knobs.apply(admin, ANN, "auto", change)
     assert refused.value.status == 422 and field in str(refused.value.param)
-    assert changes.setting(desk, "route:auto").version == 0
-    assert audit.audit_log(desk) == []
-    assert not read_settings(desk.run_dir).overlay.routes
+    assert changes.setting(admin, "route:auto").version == 0
+    assert audit.audit_log(admin) == []
+    assert not read_settings(admin.run_dir).overlay.routes
 
 
-def test_a_change_is_undone_step_by_step(desk: Desk) -> None:
+def test_a_change_is_undone_step_by_step(admin: AdminServices) -> None:
     """Undo is a new version; only whoever saw the one in force may."""
-    turn(desk, ANN, 0, cost_weight=0.9)
-    turn(desk, ANN, 1, cost_weight=0.1)
+    turn(admin, ANN, 0, cost_weight=0.9)
+    turn(admin, ANN, 1, cost_weight=0.1)
     with pytest.raises(Conflict):
-        knobs.undo(desk, BOB, "auto", 1)
-    knobs.undo(desk, BOB, "auto", 2)
-    assert knobs.route_detail(desk, "auto").knobs.cost_weight == 0.9
-    audit.undo_setting(desk, BOB, "route:auto", 3)
-    assert knobs.route_detail(desk, "auto").knobs.cost_weight == 0.1
+        knobs.undo(admin, BOB, "auto", 1)
+    knobs.undo(admin, BOB, "auto", 2)
+    assert knobs.route_detail(admin, "auto").knobs.cost_weight == 0.9
+    audit.undo_setting(admin, BOB, "route:auto", 3)
+    assert knobs.route_detail(admin, "auto").knobs.cost_weight == 0.1
     with pytest.raises(CallerError, match="never changed"):
-        changes.undo(desk, BOB, "route:other", 0)
+        changes.undo(admin, BOB, "route:other", 0)
 
 
-def test_a_value_set_to_nothing_is_no_value(desk: Desk) -> None:
+def test_a_value_set_to_nothing_is_no_value(admin: AdminServices) -> None:
     """None unsets what the file says; leaving a knob out brings the file's back."""
-    turn(desk, ANN, 0, cost_weight=None, min_quality=0.8)
-    assert knobs.route_detail(desk, "auto").knobs.cost_weight is None
-    turn(desk, ANN, 1)
-    page = knobs.route_detail(desk, "auto")
+    turn(admin, ANN, 0, cost_weight=None, min_quality=0.8)
+    assert knobs.route_detail(admin, "auto").knobs.cost_weight is None
+    turn(admin, ANN, 1)
+    page = knobs.route_detail(admin, "auto")
     assert (page.knobs.cost_weight, page.knobs.min_quality) == (0.5, None)
 
 
 def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    admin: AdminServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The version can't be stored: 503, and workers keep what they had."""
-    before = read_settings(desk.run_dir)
+    before = read_settings(admin.run_dir)
 
     def away(*_: object, **__: object) -> int:
         raise sa.exc.OperationalError("insert", {}, OSError("gone"))
 
     monkeypatch.setattr(Store, "save_setting", away)
     with pytest.raises(HeadgateError) as fault:
-        turn(desk, ANN, 0, cost_weight=0.9)
+        turn(admin, ANN, 0, cost_weight=0.9)
     assert fault.value.status == 503
-    assert read_settings(desk.run_dir) == before
+    assert read_settings(admin.run_dir) == before
 
 
-def test_a_preview_says_what_would_change_or_what_it_takes_to_know(desk: Desk) -> None:
+def test_a_preview_says_what_would_change_or_what_it_takes_to_know(admin: AdminServices) -> None:
     """Nothing logged, too little logged, enough: a refusal with its price, then figures with intervals."""
-    empty = knobs.preview(desk, "auto", Knobs(cost_weight=1.0))
+    empty = knobs.preview(admin, "auto", Knobs(cost_weight=1.0))
     assert empty.rounds == 0 and empty.cost_usd.difference.refusal is not None
-    write(desk, *explored(30))
-    desk.kept.clear()
-    few = knobs.preview(desk, "auto", Knobs(cost_weight=1.0))
+    write(admin, *explored(30))
+    admin.kept.clear()
+    few = knobs.preview(admin, "auto", Knobs(cost_weight=1.0))
     assert few.quality.difference.refusal is not None
     assert (few.quality.difference.refusal.explored_calls or 0) > 0 and "more explored calls" in few.message
     assert few.quality.difference.refusal.exploration == 0.1
-    write(desk, *explored(500, seed=1))
-    desk.kept.clear()
-    told = knobs.preview(desk, "auto", Knobs(cost_weight=1.0))
+    write(admin, *explored(500, seed=1))
+    admin.kept.clear()
+    told = knobs.preview(admin, "auto", Knobs(cost_weight=1.0))
     cost, quality = told.cost_usd.difference.interval, told.quality.difference.interval
     assert cost is not None and cost.high < 0.0
     assert quality is not None and quality.value < 0.0
     assert told.shares_then["small"] > 0.85 and sum(told.shares_then.values()) == pytest.approx(1.0)
     assert told.day_usd.difference.interval is not None and told.requests_per_day > 0
-    assert knobs.preview(desk, "auto", Knobs()).message == "These are the knobs in force."
+    assert knobs.preview(admin, "auto", Knobs()).message == "These are the knobs in force."
     with pytest.raises(NotFound):
-        knobs.preview(desk, "nowhere", Knobs())
+        knobs.preview(admin, "nowhere", Knobs())
 
 
-def test_a_preview_of_knobs_no_longer_in_force_is_not_shown(desk: Desk) -> None:
+def test_a_preview_of_knobs_no_longer_in_force_is_not_shown(admin: AdminServices) -> None:
     """What was worked out a moment ago for other knobs says nothing of the present ones."""
-    write(desk, *explored(60))
-    assert knobs.preview(desk, "auto", knobs.route_detail(desk, "auto").knobs).knobs.cost_weight == 0.5
-    turn(desk, ANN, 0, cost_weight=0.9)
-    now = knobs.route_detail(desk, "auto").knobs
-    assert knobs.preview(desk, "auto", Knobs(cost_weight=0.9)).knobs == now  # asked in part, and all the same
-    assert knobs.preview(desk, "auto", now).knobs == now
+    write(admin, *explored(60))
+    assert knobs.preview(admin, "auto", knobs.route_detail(admin, "auto").knobs).knobs.cost_weight == 0.5
+    turn(admin, ANN, 0, cost_weight=0.9)
+    now = knobs.route_detail(admin, "auto").knobs
+    assert knobs.preview(admin, "auto", Knobs(cost_weight=0.9)).knobs == now  # asked in part, and all the same
+    assert knobs.preview(admin, "auto", now).knobs == now
 
 
-def test_a_frontier_has_the_present_point_the_models_and_the_settings(desk: Desk) -> None:
+def test_a_frontier_has_the_present_point_the_models_and_the_settings(admin: AdminServices) -> None:
     """Kept for the page to read; before there is anything it says so."""
-    assert knobs.route_detail(desk, "auto").frontier.time_s is None
-    write(desk, *explored(500))
-    told = knobs.refresh_frontier(desk, "auto")
+    assert knobs.route_detail(admin, "auto").frontier.time_s is None
+    write(admin, *explored(500))
+    told = knobs.refresh_frontier(admin, "auto")
     kinds = [point.kind for point in told.points]
     assert kinds[:3] == ["now", "model", "model"] and kinds.count("knob") >= 5
     costs = {point.label: point.cost_usd.interval for point in told.points}
     assert costs["small"] is not None and costs["large"] is not None and costs["small"].high < costs["large"].low
-    assert knobs.route_detail(desk, "auto").frontier.points == told.points
+    assert knobs.route_detail(admin, "auto").frontier.points == told.points
 
 
-def test_knobs_are_tried_before_they_are_applied(desk: Desk) -> None:
+def test_knobs_are_tried_before_they_are_applied(admin: AdminServices) -> None:
     """A canary reaches the workers, the shadow doesn't; adopting turns the trial into the route's knobs."""
     tried = TrialWanted(kind="shadow", knobs=Knobs(cost_weight=1.0), version=0)
-    knobs.start_trial(desk, ANN, "auto", tried)
-    assert not read_settings(desk.run_dir).overlay.trials
-    write(desk, *explored(300))
-    with desk.store.engine.begin() as connection:  # begun before the traffic
+    knobs.start_trial(admin, ANN, "auto", tried)
+    assert not read_settings(admin.run_dir).overlay.trials
+    write(admin, *explored(300))
+    with admin.store.engine.begin() as connection:  # begun before the traffic
         connection.exec_driver_sql("UPDATE settings SET value = json_set(value, '$.trial.since_s', 0)")
-    desk.kept.clear()
-    shadow = knobs.route_detail(desk, "auto").trial_detail
+    admin.kept.clear()
+    shadow = knobs.route_detail(admin, "auto").trial_detail
     assert shadow is not None and shadow.rounds == 300 and shadow.agreement is not None
     assert shadow.cost_usd.interval is not None and shadow.cost_usd.interval.high < 0.0
-    knobs.start_trial(desk, ANN, "auto", tried.model_copy(update={"kind": "canary", "share": 0.3, "version": 1}))
-    (trial,) = read_settings(desk.run_dir).overlay.trials.values()
+    knobs.start_trial(admin, ANN, "auto", tried.model_copy(update={"kind": "canary", "share": 0.3, "version": 1}))
+    (trial,) = read_settings(admin.run_dir).overlay.trials.values()
     assert (trial.share, trial.knobs) == (0.3, {"cost_weight": 1.0})
-    assert knobs.route_detail(desk, "auto").knobs.cost_weight == 0.5
-    knobs.adopt_trial(desk, BOB, "auto", 2)
-    page = knobs.route_detail(desk, "auto")
+    assert knobs.route_detail(admin, "auto").knobs.cost_weight == 0.5
+    knobs.adopt_trial(admin, BOB, "auto", 2)
+    page = knobs.route_detail(admin, "auto")
     assert (page.knobs.cost_weight, page.trial, page.trial_detail) == (1.0, "", None)
     with pytest.raises(CallerError, match="nothing is tried"):
-        knobs.end_trial(desk, BOB, "auto", 3)
+        knobs.end_trial(admin, BOB, "auto", 3)
 
 
 @pytest.mark.parametrize(("share", "stated"), [(0.0, {}), (1.0, {}), (0.1, {"explore": 0.5})])
-def test_a_canary_that_could_not_be_one_is_refused(desk: Desk, share: float, stated: dict[str, float]) -> None:
+def test_a_canary_that_could_not_be_one_is_refused(
+    admin: AdminServices, share: float, stated: dict[str, float]
+) -> None:
     """No share, all of it, or a knob that no canary can turn."""
     with pytest.raises(CallerError):
         wanted = TrialWanted(kind="canary", knobs=Knobs(**stated), share=share, version=0)
-        knobs.start_trial(desk, ANN, "auto", wanted)
+        knobs.start_trial(admin, ANN, "auto", wanted)
 
 
 @pytest.mark.parametrize(
@@ -239,34 +243,34 @@ def test_a_canary_that_could_not_be_one_is_refused(desk: Desk, share: float, sta
                '{"budget_usd_per_day": 1e300}'],
 )  # fmt: skip
 async def test_nothing_is_predicted_of_a_knob_that_could_not_be_turned(
-    desk: Desk, client: httpx.AsyncClient, stated: str
+    admin: AdminServices, client: httpx.AsyncClient, stated: str
 ) -> None:
     """It is refused by its name, as turning it is."""
-    write(desk, *explored(60))
+    write(admin, *explored(60))
     sent = {"content": stated.encode(), "headers": {"content-type": "application/json"}}
     answer = await client.post("/admin/routes/auto/preview", **sent)
     assert answer.status_code == 422 and answer.json()["error"]["param"] == stated.split('"')[1]
 
 
 async def test_what_changed_in_the_time_of_the_log_is_said_where_a_knob_is_turned(
-    desk: Desk, client: httpx.AsyncClient
+    admin: AdminServices, client: httpx.AsyncClient
 ) -> None:
     """A model that grew worse: figures of before say little of tomorrow."""
     log = explored(600)
     for decided, scored in zip(log[600::2], log[601::2], strict=True):
         assert isinstance(decided, DecisionRecord) and isinstance(scored, FeedbackRecord)
-        write(desk, decided, replace(scored, score=0.1 if decided.model == "large" else scored.score))
-    write(desk, *log[:600])
+        write(admin, decided, replace(scored, score=0.1 if decided.model == "large" else scored.score))
+    write(admin, *log[:600])
     told = (await client.post("/admin/routes/auto/preview", json={"cost_weight": 1.0})).json()
     (note,) = told["notes"]
     assert note.startswith("answers of large went from 0.9") and told["passed_over"] == 0
     assert note[1:] in (await client.get("/routes/auto/effect?cost_weight=1")).text
 
 
-async def test_a_route_may_have_a_slash_in_its_name(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_a_route_may_have_a_slash_in_its_name(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Its paths are its own in the API and in the dashboard, those behind its name included; so are a tenant's."""
-    desk.config = replace(desk.config, routes=[replace(desk.config.routes[0], name="team/auto")])
-    desk._current = None
+    admin.config = replace(admin.config, routes=[replace(admin.config.routes[0], name="team/auto")])
+    admin._current = None
     assert (await client.get("/admin/routes/team/auto")).json()["name"] == "team/auto"
     change = {"knobs": {"cost_weight": 0.9}, "version": 0}
     assert (await client.put("/admin/routes/team/auto/knobs", json=change)).status_code == 200

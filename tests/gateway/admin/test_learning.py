@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from gateway.admin import certificates, labels, learning, overview, upkeep
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict, DatabaseAway
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.certificates import CertificateWanted
 from gateway.admin.shapes.labels import LabelWanted
 from gateway.admin.shapes.learning import CanaryWanted
@@ -42,9 +42,9 @@ def artefact(folder: Path, number: int) -> Path:
 
 
 @pytest.fixture
-def two(desk: Desk, tmp_path: Path) -> tuple[str, str]:
+def two(admin: AdminServices, tmp_path: Path) -> tuple[str, str]:
     """Two versions of the route's router, neither serving."""
-    known = Versions(desk.store, desk.run_dir)
+    known = Versions(admin.store, admin.run_dir)
     made = [
         known.add("auto", artefact(tmp_path, number), actor="learn",
                   metrics={"parent": "p", "label": f"linear@{number}", "gate": {"passed": True, "reason": "better"}})
@@ -53,195 +53,197 @@ def two(desk: Desk, tmp_path: Path) -> tuple[str, str]:
     return made[0].version, made[1].version
 
 
-def states(desk: Desk) -> dict[str, str]:
-    return {one.version: one.state for one in learning.learning(desk, "auto")[0].versions}
+def states(admin: AdminServices) -> dict[str, str]:
+    return {one.version: one.state for one in learning.learning(admin, "auto")[0].versions}
 
 
-def test_a_version_goes_before_a_share_then_serves_then_is_rolled_back(desk: Desk, two: tuple[str, str]) -> None:
+def test_a_version_goes_before_a_share_then_serves_then_is_rolled_back(
+    admin: AdminServices, two: tuple[str, str]
+) -> None:
     """What may be done with it is said at every step, and workers' settings follow."""
     first, second = two
-    learning.promote(desk, ANN, "auto", first)
-    learning.begin_canary(desk, ANN, "auto", second, CanaryWanted(share=0.25))
-    assert states(desk) == {first: "live", second: "canary"}
-    assert read_settings(desk.run_dir).canaries["auto"].share == 0.25
-    told = {one.version: one for one in learning.learning(desk, "auto")[0].versions}
+    learning.promote(admin, ANN, "auto", first)
+    learning.begin_canary(admin, ANN, "auto", second, CanaryWanted(share=0.25))
+    assert states(admin) == {first: "live", second: "canary"}
+    assert read_settings(admin.run_dir).canaries["auto"].share == 0.25
+    told = {one.version: one for one in learning.learning(admin, "auto")[0].versions}
     assert told[second].may == ["promote", "end_canary"] and told[first].may == ["roll_back"]
     assert told[second].gate is not None and told[second].gate.passed and told[second].parent == "p"
-    learning.end_canary(desk, ANN, "auto")
-    assert "auto" not in read_settings(desk.run_dir).canaries and states(desk)[second] == "candidate"
-    learning.promote(desk, ANN, "auto", second)
-    assert read_settings(desk.run_dir).routers["auto"].endswith(f"{second}.safetensors")
-    assert learning.roll_back(desk, ANN, "auto").version == first
-    assert states(desk) == {first: "live", second: "rolled_back"}
-    actions = [row["action"] for row in desk.store.audit_log()]
+    learning.end_canary(admin, ANN, "auto")
+    assert "auto" not in read_settings(admin.run_dir).canaries and states(admin)[second] == "candidate"
+    learning.promote(admin, ANN, "auto", second)
+    assert read_settings(admin.run_dir).routers["auto"].endswith(f"{second}.safetensors")
+    assert learning.roll_back(admin, ANN, "auto").version == first
+    assert states(admin) == {first: "live", second: "rolled_back"}
+    actions = [row["action"] for row in admin.store.audit_log()]
     assert "router.canary" in actions and "router.rolled_back" in actions
 
 
-def test_only_what_was_seen_serving_is_promoted_over_or_rolled_back(desk: Desk, two: tuple[str, str]) -> None:
+def test_only_what_was_seen_serving_is_promoted_over_or_rolled_back(admin: AdminServices, two: tuple[str, str]) -> None:
     """Of two pages that show the same version the second is told; it took the step before that one back as well."""
     first, second = two
-    learning.promote(desk, ANN, "auto", first, live="")
-    learning.promote(desk, ANN, "auto", second, live=first)
+    learning.promote(admin, ANN, "auto", first, live="")
+    learning.promote(admin, ANN, "auto", second, live=first)
     with pytest.raises(Conflict, match=f"{second} serves auto by now"):
-        learning.promote(desk, ANN, "auto", first, live="")
+        learning.promote(admin, ANN, "auto", first, live="")
 
     def turn(_: int) -> str:
         try:
-            return learning.roll_back(desk, ANN, "auto", live=second).version
+            return learning.roll_back(admin, ANN, "auto", live=second).version
         except Conflict as told:
             return told.message
 
     with ThreadPoolExecutor(2) as pool:
         said = sorted(pool.map(turn, range(2)), key=len)
     assert said[0] == first and "by now" in said[1]
-    assert states(desk) == {first: "live", second: "rolled_back"}
+    assert states(admin) == {first: "live", second: "rolled_back"}
 
 
-def test_what_can_not_serve_is_refused(desk: Desk, two: tuple[str, str]) -> None:
+def test_what_can_not_serve_is_refused(admin: AdminServices, two: tuple[str, str]) -> None:
     """No such version or route, a file that is gone, a share of all."""
     with pytest.raises(CallerError, match="no single version"):
-        learning.promote(desk, ANN, "auto", "zzz")
+        learning.promote(admin, ANN, "auto", "zzz")
     with pytest.raises(NotFound):
-        learning.promote(desk, ANN, "nowhere", two[0])
+        learning.promote(admin, ANN, "nowhere", two[0])
     with pytest.raises(CallerError, match="share"):
-        learning.begin_canary(desk, ANN, "auto", two[0], CanaryWanted(share=1.0))
+        learning.begin_canary(admin, ANN, "auto", two[0], CanaryWanted(share=1.0))
     with pytest.raises(CallerError, match="no promoted version"):
-        learning.roll_back(desk, ANN, "auto")
+        learning.roll_back(admin, ANN, "auto")
 
 
-def test_a_route_is_looked_over_when_something_came(desk: Desk) -> None:
+def test_a_route_is_looked_over_when_something_came(admin: AdminServices) -> None:
     """Alarms, calibration and drift are there to be read; nothing new, nothing done."""
     seen: dict[str, Seen] = {}
-    assert upkeep.step(desk, seen, 0.0) is False  # an empty journal is as it was
-    write(desk, *explored(300))
-    assert upkeep.step(desk, seen, 100.0)
-    told = learning.learning(desk)[0]
+    assert upkeep.step(admin, seen, 0.0) is False  # an empty journal is as it was
+    write(admin, *explored(300))
+    assert upkeep.step(admin, seen, 100.0)
+    told = learning.learning(admin)[0]
     assert told.rounds == 300 and told.labelled == 300 and told.time_s is not None
     assert {one.model for one in told.calibration} == {"small", "large"}
     for one in told.calibration:
         assert sum(part.n for part in one.bins) == one.n
         assert all(0.0 <= part.scored.low <= part.scored.value <= part.scored.high <= 1.0 for part in one.bins)
     assert sum(point.rounds for point in told.drift) == 300
-    assert upkeep.step(desk, seen, 200.0)  # the frontier, which is looked after more seldom
-    assert upkeep.step(desk, seen, 300.0) is False
+    assert upkeep.step(admin, seen, 200.0)  # the frontier, which is looked after more seldom
+    assert upkeep.step(admin, seen, 300.0) is False
 
 
-def test_alarms_are_counted_and_listed(desk: Desk) -> None:
+def test_alarms_are_counted_and_listed(admin: AdminServices) -> None:
     """A route without scores raises one."""
     records = explored(300)
-    write(desk, *[one for one in records if one.id.startswith("dec_")], records[1])
-    upkeep.step(desk, {}, 100.0)
-    kinds = [one.kind for one in learning.alarms(desk)]
-    assert "unlabelled" in kinds and desk.alarms == len(kinds)
+    write(admin, *[one for one in records if one.id.startswith("dec_")], records[1])
+    upkeep.step(admin, {}, 100.0)
+    kinds = [one.kind for one in learning.alarms(admin)]
+    assert "unlabelled" in kinds and admin.alarms == len(kinds)
 
 
-async def test_figures_go_on_after_the_database_was_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_figures_go_on_after_the_database_was_away(admin: AdminServices, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it goes while a route is looked over: what comes later is looked at again."""
     failures = [DatabaseAway()]
 
-    def raised(desk: Desk) -> list[dict[str, Any]]:
+    def raised(admin: AdminServices) -> list[dict[str, Any]]:
         if failures:
             raise failures.pop()
-        return overview.raised(desk)
+        return overview.raised(admin)
 
     monkeypatch.setattr(upkeep, "raised", raised)
     monkeypatch.setattr(upkeep, "EVERY_S", 0.01)
     monkeypatch.setattr(upkeep, "LOOKED_OVER_EVERY_S", 0.0)
     records = [one for one in explored(300) if isinstance(one, DecisionRecord)]
-    write(desk, *records[:200])
+    write(admin, *records[:200])
     ended = threading.Event()
-    thread = threading.Thread(target=upkeep.keep_up, args=(desk, ended))
+    thread = threading.Thread(target=upkeep.keep_up, args=(admin, ended))
     thread.start()
     try:
         await until(lambda: not failures)
-        write(desk, *records[200:])
-        await until(lambda: bool(desk.alarms) or not thread.is_alive())
-        assert thread.is_alive() and desk.alarms
+        write(admin, *records[200:])
+        await until(lambda: bool(admin.alarms) or not thread.is_alive())
+        assert thread.is_alive() and admin.alarms
     finally:
         ended.set()
         thread.join()
 
 
 @pytest.mark.parametrize("solved", ["cases.jsonl", ""])
-def test_cases_that_harm_are_told_while_the_route_shows_some(desk: Desk, solved: str) -> None:
+def test_cases_that_harm_are_told_while_the_route_shows_some(admin: AdminServices, solved: str) -> None:
     """All that were shown cases were wrong, all others right."""
     said, records = list[Record](), [one for one in explored(400) if isinstance(one, DecisionRecord)]
     for number, one in enumerate(records):
         withheld = number % 4 == 0
         said.append(replace(one, cases_shown=0 if withheld else 2, cases_withheld=0.25))
         said.append(feedback(number, float(withheld), time_s=one.time_s))
-    write(desk, *said)
-    desk.config = replace(desk.config, routes=[replace(desk.config.routes[0], solved=solved)])
-    upkeep.step(desk, {}, 100.0)
-    assert ("harmful cases" in {one.kind for one in learning.alarms(desk)}) == bool(solved)
+    write(admin, *said)
+    admin.config = replace(admin.config, routes=[replace(admin.config.routes[0], solved=solved)])
+    upkeep.step(admin, {}, 100.0)
+    assert ("harmful cases" in {one.kind for one in learning.alarms(admin)}) == bool(solved)
 
 
-def test_answers_without_text_are_said_to_have_none_not_the_routes(desk: Desk) -> None:
+def test_answers_without_text_are_said_to_have_none_not_the_routes(admin: AdminServices) -> None:
     """The route keeps text; what waits was answered before it did."""
-    write(desk, *(recent(n, id=f"dec_blind{n}") for n in range(30)))
-    upkeep.look_over(desk, "auto", Seen())
-    queue = labels.queue(desk, ANN)
+    write(admin, *(recent(n, id=f"dec_blind{n}") for n in range(30)))
+    upkeep.look_over(admin, "auto", Seen())
+    queue = labels.queue(admin, ANN)
     assert queue.data and "no text of these answers was kept" in queue.note
 
 
-def test_the_queue_asks_first_for_what_teaches_most_and_a_label_ends_it(desk: Desk) -> None:
+def test_the_queue_asks_first_for_what_teaches_most_and_a_label_ends_it(admin: AdminServices) -> None:
     """Readable ones first; a labelled decision leaves the queue; a second label replaces the first."""
     records = explored(120)
-    write(desk, *[one for one in records if one.id.startswith("dec_")], recent(5000, id="dec_blind"))
-    upkeep.look_over(desk, "auto", Seen())
-    queue = labels.queue(desk, ANN, limit=5)
+    write(admin, *[one for one in records if one.id.startswith("dec_")], recent(5000, id="dec_blind"))
+    upkeep.look_over(admin, "auto", Seen())
+    queue = labels.queue(admin, ANN, limit=5)
     assert len(queue.data) == 5 and all(one.prompt_text for one in queue.data)
     gains = [one.gain for one in queue.data]
     assert gains == sorted(gains, reverse=True) and queue.waiting >= 120
-    assert all(not one.prompt_text for one in labels.queue(desk, VIC).data)
+    assert all(not one.prompt_text for one in labels.queue(admin, VIC).data)
     first = queue.data[0].id
-    assert labels.label(desk, ANN, first, LabelWanted(score=0.0)).source == "label"
-    labels.label(desk, ANN, first, LabelWanted(score=1.0, label="right"))
-    assert first not in [one.id for one in labels.queue(desk, ANN, limit=60).data]
-    (said,) = [one for one in labels.feedback(desk).data if one.decision_id == first]
+    assert labels.label(admin, ANN, first, LabelWanted(score=0.0)).source == "label"
+    labels.label(admin, ANN, first, LabelWanted(score=1.0, label="right"))
+    assert first not in [one.id for one in labels.queue(admin, ANN, limit=60).data]
+    (said,) = [one for one in labels.feedback(admin).data if one.decision_id == first]
     assert (said.score, said.label) == (1.0, "right")
-    assert labels.feedback_summary(desk).by_source["label"] == 1
+    assert labels.feedback_summary(admin).by_source["label"] == 1
     with pytest.raises(NotFound):
-        labels.label(desk, ANN, "dec_nowhere", LabelWanted(score=1.0))
+        labels.label(admin, ANN, "dec_nowhere", LabelWanted(score=1.0))
 
 
-def test_a_floor_is_certified_where_the_data_supports_it_and_refused_where_not(desk: Desk) -> None:
+def test_a_floor_is_certified_where_the_data_supports_it_and_refused_where_not(admin: AdminServices) -> None:
     """Too little: how much more. Enough: the object with its data, assumption, bound and date; and it is kept."""
-    write(desk, *explored(60))
-    few = certificates.issue(desk, ANN, "auto", CertificateWanted(floor=0.9))
+    write(admin, *explored(60))
+    few = certificates.issue(admin, ANN, "auto", CertificateWanted(floor=0.9))
     assert few.certificate is None and few.refusal is not None and (few.refusal.calls or 0) > 0
-    write(desk, *explored(1000, seed=2))
-    desk.kept.clear()
+    write(admin, *explored(1000, seed=2))
+    admin.kept.clear()
     wanted = CertificateWanted(floor=0.7, apply=True, version=0)
-    told = certificates.issue(desk, ANN, "auto", wanted).certificate
+    told = certificates.issue(admin, ANN, "auto", wanted).certificate
     assert told is not None and told.standing == "valid" and told.reference == "large"
     assert told.rows >= 1000 and told.p_value <= 0.05 and told.assumption and told.bound and told.data_checksum
-    assert desk.current.routes[0].cost_weight == told.cost_weight
-    assert certificates.certificates(desk)[0].id == told.id
+    assert admin.current.routes[0].cost_weight == told.cost_weight
+    assert certificates.certificates(admin)[0].id == told.id
     with pytest.raises(Conflict):
-        certificates.issue(desk, ANN, "auto", wanted)
-    assert certificates.revoke(desk, ANN, told.id).standing == "revoked"
+        certificates.issue(admin, ANN, "auto", wanted)
+    assert certificates.revoke(admin, ANN, told.id).standing == "revoked"
 
 
-def test_drift_withdraws_a_certificate_and_turns_the_knob_back(desk: Desk) -> None:
+def test_drift_withdraws_a_certificate_and_turns_the_knob_back(admin: AdminServices) -> None:
     """Quality sinks far below the floor after it was issued: withdrawn, and all goes by quality again."""
-    write(desk, *explored(1000, seed=2))
+    write(admin, *explored(1000, seed=2))
     wanted = CertificateWanted(floor=0.7, apply=True, version=0)
-    told = certificates.issue(desk, ANN, "auto", wanted).certificate
+    told = certificates.issue(admin, ANN, "auto", wanted).certificate
     assert told is not None
-    with desk.store.engine.begin() as connection:  # issued before the traffic
+    with admin.store.engine.begin() as connection:  # issued before the traffic
         text = told.model_copy(update={"issued_s": 1.0, "floor": 1.0}).model_dump_json()
         connection.execute(sa.update(certificate_table).values(payload=text, issued_s=1.0))
     begun_s = time.time()
-    upkeep.look_over(desk, "auto", Seen())
-    (after,) = certificates.certificates(desk)
+    upkeep.look_over(admin, "auto", Seen())
+    (after,) = certificates.certificates(admin)
     assert after.standing == "withdrawn" and after.coverage is not None and after.held is False
     assert after.coverage.high < 1.0 and "cost weight 0" in after.note
-    assert desk.current.routes[0].cost_weight == 0.0
+    assert admin.current.routes[0].cost_weight == 0.0
     assert begun_s <= after.standing_since_s <= time.time()
 
 
-def test_versions_of_routes_that_are_gone_disturb_nobody(desk: Desk) -> None:
+def test_versions_of_routes_that_are_gone_disturb_nobody(admin: AdminServices) -> None:
     """A version of an unknown route is listed nowhere."""
-    desk.store.save_router_version(RouterVersion("gone", "1", 1.0, "live"), "admin")
-    assert learning.learning(desk)[0].versions == []
+    admin.store.save_router_version(RouterVersion("gone", "1", 1.0, "live"), "admin")
+    assert learning.learning(admin)[0].versions == []

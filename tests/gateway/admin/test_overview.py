@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict
-from gateway.admin.desk import Desk
 from gateway.admin.overview import declare_baseline, overview
 from gateway.admin.savings import against
+from gateway.admin.services import AdminServices
 from gateway.admin.upkeep import Seen, beside_chance, look_over
 from gateway.config import Config, ModelConfig
 from gateway.errors import CallerError
@@ -29,9 +29,9 @@ from tests.gateway.journal.records import attempt, decision
 ADMIN = Actor("ann", "admin")
 
 
-def test_an_empty_journal_has_empty_figures(desk: Desk) -> None:
+def test_an_empty_journal_has_empty_figures(admin: AdminServices) -> None:
     """No division by nothing, no error: zeros, and reasons where a figure would be."""
-    told = overview(desk, "week")
+    told = overview(admin, "week")
     assert told.empty and told.totals.requests == 0 and told.totals.latency_p50_s is None
     assert told.baseline.refusal == "nothing was asked in this time"
     assert told.random.saved_usd.refusal is not None
@@ -39,11 +39,11 @@ def test_an_empty_journal_has_empty_figures(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("window", ["hour", "day", "week", "month"])
-def test_the_figures_are_those_of_the_decisions(desk: Desk, window: Any) -> None:
+def test_the_figures_are_those_of_the_decisions(admin: AdminServices, window: Any) -> None:
     """Counts, spend and shares add up, whatever grain they are read from; the series has every step."""
-    write(desk, *(recent(n, ttft_s=0.05) for n in range(1, 31)), recent(31, status=500, answered_model=""),
+    write(admin, *(recent(n, ttft_s=0.05) for n in range(1, 31)), recent(31, status=500, answered_model=""),
           recent(32, cache="hit", attempts=(), cost_nanousd=0, saved_nanousd=900))  # fmt: skip
-    told = overview(desk, window)
+    told = overview(admin, window)
     assert (told.totals.requests, told.totals.errors, told.totals.cache_hits) == (32, 1, 1)
     assert told.totals.cost_usd == pytest.approx(31 * 1e-6)
     assert told.totals.latency_p50_s == pytest.approx(0.2, rel=0.3)
@@ -54,36 +54,36 @@ def test_the_figures_are_those_of_the_decisions(desk: Desk, window: Any) -> None
 
 @pytest.mark.parametrize(("window", "length_s", "grain_s"), [("day", 86400, 60), ("month", 30 * 86400, 3600)])
 def test_the_window_before_ends_where_this_one_has_come_to(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, window: Any, length_s: int, grain_s: int
+    admin: AdminServices, monkeypatch: pytest.MonkeyPatch, window: Any, length_s: int, grain_s: int
 ) -> None:
     """Even traffic is no fall: a day at its half is not laid beside a whole one."""
     now_s = time.time() // 86400 * 86400 + 43200 + 1800
     monkeypatch.setattr("gateway.admin.overview.time", SimpleNamespace(time=lambda: now_s))
     ago = [7, length_s - 2 * grain_s, length_s + grain_s, length_s + 2 * grain_s]
-    write(desk, *(decision(n, time_s=now_s - past_s) for n, past_s in enumerate(ago)))
-    told = overview(desk, window)
+    write(admin, *(decision(n, time_s=now_s - past_s) for n, past_s in enumerate(ago)))
+    told = overview(admin, window)
     assert told.before.requests == 2
 
 
-def test_one_route_or_tenant_alone(desk: Desk) -> None:
+def test_one_route_or_tenant_alone(admin: AdminServices) -> None:
     """Filters leave the others out."""
-    write(desk, recent(1), recent(2, route="code", tenant="other"))
-    assert overview(desk, "day", route="code").totals.requests == 1
-    assert overview(desk, "day", tenant="acme").totals.requests == 1
-    assert overview(desk, "day", tenant="acm").totals.requests == 0
+    write(admin, recent(1), recent(2, route="code", tenant="other"))
+    assert overview(admin, "day", route="code").totals.requests == 1
+    assert overview(admin, "day", tenant="acme").totals.requests == 1
+    assert overview(admin, "day", tenant="acm").totals.requests == 0
 
 
-def test_what_was_saved_is_the_baseline_minus_all_that_was_spent(desk: Desk) -> None:
+def test_what_was_saved_is_the_baseline_minus_all_that_was_spent(admin: AdminServices) -> None:
     """By hand: the answers' tokens at the baseline's prices, and every attempt, audit and failure taken off."""
     write(
-        desk,
+        admin,
         recent(1),
         recent(2, plan=("small", "large"), answered_model="large", cost_nanousd=10_000,
                attempts=(attempt("small"), attempt("large", cost_nanousd=9000))),
         recent(3, key_id="audit", cost_nanousd=700),
         recent(4, status=502, answered_model="", attempts=(attempt("small", failure="reset"),)),
     )  # fmt: skip
-    told = overview(desk, "hour").baseline
+    told = overview(admin, "hour").baseline
     per_answer = (12 * 2.0 + 5 * 8.0) / 1e6
     spent = (1000 + 10_000 + 700 + 1000) / 1e9
     assert told.model == "large" and not told.declared
@@ -91,20 +91,20 @@ def test_what_was_saved_is_the_baseline_minus_all_that_was_spent(desk: Desk) -> 
     assert told.baseline_usd.value == pytest.approx(2 * per_answer)
     assert told.saved_usd.value == pytest.approx(2 * per_answer - spent)
     assert told.saved_usd.low < told.saved_usd.value < told.saved_usd.high
-    extra = overview(desk, "hour").extra
+    extra = overview(admin, "hour").extra
     assert (extra.judge_usd, extra.cascade_usd) == (pytest.approx(700e-9), pytest.approx(2000e-9))
 
 
-def test_a_baseline_is_declared_once_at_a_time(desk: Desk) -> None:
+def test_a_baseline_is_declared_once_at_a_time(admin: AdminServices) -> None:
     """Another model changes the figure; an unknown one and an old version are refused."""
-    write(desk, recent(1))
-    declare_baseline(desk, ADMIN, "small", 0)
-    told = overview(desk, "hour").baseline
+    write(admin, recent(1))
+    declare_baseline(admin, ADMIN, "small", 0)
+    told = overview(admin, "hour").baseline
     assert told.declared and told.model == "small"
     with pytest.raises(Conflict):
-        declare_baseline(desk, ADMIN, "large", 0)
+        declare_baseline(admin, ADMIN, "large", 0)
     with pytest.raises(CallerError, match="no model"):
-        declare_baseline(desk, ADMIN, "huge", 1)
+        declare_baseline(admin, ADMIN, "huge", 1)
 
 
 amounts = st.tuples(st.integers(1, 4000), st.integers(1, 4000), st.integers(0, 10**7))
@@ -134,28 +134,28 @@ def one_of(number: int, into: int, out: int, cost: int) -> DecisionRecord:
                     attempts=(attempt("big", usage=usage, cost_nanousd=cost),))  # fmt: skip
 
 
-def test_what_no_chat_model_could_answer_saves_nothing_and_wastes_nothing(desk: Desk) -> None:
+def test_what_no_chat_model_could_answer_saves_nothing_and_wastes_nothing(admin: AdminServices) -> None:
     """Embeddings have tokens and pictures have none; beside a dear model both would be savings or losses."""
-    write(desk, *(recent(n) for n in range(1, 31)))
-    before = overview(desk, "day")
-    write(desk, *(recent(100 + n, surface=surface, route=model, answered_model=model, attempts=(attempt(model),),
+    write(admin, *(recent(n) for n in range(1, 31)))
+    before = overview(admin, "day")
+    write(admin, *(recent(100 + n, surface=surface, route=model, answered_model=model, attempts=(attempt(model),),
                          cost_nanousd=5_000_000)
                   for n, (surface, model) in enumerate([("embeddings", "vectors"), ("images", "brush")])))  # fmt: skip
-    desk.kept.clear()
-    after = overview(desk, "day")
+    admin.kept.clear()
+    after = overview(admin, "day")
     assert after.baseline == before.baseline and after.totals.cost_usd > before.totals.cost_usd
 
 
-def test_savings_beside_chance_are_told_once_enough_was_explored(desk: Desk) -> None:
+def test_savings_beside_chance_are_told_once_enough_was_explored(admin: AdminServices) -> None:
     """A route that is as blind as chance saves nothing beyond it: the interval holds zero; before, a refusal."""
-    write(desk, *explored(20))
-    look_over(desk, "auto", Seen())
-    few = overview(desk, "hour").random
+    write(admin, *explored(20))
+    look_over(admin, "auto", Seen())
+    few = overview(admin, "hour").random
     assert few.saved_usd.refusal is not None and "of the 50 needed" in few.saved_usd.refusal.message
-    write(desk, *explored(600, seed=1))
-    look_over(desk, "auto", Seen())
-    desk.kept.clear()
-    told = overview(desk, "hour").random
+    write(admin, *explored(600, seed=1))
+    look_over(admin, "auto", Seen())
+    admin.kept.clear()
+    told = overview(admin, "hour").random
     assert told.saved_usd.interval is not None and told.quality_gain.interval is not None
     assert told.saved_usd.interval.low <= 0.0 <= told.saved_usd.interval.high
     assert told.quality_gain.interval.low <= 0.0 <= told.quality_gain.interval.high
@@ -196,24 +196,28 @@ def test_a_quantile_lies_in_its_bucket(latencies: list[float], share: float) -> 
     assert wanted / 1.6 <= found <= wanted * 1.6 or bucket(found) in (bucket(wanted), bucket(wanted) + 1)
 
 
-async def test_a_stream_tells_of_changes_and_ends_with_the_process(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_a_stream_tells_of_changes_and_ends_with_the_process(
+    admin: AdminServices, client: httpx.AsyncClient
+) -> None:
     """The first event comes at once; a process that ends closes it."""
-    desk.shipping.shipped = 7
-    desk.closing = False
+    admin.shipping.shipped = 7
+    admin.closing = False
     async with client.stream("GET", "/admin/revision") as answer:
         told = (await answer.aread()).decode()
     assert '"decisions":7' in told
-    desk.closing = True
+    admin.closing = True
     assert (await client.get("/admin/live")).text == ""
 
 
-async def test_the_database_away_is_said_in_place(desk: Desk, client: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_the_database_away_is_said_in_place(
+    admin: AdminServices, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
     """503 with a code; health, revision and what is open go on."""
-    desk.store.engine.dispose()
-    file = Path(str(desk.config.storage.url).removeprefix("sqlite:///"))
+    admin.store.engine.dispose()
+    file = Path(str(admin.config.storage.url).removeprefix("sqlite:///"))
     file.unlink()
     file.mkdir()
-    desk.login_guard.users = (0, time.monotonic())
+    admin.login_guard.users = (0, time.monotonic())
     for method, path in (("GET", "/admin/overview"), ("PUT", "/admin/routes/auto/knobs"), ("GET", "/admin/fleet")):
         answer = await client.request(method, path, json={"knobs": {"cost_weight": 0.9}, "version": 0})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "journal_unavailable"), path

@@ -12,7 +12,7 @@ import pytest
 from gateway.admin import batch, plans, results
 from gateway.admin.actor import Actor
 from gateway.admin.changes import DatabaseAway
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.shapes.batch import BatchPlan, PlanRun, PlanWanted
 from gateway.batch.files import Files
 from gateway.batch.jobs import Jobs
@@ -28,35 +28,35 @@ def lines(count: int) -> str:
     return "".join(json.dumps({"prompt": f"What is {n} + {n}?"}) + "\n" for n in range(count))
 
 
-def planned(desk: Desk, **wanted: object) -> BatchPlan:
+def planned(admin: AdminServices, **wanted: object) -> BatchPlan:
     """Once the plan is made."""
-    made = plans.make_plan(desk, ANN, PlanWanted.model_validate({"prompts": lines(20), **wanted}))
+    made = plans.make_plan(admin, ANN, PlanWanted.model_validate({"prompts": lines(20), **wanted}))
     assert made.state == "planning"
     deadline = time.monotonic() + PATIENCE_S
-    while (found := plans.plan(desk, made.id)).state == "planning":
+    while (found := plans.plan(admin, made.id)).state == "planning":
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return found
 
 
-def test_a_plan_shows_what_budgets_buy_before_anything_is_spent(desk: Desk) -> None:
+def test_a_plan_shows_what_budgets_buy_before_anything_is_spent(admin: AdminServices) -> None:
     """A frontier with intervals, dearer points better; no job, no file and no call comes of it."""
-    found = planned(desk, name="sums.jsonl", budget_usd=0.01)
+    found = planned(admin, name="sums.jsonl", budget_usd=0.01)
     assert (found.state, found.prompts, found.name, found.actor) == ("ready", 20, "sums.jsonl", "ann")
     assert found.chosen is not None and found.chosen.cost_usd.value <= 0.01
     cost = [one.cost_usd.value for one in found.frontier]
     worth = [one.quality.value for one in found.frontier]
     assert len(cost) > 2 and cost == sorted(cost) and worth == sorted(worth)
     assert all(one.quality.low <= one.quality.value <= one.quality.high for one in found.frontier)
-    assert [one.id for one in plans.plans(desk)] == [found.id]
-    assert batch.batch_page(desk).data == [] and Files(desk.store.engine).page("default") == []
+    assert [one.id for one in plans.plans(admin)] == [found.id]
+    assert batch.batch_page(admin).data == [] and Files(admin.store.engine).page("default") == []
 
 
 def test_a_plan_that_is_ready_while_it_is_read_was_not_broken_off(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    admin: AdminServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its card still says that it is being planned, and who plans it has ended by the time that is looked at."""
-    made = plans.make_plan(desk, ANN, PlanWanted.model_validate({"prompts": lines(20)}))
+    made = plans.make_plan(admin, ANN, PlanWanted.model_validate({"prompts": lines(20)}))
     at_work = [one for one in threading.enumerate() if one.name == made.id]
     read_bytes = Path.read_bytes
 
@@ -68,93 +68,93 @@ def test_a_plan_that_is_ready_while_it_is_read_was_not_broken_off(
         return found
 
     monkeypatch.setattr(Path, "read_bytes", read_slowly)
-    assert plans.plan(desk, made.id).problem == ""
-    assert plans.plan(desk, made.id).state == "ready"
+    assert plans.plan(admin, made.id).problem == ""
+    assert plans.plan(admin, made.id).state == "ready"
 
 
-def test_a_plan_that_is_begun_becomes_a_job_and_its_prediction_stays(desk: Desk) -> None:
+def test_a_plan_that_is_begun_becomes_a_job_and_its_prediction_stays(admin: AdminServices) -> None:
     """The job has the plan's terms and the wanted budget; it is listed as a plan no more; who began it is noted."""
-    found = planned(desk, min_quality=0.2, deadline_s=3600)
-    job = plans.begin(desk, ANN, found.id, PlanRun(budget_usd=0.5))
+    found = planned(admin, min_quality=0.2, deadline_s=3600)
+    job = plans.begin(admin, ANN, found.id, PlanRun(budget_usd=0.5))
     assert (job.state, job.budget_usd, job.total, job.tenant) == ("validating", 0.5, 20, "default")
-    assert job.deadline_s is not None and plans.plans(desk) == []
-    card = Jobs(desk.store.engine).find(job.id).card
-    assert b"".join(Files(desk.store.engine).read(card.input_file)).decode() == lines(20)
+    assert job.deadline_s is not None and plans.plans(admin) == []
+    card = Jobs(admin.store.engine).find(job.id).card
+    assert b"".join(Files(admin.store.engine).read(card.input_file)).decode() == lines(20)
     assert card.floor == 0.2 and (kept := plans.predicted(Path(card.folder))) is not None
     assert found.chosen is not None and plans.point(kept.chosen) == found.chosen
-    assert desk.store.audit_log()[0]["action"] == "batch.begin"
+    assert admin.store.audit_log()[0]["action"] == "batch.begin"
     with pytest.raises(NotFound):
-        plans.begin(desk, ANN, found.id, PlanRun())
+        plans.begin(admin, ANN, found.id, PlanRun())
 
 
-def test_a_plan_is_a_plan_again_where_its_job_could_not_be_made(desk: Desk) -> None:
+def test_a_plan_is_a_plan_again_where_its_job_could_not_be_made(admin: AdminServices) -> None:
     """The database is away: nothing was begun, and the same plan can be begun later."""
-    found = planned(desk)
-    file = Path(str(desk.config.storage.url).removeprefix("sqlite:///"))
-    desk.store.engine.dispose()
+    found = planned(admin)
+    file = Path(str(admin.config.storage.url).removeprefix("sqlite:///"))
+    admin.store.engine.dispose()
     file.rename(file.with_suffix(".gone"))
     file.mkdir()
     with pytest.raises(DatabaseAway):
-        plans.begin(desk, ANN, found.id, PlanRun())
+        plans.begin(admin, ANN, found.id, PlanRun())
     file.rmdir()
     file.with_suffix(".gone").rename(file)
-    assert plans.begin(desk, ANN, found.id, PlanRun()).total == 20
+    assert plans.begin(admin, ANN, found.id, PlanRun()).total == 20
 
 
-def test_what_can_not_be_run_says_why(desk: Desk) -> None:
+def test_what_can_not_be_run_says_why(admin: AdminServices) -> None:
     """Bad lines one by one; too small a budget with the least that would do; nothing can be begun."""
-    bad = planned(desk, prompts='{"prompt": "well"}\nnot json\n{"prompt": 3}\n')
+    bad = planned(admin, prompts='{"prompt": "well"}\nnot json\n{"prompt": 3}\n')
     assert bad.state == "refused" and len(bad.problems) == 2 and "line 2" in bad.problems[0]
     with pytest.raises(CallerError, match="refused"):
-        plans.begin(desk, ANN, bad.id, PlanRun())
-    unfunded = planned(desk, budget_usd=1e-9)
+        plans.begin(admin, ANN, bad.id, PlanRun())
+    unfunded = planned(admin, budget_usd=1e-9)
     assert unfunded.state == "refused" and unfunded.least_budget_usd is not None and unfunded.least_budget_usd > 1e-9
-    assert planned(desk, prompts='{"prompt": "well"}\nnot json\n', skip_bad=True).prompts == 1
+    assert planned(admin, prompts='{"prompt": "well"}\nnot json\n', skip_bad=True).prompts == 1
 
 
-def test_what_is_no_plan_is_refused_at_once(desk: Desk) -> None:
+def test_what_is_no_plan_is_refused_at_once(admin: AdminServices) -> None:
     """An unknown route, no prompt, too large a file, an id that is a path."""
     for wanted, fault in (
         ({"route": "nowhere"}, NotFound), ({"prompts": " \n"}, CallerError), ({"prompts": "x" * (33 << 20)}, TooLarge),
     ):  # fmt: skip
         with pytest.raises(fault):
-            plans.make_plan(desk, ANN, PlanWanted.model_validate({"prompts": lines(1), **wanted}))
+            plans.make_plan(admin, ANN, PlanWanted.model_validate({"prompts": lines(1), **wanted}))
     for id in ("../run", "plan_0", "..", ""):
         with pytest.raises(NotFound):
-            plans.plan(desk, id)
+            plans.plan(admin, id)
 
 
-def test_a_plan_that_broke_off_or_was_dropped_or_is_old_does_not_stay(desk: Desk) -> None:
+def test_a_plan_that_broke_off_or_was_dropped_or_is_old_does_not_stay(admin: AdminServices) -> None:
     """Of a gateway that ended meanwhile: refused. Dropped: gone. A month old: gone with the next plan."""
-    found = planned(desk)
-    folder = desk.run_dir / plans.FOLDER / found.id
+    found = planned(admin)
+    folder = admin.run_dir / plans.FOLDER / found.id
     text = (folder / plans.CARD).read_text().replace('"ready"', '"planning"')
     (folder / plans.CARD).write_text(text)
-    assert plans.plan(desk, found.id).problem == plans.BROKEN_OFF
-    plans.drop(desk, ANN, found.id)
+    assert plans.plan(admin, found.id).problem == plans.BROKEN_OFF
+    plans.drop(admin, ANN, found.id)
     assert not folder.exists()
-    old = planned(desk)
-    os.utime(desk.run_dir / plans.FOLDER / old.id, (1.0, 1.0))
-    assert [one.id for one in (planned(desk), *plans.plans(desk))].count(old.id) == 0
+    old = planned(admin)
+    os.utime(admin.run_dir / plans.FOLDER / old.id, (1.0, 1.0))
+    assert [one.id for one in (planned(admin), *plans.plans(admin))].count(old.id) == 0
 
 
-def test_what_came_of_a_job_is_told_prompt_by_prompt(desk: Desk) -> None:
+def test_what_came_of_a_job_is_told_prompt_by_prompt(admin: AdminServices) -> None:
     """In the input's order, page by page, with model, money and decision; a file that isn't there is not found."""
-    job = plans.begin(desk, ANN, planned(desk).id, PlanRun())
+    job = plans.begin(admin, ANN, planned(admin).id, PlanRun())
     rows = [
         {"job": job.id, "place": place, "state": "done", "tries": 1, "worst_nanousd": 0, "cost_nanousd": 1000 * place,
          "decision_id": f"dec_{place}", "model": "small", "status": 200, "time_s": 1.0, "answer": b"{}"}
         for place in range(5)
     ]  # fmt: skip
-    with open_store(desk.config.storage.url).engine.begin() as connection:
+    with open_store(admin.config.storage.url).engine.begin() as connection:
         connection.execute(job_items.insert(), rows)
-    first = results.answers(desk, job.id, limit=3)
+    first = results.answers(admin, job.id, limit=3)
     assert [one.place for one in first.data] == [0, 1, 2] and first.next == 2
-    rest = results.answers(desk, job.id, after=2, limit=3)
+    rest = results.answers(admin, job.id, after=2, limit=3)
     assert [one.decision_id for one in rest.data] == ["dec_3", "dec_4"] and rest.next is None
     assert rest.data[1].cost_usd == pytest.approx(4e-6)
     with pytest.raises(NotFound, match="no file of answers"):
-        results.lines(desk, job.id, "answers")
+        results.lines(admin, job.id, "answers")
 
 
 async def test_the_whole_way_can_be_scripted(client: httpx.AsyncClient) -> None:

@@ -13,13 +13,13 @@ import sqlalchemy as sa
 from gateway.admin import sessions as module
 from gateway.admin import users
 from gateway.admin.actor import Actor
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.admin.sessions import COOKIE, DEVICE, FREE_TRIES
 from gateway.admin.shapes.access import NewUser, UserChange
 from gateway.admin.users import hashed, password_matches
 from gateway.journal.rollup_tables import sessions
 from gateway.journal.rollup_tables import users as user_table
-from tests.gateway.admin.conftest import client_of, desk_at
+from tests.gateway.admin.conftest import client_of, services_at
 from tests.until import PATIENCE_S
 
 MASTER = "a-long-master-key"
@@ -28,16 +28,16 @@ ADMIN = Actor("master", "admin")
 
 
 @pytest.fixture
-def guarded(migrated: Path, tmp_path: Path) -> Desk:
+def guarded(migrated: Path, tmp_path: Path) -> AdminServices:
     """With a master key and one user of each role."""
-    desk = desk_at(migrated, tmp_path, MASTER)
+    admin = services_at(migrated, tmp_path, MASTER)
     rows = [
         {"name": role, "role": role, "password": once_hashed(), "created_s": 1.0, "disabled": False, "version": 1}
         for role in ("viewer", "operator", "admin")
     ]
-    with desk.store.engine.begin() as connection:
+    with admin.store.engine.begin() as connection:
         connection.execute(sa.insert(user_table), rows)
-    return desk
+    return admin
 
 
 @cache
@@ -47,7 +47,7 @@ def once_hashed() -> str:
 
 
 @pytest.fixture
-async def browser(guarded: Desk) -> AsyncIterator[httpx.AsyncClient]:
+async def browser(guarded: AdminServices) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(guarded) as client:
         yield client
 
@@ -70,7 +70,7 @@ async def test_the_master_key_signs_in_and_the_cookie_is_kept_from_scripts_and_s
     assert MASTER not in answer.text + cookie
 
 
-async def test_over_tls_the_cookie_is_secure_and_in_the_clear_it_is_never_sent(guarded: Desk) -> None:
+async def test_over_tls_the_cookie_is_secure_and_in_the_clear_it_is_never_sent(guarded: AdminServices) -> None:
     """https: Secure. http to another machine: refused, with what to do about it."""
     async with client_of(guarded, "https://gateway.example") as client:
         answer = await client.post("/admin/session", json={"master_key": MASTER})
@@ -103,7 +103,9 @@ async def test_failed_tries_are_slowed_down_and_the_right_password_has_to_wait_t
     assert int(answer.headers["retry-after"]) >= 1
 
 
-async def test_nobody_is_locked_out_by_others_wrong_tries(guarded: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_is_locked_out_by_others_wrong_tries(
+    guarded: AdminServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Behind a proxy all have one address: a browser that the user has signed in with, and the master key, go on."""
     monkeypatch.setattr(module, "TRY_EVERY_S", 1e6)  # a busy machine forgives none
     async with client_of(guarded) as known, client_of(guarded) as new:
@@ -118,7 +120,9 @@ async def test_nobody_is_locked_out_by_others_wrong_tries(guarded: Desk, monkeyp
         assert (await new.post("/login", data={"password": MASTER})).status_code == 303
 
 
-async def test_who_holds_a_known_browser_can_not_guess_faster(guarded: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_holds_a_known_browser_can_not_guess_faster(
+    guarded: AdminServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its tries are counted too; a made up or changed mark is none, nor is one of before the password's change."""
     monkeypatch.setattr(module, "TRY_EVERY_S", 1e6)  # a busy machine forgives none
     async with client_of(guarded) as known, client_of(guarded) as new:
@@ -146,7 +150,7 @@ async def test_who_holds_a_known_browser_can_not_guess_faster(guarded: Desk, mon
 
 @pytest.mark.parametrize("how", ["signed out", "removed", "expired"])
 async def test_events_end_with_the_session(
-    guarded: Desk, monkeypatch: pytest.MonkeyPatch, browser: httpx.AsyncClient, how: str
+    guarded: AdminServices, monkeypatch: pytest.MonkeyPatch, browser: httpx.AsyncClient, how: str
 ) -> None:
     """Whoever is signed out, removed or has been here too long hears nothing more."""
     monkeypatch.setattr(module, "TRUSTED_S", 0.0)
@@ -241,7 +245,7 @@ async def test_each_role_may_what_it_includes(browser: httpx.AsyncClient, role: 
 
 
 async def test_a_session_ends_with_the_sign_out_its_time_its_user_and_a_new_password(
-    guarded: Desk, browser: httpx.AsyncClient
+    guarded: AdminServices, browser: httpx.AsyncClient
 ) -> None:
     """Whatever ends it, the next request is told to sign in."""
     csrf = await signed_in(browser, "viewer")
@@ -263,7 +267,7 @@ async def test_a_session_ends_with_the_sign_out_its_time_its_user_and_a_new_pass
     assert (await browser.get("/admin/overview")).status_code == 401
 
 
-async def test_the_token_itself_is_kept_nowhere(guarded: Desk, browser: httpx.AsyncClient) -> None:
+async def test_the_token_itself_is_kept_nowhere(guarded: AdminServices, browser: httpx.AsyncClient) -> None:
     """The database holds its hash; passwords are salted scrypt hashes."""
     await signed_in(browser, "admin")
     token = browser.cookies[COOKIE]
@@ -274,7 +278,7 @@ async def test_the_token_itself_is_kept_nowhere(guarded: Desk, browser: httpx.As
 
 
 async def test_a_master_session_ends_when_the_master_key_changes(
-    migrated: Path, tmp_path: Path, guarded: Desk, browser: httpx.AsyncClient
+    migrated: Path, tmp_path: Path, guarded: AdminServices, browser: httpx.AsyncClient
 ) -> None:
     """The same database under another key knows it no more."""
     await browser.post("/admin/session", json={"master_key": MASTER})
@@ -286,17 +290,17 @@ async def test_a_master_session_ends_when_the_master_key_changes(
     assert (await browser.get("/admin/overview")).status_code == 401
 
 
-async def test_once_there_is_a_user_this_machine_alone_is_not_enough(desk: Desk) -> None:
+async def test_once_there_is_a_user_this_machine_alone_is_not_enough(admin: AdminServices) -> None:
     """An open gateway stops being open with its first user."""
-    async with client_of(desk) as client:
+    async with client_of(admin) as client:
         assert (await client.get("/admin/session")).json()["how"] == "this machine"
-        users.add_user(desk, ADMIN, NewUser(name="ann", role="admin", password=PASSWORD))
+        users.add_user(admin, ADMIN, NewUser(name="ann", role="admin", password=PASSWORD))
         assert (await client.get("/admin/session")).status_code == 401
 
 
-async def test_without_a_master_key_nobody_locks_everybody_out(desk: Desk) -> None:
+async def test_without_a_master_key_nobody_locks_everybody_out(admin: AdminServices) -> None:
     """The first user is an admin, and the last admin stays one; who is alone may go, and the gateway is open again."""
-    async with client_of(desk) as client:
+    async with client_of(admin) as client:
         viewer = {"name": "vera", "role": "viewer", "password": PASSWORD}
         answer = await client.post("/admin/users", json=viewer)
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "last_admin")
@@ -314,7 +318,7 @@ async def test_without_a_master_key_nobody_locks_everybody_out(desk: Desk) -> No
 
 
 async def test_two_admins_who_change_one_user_at_once_do_not_overwrite_each_other(
-    guarded: Desk, browser: httpx.AsyncClient
+    guarded: AdminServices, browser: httpx.AsyncClient
 ) -> None:
     """The second is told to look again."""
     csrf = await signed_in(browser, "admin")
@@ -326,7 +330,7 @@ async def test_two_admins_who_change_one_user_at_once_do_not_overwrite_each_othe
     assert users.find_user(guarded.store, "viewer").role == "operator"  # type: ignore[union-attr]
 
 
-async def test_a_session_goes_on_while_the_database_is_away(guarded: Desk, browser: httpx.AsyncClient) -> None:
+async def test_a_session_goes_on_while_the_database_is_away(guarded: AdminServices, browser: httpx.AsyncClient) -> None:
     """Pages can still say what is wrong; who was not seen lately is told that the database is away."""
     await signed_in(browser, "viewer")
     assert (await browser.get("/admin/session")).status_code == 200

@@ -7,7 +7,7 @@ import time
 from functools import cache
 from typing import Any
 
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.journal.record import DecisionRecord, Record
 from gateway.journal.vectors import packed
 from gateway.journal.write import write_records
@@ -18,8 +18,8 @@ QUALITY = {"small": 0.5, "large": 0.95}
 COST = {"small": 1_000, "large": 20_000}
 
 
-def write(desk: Desk, *records: Record) -> None:
-    with desk.store.engine.begin() as connection:
+def write(admin: AdminServices, *records: Record) -> None:
+    with admin.store.engine.begin() as connection:
         write_records(connection, records)
 
 

@@ -8,13 +8,13 @@ from io import StringIO
 import httpx
 import pytest
 
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.journal.record import AuditRecord
-from tests.gateway.admin.conftest import client, desk, migrated
+from tests.gateway.admin.conftest import admin, client, migrated
 from tests.gateway.admin.traffic import recent, write
 from tests.gateway.journal.records import NOON_S
 
-__all__ = ["client", "desk", "migrated"]
+__all__ = ["admin", "client", "migrated"]
 
 
 def read(answer: httpx.Response) -> list[dict[str, str]]:
@@ -22,9 +22,9 @@ def read(answer: httpx.Response) -> list[dict[str, str]]:
     return list(csv.DictReader(StringIO(answer.text, newline="")))
 
 
-async def test_decisions_are_taken_away_as_they_are_filtered(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_decisions_are_taken_away_as_they_are_filtered(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """More than a page of them, newest first; money as a number, times as UTC, what is unknown empty."""
-    write(desk, *(recent(n, route="code" if n % 2 else "auto") for n in range(2400)))
+    write(admin, *(recent(n, route="code" if n % 2 else "auto") for n in range(2400)))
     rows = read(await client.get("/decisions.csv"))
     assert len(rows) == 2400 and rows[0]["id"] == "dec_0" and rows[0]["time"].endswith("Z")
     assert float(rows[0]["cost_usd"]) == 1e-6
@@ -35,18 +35,18 @@ async def test_decisions_are_taken_away_as_they_are_filtered(desk: Desk, client:
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t=", "\r=", "\n=", "\uff1d", "\uff20"])
-async def test_no_cell_is_a_formula(desk: Desk, client: httpx.AsyncClient, sign: str) -> None:
+async def test_no_cell_is_a_formula(admin: AdminServices, client: httpx.AsyncClient, sign: str) -> None:
     """Whatever a route is called; signs of full width are signs to some spreadsheets."""
-    write(desk, recent(1, route=f"{sign}HYPERLINK(1)"))
+    write(admin, recent(1, route=f"{sign}HYPERLINK(1)"))
     (row,) = read(await client.get("/decisions.csv"))
     assert row["route"].startswith("'")
 
 
-async def test_the_audit_log_is_taken_away_whole(desk: Desk, client: httpx.AsyncClient) -> None:
+async def test_the_audit_log_is_taken_away_whole(admin: AdminServices, client: httpx.AsyncClient) -> None:
     """Lines of one moment too; and no cell is a formula."""
     notes = [AuditRecord(id=f"aud_{n}", time_s=NOON_S, actor="me", action="key.create", target="=1+1", detail={"n": n})
              for n in range(1005)]  # fmt: skip
-    write(desk, *notes)
+    write(admin, *notes)
     rows = read(await client.get("/audit.csv"))
     assert {row["id"] for row in rows} == {one.id for one in notes} and len(rows) == 1005
     assert {row["target"] for row in rows} == {"'=1+1"} and rows[0]["time"] == "2023-11-15T12:00:00Z"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from gateway.admin.app import make_admin
-from gateway.admin.desk import Desk
+from gateway.admin.services import AdminServices
 from gateway.api.openapi import document
 from gateway.config import Config
 from gateway.dashboard.pages.reference import rooms
@@ -34,7 +34,7 @@ def test_every_path_of_the_data_plane_is_told_in_a_sentence() -> None:
 def test_every_operation_of_the_api_is_told_with_what_is_sent(tmp_path: Path) -> None:
     """None is left out; fields have a type, a place and whether they are needed; nothing is told without words."""
     config = Config(providers=[], models=[], routes=[])
-    app = make_admin(Desk(config, Store(open_engine(f"sqlite:///{tmp_path}/none.db")), ShipState()))
+    app = make_admin(AdminServices(config, Store(open_engine(f"sqlite:///{tmp_path}/none.db")), ShipState()))
     told = rooms(app.openapi())
     operations = {(one.method, one.path): one for room in told.values() for one in room}
     count = sum(len(methods) for path, methods in app.openapi()["paths"].items() if path.startswith("/admin"))

@@ -65,8 +65,8 @@ def new_login_guard() -> LoginGuard:
 
 
 @dataclass(slots=True)
-class Desk:
-    """The admin API's means."""
+class AdminServices:
+    """What the admin API and the dashboard are answered from. One per control process."""
 
     config: Config
     """As the file says; `current` is what is in force."""
