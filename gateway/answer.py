@@ -103,12 +103,12 @@ class Answering:
     async def hold(self, call: Call, caller: Caller) -> Exchange:
         """Take rate limits, then the worst case of any plan of this route, out of every budget at once."""
         s = self.s
-        wanted = call.wishes.route
+        wanted = call.options.route
         route = s.book.find(wanted, "headgate.route") if wanted else s.book.find(call.model)
-        if call.wishes.models:
-            route = s.book.narrow(route, call.wishes.models)
-        if call.wishes.knobs.max_cost_usd is not None:
-            route = within_cap(route, s.book.models, call.described, call.wishes.knobs)
+        if call.options.models:
+            route = s.book.narrow(route, call.options.models)
+        if call.options.knobs.max_cost_usd is not None:
+            route = within_cap(route, s.book.models, call.described, call.options.knobs)
         taken = s.limits.take(caller.limits + route.limits, call.described.input_tokens, s.now())
         worst = self.worst(call, route)
         try:
@@ -166,7 +166,7 @@ class Answering:
         call, config = exchange.call, exchange.route.config
         if call.content_type:
             return ALONE
-        directive = read_directive(call.wishes.cache, config.cache)
+        directive = read_directive(call.options.cache, config.cache)
         if directive is None or not (directive.look_up or directive.store or directive.only_if_cached):
             return ALONE
         exchange.directive = directive
@@ -210,15 +210,15 @@ class Answering:
             exchange.hold.shrink(min(exchange.hold.nanousd, bound(exchange.route, exchange.worst, models)))
 
     def choice(self, exchange: Exchange) -> Choice:
-        route, wishes = exchange.route, exchange.call.wishes
+        route, options = exchange.route, exchange.call.options
         if exchange.call.content_type:
-            return listed(route, exchange.worst, wishes.knobs)
+            return listed(route, exchange.worst, options.knobs)
         if route.router is None:
-            if not wishes.stated:
+            if not options.stated:
                 return pinned(route.default_model, "pinned")
             (candidate,) = route.candidates(self.s.fleet, self.s.now(), exchange.call.described.tier)
-            return bounded(route, candidate, exchange.call.described, wishes.knobs)
-        knobs = merge(route.knobs, wishes.knobs) if wishes.stated else route.knobs
+            return bounded(route, candidate, exchange.call.described, options.knobs)
+        knobs = merge(route.knobs, options.knobs) if options.stated else route.knobs
         if not exchange.caller.explore:
             knobs = replace(knobs, explore=False)
         assert exchange.query is not None
@@ -249,7 +249,7 @@ class Answering:
                 fallbacks=route.fallbacks, speculates=config.speculate,
             )
         if route.cascade is not None and climbs:
-            knobs = merge(route.knobs, call.wishes.knobs) if call.wishes.stated else route.knobs
+            knobs = merge(route.knobs, call.options.knobs) if call.options.stated else route.knobs
             messages = chat_messages(call) if route.cascade.writes else ()
             request = PlanRequest(choice, worst_usd, limits, config.retries, route.fallbacks, messages)
             return route.cascade.plan(request, share_of(knobs), config.most_wrong or None)
@@ -367,11 +367,11 @@ class Answering:
 
 def permit(caller: Caller, call: Call) -> None:
     """Raises UnknownModel or CallerError if this key may not ask for that model, or may not set knobs."""
-    name = call.wishes.route or call.model
+    name = call.options.route or call.model
     if not caller.may_use(name):
-        param = "headgate.route" if call.wishes.route else "model"
+        param = "headgate.route" if call.options.route else "model"
         raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param=param)
-    if call.wishes.stated and not caller.knobs:
+    if call.options.stated and not caller.knobs:
         raise CallerError("this key may not set headgate knobs: leave them out", param="headgate", status=403)
 
 

@@ -19,7 +19,7 @@ from cascade.artifact import TrainedCascade, load_cascade
 from gateway.answer_cache import open_cache
 from gateway.api import HANDLERS
 from gateway.asgi import App
-from gateway.attempt import Caller, Timeouts
+from gateway.attempt import Sender, Timeouts
 from gateway.batch.store import BatchStore
 from gateway.budgets import open_ledger, open_limits
 from gateway.config import Config, RouteConfig
@@ -74,13 +74,13 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     providers = {provider.name: open_provider(provider, server) for provider in config.providers}
     timeouts = Timeouts(server.first_byte_timeout_s, server.stall_timeout_s, server.request_timeout_s)
     ledger = open_ledger(config, clock)
-    caller = Caller(fleet, providers, timeouts, ledger, MAX_ANSWER_BYTES, now)
+    sender = Sender(fleet, providers, timeouts, ledger, MAX_ANSWER_BYTES, now)
     directory = spool_dir(server.run_dir)
     spool = Spool(directory)
     journal = Reader(config.storage.url, config.storage.keep_days, directory)
     online = Online(open_bandit_store(config, index), journal)
     prefixes = Prefixes(fleet)
-    driver = Driver(caller, draws, Hedging(), prefixes, LiveStreams(server.stream_keepalive_s))
+    driver = Driver(sender, draws, Hedging(), prefixes, LiveStreams(server.stream_keepalive_s))
     purses = Purses(clock, server.workers)
     services = Services(
         config=config,
@@ -109,7 +109,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         purses=purses,
         prefixes=prefixes,
         chores=[
-            *hints_between(config, fleet, now), Engines(fleet, caller).run, ledger.run, online.run, online.catch_up,
+            *hints_between(config, fleet, now), Engines(fleet, sender).run, ledger.run, online.run, online.catch_up,
             driver.streams.run,
             partial(purses.run, journal),
         ],
@@ -121,7 +121,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
 
 def watch(services: Services) -> None:
     """Figures that are read off the parts whenever metrics are asked for."""
-    metrics, ledger, caller = services.metrics, services.ledger, services.driver.caller
+    metrics, ledger, sender = services.metrics, services.ledger, services.driver.sender
     metrics.watch_fleet(services.fleet, services.now)
     metrics.watch("headgate_engine_waiting", engine_waits(services.fleet))
     metrics.watch("headgate_holds_outstanding", lambda: {(): ledger.outstanding})
@@ -130,7 +130,7 @@ def watch(services: Services) -> None:
     metrics.watch("headgate_overrun_usd", lambda: {(): ledger.overrun_nanousd / 1e9})
     metrics.watch("headgate_bandit_answers", services.online.answers)
     metrics.watch("headgate_purse_fullness", services.purses.fullness)
-    metrics.watch("headgate_pool_connections", lambda: pool_connections(caller.providers))
+    metrics.watch("headgate_pool_connections", lambda: pool_connections(sender.providers))
     metrics.watch("headgate_journal_dropped", lambda: {(): services.spool.lost})
     metrics.watch("headgate_journal_dropping", lambda: {(): float(bool(services.spool.alarm))})
     metrics.watch("headgate_router_lost", lambda: {(name,): 1.0 for name in services.book.lost})
@@ -246,14 +246,14 @@ def reload(services: Services) -> list[Provider]:
     services.keyring.reload()
     config = in_force(services.current.base or services.config, settings)
     book = open_book(config, settings, services.current.in_force)
-    caller = services.driver.caller
-    held = {name: provider for name, provider in caller.providers.items() if provider.config in config.providers}
+    sender = services.driver.sender
+    held = {name: provider for name, provider in sender.providers.items() if provider.config in config.providers}
     fresh = [one for one in config.providers if one.name not in held]
     opened = {one.name: open_provider(one, config.server) for one in fresh}
-    gone = [provider for name, provider in caller.providers.items() if name not in held]
+    gone = [provider for name, provider in sender.providers.items() if name not in held]
     if config.models != services.config.models:
         services.fleet.update(config.models)
-    caller.providers = held | opened
+    sender.providers = held | opened
     services.config, services.book, services.current.in_force = config, book, settings
     services.adopt()
     services.keyring.adopt(config.auth)
@@ -273,7 +273,7 @@ async def close(app: App) -> None:
     services = app.services
     await app.background.close()
     await app.answering.auditor.close()
-    for provider in services.driver.caller.providers.values():
+    for provider in services.driver.sender.providers.values():
         await provider.aclose()
     await services.cache.close()
     await services.ledger.close()

@@ -87,8 +87,8 @@ class Sent(msgspec.Struct):
     """As `Opened` has it."""
 
 
-class Caller:
-    """Calls deployments. One per worker."""
+class Sender:
+    """Sends attempts to deployments and charges for them. One per worker."""
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ class Caller:
         into += further.searches * config.web_search_tokens
         tier = opened.attempt.tier
         worst = opened.deployment.price.worst(into, further.max_tokens, 1, further.searches, tier=tier)
-        cap_usd = exchange.call.wishes.knobs.max_cost_usd
+        cap_usd = exchange.call.options.knobs.max_cost_usd
         if cap_usd is not None and exchange.cost_nanousd + worst > cap_usd * 1e9:
             return None
         try:

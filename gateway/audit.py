@@ -186,7 +186,7 @@ class Auditor:
 def anew(call: Call) -> Call:
     """The same question, whole and past the cache."""
     raw = {name: value for name, value in call.raw.items() if name not in ("stream", "stream_options")}
-    return replace(call, raw=raw, body=b"", stream=False, wishes=replace(call.wishes, cache="none"))
+    return replace(call, raw=raw, body=b"", stream=False, options=replace(call.options, cache="none"))
 
 
 def plain(text: str) -> object:

@@ -44,7 +44,7 @@ _USUAL = BILLED | {"temperature", "top_p", "stop", "stream_options", "tool_choic
 _decode_text = msgspec.json.Decoder(str).decode
 
 
-class Wishes(msgspec.Struct, frozen=True):
+class CallOptions(msgspec.Struct, frozen=True):
     """What one request asks of the gateway itself: `headgate` in the body, or x-headgate-* headers."""
 
     knobs: Knobs = NO_KNOBS
@@ -55,7 +55,7 @@ class Wishes(msgspec.Struct, frozen=True):
     """True: the request asks for anything at all."""
 
 
-NO_WISHES = Wishes()
+NO_OPTIONS = CallOptions()
 
 
 class Call(msgspec.Struct):
@@ -70,7 +70,7 @@ class Call(msgspec.Struct):
     """What the body itself calls it; the path may have said otherwise."""
     stream: bool
     described: Described
-    wishes: Wishes
+    options: CallOptions
     headers: Mapping[bytes, bytes]
     host: str
     request_id: str
@@ -117,7 +117,7 @@ def read_call(
     if raw is None:
         raw = read_raw(body, headers)
     ours = ours or KNOB_FIELD in raw
-    wishes = read_wishes(raw, headers)
+    options = read_call_options(raw, headers)
     described = describe(raw, surface, max_messages=max_messages)
     named = read_model(raw)
     if not (model or named):
@@ -129,7 +129,7 @@ def read_call(
         named=named,
         stream=described.stream,
         described=described,
-        wishes=wishes,
+        options=options,
         headers=headers,
         host=arrival.host,
         request_id=arrival.request_id,
@@ -146,13 +146,13 @@ def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float
     content_type = headers.get(b"content-type", b"application/json")
     if content_type.lower().startswith(b"multipart/"):
         upload = read_upload(content_type, body)
-        wishes, fields = read_wishes(raw, headers), upload.fields
+        options, fields = read_call_options(raw, headers), upload.fields
         described = describe_passed(surface, fields, upload.text_bytes, upload.files)
         named = fields.get("model", "")
     else:
         content_type, raw = b"application/json", read_raw(body, headers)
         ours = ours or KNOB_FIELD in raw
-        wishes = read_wishes(raw, headers)
+        options = read_call_options(raw, headers)
         is_compact = surface == COMPACT
         described = describe(raw, "responses") if is_compact else describe_passed(surface, *read_fields(raw))
         named = read_model(raw)
@@ -166,7 +166,7 @@ def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float
         named=named,
         stream=described.stream,
         described=described,
-        wishes=wishes,
+        options=options,
         headers=headers,
         host=arrival.host,
         request_id=arrival.request_id,
@@ -248,7 +248,7 @@ _RANGES = {  # in the order of Knobs' fields
 }
 
 
-def read_wishes(raw: Raw, headers: Mapping[bytes, bytes]) -> Wishes:
+def read_call_options(raw: Raw, headers: Mapping[bytes, bytes]) -> CallOptions:
     """The body's `headgate` object wins over headers; it is taken out of the body here. A knob that nobody knows is
     refused, wherever it is stated: a bound that was mistyped would bound nothing.
     """
@@ -263,10 +263,10 @@ def read_wishes(raw: Raw, headers: Mapping[bytes, bytes]) -> Wishes:
             stated.update(msgspec.json.decode(field, type=dict[str, Any]))
         except msgspec.MsgspecError as error:
             raise CallerError(f"headgate: {error}", param=KNOB_FIELD) from None
-    return _wishes(stated) if stated else NO_WISHES
+    return _options_of(stated) if stated else NO_OPTIONS
 
 
-def _wishes(stated: dict[str, Any]) -> Wishes:
+def _options_of(stated: dict[str, Any]) -> CallOptions:
     weight, quality, cost, latency = (_number(name, stated.pop(name, None)) for name in _RANGES)
     knobs = Knobs(weight, quality, cost, latency)
     models, cache, route = (stated.pop(name, None) for name in ("models", "cache", "route"))
@@ -284,7 +284,7 @@ def _wishes(stated: dict[str, Any]) -> Wishes:
         raise CallerError("headgate.route must be the name of a route", param="headgate.route")
     if models is not None and not (models and isinstance(models, list) and all(isinstance(n, str) for n in models)):
         raise CallerError("headgate.models must be a list of names of models", param="headgate.models")
-    return Wishes(knobs, tuple(models or ()), cache, route, stated=True)
+    return CallOptions(knobs, tuple(models or ()), cache, route, stated=True)
 
 
 def _number(name: str, value: Any) -> float | None:

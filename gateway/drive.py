@@ -16,8 +16,8 @@ from cascade.climb import climb
 from cascade.confidence import RAW
 from cascade.types import Outcome, Rung, Verdict
 from gateway.attempt import (
-    Caller,
     Opened,
+    Sender,
     evidence_in,
     expected_tokens,
     fault_of,
@@ -55,18 +55,18 @@ class Driver:
 
     def __init__(
         self,
-        caller: Caller,
+        sender: Sender,
         draws: Iterator[float],
         hedging: Hedging,
         prefixes: Prefixes,
         streams: LiveStreams | None = None,
     ) -> None:
-        self.caller = caller
+        self.sender = sender
         self.draws = draws
         self.prefixes = prefixes
         self.streams = streams or LiveStreams(0.0)
         self.hedging = hedging
-        self.gathering = QuestionBatcher(caller, draws)
+        self.gathering = QuestionBatcher(sender, draws)
 
     async def drive(self, exchange: Exchange, reply: Reply, headers: Callable[[], Headers]) -> bytes:
         """Climb until a verdict. Returns a live stream's last bytes, held back until it is settled.
@@ -112,11 +112,11 @@ class Run:
             self.exchange.verdict = stop.value
 
     async def back_off(self, delay_s: float) -> None:
-        begun = self.driver.caller.now()
+        begun = self.driver.sender.now()
         try:
             await asyncio.sleep(delay_s)
         finally:
-            self.exchange.upstream_s += self.driver.caller.now() - begun
+            self.exchange.upstream_s += self.driver.sender.now() - begun
 
     def finish(self) -> bytes:
         verdict = self.exchange.verdict
@@ -143,25 +143,25 @@ class Run:
         rungs = (rung, *rung.beside)
         runs = [Run(self.driver, self.exchange, self.reply, self.headers) for _ in rungs]
         steps = [run.step(one) for run, one in zip(runs, rungs, strict=True)]
-        begun, waited_s = self.driver.caller.now(), self.exchange.upstream_s
+        begun, waited_s = self.driver.sender.now(), self.exchange.upstream_s
         outcomes = await run_parallel(steps, rung.enough, lambda place: self.cut(rungs[place]))
         for run in runs:
             self.answers += run.answers or [None]
             self.error = run.error or self.error
-        self.exchange.upstream_s = waited_s + self.driver.caller.now() - begun
+        self.exchange.upstream_s = waited_s + self.driver.sender.now() - begun
         return replace(outcomes[0], beside=tuple(outcomes[1:]))
 
     async def step(self, rung: Rung) -> Outcome:
         """Run one rung: pick a deployment, call it, and relay its stream where this answer is final."""
-        caller, exchange = self.driver.caller, self.exchange
-        begun = caller.now()
+        sender, exchange = self.driver.sender, self.exchange
+        begun = sender.now()
         if begun >= exchange.call.received_s + exchange.call.timeout_s:
             return self.lost(rung, UpstreamError("timeout", "the deadline has passed", status=504), begun)
         if exchange.route.config.gather_ms:
             if (outcome := await self.gathered(rung, begun)) is not None:
                 return outcome
-            begun = caller.now()
-        deployment = caller.fleet.pick(
+            begun = sender.now()
+        deployment = sender.fleet.pick(
             rung.model, next(self.driver.draws), begun, asked=lambda: expected_tokens(exchange, rung.model),
             failed=self.failed, warm=None if "messages" in rung.overrides else self.warm,
         )  # fmt: skip
@@ -172,16 +172,16 @@ class Run:
         self.hedged_before = exchange.hedged
         try:
             if exchange.route.config.hedge_after_s is None:
-                opened = await caller.open(exchange, rung, deployment, live=live)
+                opened = await sender.open(exchange, rung, deployment, live=live)
             else:
-                opened = await self.driver.hedging.open(caller, exchange, rung, deployment, live=live)
+                opened = await self.driver.hedging.open(sender, exchange, rung, deployment, live=live)
             if opened.relay is not None:
                 await self.relay(opened, rung)
         except UpstreamError as error:
             self.failed = deployment
             return self.lost(rung, error, begun)
         finally:
-            exchange.upstream_s += caller.now() - begun
+            exchange.upstream_s += sender.now() - begun
         if exchange.route.checker is not None:
             await self.check(exchange.route.checker, rung, opened.attempt)
         self.error = None
@@ -190,7 +190,7 @@ class Run:
 
     def warm(self, deployments: Sequence[Deployment]) -> Sequence[float] | None:
         """Of the client's prompt, what each deployment is expected to have cached."""
-        return self.driver.prefixes.affinity(self.exchange, deployments, self.driver.caller.now())
+        return self.driver.prefixes.affinity(self.exchange, deployments, self.driver.sender.now())
 
     async def gathered(self, rung: Rung, begun: float) -> Outcome | None:
         """Ask in one call with other small questions. None: it has to be asked alone."""
@@ -199,7 +199,7 @@ class Run:
         except UpstreamError as error:
             return self.lost(rung, error, begun)
         finally:
-            self.exchange.upstream_s += self.driver.caller.now() - begun
+            self.exchange.upstream_s += self.driver.sender.now() - begun
         if opened is None:
             return None
         self.error = None
@@ -211,7 +211,7 @@ class Run:
         asks_else = "messages" in rung.overrides and self.exchange.plan is not None and self.exchange.plan.strategy
         if rung.final or asks_else or not attempt.evidence.text:
             return
-        left_s = self.exchange.call.received_s + self.exchange.call.timeout_s - self.driver.caller.now()
+        left_s = self.exchange.call.received_s + self.exchange.call.timeout_s - self.driver.sender.now()
         passed = await checker.check(attempt.evidence.text, within_s=left_s)
         attempt.evidence = replace(attempt.evidence, checks_passed=passed)
 
@@ -219,7 +219,7 @@ class Run:
         """The outcome of a rung that was cancelled for another's answer: what it had cost by then counts."""
         made = [one for one in self.exchange.attempts if one.model == rung.model and one.failure == "cancelled"]
         cost_usd = sum(one.cost_nanousd for one in made) / 1e9
-        elapsed_s = self.driver.caller.now() - self.exchange.call.received_s
+        elapsed_s = self.driver.sender.now() - self.exchange.call.received_s
         return Outcome(rung.model, "cancelled", cost_usd=cost_usd, elapsed_s=elapsed_s, attempts=len(made))
 
     def made(self) -> int:
@@ -227,7 +227,7 @@ class Run:
         return 1 + (self.exchange.hedged and not self.hedged_before)
 
     def outcome(self, rung: Rung, opened: Opened, begun: float) -> Outcome:
-        attempt, now = opened.attempt, self.driver.caller.now()
+        attempt, now = opened.attempt, self.driver.sender.now()
         if rung.reads_confidence and self.exchange.plan is not None:
             attempt.confidence = (self.exchange.plan.confidence or RAW)(rung.model, attempt.evidence)
         return Outcome(
@@ -243,7 +243,7 @@ class Run:
     def lost(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
         self.error = error.bare()
         self.answers.append(None)
-        attempts, now = self.exchange.attempts, self.driver.caller.now()
+        attempts, now = self.exchange.attempts, self.driver.sender.now()
         committed = self.reply.committed
         return Outcome(
             model=rung.model,
@@ -259,8 +259,8 @@ class Run:
 
     def elsewhere(self, rung: Rung, error: UpstreamError) -> bool:
         """Whether another deployment of the model can serve at once, so that a `retry-after` need not be waited for."""
-        caller = self.driver.caller
-        return error.failure in AT_ONCE and caller.fleet.healthy(rung.model, caller.now())
+        sender = self.driver.sender
+        return error.failure in AT_ONCE and sender.fleet.healthy(rung.model, sender.now())
 
     async def relay(self, opened: Opened, rung: Rung) -> None:
         """Commit, then pass the stream on as it arrives. Its last bytes are held back until all is settled."""
@@ -270,7 +270,7 @@ class Run:
         try:
             await self.pass_on(opened, flow)
             for _ in range(MOST_PAUSES):
-                if not flow.paused or not await self.driver.caller.go_on(exchange, rung, opened):
+                if not flow.paused or not await self.driver.sender.go_on(exchange, rung, opened):
                     break
                 await self.pass_on(opened, flow)
             if flow.paused:
@@ -288,43 +288,43 @@ class Run:
         """One of the upstream's streams, to its end and into the record: a turn that is paused has several."""
         response, attempt, deployment = opened.response, opened.attempt, opened.deployment
         assert response is not None
-        caller, exchange, reply = self.driver.caller, self.exchange, self.reply
+        sender, exchange, reply = self.driver.sender, self.exchange, self.reply
         try:
             if not reply.committed:
                 await reply.begin(200, self.headers())
             await self.pump(response, flow, opened.pending)
-            await _drain(response, caller.now)
+            await _drain(response, sender.now)
         except UpstreamError as raised:
             response.cancel()
-            error = stall_or_deadline(raised, caller.now() < self.ends_s)
-            caller.failed(exchange, attempt, deployment, error, flow)
+            error = stall_or_deadline(raised, sender.now() < self.ends_s)
+            sender.failed(exchange, attempt, deployment, error, flow)
             raise error from None
         except BaseException:
             response.cancel()
-            caller.left(exchange, attempt, deployment, flow)
+            sender.left(exchange, attempt, deployment, flow)
             raise
         finally:
-            attempt.latency_s = caller.now() - exchange.call.received_s - attempt.started_s
+            attempt.latency_s = sender.now() - exchange.call.received_s - attempt.started_s
         opened.pending, seen = b"", flow.part()
         if flow.counted:
-            caller.charge(exchange, attempt, deployment, flow.usage, said_chars(seen), seen.tier)
+            sender.charge(exchange, attempt, deployment, flow.usage, said_chars(seen), seen.tier)
         else:
-            caller.charge_part(exchange, attempt, deployment, seen)
-        caller.fleet.succeeded(
-            deployment, caller.now(), attempt.first_byte_s, attempt.latency_s, attempt.job,
+            sender.charge_part(exchange, attempt, deployment, seen)
+        sender.fleet.succeeded(
+            deployment, sender.now(), attempt.first_byte_s, attempt.latency_s, attempt.job,
             attempt.usage.completion_tokens,
         )  # fmt: skip
 
     @property
     def ends_s(self) -> float:
         """When the whole stream must have ended. The client's own timeout applies to each read instead."""
-        return self.exchange.call.received_s + self.driver.caller.timeouts.whole_s
+        return self.exchange.call.received_s + self.driver.sender.timeouts.whole_s
 
     async def pump(self, response: Response, flow: Relay, data: bytes) -> None:
         """Relay until the stream ends. Waiting for a slow client does not count as the upstream's silence."""
-        caller = self.driver.caller
-        silence_s = min(caller.timeouts.stall_s, self.exchange.call.timeout_s)
-        passing = LiveStream(response, flow, self.reply, caller.now, silence_s, self.ends_s)
+        sender = self.driver.sender
+        silence_s = min(sender.timeouts.stall_s, self.exchange.call.timeout_s)
+        passing = LiveStream(response, flow, self.reply, sender.now, silence_s, self.ends_s)
         if not self.reply.push(data):
             await self.reply.room()
         ended = passing.over

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from gateway.attempt import Caller
+from gateway.attempt import Sender
 from gateway.errors import UpstreamError
 from gateway.fleet import Deployment, Fleet, Told
 from gateway.providers import Provider
@@ -29,16 +29,16 @@ log = logging.getLogger("headgate.engines")
 class Engines:
     """One worker's looks at them."""
 
-    def __init__(self, fleet: Fleet, caller: Caller) -> None:
+    def __init__(self, fleet: Fleet, sender: Sender) -> None:
         self._fleet = fleet
-        self._caller = caller
+        self._sender = sender
         self._silent = set[str]()
         """Providers of which the log says already that their page tells no load."""
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            engines = [one for one in self._caller.providers.values() if one.engine is not None]
+            engines = [one for one in self._sender.providers.values() if one.engine is not None]
             await asyncio.gather(*map(self.look, engines))
             await asyncio.sleep(EVERY_S)
 

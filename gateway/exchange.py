@@ -131,10 +131,10 @@ class Exchange(msgspec.Struct):
     @property
     def scope(self) -> str:
         """Of cached answers: requests that state a trade of quality for money share them only at the same trade."""
-        wishes, scope = self.call.wishes, self.route.scope
-        if not wishes.stated or self.route.router is None:
+        options, scope = self.call.options, self.route.scope
+        if not options.stated or self.route.router is None:
             return scope
-        knobs = wishes.knobs
+        knobs = options.knobs
         if knobs.cost_weight is None and knobs.min_quality is None:
             return scope
         return f"{scope}\0\0{knobs.cost_weight}\0{knobs.min_quality}"

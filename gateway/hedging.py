@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from cascade.types import Rung
-from gateway.attempt import Caller, Opened
+from gateway.attempt import Opened, Sender
 from gateway.exchange import Exchange
 from gateway.fleet import Deployment
 
@@ -19,23 +19,23 @@ class Hedging:
     hedged: int = 0
 
     async def open(
-        self, caller: Caller, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool
+        self, sender: Sender, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool
     ) -> Opened:
         """The first attempt to answer; the other is cancelled and its cost recorded."""
         self.requests += 1
-        first = asyncio.ensure_future(caller.open(exchange, rung, deployment, live=live))
+        first = asyncio.ensure_future(sender.open(exchange, rung, deployment, live=live))
         twins: set[asyncio.Future[Opened]] = {first}
         winner: Opened | None = None
         try:
             await asyncio.wait(twins, timeout=exchange.route.config.hedge_after_s)
             if not first.done() and self.allowed(exchange):
                 exchange.hedged = True
-                other = caller.fleet.pick(rung.model, 0.0, caller.now(), avoid=deployment) or deployment
-                twins.add(asyncio.ensure_future(caller.open(exchange, rung, other, live=live, hedge=True)))
+                other = sender.fleet.pick(rung.model, 0.0, sender.now(), avoid=deployment) or deployment
+                twins.add(asyncio.ensure_future(sender.open(exchange, rung, other, live=live, hedge=True)))
             winner = await _first_answer(twins)
-            await _abandon(caller, exchange, twins, winner)
+            await _abandon(sender, exchange, twins, winner)
         except BaseException:
-            await _abandon(caller, exchange, twins, None)
+            await _abandon(sender, exchange, twins, None)
             raise
         return winner
 
@@ -61,7 +61,7 @@ async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
 
 
 async def _abandon(
-    caller: Caller, exchange: Exchange, twins: set[asyncio.Future[Opened]], winner: Opened | None
+    sender: Sender, exchange: Exchange, twins: set[asyncio.Future[Opened]], winner: Opened | None
 ) -> None:
     """Cancel what is under way and close what answered too late; what they have done is billed."""
     late = [twin for twin in twins if not twin.done()]
@@ -71,4 +71,4 @@ async def _abandon(
         await asyncio.wait(late)
     for twin in twins:
         if not twin.cancelled() and twin.exception() is None and twin.result() is not winner:
-            caller.abandon(exchange, twin.result())
+            sender.abandon(exchange, twin.result())

@@ -21,7 +21,7 @@ from msgspec.structs import astuple, replace
 
 from cascade.batch_prompting import EXTRA_OUTPUT_TOKENS, apart, instruction, may_stand, shares, together
 from cascade.types import Rung
-from gateway.attempt import Caller, Opened
+from gateway.attempt import Opened, Sender
 from gateway.call import Arrival, read_call
 from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
@@ -96,8 +96,8 @@ class Group:
 class QuestionBatcher:
     """Of one worker."""
 
-    def __init__(self, caller: Caller, draws: Iterator[float]) -> None:
-        self.caller = caller
+    def __init__(self, sender: Sender, draws: Iterator[float]) -> None:
+        self.sender = sender
         self.draws = draws
         self.open: dict[Kind, Group] = {}
 
@@ -106,7 +106,7 @@ class QuestionBatcher:
         kind, question = kind_of(exchange, rung)
         if kind is None:
             return None
-        now = self.caller.now()
+        now = self.sender.now()
         ends_s = min(now + rung.timeout_s, exchange.call.received_s + exchange.call.timeout_s)
         asked = Asked(exchange, question, now, ends_s, asyncio.get_running_loop().create_future())
         group = self._join(kind, asked)
@@ -152,8 +152,8 @@ class QuestionBatcher:
             if not group.asked and self.open.pop(group.kind, None) is group and group.timer is not None:
                 group.timer.cancel()
             return
-        exchange, now = asked.exchange, self.caller.now()
-        deployment = self.caller.fleet.deployments(group.kind.model)[0]
+        exchange, now = asked.exchange, self.sender.now()
+        deployment = self.sender.fleet.deployments(group.kind.model)[0]
         attempt = _attempt(asked, deployment, now)
         attempt.failure, attempt.estimated = failure, True
         attempt.usage = Usage(input_tokens=exchange.call.described.input_tokens)
@@ -184,16 +184,16 @@ class QuestionBatcher:
             self._answered(group, opened, [said[id(asked)] for asked in group.asked])
 
     async def _call(self, carrier: Exchange, model: str) -> Opened:
-        now = self.caller.now()
-        deployment = self.caller.fleet.pick(model, next(self.draws), now)
+        now = self.sender.now()
+        deployment = self.sender.fleet.pick(model, next(self.draws), now)
         if deployment is None:
             raise UpstreamError("unavailable", f"every deployment of {model} is down", status=503)
         left_s = carrier.call.received_s + carrier.call.timeout_s - now
-        return await self.caller.open(carrier, Rung(model, True, left_s), deployment, live=False)
+        return await self.sender.open(carrier, Rung(model, True, left_s), deployment, live=False)
 
     def _carrier(self, group: Group) -> Exchange:
         """The one call, as an exchange of its own that is never settled: those who asked settle their shares."""
-        first, now = group.asked[0].exchange, self.caller.now()
+        first, now = group.asked[0].exchange, self.sender.now()
         ends_s = max(asked.ends_s for asked in group.asked)
         body = msgspec.json.encode(_body(group))
         arrival = Arrival({}, first.call.host, first.call.request_id, now)
@@ -228,7 +228,7 @@ class QuestionBatcher:
         usages, costs = _split(group, whole, said, deployment.price)
         attempts = []
         for asked, usage, cost_nanousd in zip(group.asked, usages, costs, strict=True):
-            attempt = _attempt(asked, deployment, self.caller.now())
+            attempt = _attempt(asked, deployment, self.sender.now())
             attempt.first_byte_s = attempt.latency_s if whole.first_byte_s is not None else None
             attempt.status, attempt.estimated, attempt.gathered = whole.status, whole.estimated, len(group.asked)
             attempt.usage, attempt.cost_nanousd = usage, cost_nanousd
@@ -237,7 +237,7 @@ class QuestionBatcher:
         return attempts
 
     def _deployment(self, whole: Attempt) -> Deployment:
-        return next(one for one in self.caller.fleet.deployments(whole.model) if one.id == whole.deployment)
+        return next(one for one in self.sender.fleet.deployments(whole.model) if one.id == whole.deployment)
 
 
 def kind_of(exchange: Exchange, rung: Rung) -> tuple[Kind | None, str]:

@@ -71,7 +71,7 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         vector=vector,
         doubled=doubled,
         max_output_tokens=asked.max_output_tokens,
-        knobs=stated_knobs(exchange.paced or call.wishes.knobs) if exchange.paced or call.wishes.stated else {},
+        knobs=stated_knobs(exchange.paced or call.options.knobs) if exchange.paced or call.options.stated else {},
         explore=exchange.caller.explore,
         draw=exchange.draw,
         candidates=candidates_of(choice),

@@ -58,7 +58,7 @@ class Live:
         assert len(services.cache.flight) == 0
         for deployment in services.fleet.all():
             assert deployment.in_flight == 0, deployment.id
-        for name, provider in services.driver.caller.providers.items():
+        for name, provider in services.driver.sender.providers.items():
             assert provider.pool.in_use == 0, name
 
     async def rest(self, within_s: float = 60.0) -> None:

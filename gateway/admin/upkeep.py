@@ -155,9 +155,7 @@ def look_over(services: AdminServices, route: str, one: Seen) -> None:
         return
     _guarded(one, "random", lambda: keep_insight(services.store, "random", route, beside_chance(rounds)))
     _guarded(one, "certificates", lambda: watch(services, route, rounds))
-    _guarded(
-        one, "labels", lambda: keep_insight(services.store, LABELS, route, wishes(rounds, said_of(services, rounds)))
-    )
+    _guarded(one, "labels", lambda: keep_insight(services.store, LABELS, route, to_be_labelled(services, rounds)))
 
 
 def beside_chance(rounds: Log) -> dict[str, Any]:
@@ -176,8 +174,9 @@ def said_of(services: AdminServices, rounds: Log) -> set[str]:
     return {one for first in range(0, len(ids), 500) for one in labelled(services, ids[first : first + 500])}
 
 
-def wishes(rounds: Log, said: set[str]) -> dict[str, Any]:
-    """What to label, best first; what can be read here and what can't."""
+def to_be_labelled(services: AdminServices, rounds: Log) -> dict[str, Any]:
+    """Which answers to label, the most useful first; those whose text is kept here and those whose text is not."""
+    said = said_of(services, rounds)
     known = np.array([record.id in said for record in rounds.records], bool)
     open_ = [record for record in rounds.records if record.id not in said]
     data = []

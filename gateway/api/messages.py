@@ -30,7 +30,7 @@ async def count_tokens(request: Request, _: str) -> Answer:
     raw = await with_files(services, raw, "messages", caller.tenant)
     estimate = estimate_tokens(raw, "messages", max_messages=services.config.server.max_messages)
     for deployment in services.fleet.deployments(route.default_model):
-        provider = services.driver.caller.providers[deployment.provider]
+        provider = services.driver.sender.providers[deployment.provider]
         if "count_tokens" in provider.dialects:
             return 200, [JSON], await _ask(request, raw, deployment.upstream_raw, deployment.id)
     return 200, [JSON], msgspec.json.encode({"input_tokens": estimate})
@@ -39,7 +39,7 @@ async def count_tokens(request: Request, _: str) -> Answer:
 async def _ask(request: Request, raw: Raw, model: msgspec.Raw, deployment_id: str) -> bytes:
     services = request.services
     deployment = next(one for one in services.fleet.all() if one.id == deployment_id)
-    provider = services.driver.caller.providers[deployment.provider]
+    provider = services.driver.sender.providers[deployment.provider]
     head = provider.head(deployment.config, "count_tokens", False, request.arrival.headers)
     raw.pop(KNOB_FIELD, None)
     sent = {**raw, "model": model, "messages": signed(raw["messages"])}

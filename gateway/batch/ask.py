@@ -224,7 +224,7 @@ class Asker:
         name = f"\0{request_id}"
         self.book.planned[name] = ready.route
         call.request_id, call.received_s, call.timeout_s = request_id, self.s.now(), timeout_s
-        call.wishes = msgspec.structs.replace(call.wishes, route=name)
+        call.options = msgspec.structs.replace(call.options, route=name)
         await self.write(JobStartRecord(job=self.job, index=line, time_s=self.s.clock(), worst_nanousd=worst))
         try:
             return await self._heard(call, result, tries)
@@ -299,7 +299,7 @@ class Asker:
     def _route(self, call: Call, arm_call: ArmCall) -> Route:
         """The asked route with the plan's choice; retries are the runner's, so the worst case is one call's."""
         book, arm = self.s.book, arm_call.arm
-        asked = book.find(call.wishes.route or call.model)
+        asked = book.find(call.options.route or call.model)
         model = book.models[arm.model]
         cascade = climbing(asked.cascade) if arm.rule >= 0 else None
         if cascade is not None and arm.rule < len(cascade.rules):

@@ -64,7 +64,7 @@ def keys_of(request: Request, tenant: str, mode: Mode, embedder: str) -> tuple[b
 def _shared(request: Request, tenant: str, mode: Mode) -> Shared:
     call, config = request.call, request.route.config
     offered = "exact" if mode == "exact" and config.cache == "none" else config.cache
-    directive = None if mode == "none" else read_directive(call.wishes.cache, offered)
+    directive = None if mode == "none" else read_directive(call.options.cache, offered)
     if directive is None or not (directive.look_up and directive.store):
         return Shared()
     others = {name: value for name, value in call.raw.items() if name != "messages"}

@@ -165,7 +165,7 @@ class ProviderEndpoints:
         runner.held += worst
         try:
             await self._keep(runner, part)
-            provider = self.s.driver.caller.providers.get(part.provider)
+            provider = self.s.driver.sender.providers.get(part.provider)
             if provider is None:
                 raise UpstreamError("unavailable", f"there is no provider '{part.provider}' any more")
             async with client_of(provider) as http:
@@ -195,7 +195,7 @@ class ProviderEndpoints:
     def _deployment(self, arm: Arm) -> Deployment | None:
         """Where the arm's model has an endpoint that we speak."""
         for deployment in self.s.fleet.deployments(arm.model):
-            provider = self.s.driver.caller.providers[deployment.provider]
+            provider = self.s.driver.sender.providers[deployment.provider]
             if type(provider) is OpenAIProvider and provider.config.batch_discount > 0:
                 return deployment
         return None
@@ -311,7 +311,7 @@ class ProviderEndpoints:
         if not places:
             raise UpstreamError("rejected", "none of its lines is a prompt of its own any more")
         prompt: Prompt = runner.plan.prompts[places[0]]
-        dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
+        dialect = self.s.driver.sender.providers[part.provider].dialect_for(prompt.surface)
         url = f"/v1{PATHS.get(dialect, RESPONSES)}"
         rung = Rung(part.model, True, TIMEOUT_S)
 
@@ -379,7 +379,7 @@ class ProviderEndpoints:
     def _record(
         self, runner: Runner, part: Part, prompt: Prompt, deployment: Deployment, result: CallResult
     ) -> DecisionRecord:
-        dialect = self.s.driver.caller.providers[part.provider].dialect_for(prompt.surface)
+        dialect = self.s.driver.sender.providers[part.provider].dialect_for(prompt.surface)
         call, caller = runner.asker.call(prompt), runner.asker.caller
         usage, cost = None, result.cost_nanousd
         if result.status == 200:
@@ -424,7 +424,7 @@ def _ready(runner: Runner, place: int) -> PreparedCall:
 
 def _share(upstreams: ProviderEndpoints, deployment: Deployment) -> float:
     """Of the live price."""
-    return 1.0 - upstreams.s.driver.caller.providers[deployment.provider].config.batch_discount
+    return 1.0 - upstreams.s.driver.sender.providers[deployment.provider].config.batch_discount
 
 
 def client_of(provider: Provider) -> httpx.AsyncClient:

@@ -128,7 +128,7 @@ def _block(requests: Sequence[Request], featurizers: Sequence[Featurizer]) -> _B
     reader = next((one for one in featurizers if one.version == wanted), None)
     asked = [request.call.described for request in requests]
     knobs = [
-        merge(route.knobs, request.call.wishes.knobs) if request.call.wishes.stated else route.knobs
+        merge(route.knobs, request.call.options.knobs) if request.call.options.stated else route.knobs
         for request in requests
     ]
     return _Block(route, asked, reader, _vectors(asked, reader), knobs, [model.candidate for model in route.models])

@@ -1,4 +1,4 @@
-"""The durable list of batch jobs: what each is, who runs it, how far it is, and what somebody wishes of it.
+"""The durable list of batch jobs: what each is, who runs it, how far it is, and what somebody asked of it.
 
 It lies in the journal's database, where the shipper puts what every prompt came to (`job_items`), so a job and its
 money can't disagree with the journal. One process at a time runs a job: it holds a lease, and whoever finds the lease

@@ -22,7 +22,7 @@ from gateway.answer import Answering
 from gateway.batch.gather import Gathered
 from gateway.batch.plan import Pilot, Piloted
 from gateway.batch.types import Estimates, Floats, PilotReport, Prompt
-from gateway.call import Arrival, Wishes, read_call
+from gateway.call import Arrival, CallOptions, read_call
 from gateway.checker import Checker
 from gateway.config import Config
 from gateway.errors import HeadgateError
@@ -135,7 +135,7 @@ class _Asker:
             call = await call_with_files(self.s, call, self.caller.tenant)
         except HeadgateError:  # when the job runs, it is told
             return None
-        call = msgspec.structs.replace(call, wishes=Wishes(route=model, cache="none"))
+        call = msgspec.structs.replace(call, options=CallOptions(route=model, cache="none"))
         heard = Heard()
         exchange = await self.answering.answer(call, heard, self.caller)
         if exchange is None:

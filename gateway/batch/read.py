@@ -236,9 +236,9 @@ class LineReader:
                            "unsupported_parameter")  # fmt: skip
         if call.stream:
             raise _Refused("a job's answers can't be streamed: leave `stream` out", "invalid_stream")
-        route = self.book.find(call.wishes.route or call.model)
-        if call.wishes.models:
-            route = self.book.narrow(route, call.wishes.models)
+        route = self.book.find(call.options.route or call.model)
+        if call.options.models:
+            route = self.book.narrow(route, call.options.models)
         floor = self._floor(fields, call, route)
         return Request(number, custom_id, url, body, call, route, floor, _text(fields, "reference"))
 
@@ -286,7 +286,7 @@ class LineReader:
                 if not 0.0 <= floor <= 1.0:
                     raise _Refused(f"{name} must be a number between 0 and 1", "invalid_floor")
                 return floor
-        for stated in (call.wishes.knobs.min_quality, route.knobs.min_quality):
+        for stated in (call.options.knobs.min_quality, route.knobs.min_quality):
             if stated is not None:
                 return stated
         return self.options.floor

@@ -42,19 +42,20 @@ def to_label(log: Log, known: NDArray[np.bool_], count: int, *, latest: int = 20
     open_ = np.flatnonzero(~known)[-latest:]
     near = closeness(log)[open_]
     spread = np.nan_to_num([x[i] @ inverse[log.action[i]] @ x[i] for i in open_.tolist()])
-    wishes: list[LabelSuggestion] = []
+    suggestions: list[LabelSuggestion] = []
     for _ in range(min(count, len(open_))):
         gains = np.log1p(np.maximum(spread, 0.0)) * near
         best = int(gains.argmax())
         i, j = int(open_[best]), int(log.action[open_[best]])
-        wishes.append(LabelSuggestion(i, float(gains[best]), log1p(max(0.0, float(spread[best]))), float(near[best])))
+        learns = log1p(max(0.0, float(spread[best])))
+        suggestions.append(LabelSuggestion(i, float(gains[best]), learns, float(near[best])))
         direction = inverse[j] @ x[i]
         shrunk = 1.0 + float(x[i] @ direction)
         mine = log.action[open_] == j
         spread[mine] -= (x[open_[mine]] @ direction) ** 2 / shrunk
         inverse[j] = inverse[j] - np.outer(direction, direction) / shrunk
         near[best] = -1.0
-    return wishes
+    return suggestions
 
 
 def closeness(log: Log) -> Array:

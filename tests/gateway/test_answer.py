@@ -201,7 +201,7 @@ async def test_tenants_never_share_a_cached_answer(tmp_path: Path) -> None:
 
 
 async def test_an_answer_is_shared_among_equal_knobs_only(tmp_path: Path) -> None:
-    """Who asks for quality is not given what was answered for who asked for cheapness; equal wishes share."""
+    """Who asks for quality is not given what was answered for who asked for cheapness; equal trades share."""
     routes = [{"name": "auto", "models": ["cheap", "good"], "cache": "semantic"}]
     models = [{"name": "cheap", "input_usd_per_mtok": 0.01, "output_usd_per_mtok": 0.01},
               {"name": "good", "input_usd_per_mtok": 5.0, "output_usd_per_mtok": 9.0}]  # fmt: skip

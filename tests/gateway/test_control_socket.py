@@ -142,15 +142,15 @@ async def test_a_provider_is_replaced_under_traffic(tmp_path: Path) -> None:
 
     async with opened(tmp_path) as (gateway, _):
         follower = Follower(gateway.app)
-        before = gateway.services.driver.caller.providers["up"]
+        before = gateway.services.driver.sender.providers["up"]
         url = before.config.base_url
         overlay = Overlay(providers={"up": {"base_url": url, "max_connections": 3}})
         busy = [asyncio.create_task(asked(gateway, f"question {n}", cache="none")) for n in range(8)]
         change_settings(run_dir(gateway), lambda held: msgspec.structs.replace(held, overlay=overlay))
         follower.look()
-        after = gateway.services.driver.caller.providers["up"]
+        after = gateway.services.driver.sender.providers["up"]
         assert after is not before and after.config.max_connections == 3
-        assert gateway.services.driver.caller.providers["claude"].config.name == "claude"
+        assert gateway.services.driver.sender.providers["claude"].config.name == "claude"
         await asyncio.gather(*busy)
         await asked(gateway, "and one more")
         await until(lambda: not (before.pool.in_use or follower._retiring))

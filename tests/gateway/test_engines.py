@@ -79,11 +79,11 @@ async def before(one: Engine, folder: Path, kind: str = "vllm") -> AsyncIterator
 
 
 def watching(gateway: Live) -> Engines:
-    return Engines(gateway.services.fleet, gateway.services.driver.caller)
+    return Engines(gateway.services.fleet, gateway.services.driver.sender)
 
 
 async def look(gateway: Live) -> None:
-    await watching(gateway).look(gateway.services.driver.caller.providers["mine"])
+    await watching(gateway).look(gateway.services.driver.sender.providers["mine"])
 
 
 async def ask(gateway: Live, model: str = "qwen", **fields: Any) -> httpx.Response:
@@ -144,7 +144,7 @@ async def test_how_to_switch_the_metrics_page_on_is_said_once(tmp_path: Path, ca
     async with engine() as one, before(one, tmp_path, "llama-server") as gateway:
         watch = watching(gateway)
         for _ in range(3):
-            await watch.look(gateway.services.driver.caller.providers["mine"])
+            await watch.look(gateway.services.driver.sender.providers["mine"])
     assert [record.getMessage() for record in caplog.records if "does not tell" in record.getMessage()] == [
         "provider mine does not tell its load: start it with --metrics"
     ]

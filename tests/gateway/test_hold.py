@@ -129,6 +129,6 @@ async def test_a_client_that_leaves_during_the_hold_gives_its_tokens_back(tmp_pa
 def test_a_question_asked_anew_keeps_its_route_and_models() -> None:
     """An audit compares with what the same route says under the same knobs, past the cache."""
     asked = call(x_headgate_route="other", x_headgate_models="small,large", x_headgate_cost_weight="0.9")
-    again = anew(asked).wishes
+    again = anew(asked).options
     assert (again.route, again.models, again.stated, again.cache) == ("other", ("small", "large"), True, "none")
     assert again.knobs.cost_weight == 0.9

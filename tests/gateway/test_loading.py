@@ -76,7 +76,7 @@ async def test_it_is_waited_for(tmp_path: Path) -> None:
 async def test_other_faults_are_told_as_they_are(tmp_path: Path) -> None:
     """A socket that can't be opened for another reason is no server that loads."""
     async with room(tmp_path) as gateway:
-        pool = gateway.services.driver.caller.providers["mine"].pool
+        pool = gateway.services.driver.sender.providers["mine"].pool
         told = [
             pool.unreached(error) for error in (PermissionError("no"), FileNotFoundError(), ConnectionRefusedError())
         ]

@@ -1,4 +1,4 @@
-"""The list of jobs: one runner at a time, wishes obeyed, nothing that may have been paid forgotten."""
+"""The list of jobs: one runner at a time, requests obeyed, nothing that may have been paid forgotten."""
 
 from __future__ import annotations
 

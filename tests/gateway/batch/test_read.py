@@ -262,7 +262,7 @@ def test_lines_judged_together_are_judged_as_each_alone(book: RouteBook, asked: 
         assert isinstance(found, Request)
         for name in ("line", "custom_id", "url", "body", "floor", "reference"):
             assert getattr(found, name) == getattr(alone, name)
-        assert found.call.described == alone.call.described and found.call.wishes == alone.call.wishes
+        assert found.call.described == alone.call.described and found.call.options == alone.call.options
         assert {k: bytes(v) for k, v in found.call.raw.items()} == {k: bytes(v) for k, v in alone.call.raw.items()}
         assert found.route.scope == alone.route.scope
         assert keys_of(found, "team", "exact", "v") == keys_of(alone, "team", "exact", "v")

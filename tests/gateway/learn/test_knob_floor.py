@@ -159,11 +159,11 @@ def test_what_is_asked_for_next_is_what_nobody_labelled_yet() -> None:
     """Best first, nothing twice, nothing that is labelled; a model without labels comes before one with many."""
     log = world(400, seed=7)
     known = log.action == 0
-    wishes = to_label(log, known, 30)
-    places = [wish.place for wish in wishes]
+    suggested = to_label(log, known, 30)
+    places = [one.place for one in suggested]
     assert len(set(places)) == 30 and not known[places].any()
-    assert [wish.gain for wish in wishes] == sorted((wish.gain for wish in wishes), reverse=True)
+    assert [one.gain for one in suggested] == sorted((one.gain for one in suggested), reverse=True)
     half = np.arange(len(log)) % 2 == 0
-    fresh = [log.action[wish.place] for wish in to_label(log, half & known, 40)]
+    fresh = [log.action[one.place] for one in to_label(log, half & known, 40)]
     assert np.mean(fresh) > 0.5  # 1: the model of which nothing is known
     assert to_label(log, np.ones(len(log), bool), 5) == []
