@@ -1,19 +1,22 @@
 """Budgets while Redis is away: what one worker knows of each account, and its share of what was left.
 
 All workers together give away at most half of what was left when Redis last answered, so they stay within the
-budget unless the others spent more than the other half within the second before. A worker that was the only one
-has all of it.
+budget unless the others spent more than the other half since this worker last looked: a second ago at an account that
+it was asked for lately, and in turn at the others (`OfflineLedger.due`). A worker that was the only one has all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import inf
 
 from gateway.errors import OverBudget
 from gateway.ledger import Account, Clock, over_budget, period_end
 
 KNOWN_S = 120.0
-"""How long after its last request an account is still looked after."""
+"""How long after its last request an account is looked after at every pulse."""
+QUIET_AT_ONCE = 500
+"""Other accounts that are looked after at one pulse."""
 
 
 class Known:
@@ -54,6 +57,8 @@ class OfflineLedger:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._known: dict[str, Known] = {}
+        self._turn = 0
+        """How many quiet accounts have been looked after in this round."""
 
     def __iter__(self) -> Iterator[Known]:
         return iter(list(self._known.values()))
@@ -68,9 +73,28 @@ class OfflineLedger:
         return {id_: known.spent for id_, known in self._known.items()}
 
     def told(self, account: Account, spent: int, held: int) -> None:
-        """What Redis says."""
+        """What Redis says of an account that a request asks for."""
         now = self._clock()
         self._know(account, now).told(spent, held, now)
+
+    def refresh(self, account: Account, spent: int, held: int) -> None:
+        """What Redis says of an account that is looked after."""
+        known = self._known.get(account.id)
+        if known is not None:
+            known.told(spent, held, self._clock())
+
+    def due(self) -> list[Account]:
+        """The accounts to look after now: those that a request asked for lately, and so many others in turn that one
+        pulse stays short however many there are.
+        """
+        recent_s = self._clock() - KNOWN_S
+        found = [known.account for known in self._known.values() if known.seen_s >= recent_s]
+        quiet = [known.account for known in self._known.values() if known.seen_s < recent_s]
+        if self._turn >= len(quiet):
+            self._turn = 0
+        found += quiet[self._turn : self._turn + QUIET_AT_ONCE]
+        self._turn += QUIET_AT_ONCE
+        return found
 
     def settled(self, accounts: Sequence[Account], held: int, spent: int) -> None:
         """A hold of ours is over; Redis is being told."""
@@ -91,7 +115,11 @@ class OfflineLedger:
         """What the journal says."""
         now = self._clock()
         for account in accounts:
-            known = self._know(account, now)
+            known = self._known.get(account.id)
+            if known is None:
+                known = self._known[account.id] = Known(account, now)
+                known.seen_s = -inf
+            known.account = account
             known.spent = max(known.spent, spent.get(account.id, 0))
 
     def hold(self, accounts: Sequence[Account], nanousd: int, workers: int) -> None:
@@ -111,11 +139,6 @@ class OfflineLedger:
             known = self._known.get(account.id)
             if known is not None:
                 known.alone = max(0, known.alone - nanousd)
-
-    def forget(self) -> None:
-        """Accounts that nobody has asked for of late."""
-        oldest_s = self._clock() - KNOWN_S
-        self._known = {id_: known for id_, known in self._known.items() if known.seen_s >= oldest_s or known.queued}
 
     def _know(self, account: Account, now: float) -> Known:
         known = self._known.get(account.id)

@@ -42,6 +42,8 @@ SETTLE_DOWN_S = 1.5
 """After Redis lost its data: so long every worker has to say what it knew, before anything is held."""
 RETRY_S = 0.25
 PULSE_S = 1.0
+LOOKED_AT_ONCE = 100
+"""Accounts that Redis is asked of in one write."""
 SILENT_S = 5.0
 """A worker that hasn't been heard of for this long doesn't count when shares are made."""
 GRACE_S = 1.0
@@ -339,19 +341,21 @@ class RedisLedger:
 
     async def _look_after(self) -> None:
         """What others have spent and held meanwhile."""
-        self._alone.forget()
-        now = self._clock()
-        for account in {*self._alone.accounts, *self.spoilt.values()}:
-            try:
-                spent, held, start = await self._row(account)
-            except (RedisRefused, ValueError) as fault:
-                if isinstance(fault, RedisRefused) and not _is_wrong_type(fault):
-                    raise
-                self._note_spoilt(account)
-                continue
-            self.spoilt.pop(account.id, None)
-            if start == self._naming.start(account.period, now):
-                self._alone.told(account, spent, held)
+        due = list({*self._alone.due(), *self.spoilt.values()})
+        for first in range(0, len(due), LOOKED_AT_ONCE):
+            await asyncio.gather(*map(self._look_at, due[first : first + LOOKED_AT_ONCE]))
+
+    async def _look_at(self, account: Account) -> None:
+        try:
+            spent, held, start = await self._row(account)
+        except (RedisRefused, ValueError) as fault:
+            if isinstance(fault, RedisRefused) and not _is_wrong_type(fault):
+                raise
+            self._note_spoilt(account)
+            return
+        self.spoilt.pop(account.id, None)
+        if start == self._naming.start(account.period, self._clock()):
+            self._alone.refresh(account, spent, held)
 
     async def come_back(self) -> None:
         """Redis answers again: it learns what was spent and is held alone, and the others get a moment for the same."""

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from gateway import ledger_outbox, ledger_redis
 from gateway.errors import BudgetsAway, OverBudget, PolicyError, RateLimited
 from gateway.ledger import Account
+from gateway.ledger_offline import QUIET_AT_ONCE
 from gateway.ledger_redis import PREFIX, RIGHTED, RedisAway, RedisLedger, raising
 from gateway.ledger_scripts import RAISE
 from gateway.limits import Limit
@@ -447,6 +448,28 @@ async def test_shares_of_all_workers_stay_within_the_budget(
     for ledger in ledgers:
         await ledger.come_back()
     assert await ledgers[0].balance(TENANT) == (100 * count + given, 0)
+
+
+async def test_every_account_is_looked_after_in_its_turn(worker: Make, clock: Clock) -> None:
+    """Those that requests asked for lately at every pulse, of thousands of others some; so a quiet worker knows what a
+    busy one has spent.
+    """
+    one, two = worker(clock), worker(clock)
+    accounts = [Account(f"key:{n}", 1000, "total") for n in range(2 * QUIET_AT_ONCE + 100)]
+    two.restore({}, accounts)
+    await two.renew()
+    (await two.hold((KEY,), 10)).release()
+    clock.now += 60.0
+    looked_at = [two._alone.due() for _ in range(3)]
+    assert [KEY in found for found in looked_at] == [True] * 3
+    assert [len(found) for found in looked_at] == [QUIET_AT_ONCE + 1, QUIET_AT_ONCE + 1, 101]
+    for account in (KEY, accounts[-1]):
+        (await one.hold((account,), 700)).settle(700)
+    await one.flush()
+    clock.now += 1800.0
+    for _ in range(3):
+        await two.renew()
+    assert {two._alone.spent[account.id] for account in (KEY, accounts[-1])} == {700}
 
 
 async def test_a_worker_that_fell_silent_has_no_share(worker: Make, clock: Clock) -> None:
