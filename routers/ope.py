@@ -362,8 +362,12 @@ def _calls_needed(rounds: Rounds, target: Array, found: Overlap, required: Requi
 # -- the answer
 
 
-def as_logged(rounds: Rounds) -> Interval:
-    """Value of the logging policy itself: the plain mean where every reward is known."""
+def as_logged(rounds: Rounds, model: Array) -> Interval:
+    """Value of the logging policy itself: the plain mean where every reward is known, otherwise the doubly robust
+    estimate, so that it fits those of other policies.
+    """
+    if not (rounds.known is None or rounds.known.all()):
+        return valued(rounds, rounds.logged, model).best
     values = snips(rounds, rounds.logged, rounds.logged)
     return skewed_interval(values, 0.95, max(overlap(rounds, rounds.logged).effective, 4.0))
 

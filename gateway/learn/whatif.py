@@ -185,7 +185,7 @@ def valued(log: Log, target: Array, *, evidence: Requirements | None = None, see
 def _figure(rounds: ope.Rounds, target: Array, model: Array) -> Figure:
     found = ope.valued(rounds, target, model)
     return Figure(
-        now=ope.as_logged(rounds),
+        now=ope.as_logged(rounds, model),
         then=found.best,
         difference=ope.difference(rounds, target, rounds.logged, model),
         snips=found.snips,

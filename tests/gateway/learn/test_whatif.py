@@ -118,6 +118,13 @@ def partly_scored(seed: int, n: int, shares: dict[str, float] = SPOKEN) -> Log:
     return log_of([(record, score if rng.random() < shares[record.model] else None) for record, score in decisions])
 
 
+def test_the_three_figures_of_a_quantity_fit_each_other() -> None:
+    """Where few answers are scored too: what is, what would be, and the difference."""
+    for policy in (EVEN, Weighted({"small": 1.0, "large": 1.0})):
+        figure = what_if(partly_scored(0, 1200), Policy(policy, candidates(), Knobs())).figures["quality"]
+        assert figure.then.value == pytest.approx(figure.now.value + figure.difference.value)
+
+
 def test_models_that_are_seldom_scored_count_in_full() -> None:
     """What was logged, and what a mixture would be worth, is that of all requests, not of the scored ones."""
     truth = {model: sum(kind[model] for kind in TRUTH.values()) / 2 for model in SPOKEN}
