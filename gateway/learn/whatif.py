@@ -159,7 +159,8 @@ def _at_todays_price(record: DecisionRecord, candidate: Candidate) -> float | No
 def valued(log: Log, target: Array, *, evidence: Requirements | None = None, seed: int = 0) -> Answer:
     """Values decisions (n, m) on the log, from when on it tries what they are."""
     start = ope.supported_from(log.logged, target)
-    log, target = log.rows(np.arange(start, len(log))), target[start:]
+    if start:  # else the log as it is, which keeps the main axes of its vectors from one target to the next
+        log, target = log.rows(np.arange(start, len(log))), target[start:]
     x, price = log.covariates(), _prices(log)
     rewards = dict(zip(FIGURES, (log.score, log.cost_usd, log.latency_s), strict=True))
     figures: dict[str, Figure] = {}
