@@ -51,10 +51,10 @@ def main() -> None:
 
 
 def run() -> None:
-    """Run the command; an error of ours ends it with one clear message and status 2."""
+    """Run the command. An error that the gateway foresees ends it with one clear message and exit status 2."""
     try:
         app()
-    except KeyboardInterrupt:  # while the command line is put together; from then on the command says how it ends
+    except KeyboardInterrupt:  # before a command runs: the command itself decides how it ends
         sys.exit(128 + signal.SIGINT)
     except ConfigError as error:
         typer.secho("The configuration can't be used:", fg="red", err=True)
@@ -68,38 +68,43 @@ def run() -> None:
         typer.secho(f"{error.filename or 'headgate'}: {error.strerror or error}", fg="red", err=True)
         sys.exit(2)
     except Exception as error:
-        said = database_said(error)
-        if not said:
+        explanation = database_said(error)
+        if not explanation:
             raise
-        typer.secho(f"storage.url: the database can't be used: {said}", fg="red", err=True)
+        typer.secho(f"storage.url: the database can't be used: {explanation}", fg="red", err=True)
         sys.exit(2)
 
 
 def mount() -> None:
-    """Add the sub-commands of gateway/commands, which import the rest of the gateway only once they run."""
+    """Add the sub-commands of gateway/commands. Each imports the rest of the gateway only when it runs."""
     from gateway.commands import batch, cascade, journal, learn, loop, replay
 
-    for room in (journal, cascade, loop, replay, batch, learn):
-        room.add_to(app)
+    for module in (journal, cascade, loop, replay, batch, learn):
+        module.add_to(app)
 
 
 def artefact_problems(config: Config, settings: Settings) -> list[str]:
-    """What is not installed, or wrong with the files that would serve routes; nothing is loaded where none does."""
+    """Missing extras, and faults of the files that the configuration and the settings name (routers, cascades, cases,
+    models, cache rules).
+    """
     problems = lacking(config)
-    for opened in _artefacts(config, settings):
+    for check_artefact in _artefact_checks(config, settings):
         try:
-            opened()
+            check_artefact()
         except ConfigError as error:
             problems += error.problems
     return problems
 
 
-def _artefacts(config: Config, settings: Settings) -> Iterator[Callable[[], object]]:
+def _artefact_checks(config: Config, settings: Settings) -> Iterator[Callable[[], object]]:
+    """Functions that open one kind of file each and raise ConfigError for its faults. What no file needs stays
+    unimported.
+    """
     named = {*settings.routers.values(), *(name for one in config.routes for name in (one.router, one.cascade))}
     if any(is_path(name) for name in named):
-        from gateway.app import open_cascades, routers_left
+        from gateway.app import open_cascades, openable_routers
 
-        yield lambda: routers_left(config, settings, settings)
+        yield lambda: openable_routers(config, settings, settings)
         yield lambda: open_cascades(config)
     for index, route in enumerate(config.routes):
         if route.solved:
@@ -125,7 +130,7 @@ def _find_local_models(config: Config) -> None:
 
 
 def _open_cache_rules(config: Config) -> None:
-    """With the embedder that the cache would compare by."""
+    """Open them with the version of the embedder whose vectors the cache would compare."""
     from gateway.answer_cache import open_pair_rules
     from gateway.embedders import open_embedder
 
@@ -133,8 +138,8 @@ def _open_cache_rules(config: Config) -> None:
     open_pair_rules(config, embedder.version if embedder and config.embedding.cache else "the shipped table")
 
 
-def show_version(wanted: bool) -> None:
-    if wanted:
+def show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"headgate {version('headgate')}")
@@ -151,7 +156,9 @@ def headgate(
 
 
 def schema_problems(config: Config) -> list[str]:
-    """Workers would refuse every budget beside a server whose schema is behind. One that is away is waited for."""
+    """Why the database can't be used: its folder is missing, or the schema of the PostgreSQL server is outdated, with
+    which workers would refuse every budget. A server that is down is no problem: workers wait for it.
+    """
     from sqlalchemy.exc import SQLAlchemyError
 
     from gateway.journal.schema import check_schema, missing_folder, open_engine
@@ -171,17 +178,17 @@ def schema_problems(config: Config) -> list[str]:
 
 
 def problems_at_start(config: Config) -> list[str]:
-    """What workers would stumble over. Found in a process of its own, which ends with all that it had to load: the
-    supervisor needs none of it and lives as long as the gateway.
+    """Problems that would stop the workers. They are looked for in a process of its own: what that has to load is freed
+    when it ends, while the supervisor lives as long as the gateway.
     """
     from gateway.aside import forked
 
-    settings, one = read_settings(config.server.run_dir), forked(1)
-    if one is None:
+    settings, pool = read_settings(config.server.run_dir), forked(1)
+    if pool is None:
         return artefact_problems(config, settings) or schema_problems(config)
-    with one as aside:
-        artefacts = aside.submit(artefact_problems, config, settings)
-        return artefacts.result() or aside.submit(schema_problems, config).result()
+    with pool:
+        artefacts = pool.submit(artefact_problems, config, settings)
+        return artefacts.result() or pool.submit(schema_problems, config).result()
 
 
 @app.command()
@@ -201,8 +208,8 @@ def serve(
         hint = [] if path else [f"these are {_EMBEDDED}; a headgate.toml here replaces them"]
         raise ConfigError([*problems, *hint])
     set_up(chosen.telemetry.log_level, chosen.telemetry.log_format, secrets_of(chosen))
-    for said in idle(chosen):
-        log.warning("%s", said)
+    for warning in idle(chosen):
+        log.warning("%s", warning)
     server = chosen.server
     count = workers or server.workers
     if problem := unshared_by(count, chosen):
@@ -210,7 +217,7 @@ def serve(
     scheme = "https" if server.tls_certificate else "http"
 
     def ready() -> None:
-        with suppress(OSError):  # nobody reads it, or its disk is full
+        with suppress(OSError):  # nobody reads standard output, or the disk behind it is full
             typer.echo(f"Headgate answers on {scheme}://{in_url(server.host)}:{server.port}/v1 with {count} worker(s); "
                        f"admin on {scheme}://{in_url(admin_host(server))}:{server.admin_port}")
 
@@ -223,7 +230,9 @@ def check_config(
     config: ConfigPath = None,
     json: Json = False,
 ) -> None:
-    """List everything that is wrong with a configuration, and warn of useless settings and certificates that end."""
+    """List everything that is wrong with a configuration; warn of settings without effect and of certificates that
+    expire soon.
+    """
     import msgspec
 
     path = file_of(file or config)
@@ -231,8 +240,8 @@ def check_config(
     problems = problems or (artefact_problems(chosen, Settings()) if chosen is not None else [])
     warnings = [*idle(chosen), *tls_warnings(chosen, time.time())] if chosen is not None else []
     if json:
-        told = {"ok": not problems, "problems": problems, "warnings": warnings}
-        typer.echo(msgspec.json.encode(told).decode())
+        report = {"ok": not problems, "problems": problems, "warnings": warnings}
+        typer.echo(msgspec.json.encode(report).decode())
     elif problems or chosen is None:
         typer.secho(f"{path or _EMBEDDED}: {len(problems)} problem(s)", fg="red", err=True)
         for problem in problems:
@@ -240,8 +249,8 @@ def check_config(
     else:
         typer.echo(f"{path or _EMBEDDED}: {len(chosen.providers)} provider(s), {len(chosen.models)} "
                    f"deployment(s), {len(chosen.routes)} route(s), all in order")
-        for said in warnings:
-            typer.secho(f"  warning: {said}", fg="yellow", err=True)
+        for warning in warnings:
+            typer.secho(f"  warning: {warning}", fg="yellow", err=True)
     raise typer.Exit(2 if problems else 0)
 
 

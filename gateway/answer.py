@@ -2,9 +2,9 @@
 
     read_call -> identify -> hold -> describe -> look_up -> choose -> drive -> settle
 
-`read_call` (gateway/call.py) has already made the Call. Each step below does one thing and leaves its result in
-the Exchange. Policy lives in other packages (routers, cascade, cache), effects at the edge (providers, journal).
-Whatever happens, `settle` runs once, before the client sees the last byte.
+`read_call` (gateway/call.py) has already made the Call. Each step below does one thing and leaves its result in the
+Exchange. Policy lives in other packages (routers, cascade, cache), effects at the edge (providers, journal). `settle`
+runs exactly once for every request that was held, whatever happens, before the client sees the last byte.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cascade.types import Limits, Plan
 from gateway.audit import Auditor
 from gateway.call import Call, chat_messages
 from gateway.embedders import EmbeddingFailed
-from gateway.errors import OURS, CallerError, HeadgateError, NotFound, UnknownModel
+from gateway.errors import LOCAL_FAILURES, CallerError, HeadgateError, NotFound, UnknownModel
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers, error_headers, expected_nanousd, refusal_headers
 from gateway.keys import Caller
@@ -47,7 +47,7 @@ log = logging.getLogger("headgate.answer")
 
 
 class Answering:
-    """Answers calls. One per worker; everything it needs was built by gateway/app.py."""
+    """Answers calls. There is one per worker; gateway/app.py builds everything it needs."""
 
     def __init__(self, services: Services) -> None:
         self.s = services
@@ -56,16 +56,17 @@ class Answering:
     async def answer(
         self, call: Call, reply: Reply, caller: Caller | None = None, held: Exchange | None = None
     ) -> Exchange | None:
-        """Answer one call, whatever happens. None: it was refused before anything was held.
+        """Answer one call, if need be with an error. Returns None if it was refused before anything was held.
 
-        `caller`: the gateway itself, where it asks on its own behalf; `held`: an exchange that `hold` has made already.
+        `caller`: given where the gateway asks on its own behalf, without a key. `held`: the exchange, where the caller
+        has already called `hold`.
         """
         try:
             exchange = held or await self.hold(call, caller or self.identify(call))
-        except HeadgateError as error:
-            await self.refuse(call, reply, error)
+        except HeadgateError as refusal:
+            await self.refuse(call, reply, refusal)
             return None
-        ending: HeadgateError | None = None
+        error: HeadgateError | None = None
         tail = b""
         try:
             with self.join_flight(exchange) as ticket:
@@ -77,23 +78,23 @@ class Answering:
                     tail = await self.drive(exchange, reply)
                     await self.keep(exchange, ticket)
                     self.auditor.after_climb(exchange)
-        except HeadgateError as error:
-            ending = error.bare()
+        except HeadgateError as raised:
+            error = raised.bare()
         except asyncio.CancelledError:
-            ending = HeadgateError("the client left", code="cancelled", status=499)
+            error = HeadgateError("the client left", code="cancelled", status=499)
             raise
-        except Exception as error:
+        except Exception as raised:
             log.exception("request %s failed inside the gateway", call.request_id)
-            ending = HeadgateError(f"internal error ({type(error).__name__})", code="internal_error")
+            error = HeadgateError(f"internal error ({type(raised).__name__})", code="internal_error")
         finally:
-            settle(self.s, exchange, ending)
-        await self.finish(exchange, reply, tail, ending)
+            settle(self.s, exchange, error)
+        await self.finish(exchange, reply, tail, error)
         return exchange
 
     # -- identify
 
     def identify(self, call: Call) -> Caller:
-        """Find the key's owner, and check that the key may ask for this."""
+        """The caller whose key the request carries. Raises Unauthorized, or as `permit` does."""
         caller = self.s.caller_of(call.headers, call.host)
         permit(caller, call)
         return caller
@@ -101,10 +102,12 @@ class Answering:
     # -- hold
 
     async def hold(self, call: Call, caller: Caller) -> Exchange:
-        """Take rate limits, then the worst case of any plan of this route, out of every budget at once."""
+        """Take the request from the rate limits, then hold the worst case of any plan of its route in every budget at
+        once. Raises RateLimited, OverBudget, or UnknownModel for a route that doesn't exist.
+        """
         s = self.s
-        wanted = call.options.route
-        route = s.book.find(wanted, "headgate.route") if wanted else s.book.find(call.model)
+        route_name = call.options.route
+        route = s.book.find(route_name, "headgate.route") if route_name else s.book.find(call.model)
         if call.options.models:
             route = s.book.narrow(route, call.options.models)
         if call.options.knobs.max_cost_usd is not None:
@@ -120,19 +123,19 @@ class Answering:
         return Exchange(call, caller, route, s.ids.new("dec"), money, taken, worst)
 
     def worst(self, call: Call, route: Route) -> dict[str, int]:
-        """Most nano-dollars that one attempt can cost, for each model that may be tried."""
-        into = out = 0
+        """The most that one attempt can cost, in nano-dollars, for each model that may be tried."""
+        extra_input = extra_output = 0
         if route.config.gather_ms:
-            into, out = EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
+            extra_input, extra_output = EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
         if route.solved is not None:
-            into += route.solved.bound_tokens
-        models, asked = self.s.book.models, call.described
-        return {name: models[name].worst(asked, into, out) for name in route.names}
+            extra_input += route.solved.bound_tokens
+        models, request = self.s.book.models, call.described
+        return {name: models[name].worst(request, extra_input, extra_output) for name in route.names}
 
     # -- describe
 
     async def describe(self, exchange: Exchange) -> None:
-        """Compute what routers may know: features and one embedding, once. A pinned model needs neither."""
+        """Compute what the router reads: features and one embedding. A pinned model needs neither."""
         route = exchange.route
         if route.router is None or exchange.call.content_type:
             return
@@ -140,29 +143,31 @@ class Answering:
         if version.startswith(ENCODED):
             exchange.query = await self.encoded(exchange.call.described, version)
         elif version or route.strategy_bandit is not None:
-            exchange.query = described(self.s.featurizer(), exchange.call.described)
+            exchange.query = query_of(self.s.featurizer(), exchange.call.described)
         else:
             exchange.query = bare_query(exchange.call.described)
-        asked = exchange.call.described
-        if asked.web_searches or asked.tool_runs:
-            runs = tuple(asked.tool_runs.items())
-            exchange.query = replace(exchange.query, web_searches=asked.web_searches, tool_runs=runs)
+        request = exchange.call.described
+        if request.web_searches or request.tool_runs:
+            runs = tuple(request.tool_runs.items())
+            exchange.query = replace(exchange.query, web_searches=request.web_searches, tool_runs=runs)
 
-    async def encoded(self, asked: Described, version: str) -> Query:
-        """Embed with the configured embedder, in a thread. Without its vector the router will be undecided."""
+    async def encoded(self, request: Described, version: str) -> Query:
+        """Describe the request with the configured embedder, in a thread. Where that isn't the router's (`version`) or
+        fails, the query has no vector and the router will be undecided.
+        """
         embedder = self.s.embedder
         if embedder is None or embedder.version != version:
-            return bare_query(asked)
+            return bare_query(request)
         try:
-            return await asyncio.to_thread(described, embedder, asked)
+            return await asyncio.to_thread(query_of, embedder, request)
         except EmbeddingFailed as error:
             log.warning("%s", error)
-            return bare_query(asked)
+            return bare_query(request)
 
     # -- look_up
 
     def join_flight(self, exchange: Exchange) -> Ticket | Alone:
-        """Join the identical requests under way (a single flight), if this one may be cached at all."""
+        """Join the identical requests under way (single flight), or get ALONE where this one may not be cached."""
         call, config = exchange.call, exchange.route.config
         if call.content_type:
             return ALONE
@@ -181,7 +186,9 @@ class Answering:
         return self.s.cache.flight.join(exchange.cache_key) if directive.look_up and directive.store else ALONE
 
     async def look_up(self, exchange: Exchange, ticket: Ticket | Alone) -> bool:
-        """Look in the cache, exact then semantic; then wait for an identical request under way. True: answered."""
+        """Look in the cache, exact then semantic, then wait for an identical request under way. True if that gave
+        an answer. Raises NotFound (504) where the request is only-if-cached and nothing is cached.
+        """
         directive, cache = exchange.directive, self.s.cache
         if directive is None:
             return False
@@ -191,7 +198,7 @@ class Answering:
                 return True
             if not ticket.leader or cache.flight.lease is not None:
                 look_again = cache.finder(exchange, self.s.clock)
-                entry = await ticket.wait(self.left_s(exchange.call), look_again)
+                entry = await ticket.wait(self.remaining_s(exchange.call), look_again)
                 if entry is not None:
                     cache.serve(exchange, Hit(entry, "exact", why={"entry": entry.id}), "shared")
                     return True
@@ -202,7 +209,7 @@ class Answering:
     # -- choose
 
     def choose(self, exchange: Exchange) -> None:
-        """Make a plan of the router's choice, and shrink the hold to that plan's worst case."""
+        """Let the router choose, plan the attempts, and shrink the hold to that plan's worst case."""
         choice = exchange.choice = self.choice(exchange)
         plan = exchange.plan = self.with_cases(exchange, self.plan(exchange, choice), choice)
         models = [step.model for step in (*plan.steps, *plan.fallbacks)]
@@ -210,6 +217,7 @@ class Answering:
             exchange.hold.shrink(min(exchange.hold.nanousd, bound(exchange.route, exchange.worst, models)))
 
     def choice(self, exchange: Exchange) -> Choice:
+        """The router's choice; of a pinned model itself; of an undecided router the route's default."""
         route, options = exchange.route, exchange.call.options
         if exchange.call.content_type:
             return listed(route, exchange.worst, options.knobs)
@@ -225,8 +233,8 @@ class Answering:
         if route.config.budget_usd_per_day:
             knobs = exchange.paced = self.s.purses.paced(route.name, knobs)
         now = self.s.now()
-        seen = route.candidates(self.s.fleet, now, exchange.call.described.tier)
-        candidates = self.s.prefixes.warmed(exchange, seen, now)
+        candidates = route.candidates(self.s.fleet, now, exchange.call.described.tier)
+        candidates = self.s.prefixes.warmed(exchange, candidates, now)
         exchange.draw = next(self.s.draws)
         try:
             return route.router.choose(exchange.query, candidates, knobs, exchange.draw)
@@ -239,28 +247,29 @@ class Answering:
             return choice
 
     def plan(self, exchange: Exchange, choice: Choice) -> Plan:
+        """The attempts to make for this choice: those of the route's cascade where the request may use one."""
         call, route, config = exchange.call, exchange.route, exchange.route.config
         worst_usd = {name: nanousd / 1e9 for name, nanousd in exchange.worst.items()}
         limits = Limits(max_attempts=config.max_attempts, deadline_s=call.timeout_s)
-        climbs = call.described.n == 1 and call.surface != "embeddings" and not call.content_type
-        if route.promise is not None and climbs:
+        may_cascade = call.described.n == 1 and call.surface != "embeddings" and not call.content_type
+        if route.promise is not None and may_cascade:
             return route.promise.plan(
                 choice, worst_usd, next(self.s.draws), limits=limits, retries=config.retries,
                 fallbacks=route.fallbacks, speculates=config.speculate,
             )
-        if route.cascade is not None and climbs:
+        if route.cascade is not None and may_cascade:
             knobs = merge(route.knobs, call.options.knobs) if call.options.stated else route.knobs
             messages = chat_messages(call) if route.cascade.writes else ()
             request = PlanRequest(choice, worst_usd, limits, config.retries, route.fallbacks, messages)
             return route.cascade.plan(request, share_of(knobs), config.most_wrong or None)
         bandit = route.strategy_bandit
-        strategy = config.cascade if bandit is None else self.draw_strategy(exchange, bandit, climbs)
+        strategy = config.cascade if bandit is None else self.draw_strategy(exchange, bandit, may_cascade)
         if strategy in COMPOSING and (call.described.tools or call.described.wants_json):
             strategy = "none"
-        shows = strategy != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
+        gives_confidence = strategy != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
         return plan_for(
             choice,
-            strategy if climbs and shows and route.cascade is None else "none",
+            strategy if may_cascade and gives_confidence and route.cascade is None else "none",
             worst_usd,
             accept_at=config.accept_at,
             limits=limits,
@@ -271,18 +280,20 @@ class Answering:
             judge=config.judge,
         )
 
-    def draw_strategy(self, exchange: Exchange, bandit: StrategyBandit, climbs: bool) -> str:
-        """Draw this query's strategy by what feedback has taught so far, so that learning goes on."""
-        if not climbs or exchange.query is None:
+    def draw_strategy(self, exchange: Exchange, bandit: StrategyBandit, may_cascade: bool) -> str:
+        """Draw this query's strategy from the route's strategy bandit, and note the draw for its learning."""
+        if not may_cascade or exchange.query is None:
             return "none"
         pick = bandit.choose(exchange.query.vector, next(self.s.draws), exchange.caller.explore)
         exchange.strategy_pick = pick
         return pick.arm
 
     def with_cases(self, exchange: Exchange, plan: Plan, choice: Choice) -> Plan:
-        """Show solved cases to the models that need them; withhold them by chance, so that their worth can be told.
+        """The plan with solved cases shown to the models that need them. A share of requests is shown none, so that
+        their effect can be measured.
 
-        By a draw, not a hash of the decision's id: failed checks are thinned out by that (gateway/learn/rounds.py).
+        That share is drawn at random, not by a hash of the decision's id: gateway/learn/rounds.py samples failed checks
+        by that hash.
         """
         solved, call, caller = exchange.route.solved, exchange.call, exchange.caller
         if solved is None:
@@ -298,7 +309,7 @@ class Answering:
     # -- drive
 
     async def drive(self, exchange: Exchange, reply: Reply) -> bytes:
-        """Climb the plan. Returns a live stream's last bytes, to be sent once all is settled."""
+        """Climb the plan. Returns a live stream's last bytes, which are sent only after `settle`."""
         call, s = exchange.call, self.s
         tail = await s.driver.drive(exchange, reply, lambda: self.stream_headers(exchange))
         if exchange.kept is not None:
@@ -322,7 +333,7 @@ class Answering:
     # -- keep, settle, finish
 
     async def keep(self, exchange: Exchange, ticket: Ticket | Alone) -> None:
-        """Give a whole answer to the cache, to identical requests that wait for it, and to the stored responses."""
+        """Pass the whole answer to the cache, to identical requests that wait for it, and to stored responses."""
         if exchange.call.surface == "responses":
             await self.s.responses.keep(exchange)
         if exchange.directive is None or not exchange.cache_key:
@@ -330,23 +341,24 @@ class Answering:
         entry, comparison = entry_of(self.s, exchange), None
         if entry is not None and exchange.directive.store:
             comparison = await self.s.cache.remember(exchange, entry)
-        ticket.land(entry)  # not earlier: it frees the lease, and then another replica looks in the store
+        ticket.land(entry)  # only now: it frees the lease, and then another replica looks in the store
         if comparison is not None:
             self.auditor.after_miss(exchange, comparison)
 
     async def finish(
-        self, exchange: Exchange, reply: Reply, tail: bytes, ending: HeadgateError | None
+        self, exchange: Exchange, reply: Reply, tail: bytes, error: HeadgateError | None
     ) -> None:
         """Send the client's last bytes: a whole answer, a stream's end, or an error in the form of the client's API."""
         call, now = exchange.call, self.s.now()
-        if ending is not None and reply.committed:
-            last = exchange.flow.error(ending) if exchange.flow is not None else b""
-            if last is not None:  # None: the stream has no way to say so, and its connection is broken off
+        if error is not None and reply.committed:
+            last = exchange.flow.error(error) if exchange.flow is not None else b""
+            if last is not None:  # None: the stream has no error event, so its connection is broken off instead
                 await reply.end(last)
-        elif ending is not None:
-            extra = error_headers(ending, spent=any(one.failure not in OURS for one in exchange.attempts))
-            body = render_error(ending, call.surface, request_id=call.request_id)
-            await reply.whole(status_of(ending, call.surface), [*answer_headers(exchange, now), JSON, *extra], body)
+        elif error is not None:
+            spent = any(attempt.failure not in LOCAL_FAILURES for attempt in exchange.attempts)
+            extra = error_headers(error, spent=spent)
+            body = render_error(error, call.surface, request_id=call.request_id)
+            await reply.whole(status_of(error, call.surface), [*answer_headers(exchange, now), JSON, *extra], body)
         elif reply.committed:
             await reply.end(tail)
         elif call.stream:
@@ -356,17 +368,18 @@ class Answering:
             await reply.whole(200, [*answer_headers(exchange, now), exchange.media], exchange.answer_body)
 
     async def refuse(self, call: Call, reply: Reply, error: HeadgateError) -> None:
-        """Answer with an error, before anything was held."""
+        """Answer with an error a request for which nothing is held."""
         self.s.metrics.refused(call.surface, error.code or error.kind)
         headers = refusal_headers(call.request_id, call.surface, error)
         await reply.whole(error.status, headers, render_error(error, call.surface, request_id=call.request_id))
 
-    def left_s(self, call: Call) -> float:
+    def remaining_s(self, call: Call) -> float:
+        """Seconds until the request's deadline, never below 0."""
         return max(0.0, call.timeout_s - (self.s.now() - call.received_s))
 
 
 def permit(caller: Caller, call: Call) -> None:
-    """Raises UnknownModel or CallerError if this key may not ask for that model, or may not set knobs."""
+    """Raises UnknownModel where this key may not use the model or route, CallerError where it may not set knobs."""
     name = call.options.route or call.model
     if not caller.may_use(name):
         param = "headgate.route" if call.options.route else "model"
@@ -376,7 +389,9 @@ def permit(caller: Caller, call: Call) -> None:
 
 
 def bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) -> int:
-    """Nano-dollars that no climb over these models can exceed: its dearest attempts, as many as may be made."""
+    """Upper bound, in nano-dollars, on the cost of any climb over these models: the sum of the most expensive attempts
+    that `retries`, `max_attempts` and a hedge allow. `worst`: nano-dollars of one attempt, by model.
+    """
     config = route.config
     each = [worst[model] for model in models]
     tries = each * (1 + config.retries)
@@ -385,20 +400,20 @@ def bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) -> int:
     return sum(tries) + (max(tries) if config.hedge_after_s is not None else 0)
 
 
-def described(featurizer: Featurizer, asked: Described) -> Query:
+def query_of(featurizer: Featurizer, request: Described) -> Query:
     return featurizer.describe(
-        asked.text,
-        input_tokens=asked.input_tokens,
-        max_output_tokens=asked.max_output_tokens,
-        turns=asked.turns,
-        tools=asked.tools,
-        images=asked.images,
-        wants_json=asked.wants_json,
+        request.text,
+        input_tokens=request.input_tokens,
+        max_output_tokens=request.max_output_tokens,
+        turns=request.turns,
+        tools=request.tools,
+        images=request.images,
+        wants_json=request.wants_json,
     )
 
 
 class Alone:
-    """The ticket of a request that shares its answer with no other."""
+    """The ticket of a request that neither waits for an identical one nor shares its answer."""
 
     leader = True
 

@@ -1,4 +1,4 @@
-"""The composition root: the one place where a worker's parts are made and put together."""
+"""The composition root: the only place where a worker's parts are constructed and wired together."""
 
 from __future__ import annotations
 
@@ -52,12 +52,13 @@ from routers.registry import open_router
 from routers.types import Router
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-RETIRES_WITHIN_S = 600.0
+RETIRE_WITHIN_S = 600.0
+"""Longest that requests in flight keep a provider's connections after it left the configuration."""
 log = logging.getLogger("headgate.app")
 
 
 def build(config: Config, index: int = 0) -> App:
-    """One worker's application. Raises ConfigError where a part can't be made."""
+    """The application of the worker with this index. Raises ConfigError where a part can't be constructed."""
     return App(build_services(config, Current(config.server.run_dir), index), HANDLERS)
 
 
@@ -66,8 +67,8 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     current.base = config
     try:
         config = in_force(config, current.settings)
-    except ConfigError as error:  # the file has changed under it: the file alone serves
-        log.error("what was changed at run time can't be used: %s", error)
+    except ConfigError as error:  # the file was edited since, and the changes no longer fit it
+        log.error("changes made at run time don't fit the configuration file, so it is used without them: %s", error)
     server = config.server
     embedder = open_embedder(config.embedding)
     fleet = Fleet(config.models, queueing={one.name for one in config.providers if one.kind == "local"})
@@ -120,7 +121,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
 
 
 def watch(services: Services) -> None:
-    """Figures that are read off the parts whenever metrics are asked for."""
+    """Register the metrics that are read from the parts at each scrape."""
     metrics, ledger, sender = services.metrics, services.ledger, services.driver.sender
     metrics.watch_fleet(services.fleet, services.now)
     metrics.watch("headgate_engine_waiting", engine_waits(services.fleet))
@@ -137,7 +138,7 @@ def watch(services: Services) -> None:
 
 
 def hints_between(config: Config, fleet: Fleet, now: Callable[[], float]) -> list[Chore]:
-    """What breakers tell each other, where workers share a Redis; nobody else loads its client."""
+    """The chore by which workers share open breakers through Redis; none, and no Redis client, without a Redis."""
     if not config.storage.redis_url:
         return []
     from gateway.hints import open_hints
@@ -146,7 +147,7 @@ def hints_between(config: Config, fleet: Fleet, now: Callable[[], float]) -> lis
 
 
 def open_routers(config: Config, settings: Settings) -> dict[str, Router]:
-    """Each route's router: the version that was promoted, else what the configuration names."""
+    """Each route's router: its promoted version, else the one that the configuration names. Raises ConfigError."""
     routers, problems = {}, []
     for index, route in enumerate(config.routes):
         try:
@@ -159,13 +160,13 @@ def open_routers(config: Config, settings: Settings) -> dict[str, Router]:
 
 
 def open_cascades(config: Config) -> dict[str, TrainedCascade]:
-    """The trained cascades of the routes that name an artefact."""
+    """The trained cascades, by route, where the route names an artefact. Raises ConfigError."""
     cascades, problems = {}, []
     for index, route in enumerate(config.routes):
         if is_path(route.cascade):
             try:
-                found = cascades[route.name] = load_cascade(Path(route.cascade))
-                if route.most_wrong and found.least_chance(share_of(knobs_of(route)), route.most_wrong) == inf:
+                trained = cascades[route.name] = load_cascade(Path(route.cascade))
+                if route.most_wrong and trained.least_chance(share_of(knobs_of(route)), route.most_wrong) == inf:
                     problems.append(f"routes[{index}].most_wrong: {route.cascade} can't tell so well what is right")
             except (ValueError, OSError) as error:
                 problems.append(f"routes[{index}].cascade: {error}")
@@ -175,14 +176,16 @@ def open_cascades(config: Config) -> dict[str, TrainedCascade]:
 
 
 def open_book(config: Config, settings: Settings, served: Settings | None = None) -> RouteBook:
-    """The routes. `served`: the settings that were in force until now; None: these. Raises ConfigError."""
-    routers, lost = routers_left(config, settings, served or settings)
+    """The routes. `served`: the settings that were in force until now; None where `settings` already are. Raises
+    ConfigError.
+    """
+    routers, lost = openable_routers(config, settings, served or settings)
     return RouteBook(config, routers, open_cascades(config), settings.floors, lost)
 
 
-def routers_left(config: Config, settings: Settings, served: Settings) -> tuple[dict[str, Router], dict[str, str]]:
-    """Each route's router, and why some do without their promoted version: one that was served and can't be opened any
-    more must not end a gateway. A new one is refused (ConfigError).
+def openable_routers(config: Config, settings: Settings, served: Settings) -> tuple[dict[str, Router], dict[str, str]]:
+    """Each route's router; and by route, why its promoted version is left out. A version that was already served and
+    can no longer be opened must not stop the gateway. Raises ConfigError for a new version that can't be opened.
     """
     try:
         return open_routers(config, settings), {}
@@ -195,21 +198,24 @@ def routers_left(config: Config, settings: Settings, served: Settings) -> tuple[
 
 
 def without_lost(settings: Settings, served: Settings) -> tuple[Settings, dict[str, str]]:
-    """The settings without versions that were served and can't be opened any more; and why not, by route."""
+    """The settings less the promoted versions and canaries that were served and can no longer be opened; and the error
+    of each, by route.
+    """
     routers, canaries, lost = dict(settings.routers), dict(settings.canaries), dict[str, str]()
-    named: list[tuple[str, str, dict[str, Any]]]
-    named = [(route, path, routers) for route, path in routers.items() if served.routers.get(route) == path]
-    named += [(route, one.artifact, canaries) for route, one in canaries.items() if served.canaries.get(route) == one]
-    for route, path, kept in named:
+    artefacts: list[tuple[str, str, dict[str, Any]]]
+    artefacts = [(route, path, routers) for route, path in routers.items() if served.routers.get(route) == path]
+    artefacts += [(name, one.artifact, canaries) for name, one in canaries.items() if served.canaries.get(name) == one]
+    for route, path, entries in artefacts:
         try:
             open_router(path)
         except (ValueError, OSError) as error:
-            del kept[route]
+            del entries[route]
             lost[route] = str(error)
     return msgspec.structs.replace(settings, routers=routers, canaries=canaries), lost
 
 
 def open_route_router(route: RouteConfig, settings: Settings) -> Router:
+    """The route's router with its canary and its trial of other knobs. Raises ValueError or OSError."""
     name = settings.routers.get(route.name, route.router)
     router: Router = open_router(
         name, rules=route.rules, weights=route.weights, explore=route.explore, online=route.router == "bandit"
@@ -222,54 +228,54 @@ def open_route_router(route: RouteConfig, settings: Settings) -> Router:
 
 
 def with_knobs(router: Router, route: RouteConfig, knobs: Mapping[str, float | None]) -> KnobOverride:
-    """The route's router with other knobs in place of the route's own."""
+    """The router with these knobs in place of the route's own; names that are no knobs are ignored."""
     base = knobs_of(route)
     stated: Any = {name: value for name, value in knobs.items() if name in KNOB_NAMES}
     return KnobOverride(router, base, replace(base, **stated))
 
 
 def in_force(config: Config, settings: Settings) -> Config:
-    """The configuration with what was changed at run time. Raises ConfigError where the two don't fit."""
-    found, problems = overlaid(config, settings.overlay, read_secrets(config.server.run_dir))
-    if found is None:
+    """The configuration with the changes made at run time. Raises ConfigError where these don't fit it."""
+    changed, problems = overlaid(config, settings.overlay, read_secrets(config.server.run_dir))
+    if changed is None:
         raise ConfigError(problems)
-    return found
+    return changed
 
 
 def reload(services: Services) -> list[Provider]:
-    """New keys, settings and router versions for the next request; those in flight keep what they began with.
+    """Put new keys, settings and router versions into force for the next request; requests in flight keep the old ones.
 
-    Returns the providers that no new request will use. Raises ConfigError or ValueError, and then nothing but the keys
-    has changed: one that was revoked opens nothing, whatever else can't be had.
+    Returns the providers that no new request will use. Raises ConfigError or ValueError, and then only the keys have
+    changed: a revoked key must stop working even if the rest can't be used.
     """
     settings = services.current.settings
     services.keyring.reload()
     config = in_force(services.current.base or services.config, settings)
     book = open_book(config, settings, services.current.in_force)
     sender = services.driver.sender
-    held = {name: provider for name, provider in sender.providers.items() if provider.config in config.providers}
-    fresh = [one for one in config.providers if one.name not in held]
-    opened = {one.name: open_provider(one, config.server) for one in fresh}
-    gone = [provider for name, provider in sender.providers.items() if name not in held]
+    kept = {name: provider for name, provider in sender.providers.items() if provider.config in config.providers}
+    added = [provider for provider in config.providers if provider.name not in kept]
+    opened = {provider.name: open_provider(provider, config.server) for provider in added}
+    removed = [provider for name, provider in sender.providers.items() if name not in kept]
     if config.models != services.config.models:
         services.fleet.update(config.models)
-    sender.providers = held | opened
+    sender.providers = kept | opened
     services.config, services.book, services.current.in_force = config, book, settings
     services.adopt()
     services.keyring.adopt(config.auth)
-    return gone
+    return removed
 
 
 async def retire(provider: Provider) -> None:
-    """Lets the requests it is answering end, then gives its connections back."""
-    deadline = time.monotonic() + RETIRES_WITHIN_S
-    while provider.pool.in_use and time.monotonic() < deadline:  # noqa: ASYNC110  the pool tells nobody
+    """Wait, at most `RETIRE_WITHIN_S`, for the provider's requests in flight, then close its connections."""
+    deadline = time.monotonic() + RETIRE_WITHIN_S
+    while provider.pool.in_use and time.monotonic() < deadline:  # noqa: ASYNC110  the pool has no event
         await asyncio.sleep(0.25)
     await provider.aclose()
 
 
 async def close(app: App) -> None:
-    """Stop what runs beside the requests, give back every connection and end the spool's segment."""
+    """Stop background work, close every connection and end the spool's segment."""
     services = app.services
     await app.background.close()
     await app.answering.auditor.close()
@@ -285,8 +291,9 @@ async def close(app: App) -> None:
 
 
 def pool_connections(providers: Mapping[str, Provider]) -> dict[tuple[str, ...], float]:
-    found: dict[tuple[str, ...], float] = {}
+    """Connections by provider and state, `idle` or `in_use`."""
+    counts: dict[tuple[str, ...], float] = {}
     for name, provider in providers.items():
         stats = provider.pool.stats
-        found[name, "idle"], found[name, "in_use"] = stats.idle, stats.in_use
-    return found
+        counts[name, "idle"], counts[name, "in_use"] = stats.idle, stats.in_use
+    return counts

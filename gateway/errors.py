@@ -4,6 +4,7 @@
     +-- CallerError       the request; 4xx, never retried
     +-- PolicyError       the caller's key, budget or limits
     +-- UpstreamError     a provider; another may answer
+    +-- Draining          this worker is ending or full; the client should try again
     +-- ConfigError       the operator's file; refused at start
 
 Foreign exceptions are mapped once, at the seam they come through.
@@ -16,21 +17,21 @@ from typing import Self
 FAILURES = frozenset(
     {
         "connect",          # no connection could be made
-        "loading",          # a server of our own that is not up yet
-        "out_of_files",     # no file descriptor is left here for a connection
+        "loading",          # a model server of this machine that is still starting
+        "out_of_files",     # this process has no file descriptor left for a connection
         "timeout",          # no answer in time
         "reset",            # the connection broke before the answer was whole
         "rate_limited",     # 429
         "overloaded",       # 503, 529
         "server_error",     # other 5xx
-        "unauthorized",     # 401, 402, 403: our credential or account, not the client's
+        "unauthorized",     # 401, 402, 403: the gateway's credential or account, not the client's
         "not_found",        # 404: the upstream doesn't know this model
         "rejected",         # other 4xx: the request itself
         "context_length",   # the prompt doesn't fit this model
         "unsupported",      # this model refuses, or would ignore, something that the request asks for
-        "bad_response",     # not what the API promises
-        "stream_cut",       # ended without its end
-        "stream_stalled",   # silence beyond the limit
+        "bad_response",     # the answer is not what the API promises
+        "stream_cut",       # the stream broke off before its last event
+        "stream_stalled",   # no event for longer than the limit
         "stream_malformed", # a chunk that isn't JSON
         "stream_error",     # an error event inside the stream
         "unavailable",      # every deployment's breaker is open
@@ -38,14 +39,14 @@ FAILURES = frozenset(
     }
 )
 
-OURS = frozenset({"loading", "out_of_files"})
-"""Of this machine, which soon pass: a client that tries again does well."""
+LOCAL_FAILURES = frozenset({"loading", "out_of_files"})
+"""Failures of this machine, which soon pass: a client should retry."""
 
 
 class HeadgateError(Exception):
     """Base of all errors with a defined answer to the client.
 
-    `kind` is OpenAI's `type`; `code` and `param` may be None. Each surface renders it in its own shape.
+    `kind` is OpenAI's `type`; `code` and `param` may be None. Each surface renders the error in its own shape.
     """
 
     status = 500
@@ -69,9 +70,10 @@ class HeadgateError(Exception):
         self.retry_after_s = retry_after_s
 
     def bare(self) -> Self:
-        """To be kept for what it says, without the frames it came through.
+        """This error without its traceback and causes, to be kept.
 
-        They hold a request with its body, and through it this error: all of it would wait for the collector.
+        Their frames refer to the request with its body, and that to this error: the cycle would keep all of it in
+        memory until the garbage collector runs.
         """
         self.__traceback__ = self.__context__ = self.__cause__ = None
         return self
@@ -92,28 +94,28 @@ class TooLarge(CallerError):
 
 
 class UnknownModel(CallerError):
-    """Neither a route nor a model of that name, or not one this key may use."""
+    """No route or model has that name, or this key may not use it."""
 
     status = 404
     code = "model_not_found"
 
 
 class NotFound(CallerError):
-    """No such path or object."""
+    """No such path or object exists."""
 
     status = 404
     code = "not_found"
 
 
 class PolicyError(HeadgateError):
-    """The key, its budget or its limits say no."""
+    """The key, its budget or its limits don't allow the request."""
 
     status = 403
     kind = "permission_error"
 
 
 class Unauthorized(PolicyError):
-    """No key, or one we don't know."""
+    """The request has no key, or an unknown one."""
 
     status = 401
     kind = "authentication_error"
@@ -129,7 +131,7 @@ class OverBudget(PolicyError):
 
 
 class BudgetsAway(PolicyError):
-    """What is left of a budget isn't known now: the gateway's trouble, which passes."""
+    """The rest of a budget is unknown at the moment, because Redis or the database is away."""
 
     status = 503
     kind = "server_error"
@@ -164,14 +166,14 @@ class UpstreamError(HeadgateError):
         assert failure in FAILURES, failure
         self.failure = failure
         self.body = body
-        """What the upstream said, passed on to the client where the fault is the client's (4xx)."""
+        """The upstream's error body, passed on to the client where the fault is the client's (4xx); else empty."""
         self.upstream_status = upstream_status
         self.before_nanousd = 0
-        """What earlier parts of the same turn have cost."""
+        """Nano-dollars that earlier parts of the same paused turn cost."""
 
 
 class Draining(HeadgateError):
-    """This worker is shutting down; the client should try again at once elsewhere."""
+    """This worker is shutting down or at its limit of requests in flight; the client should try again elsewhere."""
 
     status = 503
     kind = "server_error"

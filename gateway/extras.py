@@ -1,4 +1,4 @@
-"""What a configuration needs beyond the base install, and which extra brings it. Loads none of it."""
+"""Which packages beyond the base install a configuration needs, and which extra has them. Imports none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gateway.config import Config
 
 
 def lacking(config: Config) -> list[str]:
-    """What would fail as soon as it is needed, each with the command that installs it."""
+    """A line for each package that this configuration needs and lacks, with the command to install it."""
     found = [
         lack(f"providers[{index}].kind: models of this machine need", "torch", "local")
         for index, one in enumerate(config.providers)
@@ -18,13 +18,13 @@ def lacking(config: Config) -> list[str]:
         found.append(lack("storage.url: PostgreSQL needs", "psycopg", "postgres"))
     if config.telemetry.otlp_endpoint:
         found.append(lack("telemetry.otlp_endpoint: spans need", "opentelemetry.exporter.otlp.proto.http", "otel"))
-    return [one for one in found if one]
+    return [line for line in found if line]
 
 
 def lack(what: str, module: str, extra: str) -> str:
-    """Empty: it is installed."""
+    """Says that `what` needs the module, and how to install it; empty where it is installed."""
     try:
-        there = find_spec(module) is not None
-    except ModuleNotFoundError:  # nor is what it is a part of
-        there = False
-    return "" if there else f"{what} {module}: pip install 'headgate[{extra}]'"
+        is_installed = find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package is missing too
+        is_installed = False
+    return "" if is_installed else f"{what} {module}: pip install 'headgate[{extra}]'"
