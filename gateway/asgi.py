@@ -1,7 +1,7 @@
-"""The data plane's ASGI application: from a connection to a handler, and nothing else.
+"""The data plane's ASGI application: passes each request to the request path or to its handler, and nothing else.
 
-Hot paths are one dictionary look-up away. No framework stands here: routing and validation by one cost more
-than all of the gateway's own work.
+The path of a request to a model is found by one dictionary look-up. There is no web framework here: its routing and
+validation would cost more than all of the gateway's own work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from gateway.answer import Answering
-from gateway.background import Background, asked_for, without
+from gateway.background import Background, is_background, without_background
 from gateway.call import PATHS, Arrival, read_call, read_passed, read_raw
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.file_inputs import call_with_files, with_files
@@ -39,11 +39,13 @@ Scope = Mapping[str, Any]
 AZURE = re.compile(
     r"/openai(?:/deployments/(.+?)(?=(?:/chat/completions|/completions|/embeddings|/audio/\w+|/images/\w+)\Z)|/v1)?(/.+)\Z"
 )
+"""Azure's paths: the deployment's name, if any, and OpenAI's path without /v1."""
 UPLOADS = frozenset({"/v1/files", "/v1/messages/batches"})
+"""Paths whose handlers read the body piece by piece."""
 
 
 class WrongMethod(CallerError):
-    """The path exists, for other methods."""
+    """The path exists, but not for this method; `methods` are those that it has."""
 
     status = 405
     code = "method_not_allowed"
@@ -55,7 +57,7 @@ class WrongMethod(CallerError):
 
 @dataclass(slots=True)
 class Request:
-    """For everything off the hot path."""
+    """A request to a handler, that is, to anything but a model."""
 
     services: Services
     method: str
@@ -63,31 +65,31 @@ class Request:
     query: Mapping[str, list[str]]
     arrival: Arrival
     body: bytes
-    """Empty for an upload, whose handler reads it piece by piece."""
+    """Empty for the paths in UPLOADS."""
     receive: Receive
 
     def pieces(self, limit: int) -> AsyncIterator[bytes]:
-        """An upload's body. Raises TooLarge as soon as it is known to be."""
+        """The body of an upload, in pieces. Raises TooLarge as soon as it exceeds `limit` bytes."""
         return read_pieces(self.receive, self.arrival.headers, limit)
 
     def caller(self) -> Caller:
-        """Who asks; raises Unauthorized."""
+        """The caller whose key the request carries. Raises Unauthorized."""
         return self.services.caller_of(self.arrival.headers, self.arrival.host)
 
     @property
     def is_anthropic(self) -> bool:
-        """Whether one of Anthropic's clients asks, which each say so."""
+        """True if the request comes from a client of Anthropic's API."""
         return is_anthropic(self.arrival.headers)
 
 
 Answer = tuple[int, Headers, bytes | AsyncIterator[bytes]]
-"""Status, headers, body. The headers of a body in pieces include its length."""
+"""Status, headers and body. For a body in pieces the headers must include the content length."""
 Handler = Callable[[Request, str], Awaitable[Answer]]
-"""Takes the request and what the path's pattern caught; two parts are joined by `/`."""
+"""Takes the request and the groups that the path's pattern captured, joined by `/`."""
 
 
 class App:
-    """ASGI callable over one worker's services. `handlers`: (method, pattern, handler), first match wins."""
+    """The ASGI application of one worker. `handlers`: (method, path pattern, handler); the first match is used."""
 
     def __init__(self, services: Services, handlers: list[tuple[str, re.Pattern[str], Handler]]) -> None:
         self.services = services
@@ -97,7 +99,7 @@ class App:
         self.in_flight = 0
         self.draining = False
         self.for_pages = _for_pages(self.take, services.config.server.cors_origins)
-        """The same application for web pages; None: none may send requests."""
+        """The same application with CORS, for requests from web pages; None if no web page may send any."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -106,7 +108,7 @@ class App:
             await (self.for_pages or self.take)(scope, receive, send)
 
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request that did not come by the lane (gateway/http_protocol.py)."""
+        """Answer a request outside the fast path (gateway/http_protocol.py)."""
         path, model = scope["path"], ""
         if path.startswith("/openai/"):
             path, model = _azure(path)
@@ -117,7 +119,7 @@ class App:
         if surface is None:
             await self.serve(scope, path, receive, reply, self.arrive(headers, host))
         else:
-            await self.come_in(surface, scope, receive, reply, headers, host, model)
+            await self.read_and_infer(surface, scope, receive, reply, headers, host, model)
 
     def arrive(self, headers: dict[bytes, bytes], host: str, model: str = "") -> Arrival:
         services = self.services
@@ -127,7 +129,7 @@ class App:
     def max_body_bytes(self) -> int:
         return self.services.config.server.max_body_bytes
 
-    async def come_in(
+    async def read_and_infer(
         self,
         surface: str,
         scope: Scope,
@@ -137,7 +139,7 @@ class App:
         host: str,
         model: str,
     ) -> None:
-        """A request to a model that did not come by the lane: its body is still to be read."""
+        """Read the body of a request to a model that came outside the fast path, then answer it."""
         front: HttpProtocol | None = scope.get(FRONT)
         body: bytes | HeadgateError
         try:
@@ -162,7 +164,9 @@ class App:
         host: str,
         model: str = "",
     ) -> None:
-        """Answer a request to a model. `model`: the one that the path names; empty: the body names it."""
+        """Answer a request to a model. `body`: the error if it couldn't be read. `model`: the one that the path names;
+        empty if the body names it.
+        """
         services, server = self.services, self.services.config.server
         arrival = self.arrive(headers, host, model)
         self.in_flight += 1
@@ -193,8 +197,9 @@ class App:
             call.turn = turn
             if call.described.attached:
                 call = await call_with_files(services, call, services.caller_of(headers, host).tenant)
-            if raw is not None and asked_for(raw):
-                call.raw, call.background, call.timeout_s = without(call.raw), new_id("resp_"), server.request_timeout_s
+            if raw is not None and is_background(raw):
+                call.raw, call.background = without_background(call.raw), new_id("resp_")
+                call.timeout_s = server.request_timeout_s
                 await self.background.begin(call, reply)
             else:
                 await self.answering.answer(call, reply)
@@ -210,7 +215,7 @@ class App:
             self.in_flight -= 1
 
     async def with_turns(self, body: bytes, arrival: Arrival) -> bytes:
-        """A request to compact a conversation, with what is stored here put in: the earlier turns, and files."""
+        """The body of a request to compact a conversation, with its stored earlier turns and files put in."""
         raw, services = read_raw(body, arrival.headers), self.services
         tenant = services.caller_of(arrival.headers, arrival.host).tenant
         turn = await services.responses.continued(raw, tenant)
@@ -224,12 +229,12 @@ class App:
         anthropic = is_anthropic(arrival.headers) or path.startswith("/v1/messages")
         surface = "messages" if anthropic else "chat"
         try:
-            handler, caught = self.find(method, path)
+            handler, groups = self.find(method, path)
             is_upload = method == "POST" and path in UPLOADS
             body = b"" if is_upload else await read_body(receive, arrival.headers, self.max_body_bytes)
             query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
             request = Request(self.services, method, path, query, arrival, body, receive)
-            status, headers, answer = await handler(request, caught)
+            status, headers, answer = await handler(request, groups)
         except HeadgateError as error:
             await self.refuse(error, surface, reply, arrival)
         except Exception as error:
@@ -238,7 +243,7 @@ class App:
             await give(reply, status, [*request_ids(arrival.request_id, surface), *headers], answer)
 
     def find(self, method: str, path: str) -> tuple[Handler, str]:
-        """Raises NotFound, or WrongMethod."""
+        """The handler of a path, and the groups that its pattern captured. Raises NotFound or WrongMethod."""
         allowed = []
         for known, pattern, handler in self.handlers:
             match = pattern.fullmatch(path)
@@ -249,10 +254,10 @@ class App:
         if allowed or path in PATHS:
             methods = ", ".join(sorted({*allowed, *(["POST"] if path in PATHS else [])}))
             raise WrongMethod(f"{path} answers {methods}, not {method}", methods)
-        raise NotFound(f"Unknown request URL: {method} {path[:200]}{self._likely(path)}", code="unknown_url")
+        raise NotFound(f"Unknown request URL: {method} {path[:200]}{self._suggestion(path)}", code="unknown_url")
 
-    def _likely(self, path: str) -> str:
-        """A hint for a base URL that is nearly right; empty: none."""
+    def _suggestion(self, path: str) -> str:
+        """Suggests the path that was probably meant, where only the client's base URL is wrong; else empty."""
         meant = "/v1/" + path.rpartition("/v1/")[2].strip("/")
         is_known = meant in PATHS or any(pattern.fullmatch(meant) for _, pattern, _ in self.handlers)
         if not is_known or len(meant) > 200:
@@ -260,14 +265,14 @@ class App:
         return f"; did you mean {meant}? The base URL of OpenAI's clients ends with /v1, of Anthropic's it has no path."
 
     async def fail(self, error: Exception, surface: str, reply: Reply, arrival: Arrival) -> None:
-        """Answer with an internal error: its kind goes to the client, its traceback to the log. A lack of file
-        descriptors is no fault of the code, and has been logged already.
+        """Answer with an internal error: the client gets its type, the log its traceback. A lack of file descriptors is
+        answered 503 and not logged here: it is no fault of the code, and is logged where it is noticed.
         """
         if isinstance(error, OSError) and error.errno in OUT_OF_FILES and not reply.committed:
-            away = HeadgateError(
+            busy = HeadgateError(
                 "no file descriptor is left here", code="out_of_files", status=503, retry_after_s=1.0
             )
-            await self.refuse(away, surface, reply, arrival)
+            await self.refuse(busy, surface, reply, arrival)
             return
         log.error("request %s failed inside the gateway", arrival.request_id, exc_info=error)
         if reply.committed:
@@ -285,12 +290,12 @@ class App:
 
 
 def is_anthropic(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether Anthropic's API is meant, where a path is both APIs'."""
+    """True if the request is meant for Anthropic's API, on paths that both APIs have."""
     return b"anthropic-version" in headers
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
-    """The whole body. Raises TooLarge as soon as that is known."""
+    """The whole body. Raises TooLarge as soon as it is over `limit` bytes, CallerError (499) if the client leaves."""
     pieces = [piece async for piece in read_pieces(receive, headers, limit)]
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -312,13 +317,13 @@ async def read_pieces(receive: Receive, headers: Mapping[bytes, bytes], limit: i
 
 
 def _azure(path: str) -> tuple[str, str]:
-    """Azure's paths as OpenAI's: /openai/deployments/NAME/..., /openai/v1/... and /openai/..."""
+    """The OpenAI path and the model of an Azure path: /openai/deployments/NAME/..., /openai/v1/... or /openai/..."""
     match = AZURE.match(path)
     return ("/v1" + match.group(2), match.group(1) or "") if match else (path, "")
 
 
 def _for_pages(app: Any, origins: Sequence[str]) -> Any:
-    """The app for web pages of these origins (CORS), without cookies; None: no page may send requests."""
+    """The app with CORS, without cookies, for web pages of these origins; None if there are none."""
     if not origins:
         return None
     from starlette.middleware.cors import CORSMiddleware

@@ -1,4 +1,4 @@
-"""Processes for work that the one which needs it had better not do itself."""
+"""Forked helper processes, for work that would block or bloat the process that needs it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ log = logging.getLogger("headgate.processes")
 
 
 def forked(
-    count: int, begin: Callable[..., None] | None = None, given: tuple[Any, ...] = ()
+    count: int, initializer: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
 ) -> ProcessPoolExecutor | None:
-    """So many copies of this process, each of which calls `begin` with what is given. None: the system has no shared
-    memory for their locks, as a container without /dev/shm; the work has to be done here.
+    """A pool of `count` forks of this process, each of which first calls `initializer(*arguments)`. None where the
+    system has no shared memory for their locks (a container without /dev/shm): then the caller has to do the work.
     """
     try:
-        return ProcessPoolExecutor(count, get_context("fork"), begin, given)
+        return ProcessPoolExecutor(count, get_context("fork"), initializer, arguments)
     except (OSError, ImportError, NotImplementedError) as fault:
-        log.debug("no processes for work aside: %s", fault)
+        log.debug("helper processes can't be started, the work is done in this process: %s", fault)
         return None

@@ -1,4 +1,4 @@
-"""One call of one deployment: sent, answered (or not) and charged, whatever happens."""
+"""Sends one attempt to one deployment, and charges for it whether it is answered, fails or is cancelled."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ from gateway.wire.usage import Usage
 from routers.replicas import Job
 
 NOTHING_SEEN = Peek()
-OF_THE_WAY = ("connect", "timeout", "reset")
-"""Failures that we put into words ourselves."""
+TRANSPORT_FAILURES = ("connect", "timeout", "reset")
+"""Failures whose messages are the gateway's own, and hold no words of the upstream."""
 BLANK = b"\xef\xbb\xbf \t\r\n"
+"""Bytes that may precede JSON: a byte order mark and white space."""
 CHARS_PER_TOKEN = 4
-"""To estimate tokens that nobody counted: about right for English, too few for code."""
+"""Estimates tokens where no usage was reported: about right for English, too few tokens for code."""
 
 
 class Opened(msgspec.Struct):
-    """An attempt that has answered: whole, or as a stream whose first real chunk is here."""
+    """An attempt that was answered: with a whole answer (`kept`), or a stream up to its first chunk with content."""
 
     attempt: Attempt
     deployment: Deployment
@@ -52,14 +53,14 @@ class Opened(msgspec.Struct):
     relay: Relay | None = None
     pending: bytes = b""
     body: bytes = b""
-    """What was asked, where the turn may be paused for us to go on with."""
+    """The request sent, kept where the upstream may pause the turn and expect the gateway to resume it; else empty."""
     before_nanousd: int = 0
-    """What the parts of such a turn before this one's attempt have cost."""
+    """Nano-dollars that the earlier parts of a paused turn cost."""
 
-    def now_at(self, attempt: Attempt, further: Onward) -> None:
-        """The turn goes on by that attempt, which was asked that."""
+    def continue_with(self, attempt: Attempt, continuation: Onward) -> None:
+        """Move on to the next part of a paused turn: the attempt that sent this continuation."""
         self.before_nanousd += self.attempt.cost_nanousd
-        self.attempt, self.body = attempt, further.body
+        self.attempt, self.body = attempt, continuation.body
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,9 @@ class Timeouts:
     first_byte_s: float
     """Longest silence before the first event of a stream, and between the events before its first real chunk."""
     stall_s: float
-    """Longest silence between events after that."""
+    """Longest silence between later events."""
     whole_s: float = 600.0
-    """From a request's arrival to its stream's end. The client's own timeout applies to each read instead."""
+    """Longest time from a request's arrival to its stream's end. The client's own timeout limits each read instead."""
 
 
 class Sent(msgspec.Struct):
@@ -81,14 +82,14 @@ class Sent(msgspec.Struct):
     rung: Rung
     dialect: str
     ends_s: float
-    """Monotonic: the deadline of this attempt."""
+    """Monotonic deadline of this attempt, in seconds."""
     flow: Relay | None = None
     body: bytes = b""
-    """As `Opened` has it."""
+    """As in `Opened`."""
 
 
 class Sender:
-    """Sends attempts to deployments and charges for them. One per worker."""
+    """Sends attempts to deployments and charges for them. There is one per worker."""
 
     def __init__(
         self,
@@ -109,21 +110,26 @@ class Sender:
     async def open(
         self, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool, hedge: bool = False
     ) -> Opened:
-        """Raises UpstreamError, its attempt already recorded in the exchange; so is a cancelled one."""
+        """Send one attempt. `live`: stream the answer. `hedge`: the attempt is a hedge of a late one.
+
+        Raises UpstreamError. An attempt that fails or is cancelled is already recorded in the exchange.
+        """
         deployment.begin()
         opened: Opened | None = None
         try:
             dialect, body = self._request(exchange.call, rung, deployment, live=live)
             opened = await self._ask(exchange, rung, deployment, dialect, body, live=live, hedge=hedge)
             if opened.body and opened.kept is not None:
-                await self._rest(exchange, rung, opened)
+                await self._finish_paused(exchange, rung, opened)
         finally:
             if opened is None or opened.response is None:
                 deployment.end()
         return opened
 
     def _request(self, call: Call, rung: Rung, deployment: Deployment, *, live: bool) -> tuple[str, bytes]:
-        """Dialect and body. A request that can't be put in the upstream's terms is never sent, and so is no attempt."""
+        """Dialect and body of the upstream request. Raises CallerError, or UpstreamError `unsupported`, for a request
+        that the upstream's API can't express; nothing is sent and no attempt recorded.
+        """
         try:
             dialect = dialect_of(self.providers[deployment.provider], call.surface, rung, deployment)
             return dialect, request_body(call, deployment, dialect, rung, live=live)
@@ -142,7 +148,7 @@ class Sender:
         hedge: bool = False,
         flow: Relay | None = None,
     ) -> Opened:
-        """`flow`: a stream under way, which the answer is to go on with."""
+        """Record an attempt and send it. `flow`: the client's stream under way, which this answer continues."""
         call, now, provider = exchange.call, self.now, self.providers[deployment.provider]
         head = provider.head(deployment.config, dialect, live, call.headers)
         if call.content_type:
@@ -179,7 +185,7 @@ class Sender:
             self.failed(exchange, attempt, deployment, error, sent.flow)
             raise
         except BaseException:
-            self.left(exchange, attempt, deployment, sent.flow)
+            self.cancelled(exchange, attempt, deployment, sent.flow)
             raise
         finally:
             attempt.latency_s = now() - begun
@@ -193,7 +199,7 @@ class Sender:
         attempt.first_byte_s = now - exchange.call.received_s - attempt.started_s
         attempt.evidence = evidence_in(exchange.call, seen)
         exchange.response_id = seen.id
-        self.charge(exchange, attempt, deployment, seen.usage, said_chars(seen), seen.tier)
+        self.charge(exchange, attempt, deployment, seen.usage, output_chars(seen), seen.tier)
         self.fleet.succeeded(
             deployment, now, attempt.first_byte_s, attempt.first_byte_s, attempt.job, attempt.usage.completion_tokens
         )
@@ -201,16 +207,16 @@ class Sender:
         return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, seen, ours), body=sent.body)
 
     async def _first_chunk(self, sent: Sent, response: Response) -> Opened:
-        """Nothing is committed before the first chunk with content: until then another model may answer."""
+        """Read a stream up to its first chunk with content: until then another model may still answer."""
         exchange, attempt = sent.exchange, sent.attempt
         call = exchange.call
-        flow = sent.flow = flow_of(sent)
+        flow = sent.flow = relay_for(sent)
         try:
             pending = await self._until_started(sent, response, flow)
         except UpstreamError as error:
             response.cancel()
             if error.failure == "stream_cut" and flow.unread.lstrip(BLANK).startswith(b"{"):
-                return self._answered(sent, flow.unread)  # an API that doesn't stream, or an error with status 200
+                return self._answered(sent, flow.unread)  # a whole answer though a stream was asked for, or an error
             raise stall_or_deadline(error, self.now() < sent.ends_s) from None
         except BaseException:
             response.cancel()
@@ -219,7 +225,7 @@ class Sender:
         return Opened(attempt, sent.deployment, None, response, flow, pending, sent.body)
 
     async def _until_started(self, sent: Sent, response: Response, flow: Relay) -> bytes:
-        """The bytes up to the first chunk with content. Bytes that complete no event count as silence."""
+        """The client's bytes up to the first chunk with content. Bytes that complete no event count as silence."""
         now, silence_s = self.now, self.timeouts.first_byte_s
         silent_s = sent.exchange.call.received_s + sent.attempt.started_s + silence_s
         pending, events = b"", 0
@@ -232,59 +238,61 @@ class Sender:
             pending += flow.feed(data)
         if flow.fault or not (flow.started or flow.finished or flow.paused):
             flow.end()
-            raise fault_of(flow)
+            raise stream_fault(flow)
         return pending
 
-    async def _rest(self, exchange: Exchange, rung: Rung, opened: Opened) -> None:
-        """Of a whole answer whose turn was paused: what the model says until its end, each part held and paid."""
+    async def _finish_paused(self, exchange: Exchange, rung: Rung, opened: Opened) -> None:
+        """Resume a whole answer while its turn is paused, and join the parts. Each part is held and charged."""
         kept = opened.kept
         assert kept is not None
-        part = told = paused(kept.body)
+        part = answer = paused(kept.body)
         for _ in range(MOST_PAUSES):
-            if part is None or (further := await self._further(exchange, opened, part)) is None:
+            if part is None or (continuation := await self._hold_next(exchange, opened, part)) is None:
                 break
             try:
-                more = await self._ask(exchange, rung, opened.deployment, kept.dialect, further.body, live=False)
+                more = await self._ask(exchange, rung, opened.deployment, kept.dialect, continuation.body, live=False)
             except UpstreamError as error:
                 error.before_nanousd = opened.before_nanousd + opened.attempt.cost_nanousd
                 raise
-            opened.now_at(more.attempt, further)
-            assert more.kept is not None and told is not None
-            told, part = joined(told, msgspec.json.decode(more.kept.body)), paused(more.kept.body)
+            opened.continue_with(more.attempt, continuation)
+            assert more.kept is not None and answer is not None
+            answer, part = joined(answer, msgspec.json.decode(more.kept.body)), paused(more.kept.body)
         if opened.attempt is not kept.attempt:
-            body = msgspec.json.encode(told)
+            body = msgspec.json.encode(answer)
             seen = peek(body, kept.dialect)
             opened.attempt.evidence, exchange.response_id = evidence_in(exchange.call, seen), seen.id
             opened.kept = Kept(opened.attempt, kept.dialect, body, seen, kept.strip_logprobs)
 
-    async def go_on(self, exchange: Exchange, rung: Rung, opened: Opened) -> bool:
-        """The next part of a stream whose turn was paused. False: it is not to be had, and none is under way.
+    async def resume(self, exchange: Exchange, rung: Rung, opened: Opened) -> bool:
+        """Start the next part of a stream whose turn is paused. False if that is impossible; then nothing was sent.
 
         Raises UpstreamError, its attempt already recorded in the exchange.
         """
         flow = opened.relay
         assert flow is not None
         try:
-            said = flow.message()
-        except UpstreamError:  # what came can't be sent back
+            message = flow.message()
+        except UpstreamError:  # the part received is malformed, so it can't be sent back
             return False
-        if (further := await self._further(exchange, opened, said)) is None:
+        if (continuation := await self._hold_next(exchange, opened, message)) is None:
             return False
-        flow.resume(said)
-        more = await self._ask(exchange, rung, opened.deployment, "messages", further.body, live=True, flow=flow)
-        opened.now_at(more.attempt, further)
+        flow.resume(message)
+        more = await self._ask(exchange, rung, opened.deployment, "messages", continuation.body, live=True, flow=flow)
+        opened.continue_with(more.attempt, continuation)
         opened.response = more.response
         return True
 
-    async def _further(self, exchange: Exchange, opened: Opened, said: dict[str, Any]) -> Onward | None:
-        """What lets a paused turn go on, its worst case held. None: a budget, or the request's own cap, has no room."""
-        further, config = onward(opened.body, said), opened.deployment.config
-        into = len(further.body) + exchange.call.described.images * TOKENS_PER_IMAGE
+    async def _hold_next(self, exchange: Exchange, opened: Opened, message: dict[str, Any]) -> Onward | None:
+        """The request that continues a paused turn after this message, its worst case held. None if a budget, or the
+        request's own `max_cost_usd`, has no room for it.
+        """
+        continuation, config = onward(opened.body, message), opened.deployment.config
+        input_tokens = len(continuation.body) + exchange.call.described.images * TOKENS_PER_IMAGE
         if exchange.call.described.unbounded:
-            into = config.context_tokens or max(into, UNKNOWN_CONTEXT)
-        into += further.searches * config.web_search_tokens
-        tier = opened.attempt.tier
-        worst = opened.deployment.price.worst(into, further.max_tokens, 1, further.searches, tier=tier)
+            input_tokens = config.context_tokens or max(input_tokens, UNKNOWN_CONTEXT)
+        searches, tier = continuation.searches, opened.attempt.tier
+        input_tokens += searches * config.web_search_tokens
+        worst = opened.deployment.price.worst(input_tokens, continuation.max_tokens, 1, searches, tier=tier)
         cap_usd = exchange.call.options.knobs.max_cost_usd
         if cap_usd is not None and exchange.cost_nanousd + worst > cap_usd * 1e9:
             return None
@@ -293,36 +301,37 @@ class Sender:
         except PolicyError:
             return None
         exchange.hold = Joined(exchange.hold, more)
-        return further
+        return continuation
 
     def charge(
         self, exchange: Exchange, attempt: Attempt, deployment: Deployment, usage: Usage, chars: int, tier: str = ""
     ) -> None:
-        """Book the attempt's cost from the usage the upstream reports; what it doesn't report is estimated. `tier`: the
-        one that it says served it; empty or auto, it is taken for the one asked for.
+        """Charge the attempt by the usage that the upstream reports, or an estimate where it reports none. `chars`:
+        characters of output received. `tier`: the service tier that the upstream reports; where that is empty or
+        "auto", the one that was requested.
         """
-        asked = exchange.call.described
+        request = exchange.call.described
         if not usage.tells:
             attempt.estimated = True
-            usage = asked.expected or Usage(
-                input_tokens=asked.input_tokens, output_tokens=tokens_in(chars), web_searches=usage.web_searches,
-                tool_runs=usage.tool_runs,
+            usage = request.expected or Usage(
+                input_tokens=request.input_tokens, output_tokens=estimated_tokens(chars),
+                web_searches=usage.web_searches, tool_runs=usage.tool_runs,
             )  # fmt: skip
         elif chars and not (usage.output_tokens or usage.completion_tokens):
             attempt.estimated = True
-            usage = msgspec.structs.replace(usage, output_tokens=tokens_in(chars))
-        searches = deployment.config.web_searches or (asked.surely_searches and not self._counts_searches(deployment))
+            usage = msgspec.structs.replace(usage, output_tokens=estimated_tokens(chars))
+        searches = deployment.config.web_searches or (request.surely_searches and not self._counts_searches(deployment))
         if searches > usage.web_searches:
             usage = msgspec.structs.replace(usage, web_searches=int(searches))
         if usage.tool_runs and self._counts_searches(deployment):
-            usage = msgspec.structs.replace(usage, tool_runs=billed(usage.tool_runs, asked.tool_runs))
-        if asked.expected is not None and not usage.units:
-            usage = msgspec.structs.replace(usage, units=asked.expected.units)
+            usage = msgspec.structs.replace(usage, tool_runs=billed(usage.tool_runs, request.tool_runs))
+        if request.expected is not None and not usage.units:
+            usage = msgspec.structs.replace(usage, units=request.expected.units)
         attempt.usage = usage
         attempt.cost_nanousd = cost_of(usage, deployment, tier if tier not in ("", AUTO) else attempt.tier)
 
     def _counts_searches(self, deployment: Deployment) -> bool:
-        """Whether its usage reports web searches, as Anthropic's does."""
+        """True if the provider's usage reports web searches, as Anthropic's does."""
         return self.providers[deployment.provider].main_dialect == "messages"
 
     def failed(
@@ -333,47 +342,51 @@ class Sender:
         error: UpstreamError,
         flow: Relay | None = None,
     ) -> None:
-        """Book a failure, before the answer or inside it (`flow`). Work once begun is paid for; a refusal is free."""
+        """Record a failure before the answer or inside a stream (`flow`). It is charged unless the upstream refused the
+        request or was never reached.
+        """
         attempt.failure = error.failure
         self.providers[deployment.provider].hide_secrets(error)
         seen = flow.part() if flow is not None else NOTHING_SEEN
         began = bool(attempt.status) or error.failure == "timeout"
-        if said_chars(seen) or (began and error.upstream_status < 400):
-            self.charge_part(exchange, attempt, deployment, seen)
+        if output_chars(seen) or (began and error.upstream_status < 400):
+            self.charge_partial(exchange, attempt, deployment, seen)
         if error.upstream_status:
             attempt.status = error.upstream_status
         cause = cause_of(error, attempt.status, self.providers[deployment.provider].pool.endpoint)
         self.fleet.failed(deployment, error.failure, self.now(), error.retry_after_s, cause)
         deployment.over(attempt.job)
 
-    def left(
+    def cancelled(
         self, exchange: Exchange, attempt: Attempt, deployment: Deployment, flow: Relay | None = None
     ) -> None:
-        """Book an attempt that was cancelled, by the client or a faster twin: the upstream bills what it did."""
+        """Record and charge an attempt that was cancelled, because the client left or a faster attempt answered: the
+        upstream bills its work so far.
+        """
         attempt.failure = "cancelled"
         deployment.breaker.fail("cancelled", self.now())
         deployment.over(attempt.job)
         seen = flow.part() if flow is not None else NOTHING_SEEN
-        self.charge_part(exchange, attempt, deployment, seen)
+        self.charge_partial(exchange, attempt, deployment, seen)
 
-    def charge_part(self, exchange: Exchange, attempt: Attempt, deployment: Deployment, seen: Peek) -> None:
-        """Charge a stream that broke off for what arrived: usage reported at its start does not cover that."""
-        usage, chars = seen.usage, said_chars(seen)
-        if usage.tells and usage.completion_tokens < tokens_in(chars):
+    def charge_partial(self, exchange: Exchange, attempt: Attempt, deployment: Deployment, seen: Peek) -> None:
+        """Charge a stream that broke off for what arrived, which usage reported at its start doesn't include."""
+        usage, chars = seen.usage, output_chars(seen)
+        if usage.tells and usage.completion_tokens < estimated_tokens(chars):
             attempt.estimated = True
-            usage = msgspec.structs.replace(usage, output_tokens=tokens_in(chars))
+            usage = msgspec.structs.replace(usage, output_tokens=estimated_tokens(chars))
         self.charge(exchange, attempt, deployment, usage, chars, seen.tier)
 
     def abandon(self, exchange: Exchange, opened: Opened) -> None:
-        """Close a stream that lost against its twin; what it has done so far is billed."""
+        """Close and charge an attempt that answered later than its twin."""
         if opened.response is not None:
             opened.response.cancel()
             opened.deployment.end()
-            self.left(exchange, opened.attempt, opened.deployment, opened.relay)
+            self.cancelled(exchange, opened.attempt, opened.deployment, opened.relay)
 
 
-def flow_of(sent: Sent) -> Relay:
-    """The relay that passes this stream on to the client."""
+def relay_for(sent: Sent) -> Relay:
+    """The relay that translates this stream for the client."""
     exchange, call = sent.exchange, sent.exchange.call
     if call.content_type:
         return PassStream(call.surface, exchange.media[1])
@@ -393,13 +406,13 @@ def evidence_in(call: Call, seen: Peek) -> Evidence:
 
 
 def cost_of(usage: Usage, deployment: Deployment, tier: str) -> int:
-    """Nano-dollars by the configured prices; with `told_cost`, the provider's own figure where that is higher."""
+    """Nano-dollars by the configured prices; with `told_cost`, the provider's reported cost if that is higher."""
     cost = deployment.price.cost(usage, tier)
     return max(cost, usage.told_nanousd) if deployment.config.told_cost else cost
 
 
 def read_answer(body: bytes, dialect: str) -> tuple[bytes, Peek]:
-    """The answer and what it says; mended first where it can't be read as it is."""
+    """The answer and a peek into it; an answer that can't be read is repaired first. Raises UpstreamError."""
     try:
         return body, peek(body, dialect)
     except UpstreamError as error:
@@ -410,48 +423,50 @@ def read_answer(body: bytes, dialect: str) -> tuple[bytes, Peek]:
 
 
 def expected_tokens(exchange: Exchange, model: str) -> tuple[float, float]:
-    """Input tokens, and output tokens as the router predicts for this model; NaN: no prediction."""
-    asked, choice = exchange.call.described, exchange.choice
+    """Input tokens of the request, and output tokens that the router predicts of this model, NaN if it doesn't."""
+    request, choice = exchange.call.described, exchange.choice
     tokens = next((one.output_tokens for one in choice.estimates if one.model == model), nan) if choice else nan
-    limit = asked.max_output_tokens
-    return asked.input_tokens, min(tokens, limit) if limit and tokens == tokens else tokens
+    limit = request.max_output_tokens
+    return request.input_tokens, min(tokens, limit) if limit and tokens == tokens else tokens
 
 
-def said_chars(seen: Peek) -> int:
+def output_chars(seen: Peek) -> int:
     """Characters of everything that an upstream bills as output."""
-    said = len(seen.text) + len(seen.thought) + seen.other_chars
-    return said + sum(map(len, seen.tool_arguments)) if seen.tool_arguments else said
+    chars = len(seen.text) + len(seen.thought) + seen.other_chars
+    return chars + sum(map(len, seen.tool_arguments)) if seen.tool_arguments else chars
 
 
-def tokens_in(chars: int) -> int:
+def estimated_tokens(chars: int) -> int:
     return -(-chars // CHARS_PER_TOKEN)
 
 
-def fault_of(flow: Relay) -> UpstreamError:
-    """What went wrong inside a stream: the upstream's own error, or what the relay found."""
+def stream_fault(flow: Relay) -> UpstreamError:
+    """The error of a stream: the upstream's own, else the fault that the relay found."""
     return flow.cause or UpstreamError(flow.fault or "stream_cut", "the upstream's stream ended without its end")
 
 
 def cause_of(error: UpstreamError, status: int, endpoint: Endpoint) -> str:
-    """For operators, in our own words: what an upstream says of an error may repeat what it was asked."""
-    is_ours = error.failure in OF_THE_WAY and not error.upstream_status
-    return f"{error.failure} at {endpoint}: {error.message if is_ours else f'status {status or None}'}"
+    """The failure's cause for the log, without the upstream's words, which may quote the request."""
+    is_safe = error.failure in TRANSPORT_FAILURES and not error.upstream_status
+    return f"{error.failure} at {endpoint}: {error.message if is_safe else f'status {status or None}'}"
 
 
 def stall_or_deadline(error: UpstreamError, time_left: bool) -> UpstreamError:
-    """A stall that lasts until the request's deadline is a timeout."""
+    """The same error, or a timeout in place of a stall that lasted until the deadline (not `time_left`)."""
     if time_left or error.failure != "stream_stalled":
         return error
     return UpstreamError("timeout", "the upstream did not finish its answer in time", status=504)
 
 
 def as_unsupported(error: CallerError) -> HeadgateError:
-    """A parameter or endpoint that one model's API lacks is no fault of the caller: another model may have it."""
+    """An UpstreamError for a parameter or endpoint that only this model's API lacks, so that another model may answer;
+    any other error unchanged.
+    """
     if error.code not in ("unsupported_parameter", "unsupported_endpoint"):
         return error
-    other = UpstreamError("unsupported", error.message, status=error.status)
-    other.code, other.param = error.code, error.param
-    return other
+    unsupported = UpstreamError("unsupported", error.message, status=error.status)
+    unsupported.code, unsupported.param = error.code, error.param
+    return unsupported
 
 
 def readable(headers: Mapping[bytes, bytes]) -> dict[str, str]:
@@ -459,5 +474,5 @@ def readable(headers: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 def wants_whole(exchange: Exchange) -> bool:
-    """Whether a streamed answer must be collected too, for the cache, the stored responses or the record."""
+    """True if a streamed answer must also be collected: for the cache, stored responses or the decision record."""
     return bool(exchange.cache_key) or exchange.call.surface == "responses" or exchange.route.config.store_text

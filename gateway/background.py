@@ -1,5 +1,6 @@
-"""Responses that are made while nobody waits: answered for at once, kept when they end, cancelled where that is asked
-for. What they look like meanwhile says gateway/background_state.py.
+"""Background responses (Responses API): acknowledged at once, generated without a waiting client, stored when they end.
+
+gateway/background_state.py says how a response under way is stored and shown.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from gateway.answer import Answering
 from gateway.background_state import LEFT, MARK, Making, Mark, failed
 from gateway.call import Call
 from gateway.errors import CallerError, Draining, HeadgateError
-from gateway.event_streams import OURS, EventStream, with_signs
+from gateway.event_streams import OWN_RESPONSE_ID, EventStream, with_signs
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers
 from gateway.journal.durable import append_durably
@@ -31,17 +32,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headgate.background")
 LOOK_AFTER_S, LOOK_EVERY_S = 1.0, 15.0
-"""To the first look whether somebody cancelled it at another worker, and at most between two: they double."""
+"""Seconds until the first look whether another worker cancelled the response, and the most between two looks; the
+intervals double.
+"""
 GRACE_S = 60.0
-"""Beyond the time that a request may take: then nobody makes it any more."""
+"""Seconds after the request's timeout from which a response still under way counts as failed."""
 
 
-def asked_for(raw: Raw) -> bool:
+def is_background(raw: Raw) -> bool:
+    """True if the request asks for a background response. Raises CallerError."""
     return "background" in raw and read(raw, "background", bool, False)
 
 
 class Background:
-    """One per worker."""
+    """Generates background responses. There is one per worker."""
 
     def __init__(self, services: Services, answering: Answering) -> None:
         self.s, self.answering = services, answering
@@ -49,7 +53,9 @@ class Background:
         self._closing = False
 
     async def begin(self, call: Call, reply: Reply) -> None:
-        """Answers with the response as it begins, which outlives this process as a record. Raises HeadgateError."""
+        """Store the response as under way, start to generate it, and answer with its initial state or its stream.
+        Raises HeadgateError.
+        """
         s = self.s
         if not is_kept(call.raw):
             raise CallerError("A background response is stored: 'store' can't be false.", param="store")
@@ -57,34 +63,35 @@ class Background:
             raise Draining("too many background responses on this worker", retry_after_s=1.0)
         exchange = await self.answering.hold(call, self.answering.identify(call))
         try:
-            record, response = self._begun(call, exchange)
+            record, response = self._initial(call, exchange)
             s.responses.worker.begin()
             await append_durably(s.spool, record)
-        except BaseException as error:
-            ours = error if isinstance(error, HeadgateError) else HeadgateError("not begun", code="cancelled")
-            settle(s, exchange, ours)
+        except BaseException as raised:
+            error = raised if isinstance(raised, HeadgateError) else HeadgateError("not begun", code="cancelled")
+            settle(s, exchange, error)
             raise
         s.responses.remember(record, _turn_of(call).before)
-        making = self.running[record.id] = Making(record.tenant)
-        making.told = EventStream(response) if call.stream else None
-        making.task = asyncio.create_task(self._carry_out(exchange, record, making))
-        making.task.add_done_callback(lambda _: self.running.pop(record.id, None))
+        job = self.running[record.id] = Making(record.tenant)
+        job.told = EventStream(response) if call.stream else None
+        job.task = asyncio.create_task(self._run(exchange, record, job))
+        job.task.add_done_callback(lambda _: self.running.pop(record.id, None))
         headers = answer_headers(exchange, s.now())
-        if making.told is None:
+        if job.told is None:
             await reply.whole(200, [*headers, JSON], encode_json(response))
         else:
             await give(reply, 200, [*headers, *EVENTS], with_signs(s.responses.told(record.id, record.tenant, 0)))
 
     async def close(self, patience_s: float = 0.0) -> None:
-        """What is under way may end within that time; the rest has failed."""
+        """Refuse new responses, wait `patience_s` seconds for those under way, then end the rest as failed."""
         self._closing = True
-        making = list(self.running.values())
-        if making and patience_s:
-            await asyncio.wait({one.task for one in making if one.task}, timeout=patience_s)
-        await asyncio.gather(*(one.end() for one in making))
+        jobs = list(self.running.values())
+        if jobs and patience_s:
+            await asyncio.wait({job.task for job in jobs if job.task}, timeout=patience_s)
+        await asyncio.gather(*(job.end() for job in jobs))
         self.s.responses.worker.end()
 
-    def _begun(self, call: Call, exchange: Exchange) -> tuple[ResponseRecord, dict[str, Any]]:
+    def _initial(self, call: Call, exchange: Exchange) -> tuple[ResponseRecord, dict[str, Any]]:
+        """The record of a response under way, with its mark; and the response as the client sees it at first."""
         now_s = self.s.clock()
         response = response_object(call.raw, response_id=call.background, model=call.model, created_s=int(now_s))
         response["background"] = True
@@ -97,88 +104,91 @@ class Background:
         )  # fmt: skip
         return record, response
 
-    async def _carry_out(self, exchange: Exchange, record: ResponseRecord, making: Making) -> None:
-        told = making.told
-        heard = told or Heard()
-        writing = asyncio.create_task(self._kept(told, record)) if told is not None else None
-        work = asyncio.create_task(self.answering.answer(exchange.call, heard, held=exchange))
-        signs: set[asyncio.Future[Any]] = {work, making.is_over}
+    async def _run(self, exchange: Exchange, record: ResponseRecord, job: Making) -> None:
+        """Generate the response until it ends, somebody cancels it or this worker closes; then store its last state."""
+        stream = job.told
+        reply = stream or Heard()
+        storing = asyncio.create_task(self._store_stream(stream, record)) if stream is not None else None
+        work = asyncio.create_task(self.answering.answer(exchange.call, reply, held=exchange))
+        ends: set[asyncio.Future[Any]] = {work, job.is_over}
         pause_s = LOOK_AFTER_S
-        while not (work.done() or making.is_over.done()):
-            await asyncio.wait(signs, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+        while not (work.done() or job.is_over.done()):
+            await asyncio.wait(ends, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
             pause_s = min(2 * pause_s, LOOK_EVERY_S)
             if not work.done() and not await self._is_wanted(record):
                 break
         if work.done():
             if not work.cancelled() and (fault := work.exception()) is not None:
                 log.error("the background response %s broke off", record.id, exc_info=fault)
-            ended = self._ended(record, heard)
+            final = self._final(record, reply)
         else:
-            await _stopped(work)
-            ended = self._with(record, failed(LEFT) if self._closing else {"status": "cancelled"})
-        if told is not None and writing is not None:
-            told.close()
-            await writing
+            await _cancel(work)
+            final = self._with(record, failed(LEFT) if self._closing else {"status": "cancelled"})
+        if stream is not None and storing is not None:
+            stream.close()
+            await storing
         try:
             if await self._is_wanted(record):
-                ended = await self._added(exchange.call, ended)
-                await append_durably(self.s.spool, ended)
-                self.s.responses.remember(ended)
-                self.s.responses.keep_items(ended, msgspec.json.decode(ended.output)["output"])
+                final = await self._add_to_conversation(exchange.call, final)
+                await append_durably(self.s.spool, final)
+                self.s.responses.remember(final)
+                self.s.responses.keep_items(final, msgspec.json.decode(final.output)["output"])
         except HeadgateError as error:
             log.error("the end of the background response %s is not kept: %s", record.id, error.message)
 
-    async def _kept(self, told: EventStream, record: ResponseRecord) -> None:
+    async def _store_stream(self, stream: EventStream, record: ResponseRecord) -> None:
         try:
-            await self.s.responses.kept.write(told, record.id, record.tenant)
-        except Exception:  # whoever listens here hears all of it, whatever becomes of that
+            await self.s.responses.kept.write(stream, record.id, record.tenant)
+        except Exception:  # readers at this worker get every event without the store
             log.exception("the stream of the background response %s is not kept", record.id)
 
-    async def _added(self, call: Call, ended: ResponseRecord) -> ResponseRecord:
-        """Added to its conversation where it is of one; it has failed where that can't be done."""
-        turn, response = _turn_of(call), msgspec.json.decode(ended.output)
+    async def _add_to_conversation(self, call: Call, final: ResponseRecord) -> ResponseRecord:
+        """Add the response, if it has an answer, to its conversation. Returns its record, as failed if that fails."""
+        turn, response = _turn_of(call), msgspec.json.decode(final.output)
         if not turn.conversation or response["status"] not in ("completed", "incomplete"):
-            return ended
+            return final
         try:
-            await self.s.responses.add_to_conversation(turn, ended.tenant, ended.output)
+            await self.s.responses.add_to_conversation(turn, final.tenant, final.output)
         except HeadgateError as error:
             output = encode_json({**response, **failed(error.message)})
-            return msgspec.structs.replace(ended, output=output)
-        return ended
+            return msgspec.structs.replace(final, output=output)
+        return final
 
     async def _is_wanted(self, record: ResponseRecord) -> bool:
-        """Nobody has cancelled or deleted it, as far as the journal tells."""
+        """False if the journal says that the response was cancelled or deleted; True also while it can't be read."""
         try:
-            found = await self.s.journal.response(record.id, record.tenant)
+            stored = await self.s.journal.response(record.id, record.tenant)
         except (HeadgateError, OSError):
             return True
-        wanted = found is not None and MARK.encode() in found.output
-        if not wanted:
+        is_wanted = stored is not None and MARK.encode() in stored.output
+        if not is_wanted:
             self.s.responses.forget(record.tenant, record.id)
-        return wanted
+        return is_wanted
 
-    def _ended(self, record: ResponseRecord, heard: Heard | EventStream) -> ResponseRecord:
-        if isinstance(heard, EventStream) and heard.final is not None:
-            return self._with(record, heard.final)
-        said: dict[str, Any] = msgspec.json.decode(bytes(heard.body)) if heard.body else {}
-        if heard.status != 200 or isinstance(heard, EventStream):
-            error = said.get("error") or {}
+    def _final(self, record: ResponseRecord, reply: Heard | EventStream) -> ResponseRecord:
+        """The record of the response as the request path answered it."""
+        if isinstance(reply, EventStream) and reply.final is not None:
+            return self._with(record, reply.final)
+        answer: dict[str, Any] = msgspec.json.decode(bytes(reply.body)) if reply.body else {}
+        if reply.status != 200 or isinstance(reply, EventStream):
+            error = answer.get("error") or {}
             limited = error.get("code") == "rate_limit_exceeded"
             return self._with(record, failed(error.get("message") or LEFT, "rate_limit_exceeded" if limited else ""))
-        if OURS.fullmatch(said["id"]):  # ids of its items tell their response
-            was, is_now = said["id"].removeprefix("resp_"), record.id.removeprefix("resp_")
-            said = msgspec.json.decode(bytes(heard.body).replace(was.encode(), is_now.encode()))
-        return self._with(record, {**said, "id": record.id})
+        if OWN_RESPONSE_ID.fullmatch(answer["id"]):  # then the ids of its items contain it too
+            old, new = answer["id"].removeprefix("resp_"), record.id.removeprefix("resp_")
+            answer = msgspec.json.decode(bytes(reply.body).replace(old.encode(), new.encode()))
+        return self._with(record, {**answer, "id": record.id})
 
     def _with(self, record: ResponseRecord, changes: dict[str, Any]) -> ResponseRecord:
+        """The record of the response with these changes, no longer marked as under way."""
         response = msgspec.json.decode(record.output)
         del response[MARK]
         output = encode_json({**response, **changes, "background": True, "created_at": response["created_at"]})
         return msgspec.structs.replace(record, time_s=self.s.clock(), output=output)
 
 
-async def _stopped(work: asyncio.Task[Any]) -> None:
-    """Asked again where a time-out that ended in the same moment has swallowed it."""
+async def _cancel(work: asyncio.Task[Any]) -> None:
+    """Cancel the task until it has ended: a timeout that expires at the same moment may swallow a cancellation."""
     while not work.done():
         work.cancel()
         await asyncio.wait({work}, timeout=LOOK_AFTER_S)
@@ -188,5 +198,6 @@ def _turn_of(call: Call) -> Turn:
     return call.turn or Turn(call.raw)
 
 
-def without(raw: Raw) -> Raw:
+def without_background(raw: Raw) -> Raw:
+    """The request as one whose client waits."""
     return {name: value for name, value in raw.items() if name not in ("background", "background_options")}

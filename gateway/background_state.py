@@ -1,7 +1,8 @@
-"""Responses under way in the background, as whoever looks at one may see it.
+"""How background responses under way are stored and shown.
 
-Each is a record in the journal as a finished one is, with a mark that says which worker makes it and until when: one
-whose worker is gone, or whose time is over, has failed. None hangs for ever.
+Each is a record in the journal, as a finished one is, with a mark that names the worker that generates it and a
+deadline. A response whose worker is dead or whose deadline has passed is shown as failed, so none stays under way for
+ever.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ LEFT = "The gateway ended before the response did."
 
 
 class Mark(msgspec.Struct):
-    """Who makes it, and until when (Unix seconds) at the latest."""
+    """The worker that generates a response, and the deadline as Unix time in seconds. Stored in the record."""
 
     worker: str
     until_s: float
     streamed: bool = False
-    """Its events are told to whoever listens (gateway/event_streams.py)."""
+    """True if its events are stored for readers (gateway/event_streams.py)."""
 
 
 class Making:
-    """One that this worker makes."""
+    """A background response that this worker is generating."""
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done: nobody wants it any more."""
+        """Done when the response is to end early: cancelled, deleted, or the worker closes."""
         self.task: asyncio.Task[None] | None = None
         self.told: EventStream | None = None
-        """Where it is streamed."""
+        """Its events, if the response is streamed."""
 
     async def end(self) -> None:
-        """Returns when its last record is written."""
+        """End it early, and wait until its last record is written."""
         if not self.is_over.done():
             self.is_over.set_result(None)
         if self.task is not None:
@@ -52,7 +53,7 @@ class Making:
 
 
 class Worker:
-    """This process, as long as it lives: a lock that the system lets go when it dies."""
+    """Shows that this process is alive, by a file lock that the system releases when it dies."""
 
     def __init__(self, run_dir: str) -> None:
         self._folder = Path(run_dir) / "background"
@@ -72,7 +73,9 @@ class Worker:
             self._lock = None
 
     def is_gone(self, name: str) -> bool:
-        """Whether that worker of this run folder was killed. One elsewhere isn't known to be."""
+        """True if that worker of this run folder is dead. False also for workers of other machines, which can't be seen
+        from here.
+        """
         try:
             with (self._folder / name).open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,23 +85,24 @@ class Worker:
 
 
 def as_it_stands(record: ResponseRecord, worker: Worker, now_s: float) -> ResponseRecord:
-    """A record under way as a client may see it; the same where it is over."""
+    """The record as a client may see it: without its mark, and failed if nobody generates it any more."""
     if MARK.encode() not in record.output:
         return record
     response = msgspec.json.decode(record.output)
-    told = response.pop(MARK, None)
-    if told is not None:
-        mark = msgspec.convert(told, Mark)
+    stored = response.pop(MARK, None)
+    if stored is not None:
+        mark = msgspec.convert(stored, Mark)
         if now_s > mark.until_s or worker.is_gone(mark.worker):
             response |= failed(LEFT)
     return msgspec.structs.replace(record, output=encode_json(response))
 
 
 def mark_of(record: ResponseRecord) -> Mark | None:
-    """None: it has ended."""
-    told = msgspec.json.decode(record.output).get(MARK) if MARK.encode() in record.output else None
-    return None if told is None else msgspec.convert(told, Mark)
+    """The mark of a response under way; None if it has ended."""
+    stored = msgspec.json.decode(record.output).get(MARK) if MARK.encode() in record.output else None
+    return None if stored is None else msgspec.convert(stored, Mark)
 
 
 def failed(message: str, code: str = "") -> dict[str, Any]:
+    """The fields of a failed response. `code`: "server_error" where empty."""
     return {"status": "failed", "error": {"code": code or "server_error", "message": message}}

@@ -1,7 +1,7 @@
-"""One request as it came in: read once, never changed.
+"""A client's request as it arrived.
 
-The body is decoded one level deep (`dict[str, Raw]`), so every field that nobody touches goes upstream
-byte for byte.
+The body is decoded one level deep (`dict[str, Raw]`), so that every field that the gateway doesn't change goes
+upstream byte for byte.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ SURFACES = {
     "/v1/responses": "responses",
     "/v1/messages": "messages",
 }
-"""Paths of requests to models, and what their bodies are."""
+"""The surface (form of the body) of each path that takes requests to models."""
 PATHS = SURFACES | PASSED_PATHS
-"""Those too whose requests pass as they are."""
+"""The same, with the paths whose requests are passed through unread (gateway/wire/pass_through.py)."""
 KNOB_FIELD = "headgate"
 
 NO_KNOBS = Knobs()
@@ -45,14 +45,14 @@ _decode_text = msgspec.json.Decoder(str).decode
 
 
 class CallOptions(msgspec.Struct, frozen=True):
-    """What one request asks of the gateway itself: `headgate` in the body, or x-headgate-* headers."""
+    """Options of one request for the gateway itself, from the body's `headgate` object or x-headgate-* headers."""
 
     knobs: Knobs = NO_KNOBS
     models: tuple[str, ...] = ()
     cache: str = ""
     route: str = ""
     stated: bool = False
-    """True: the request asks for anything at all."""
+    """True if the request states any option."""
 
 
 NO_OPTIONS = CallOptions()
@@ -62,12 +62,12 @@ class Call(msgspec.Struct):
     """A request on one surface."""
 
     surface: str
-    """chat | completions | embeddings | responses | messages, or one of gateway.wire.pass_through"""
+    """A value of SURFACES, or one of gateway.wire.pass_through."""
     raw: Raw
     model: str
-    """The route or model asked for."""
+    """Name of the route or model that the request asks for."""
     named: str
-    """What the body itself calls it; the path may have said otherwise."""
+    """The body's `model`, which the path may override; empty where it has none."""
     stream: bool
     described: Described
     options: CallOptions
@@ -75,26 +75,30 @@ class Call(msgspec.Struct):
     host: str
     request_id: str
     received_s: float
-    """Monotonic."""
+    """Monotonic time in seconds."""
     timeout_s: float
-    """From `received_s`: the client's own read timeout, or the server's limit."""
+    """Deadline, in seconds after `received_s`: the client's own read timeout, at most the server's limit."""
     include_usage: bool = False
     body: bytes = b""
-    """As it came; empty where something in it was ours (knobs, the model in the path)."""
+    """The body's bytes, to be sent as they are; empty where the gateway must write it anew, because it held knobs, the
+    path named the model, or something was put into it.
+    """
     background: str = ""
-    """Under which id it is made in the background; empty: its client waits."""
+    """Id of the response if it is generated in the background; empty where the client waits for it."""
     turn: Turn | None = None
-    """Of the Responses API, as a turn of its conversation; None: it has no other."""
+    """The request as a turn of its conversation (Responses API); None on other surfaces."""
     once: str = ""
-    """Names this call to upstreams that answer, and bill, one name once; empty: a repeated call is a new one."""
+    """Prefix of the idempotency keys sent upstream, so that a repeated call is answered and billed once; empty: none
+    are sent.
+    """
     content_type: bytes = b""
-    """Of a body that passes as it is; empty: of any other, which is JSON."""
+    """Content type of a body that is passed through; empty for all other surfaces, which are JSON."""
     upload: Upload | None = None
-    """The body, where it is a form."""
+    """The body if it is a multipart form."""
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """How a request came: everything of it but its body."""
+    """A request without its body."""
 
     headers: Mapping[bytes, bytes]
     """Names in lower case."""
@@ -102,21 +106,20 @@ class Arrival(msgspec.Struct, frozen=True):
     request_id: str
     received_s: float
     model: str = ""
-    """Named by the path (Azure style); empty: the body says."""
+    """Model named by the path (Azure style); empty where only the body names one."""
 
 
 def read_call(
     surface: str, body: bytes, arrival: Arrival, *, max_messages: int, timeout_s: float, raw: Raw | None = None
 ) -> Call:
-    """Raises CallerError, naming the parameter, for anything that can't be served as it stands.
-
-    `raw`: the body already decoded, where something was put into it.
+    """Read a request to a model. `timeout_s`: the server's limit. `raw`: the decoded body, where something was put into
+    it. Raises CallerError, with the parameter's name, for what can't be served.
     """
     headers, model = arrival.headers, arrival.model
-    ours = raw is not None or bool(model)
+    is_changed = raw is not None or bool(model)
     if raw is None:
         raw = read_raw(body, headers)
-    ours = ours or KNOB_FIELD in raw
+    is_changed = is_changed or KNOB_FIELD in raw
     options = read_call_options(raw, headers)
     described = describe(raw, surface, max_messages=max_messages)
     named = read_model(raw)
@@ -136,13 +139,13 @@ def read_call(
         received_s=arrival.received_s,
         timeout_s=client_timeout_s(headers, timeout_s),
         include_usage=described.include_usage,
-        body=b"" if ours else body,
+        body=b"" if is_changed else body,
     )
 
 
 def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float) -> Call:
-    """A request that passes as it is, in JSON or as a form. Raises CallerError as `read_call` does."""
-    headers, raw, upload, ours = arrival.headers, Raw(), None, bool(arrival.model)
+    """Read a request that is passed through, in JSON or as a form. Raises CallerError as `read_call` does."""
+    headers, raw, upload, is_changed = arrival.headers, Raw(), None, bool(arrival.model)
     content_type = headers.get(b"content-type", b"application/json")
     if content_type.lower().startswith(b"multipart/"):
         upload = read_upload(content_type, body)
@@ -151,7 +154,7 @@ def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float
         named = fields.get("model", "")
     else:
         content_type, raw = b"application/json", read_raw(body, headers)
-        ours = ours or KNOB_FIELD in raw
+        is_changed = is_changed or KNOB_FIELD in raw
         options = read_call_options(raw, headers)
         is_compact = surface == COMPACT
         described = describe(raw, "responses") if is_compact else describe_passed(surface, *read_fields(raw))
@@ -172,14 +175,14 @@ def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float
         request_id=arrival.request_id,
         received_s=arrival.received_s,
         timeout_s=client_timeout_s(headers, timeout_s),
-        body=b"" if ours else body,
+        body=b"" if is_changed else body,
         content_type=content_type,
         upload=upload,
     )
 
 
 def read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
-    """One JSON object, a level deep. Raises CallerError, also for one that came compressed."""
+    """Decode a JSON object one level deep. Raises CallerError for a body that isn't one, or is compressed."""
     try:
         raw = decode(body)
     except CallerError:
@@ -187,7 +190,7 @@ def read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
         if encoding.lower() in ("", "identity"):
             raise
         raise CallerError(
-            f"A body with the content encoding {encoding[:40]!r} isn't read here: send it uncompressed.", status=415
+            f"A body with the content encoding {encoding[:40]!r} isn't supported: send it uncompressed.", status=415
         ) from None
     if not _USUAL.issuperset(raw):
         _check_names(raw)
@@ -195,16 +198,18 @@ def read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
 
 
 def _check_names(raw: Raw) -> None:
-    """Raises CallerError for a field that upstreams which ignore case, as Ollama does, take for one of ours."""
+    """Raises CallerError for a misspelt billed field, such as 'Max_Tokens': upstreams that ignore case (Ollama) would
+    obey it unnoticed.
+    """
     for name in raw:
-        meant = name.casefold()
-        if meant in BILLED and name != meant:
-            raise CallerError(f"Unknown parameter: '{name}'. Did you mean '{meant}'?", param=name,
+        folded = name.casefold()
+        if folded in BILLED and name != folded:
+            raise CallerError(f"Unknown parameter: '{name}'. Did you mean '{folded}'?", param=name,
                               code="unknown_parameter")  # fmt: skip
 
 
 def chat_messages(call: Call) -> list[dict[str, Any]]:
-    """The chat, as it was sent or as a model that speaks chat would be told it; empty where it can't be told."""
+    """The request's messages in the form of the chat API, translated if need be; empty where that is impossible."""
     raw = call.raw
     if call.surface not in ("chat", "messages", "responses"):
         return []
@@ -217,7 +222,7 @@ def chat_messages(call: Call) -> list[dict[str, Any]]:
 
 
 def read_model(raw: Raw) -> str:
-    """The body's `model`; empty where it has none."""
+    """The body's `model`; empty where it has none. Raises CallerError for one that is no string."""
     value = raw.get("model")
     if value is None:
         return ""
@@ -228,7 +233,7 @@ def read_model(raw: Raw) -> str:
 
 
 def client_timeout_s(headers: Mapping[bytes, bytes], limit_s: float) -> float:
-    """The official SDKs say how long they will wait; answering later is work for nobody."""
+    """The read timeout that the official SDKs state in a header, or `limit_s` where it is shorter or none is stated."""
     stated = headers.get(b"x-stainless-read-timeout")
     if not stated:
         return limit_s
@@ -240,7 +245,7 @@ def client_timeout_s(headers: Mapping[bytes, bytes], limit_s: float) -> float:
 
 
 _PREFIX = b"x-headgate-"
-_RANGES = {  # in the order of Knobs' fields
+_RANGES = {  # lowest and highest value of each knob, in the order of Knobs' fields
     "cost_weight": (0.0, 1.0),
     "min_quality": (0.0, 1.0),
     "max_cost_usd": (0.0, math.inf),
@@ -249,8 +254,8 @@ _RANGES = {  # in the order of Knobs' fields
 
 
 def read_call_options(raw: Raw, headers: Mapping[bytes, bytes]) -> CallOptions:
-    """The body's `headgate` object wins over headers; it is taken out of the body here. A knob that nobody knows is
-    refused, wherever it is stated: a bound that was mistyped would bound nothing.
+    """The request's options. The body's `headgate` object, which is removed from `raw`, takes precedence over headers.
+    Raises CallerError, also for an unknown option: a mistyped limit would limit nothing.
     """
     stated: dict[str, Any] = {}
     for header, value in headers.items():

@@ -1,5 +1,6 @@
-"""Runs an operator's check on an answer in a process of its own: little time, little memory, no environment, no files
-kept. Exit status 0 is a pass, 1 a failure; anything else, a signal or a hang says nothing about the answer.
+"""Runs an operator's check on an answer, in a process with limited time and memory, an empty environment and a
+temporary folder. Exit status 0 is a pass and 1 a failure; any other status, a signal or a timeout says nothing about
+the answer.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from math import inf
 
 MIB = 1024 * 1024
 AT_ONCE = 4
-"""Checks of one route that run at the same time in one worker; more wait their turn, within their own time."""
+"""Checks of one route that run at the same time in one worker. Others wait, which counts towards their timeout."""
 
 
 class Checker:
-    """One check: a command that reads the answer on standard input."""
+    """One check: a command that reads the answer on standard input. Raises ValueError for an empty command."""
 
     def __init__(self, command: Sequence[str], *, timeout_s: float = 5.0, memory_mib: int = 512) -> None:
         if not command:
@@ -31,7 +32,9 @@ class Checker:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def check(self, answer: str, *, within_s: float = inf) -> bool | None:
-        """What the command says of the answer; None where it says nothing in time, waiting for its turn included."""
+        """True or False as the command passes or fails the answer; None if it says nothing within the check's timeout
+        and `within_s` seconds, the wait for its turn included.
+        """
         try:
             async with asyncio.timeout(max(0.0, min(self.timeout_s, within_s))), self._turns:
                 return await self._run(answer)
@@ -60,7 +63,7 @@ class Checker:
         return {0: True, 1: False}.get(process.returncode if process.returncode is not None else -1)
 
     def _limit(self) -> None:
-        """In the child, before the command: bounds that the command can't raise."""
+        """Runs in the child process before the command: sets limits that the command can't raise."""
         seconds = max(1, int(self.timeout_s) + 1)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_AS, (self.memory_mib * MIB,) * 2)
@@ -69,7 +72,7 @@ class Checker:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """The whole process group goes, children that the command left behind included."""
+    """Kill the whole process group, with children that the command left behind."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

@@ -1,7 +1,7 @@
-"""Climbs a plan against live providers: the cascade says what to do next, this does it.
+"""Climbs a plan with live providers: the cascade decides each step (cascade/climb.py), this module carries it out.
 
-Before the first byte to the client anything may change: another attempt, another deployment, another
-model. After it there are two endings only: the stream's own end, or an error inside the stream.
+Until the first byte is sent to the client anything may change: attempt, deployment or model. After it there are only
+two endings: the stream's own end, or an error inside the stream.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from gateway.attempt import (
     Sender,
     evidence_in,
     expected_tokens,
-    fault_of,
-    said_chars,
+    output_chars,
     stall_or_deadline,
+    stream_fault,
     wants_whole,
 )
-from gateway.breaker import AT_ONCE
+from gateway.breaker import OPENS_AT_ONCE
 from gateway.checker import Checker
 from gateway.errors import CallerError, UpstreamError
 from gateway.exchange import Attempt, Exchange, Kept
@@ -42,16 +42,17 @@ from gateway.wire.pause import MOST_PAUSES
 from gateway.wire.relay import Relay
 
 log = logging.getLogger("headgate.drive")
-MAY_PASS = frozenset(
+RETRIABLE = frozenset(
     {"connect", "loading", "out_of_files", "reset", "rate_limited", "overloaded", "server_error", "bad_response",
      "stream_cut", "stream_stalled", "stream_malformed", "stream_error"}
 )
-"""Failures after which the same model is worth a retry. Not a timeout: it has used up the time."""
+"""Failures after which the same model is worth a retry. A timeout isn't: it has used up the time."""
 DRAIN_S = 0.25
+"""Longest wait for the rest of a response that has said all, so that its connection can be reused."""
 
 
 class Driver:
-    """Drives climbs. One per worker."""
+    """Runs climbs. There is one per worker."""
 
     def __init__(
         self,
@@ -69,9 +70,10 @@ class Driver:
         self.gathering = QuestionBatcher(sender, draws)
 
     async def drive(self, exchange: Exchange, reply: Reply, headers: Callable[[], Headers]) -> bytes:
-        """Climb until a verdict. Returns a live stream's last bytes, held back until it is settled.
+        """Climb until the cascade's verdict. A whole answer is left in `exchange.kept`; of a live stream the last bytes
+        are returned, to be sent once the request is settled. `headers`: makes the headers of a live stream.
 
-        Whole answers are left in `exchange.kept`. Raises the last UpstreamError where nothing was kept.
+        Raises the last UpstreamError if there is no answer, CallerError (422) if the cascade abstained.
         """
         assert exchange.plan is not None
         run = Run(self, exchange, reply, headers)
@@ -92,26 +94,28 @@ class Run:
         self.reply = reply
         self.headers = headers
         self.answers: list[Kept | None] = []
-        """One for each outcome, so that a verdict's index finds its answer."""
+        """The answer of each outcome, in order, None for a failure: a verdict names its answer by index."""
         self.error: UpstreamError | None = None
         self.tail = b""
         self.hedged_before = False
-        """The request was hedged before this step."""
+        """True if the request was hedged before the step under way."""
         self.failed: Deployment | None = None
-        """Deployment of the last failed attempt: a retry avoids it where it can."""
+        """Deployment of the last failed attempt, which a retry avoids if the model has another."""
 
     async def follow(self, steps: Generator[Rung, Outcome, Verdict]) -> None:
+        """Carry out every rung of the climb; its verdict is left in the exchange."""
         try:
             rung = next(steps)
             while True:
                 if rung.delay_s:
                     await self.back_off(rung.delay_s)
-                outcome = await (self.together(rung) if rung.beside else self.step(rung))
+                outcome = await (self.step_parallel(rung) if rung.beside else self.step(rung))
                 rung = steps.send(outcome)
         except StopIteration as stop:
             self.exchange.verdict = stop.value
 
     async def back_off(self, delay_s: float) -> None:
+        """Wait before a retry; the wait counts as the upstreams' time, not the gateway's."""
         begun = self.driver.sender.now()
         try:
             await asyncio.sleep(delay_s)
@@ -119,6 +123,7 @@ class Run:
             self.exchange.upstream_s += self.driver.sender.now() - begun
 
     def finish(self) -> bytes:
+        """Take the verdict's answer into the exchange. Returns and raises as `Driver.drive` does."""
         verdict = self.exchange.verdict
         assert verdict is not None
         if self.reply.committed:
@@ -138,13 +143,13 @@ class Run:
             raise CallerError("No model was sure enough of its answer to give one.", code="abstained", status=422)
         raise self.error or UpstreamError("unavailable", f"no answer: {verdict.reason}", status=503)
 
-    async def together(self, rung: Rung) -> Outcome:
-        """Run a rung and those beside it concurrently; their answers are kept in the order the climb counts them."""
+    async def step_parallel(self, rung: Rung) -> Outcome:
+        """Run a rung and those beside it concurrently. Their answers are kept in the climb's order of rungs."""
         rungs = (rung, *rung.beside)
         runs = [Run(self.driver, self.exchange, self.reply, self.headers) for _ in rungs]
         steps = [run.step(one) for run, one in zip(runs, rungs, strict=True)]
         begun, waited_s = self.driver.sender.now(), self.exchange.upstream_s
-        outcomes = await run_parallel(steps, rung.enough, lambda place: self.cut(rungs[place]))
+        outcomes = await run_parallel(steps, rung.enough, lambda place: self.cancelled_outcome(rungs[place]))
         for run in runs:
             self.answers += run.answers or [None]
             self.error = run.error or self.error
@@ -152,22 +157,22 @@ class Run:
         return replace(outcomes[0], beside=tuple(outcomes[1:]))
 
     async def step(self, rung: Rung) -> Outcome:
-        """Run one rung: pick a deployment, call it, and relay its stream where this answer is final."""
+        """Run one rung: pick a deployment, call it, and relay its stream if the answer is final and streamed."""
         sender, exchange = self.driver.sender, self.exchange
         begun = sender.now()
         if begun >= exchange.call.received_s + exchange.call.timeout_s:
-            return self.lost(rung, UpstreamError("timeout", "the deadline has passed", status=504), begun)
+            return self.failed_outcome(rung, UpstreamError("timeout", "the deadline has passed", status=504), begun)
         if exchange.route.config.gather_ms:
-            if (outcome := await self.gathered(rung, begun)) is not None:
+            if (outcome := await self.ask_batched(rung, begun)) is not None:
                 return outcome
             begun = sender.now()
         deployment = sender.fleet.pick(
-            rung.model, next(self.driver.draws), begun, asked=lambda: expected_tokens(exchange, rung.model),
+            rung.model, next(self.driver.draws), begun, tokens=lambda: expected_tokens(exchange, rung.model),
             failed=self.failed, warm=None if "messages" in rung.overrides else self.warm,
         )  # fmt: skip
         if deployment is None:
             error = UpstreamError("unavailable", f"every deployment of {rung.model} is down", status=503)
-            return self.lost(rung, error, begun)
+            return self.failed_outcome(rung, error, begun)
         live = rung.final and exchange.call.stream
         self.hedged_before = exchange.hedged
         try:
@@ -179,7 +184,7 @@ class Run:
                 await self.relay(opened, rung)
         except UpstreamError as error:
             self.failed = deployment
-            return self.lost(rung, error, begun)
+            return self.failed_outcome(rung, error, begun)
         finally:
             exchange.upstream_s += sender.now() - begun
         if exchange.route.checker is not None:
@@ -189,15 +194,15 @@ class Run:
         return self.outcome(rung, opened, begun)
 
     def warm(self, deployments: Sequence[Deployment]) -> Sequence[float] | None:
-        """Of the client's prompt, what each deployment is expected to have cached."""
+        """Share of the client's prompt that each deployment is expected to have cached; None for a short prompt."""
         return self.driver.prefixes.affinity(self.exchange, deployments, self.driver.sender.now())
 
-    async def gathered(self, rung: Rung, begun: float) -> Outcome | None:
-        """Ask in one call with other small questions. None: it has to be asked alone."""
+    async def ask_batched(self, rung: Rung, begun: float) -> Outcome | None:
+        """Ask in one call with other small questions. None if this one has to be asked alone."""
         try:
             opened = await self.driver.gathering.ask(self.exchange, rung)
         except UpstreamError as error:
-            return self.lost(rung, error, begun)
+            return self.failed_outcome(rung, error, begun)
         finally:
             self.exchange.upstream_s += self.driver.sender.now() - begun
         if opened is None:
@@ -207,23 +212,24 @@ class Run:
         return self.outcome(rung, opened, begun)
 
     async def check(self, checker: Checker, rung: Rung, attempt: Attempt) -> None:
-        """Run the operator's check on an answer that may still be escalated. Without a result nothing changes."""
-        asks_else = "messages" in rung.overrides and self.exchange.plan is not None and self.exchange.plan.strategy
-        if rung.final or asks_else or not attempt.evidence.text:
+        """Run the operator's check on an answer that may still be escalated, and add its result to the evidence."""
+        plan = self.exchange.plan
+        asks_other_question = "messages" in rung.overrides and plan is not None and plan.strategy
+        if rung.final or asks_other_question or not attempt.evidence.text:
             return
         left_s = self.exchange.call.received_s + self.exchange.call.timeout_s - self.driver.sender.now()
         passed = await checker.check(attempt.evidence.text, within_s=left_s)
         attempt.evidence = replace(attempt.evidence, checks_passed=passed)
 
-    def cut(self, rung: Rung) -> Outcome:
-        """The outcome of a rung that was cancelled for another's answer: what it had cost by then counts."""
-        made = [one for one in self.exchange.attempts if one.model == rung.model and one.failure == "cancelled"]
-        cost_usd = sum(one.cost_nanousd for one in made) / 1e9
+    def cancelled_outcome(self, rung: Rung) -> Outcome:
+        """The outcome of a rung that was cancelled because another's answer sufficed, with its cost so far."""
+        attempts = [one for one in self.exchange.attempts if one.model == rung.model and one.failure == "cancelled"]
+        cost_usd = sum(one.cost_nanousd for one in attempts) / 1e9
         elapsed_s = self.driver.sender.now() - self.exchange.call.received_s
-        return Outcome(rung.model, "cancelled", cost_usd=cost_usd, elapsed_s=elapsed_s, attempts=len(made))
+        return Outcome(rung.model, "cancelled", cost_usd=cost_usd, elapsed_s=elapsed_s, attempts=len(attempts))
 
-    def made(self) -> int:
-        """Attempts of this step: two where it was hedged."""
+    def attempts_made(self) -> int:
+        """Number of attempts of the step under way: two if it was hedged, else one."""
         return 1 + (self.exchange.hedged and not self.hedged_before)
 
     def outcome(self, rung: Rung, opened: Opened, begun: float) -> Outcome:
@@ -237,10 +243,10 @@ class Run:
             cost_usd=(opened.before_nanousd + attempt.cost_nanousd) / 1e9,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
-            attempts=self.made(),
+            attempts=self.attempts_made(),
         )
 
-    def lost(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
+    def failed_outcome(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
         self.error = error.bare()
         self.answers.append(None)
         attempts, now = self.exchange.attempts, self.driver.sender.now()
@@ -248,29 +254,31 @@ class Run:
         return Outcome(
             model=rung.model,
             failure=error.failure,
-            may_pass=error.failure in MAY_PASS and not committed,
+            may_pass=error.failure in RETRIABLE and not committed,
             may_move=(error.failure != "rejected" or bool(rung.overrides)) and not committed,
-            retry_after_s=0.0 if self.elsewhere(rung, error) else error.retry_after_s or 0.0,
+            retry_after_s=0.0 if self.has_alternative(rung, error) else error.retry_after_s or 0.0,
             cost_usd=(error.before_nanousd + attempts[-1].cost_nanousd) / 1e9 if attempts else 0.0,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
-            attempts=self.made(),
+            attempts=self.attempts_made(),
         )
 
-    def elsewhere(self, rung: Rung, error: UpstreamError) -> bool:
-        """Whether another deployment of the model can serve at once, so that a `retry-after` need not be waited for."""
+    def has_alternative(self, rung: Rung, error: UpstreamError) -> bool:
+        """True if another deployment of the model can serve at once, so that the `retry-after` doesn't matter."""
         sender = self.driver.sender
-        return error.failure in AT_ONCE and sender.fleet.healthy(rung.model, sender.now())
+        return error.failure in OPENS_AT_ONCE and sender.fleet.healthy(rung.model, sender.now())
 
     async def relay(self, opened: Opened, rung: Rung) -> None:
-        """Commit, then pass the stream on as it arrives. Its last bytes are held back until all is settled."""
+        """Pass the stream on to the client as it arrives, from here on without a way back. Its last bytes are left in
+        `tail`, to be sent once the request is settled.
+        """
         flow, exchange = opened.relay, self.exchange
         assert flow is not None
         exchange.answered_by, exchange.flow = rung.model, flow
         try:
             await self.pass_on(opened, flow)
             for _ in range(MOST_PAUSES):
-                if not flow.paused or not await self.driver.sender.go_on(exchange, rung, opened):
+                if not flow.paused or not await self.driver.sender.resume(exchange, rung, opened):
                     break
                 await self.pass_on(opened, flow)
             if flow.paused:
@@ -285,7 +293,7 @@ class Run:
             exchange.answer_body = whole_of(flow)
 
     async def pass_on(self, opened: Opened, flow: Relay) -> None:
-        """One of the upstream's streams, to its end and into the record: a turn that is paused has several."""
+        """Relay one upstream stream to its end, then charge and count it. A paused turn consists of several."""
         response, attempt, deployment = opened.response, opened.attempt, opened.deployment
         assert response is not None
         sender, exchange, reply = self.driver.sender, self.exchange, self.reply
@@ -301,15 +309,15 @@ class Run:
             raise error from None
         except BaseException:
             response.cancel()
-            sender.left(exchange, attempt, deployment, flow)
+            sender.cancelled(exchange, attempt, deployment, flow)
             raise
         finally:
             attempt.latency_s = sender.now() - exchange.call.received_s - attempt.started_s
         opened.pending, seen = b"", flow.part()
         if flow.counted:
-            sender.charge(exchange, attempt, deployment, flow.usage, said_chars(seen), seen.tier)
+            sender.charge(exchange, attempt, deployment, flow.usage, output_chars(seen), seen.tier)
         else:
-            sender.charge_part(exchange, attempt, deployment, seen)
+            sender.charge_partial(exchange, attempt, deployment, seen)
         sender.fleet.succeeded(
             deployment, sender.now(), attempt.first_byte_s, attempt.latency_s, attempt.job,
             attempt.usage.completion_tokens,
@@ -317,11 +325,13 @@ class Run:
 
     @property
     def ends_s(self) -> float:
-        """When the whole stream must have ended. The client's own timeout applies to each read instead."""
+        """Monotonic deadline of the whole stream. The client's own timeout limits each read, not the stream."""
         return self.exchange.call.received_s + self.driver.sender.timeouts.whole_s
 
     async def pump(self, response: Response, flow: Relay, data: bytes) -> None:
-        """Relay until the stream ends. Waiting for a slow client does not count as the upstream's silence."""
+        """Relay until the stream ends. Time spent waiting for a slow client doesn't count as the upstream's silence.
+        Raises UpstreamError for a stream that stalls or ends with a fault.
+        """
         sender = self.driver.sender
         silence_s = min(sender.timeouts.stall_s, self.exchange.call.timeout_s)
         passing = LiveStream(response, flow, self.reply, sender.now, silence_s, self.ends_s)
@@ -337,20 +347,20 @@ class Run:
         finally:
             self.driver.streams.passing.discard(passing)
         if not (flow.finished or flow.paused) and flow.end():
-            raise fault_of(flow)
+            raise stream_fault(flow)
 
 
 def whole_of(flow: Relay) -> bytes:
-    """The whole answer of a finished stream. Empty: it can't be put together, and so is not kept."""
+    """The whole answer of a finished stream; empty if it can't be put together."""
     try:
         return flow.answer()
     except UpstreamError as error:
-        log.warning("an answer is not kept: %s", error.message)
+        log.warning("a streamed answer can't be put together, so it is not stored: %s", error.message)
         return b""
 
 
 async def _drain(response: Response, now: Callable[[], float]) -> None:
-    """Read the rest of the response, for a short while, so that the connection can be used again."""
+    """Read the rest of the response, for at most `DRAIN_S`, so that its connection can be reused."""
     ends_s = now() + DRAIN_S
     try:
         while await response.chunk(ends_s - now()):

@@ -1,9 +1,9 @@
-"""Other embedders than the shipped table, by configuration: a sentence-transformers folder, one that
-`python -m cache.minilm_onnx` or `cache.minilm_native` wrote, or an OpenAI-kind endpoint.
+"""Embedders that the configuration may name in place of the shipped table: a sentence-transformers folder, a folder
+that `python -m cache.minilm_onnx` or `cache.minilm_native` wrote, or an endpoint of OpenAI's kind.
 
-Routers trained upon one are served through it, and the semantic cache where `embedding.cache` says so; all others keep
-the shipped table. They take milliseconds, so their vectors are made in a thread. Refused: encoders that are no BERT,
-and poolings other than the mean; an endpoint serves those.
+Routers that were trained with such an embedder use it, and so does the semantic cache if `embedding.cache` is true; all
+others keep the shipped table. A vector takes milliseconds, so it is computed in a thread. Folders with encoders other
+than BERT, or pooling other than the mean, are refused; those models need an endpoint.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from routers.types import Vector
 
 
 class EmbeddingFailed(Exception):
-    """The embedder gave no vector; the route's default answers."""
+    """The embedder gave no vector."""
 
 
 def open_embedder(config: Embedding) -> Featurizer | None:
-    """None: the shipped table alone. Raises ConfigError where the configured one can't be used."""
+    """The configured embedder; None for the shipped table. Raises ConfigError if its folder can't be used."""
     if config.kind == "static":
         return None
     return _folder(Path(config.path)) if config.kind == "folder" else _endpoint(config)
@@ -38,16 +38,17 @@ def open_embedder(config: Embedding) -> Featurizer | None:
 def _folder(folder: Path) -> Featurizer:
     try:
         if (folder / "embedder.json").exists():  # written by `python -m cache.minilm_onnx` or `cache.minilm_native`
-            made = NativeEmbedder(folder) if (folder / "embedder.so").exists() else OnnxEmbedder.of(folder)
-            return Encoded(made, made.dimension, made.id)
-        _refuse_foreign(folder)
+            compiled = NativeEmbedder(folder) if (folder / "embedder.so").exists() else OnnxEmbedder.of(folder)
+            return Encoded(compiled, compiled.dimension, compiled.id)
+        _check_supported(folder)
         encoder = MiniLM(folder, sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError([f"embedding.path: {folder}: {error}"]) from None
     return Encoded(encoder, encoder.dimension, encoder.id)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _check_supported(folder: Path) -> None:
+    """Raises ValueError for an encoder that isn't a BERT with mean pooling."""
     config = json.loads((folder / "config.json").read_text())
     if config.get("model_type") != "bert":
         raise ValueError(f"model_type is {config.get('model_type')!r}, only 'bert' can be read")
@@ -78,16 +79,18 @@ class Endpoint:
         self._model, self._dims = config.model, config.dims
 
     def __call__(self, text: str) -> Vector:
-        """A unit vector. Raises EmbeddingFailed."""
+        """The text's unit vector. Raises EmbeddingFailed."""
         import httpx
 
         try:
             answer = self._client.post("/embeddings", json={"model": self._model, "input": text or " "})
             answer.raise_for_status()
-            told: Any = answer.json()["data"][0]["embedding"]
-            vector = np.asarray(told, np.float32)
+            embedding: Any = answer.json()["data"][0]["embedding"]
+            vector = np.asarray(embedding, np.float32)
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise EmbeddingFailed(f"no vector came: {type(error).__name__}") from error
+            raise EmbeddingFailed(f"the embedding endpoint gave no vector: {type(error).__name__}") from error
         if vector.shape != (self._dims,) or not np.isfinite(vector).all():
-            raise EmbeddingFailed(f"a vector of shape {vector.shape} came, embedding.dims is {self._dims}")
+            raise EmbeddingFailed(
+                f"the embedding endpoint gave a vector of shape {vector.shape}, embedding.dims is {self._dims}"
+            )
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-9), np.float32)

@@ -1,4 +1,4 @@
-"""What an answer shows of its own worth, read from what the upstream sent. Unknown stays unknown."""
+"""Reads the evidence of an answer's quality from what the upstream sent. What it doesn't show stays None."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.wire.answer import Peek
 
 
 def evidence_of(seen: Peek, *, wants_json: bool, schema: object = None) -> Evidence:
-    """`schema`: what the answer's JSON must look like; None: any will do."""
+    """`wants_json`: the request asks for JSON, of this `schema`; None allows any JSON."""
     logprobs = seen.logprobs
     return Evidence(
         mean_logprob=logprobs.mean,
@@ -32,11 +32,12 @@ def _valid(text: str, schema: object) -> bool | None:
 
 
 def _calls(seen: Peek) -> str:
-    return "\n".join(f"{n}({_spelt(a)})" for n, a in zip(seen.tool_names, seen.tool_arguments, strict=True))
+    """One line for each tool call, equal for equal calls."""
+    return "\n".join(f"{n}({_canonical(a)})" for n, a in zip(seen.tool_names, seen.tool_arguments, strict=True))
 
 
-def _spelt(arguments: str) -> str:
-    """The same for the same arguments, whatever their order and spacing."""
+def _canonical(arguments: str) -> str:
+    """The arguments' JSON in one order and spacing; text that is no JSON as it is."""
     try:
         return msgspec.json.encode(msgspec.json.decode(arguments), order="deterministic").decode()
     except (msgspec.MsgspecError, ValueError, RecursionError):

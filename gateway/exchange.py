@@ -1,4 +1,4 @@
-"""The state of one request: the only object that changes while it is answered."""
+"""The state of one request while it is answered."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ NO_USAGE, NO_EVIDENCE = Usage(), Evidence()
 
 
 class Attempt(msgspec.Struct):
-    """One call of one deployment, whatever came of it."""
+    """One call of one deployment and its outcome."""
 
     model: str
     deployment: str
     started_s: float
-    """Since the request's arrival."""
+    """Seconds after the request's arrival."""
     latency_s: float = 0.0
     first_byte_s: float | None = None
     status: int = 0
@@ -46,29 +46,29 @@ class Attempt(msgspec.Struct):
     usage: Usage = NO_USAGE
     cost_nanousd: int = 0
     tier: str = ""
-    """The service tier that the deployment was asked for; empty: none."""
+    """The service tier requested of the deployment; empty for none."""
     estimated: bool = False
-    """True: the upstream reported no usage, so tokens were estimated."""
+    """True if the upstream reported no usage, so that tokens were estimated."""
     evidence: Evidence = NO_EVIDENCE
     confidence: float = nan
-    """As the cascade reads it from the evidence."""
+    """The cascade's confidence in the answer; NaN where no cascade reads it."""
     hedge: bool = False
-    """True: a second attempt, started because the first was slow."""
+    """True for a second attempt that was started because the first was slow."""
     gathered: int = 0
-    """Questions asked in the same call; usage and cost are then this question's share. 0: it was asked alone."""
+    """Number of questions in the same call, of which usage and cost are this one's share; 0 if it was asked alone."""
     job: Job | None = None
-    """Its place in the deployment's load, where requests are balanced by delay."""
+    """The attempt's part in its deployment's load, where requests are balanced by delay."""
 
 
 class Kept(msgspec.Struct):
-    """A whole answer from upstream that a verdict may keep."""
+    """A whole answer from upstream, which the cascade's verdict may choose."""
 
     attempt: Attempt
     dialect: str
     body: bytes
     seen: Peek
     strip_logprobs: bool = False
-    """True: the gateway asked for its log-probabilities, not the client."""
+    """True if the gateway requested its log-probabilities and the client didn't."""
 
 
 class Exchange(msgspec.Struct):
@@ -80,15 +80,15 @@ class Exchange(msgspec.Struct):
     decision_id: str
     hold: Hold
     taken: Taken
-    """Taken from rate limits; corrected later by what was really used."""
+    """What was taken from the rate limits; corrected by the actual usage when the request is settled."""
     worst: Mapping[str, int] = {}
-    """Most nano-dollars that one attempt can cost, for each model that may be tried."""
+    """The most that one attempt can cost, in nano-dollars, for each model that may be tried."""
     query: Query | None = None
     choice: Choice | None = None
     links: Chain = ()
-    """The conversation's prefixes, where the choice takes warm caches into account."""
+    """Hashes of the conversation's prefixes, where the choice takes warm caches into account."""
     opening: bytes = b""
-    """Of them, the hash up to the first turn of a user."""
+    """Hash of the prefix up to the user's first turn."""
     strategy_pick: Pick | None = None
     """The strategy drawn for this query, where the route learns strategies."""
     paced: Knobs | None = None
@@ -97,16 +97,17 @@ class Exchange(msgspec.Struct):
     """The random number that the router chose with."""
     plan: Plan | None = None
     cases_shown: int | None = None
-    """As in the decision's record; None: no solved cases were found, or none looked for."""
+    """Number of solved cases shown, 0 if they were withheld; None if none were found or looked for."""
     cases_withheld: float = 0.0
+    """Probability with which cases were to be withheld from this request."""
     hit: Hit | None = None
     directive: Directive | None = None
     similar: Similar | None = None
-    """A semantic look-up that found nothing to serve."""
+    """The semantic look-up that found nothing to serve, for storing the new answer under its vector."""
     missed: Miss | None = None
-    """Why the semantic tier, where it was asked, had nothing to serve."""
+    """Why the semantic tier had nothing to serve; None if it wasn't searched or had."""
     comparison: Comparison | None = None
-    """A semantic hit drawn for an audit."""
+    """The comparison to judge, if this semantic hit was drawn for an audit."""
     cache_state: str = "off"
     """off | hit | shared | semantic | miss | refused:<why>"""
     cache_key: bytes = b""
@@ -116,21 +117,23 @@ class Exchange(msgspec.Struct):
     answered_by: str = ""
     response_id: str = ""
     answer_body: bytes = b""
-    """The whole answer in the client's dialect, where it is needed after sending (cache, responses, text)."""
+    """The whole answer in the client's dialect; of a live stream only where it is stored (cache, responses, record)."""
     status: int = 0
     error: str = ""
     upstream_s: float = 0.0
     """Time spent waiting for upstreams; the rest of the request's time is the gateway's own."""
     hedged: bool = False
-    """True: its one hedge has been used."""
+    """True once the request has used its one hedge."""
     flow: Relay | None = None
-    """The stream that the client has begun to receive: it knows how to end with an error."""
+    """The relay of the stream that the client has begun to receive, which can end it with an error event."""
     media: tuple[bytes, bytes] = JSON
     """The answer's content-type header, except where the gateway writes the stream itself."""
 
     @property
     def scope(self) -> str:
-        """Of cached answers: requests that state a trade of quality for money share them only at the same trade."""
+        """The scope in which cached answers are shared: the route's, and per `cost_weight` and `min_quality` where the
+        request states them.
+        """
         options, scope = self.call.options, self.route.scope
         if not options.stated or self.route.router is None:
             return scope
@@ -141,7 +144,7 @@ class Exchange(msgspec.Struct):
 
     @property
     def tokens(self) -> int:
-        """Tokens used by all attempts, for rate limits."""
+        """Tokens that all attempts used."""
         tokens = 0
         for attempt in self.attempts:
             tokens += attempt.usage.total
@@ -149,7 +152,7 @@ class Exchange(msgspec.Struct):
 
     @property
     def cost_nanousd(self) -> int:
-        """What every attempt of this request cost, whether its answer was kept or not."""
+        """Nano-dollars that all attempts cost, also those whose answers were dropped."""
         cost = 0
         for attempt in self.attempts:
             cost += attempt.cost_nanousd

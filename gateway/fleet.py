@@ -1,8 +1,7 @@
-"""The deployments of every model: how each is doing, and which takes the next request.
+"""The deployments of every model: the health of each, and which one takes the next request.
 
-A breaker takes a failing deployment out of the draw, but never the last one of its model: a request that may
-fail is better than one that must. Pure but for its own counters and a line of the log when one is left alone; time
-and the random draw are arguments.
+An open breaker excludes a deployment, but never the last one of its model: a request that may fail is better than one
+that must. No clock, no randomness and no I/O but log lines: time and the random draw are arguments.
 """
 
 from __future__ import annotations
@@ -24,34 +23,36 @@ from routers.types import Candidate
 
 _log = logging.getLogger("headgate.fleet")
 _LEVELS = {"rate_limited": logging.DEBUG}
-"""Log levels that differ: a provider at its rate limit would be logged every few seconds, and metrics count it."""
+"""Log level of an opening, by failure; else WARNING. A provider at its rate limit would be logged every few seconds,
+and metrics count it.
+"""
 
 HALF_LIFE_S = 300.0
-"""Age at which an observation counts half."""
+"""Age in seconds at which an observation's weight has halved."""
 TICK_S = 0.1
-"""Weights fade in steps of at least this: computing a power costs more than all else in an observation."""
+"""Shortest step in seconds by which weights decay: the power costs more than the rest of an observation."""
 LEAST_LOG = log(1e-6)
 VIEW_S = 0.1
-"""How long the delays and queues that routers see may stay as they are."""
+"""Seconds for which routers may see the same delays and queues before they are computed anew."""
 MOST_VIEWS = 1000
 
 
-Asked = Callable[[], tuple[float, float]]
-"""Gives the tokens of a prompt and the expected tokens of its answer; NaN: unknown."""
-Warm = Callable[[Sequence["Deployment"]], Sequence[float] | None]
-"""Gives the share of a prompt that each deployment is expected to have cached; None: the prompt is too short for it."""
+ExpectedTokens = Callable[[], tuple[float, float]]
+"""Returns the tokens of a prompt and the expected tokens of its answer, NaN if unknown."""
+CachedShares = Callable[[Sequence["Deployment"]], Sequence[float] | None]
+"""Returns the share of a prompt that each deployment is expected to have cached; None if the prompt is too short."""
 
 
 class Delay:
-    """Recent mean and 95th percentile of a delay: old observations fade with time and with newer ones.
+    """Recent mean and 95th percentile of a delay. An observation's weight decays with time and with newer ones.
 
-    The percentile follows a lognormal fit of the faded moments, so it needs three numbers and no samples.
+    The percentile comes from a lognormal fit to the weighted moments, so that no samples are kept.
     """
 
     __slots__ = ("_log", "_log2", "_mean", "_seen_s", "_weight")
 
     MEMORY = 200.0
-    """Greatest total weight, in observations; beyond it the oldest fade as new ones come."""
+    """Greatest total weight in observations; from there on each new one lowers the weight of the others."""
 
     def __init__(self) -> None:
         self._weight = self._mean = self._log = self._log2 = 0.0
@@ -71,12 +72,12 @@ class Delay:
 
     @property
     def mean_s(self) -> float:
-        """NaN: never seen."""
+        """Mean in seconds; NaN without observations."""
         return self._mean if self._weight else nan
 
     @property
     def p95_s(self) -> float:
-        """NaN below ten observations, which say too little of a tail."""
+        """95th percentile in seconds; NaN below a weight of ten observations."""
         if self._weight < 10:
             return nan
         return exp(self._log + 1.645 * sqrt(max(0.0, self._log2 - self._log**2)))
@@ -87,7 +88,7 @@ class Deployment:
 
     __slots__ = (
         "breaker", "call_ids", "config", "failures", "foreign", "id", "in_flight", "latency", "load", "model", "price",
-        "provider", "recent", "requests", "told", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
+        "provider", "recent", "report", "requests", "ttft", "turn", "upstream_name", "upstream_raw", "weight",
     )  # fmt: skip
 
     def __init__(self, config: ModelConfig) -> None:
@@ -96,7 +97,7 @@ class Deployment:
         self.provider = config.provider
         self.upstream_name = config.upstream_name or config.name
         self.upstream_raw = msgspec.Raw(msgspec.json.encode(self.upstream_name))
-        """The name as JSON, to be set into a request's body."""
+        """The upstream name as JSON, for the request's body."""
         self.call_ids = style_of(config.call_ids, self.upstream_name)
         """Which ids of tool calls its chat API accepts."""
         self.foreign = frozenset((*config.leave_out, *config.rename))
@@ -106,51 +107,52 @@ class Deployment:
         self.weight = config.weight
         self.breaker = Breaker()
         self.latency = Delay()
-        """Time to a whole answer."""
+        """Time to the whole answer."""
         self.ttft = Delay()
         """Time to the first byte."""
         self.turn = Delay()
-        """Time to a whole answer, divided by how many were under way: what one more adds where answers queue."""
+        """Time to the whole answer divided by the requests in flight: what one more request adds where they queue."""
         self.recent = RecentTokens()
-        """Of long prompts, where its model has several deployments."""
+        """Tokens of recent long prompts, where the model has several deployments."""
         self.load: Load | None = None
-        """The tokens it has under way; None: its model's deployments are balanced by weight."""
-        self.told: Told | None = None
-        """None: it reports nothing."""
+        """The tokens under way; None where the model's deployments are balanced by weight."""
+        self.report: EngineReport | None = None
+        """What its inference server reports; None if it reports nothing."""
         self.in_flight = 0
         self.requests = 0
         self.failures = 0
 
     def lets_pass(self, now: float) -> bool:
-        """True: a request may be sent."""
-        return self.breaker.lets_pass(now) and (self.told is None or self.told.is_up)
+        """True if a request may be sent."""
+        return self.breaker.lets_pass(now) and (self.report is None or self.report.is_up)
 
     def begin(self) -> None:
-        """A request is sent."""
+        """Count a request that is sent."""
         self.in_flight += 1
         self.requests += 1
 
     def end(self) -> None:
-        """A request has ended, whatever its outcome."""
+        """Count the end of a request, whatever its outcome."""
         assert self.in_flight > 0, f"{self.id} ended more requests than it began"
         self.in_flight -= 1
         if not self.in_flight and self.breaker.opens_s:
             self.breaker.idle()
 
     def over(self, job: Job | None) -> None:
-        """A request under way ended without an answer."""
+        """Remove an attempt that ended without an answer from the load."""
         if job is not None and self.load is not None:
             self.load.end(job)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What an inference server reports of itself."""
+class EngineReport:
+    """What an inference server reports about itself."""
 
     is_up: bool
     waiting: float | None = None
+    """Requests that wait in its queue, from all clients; None if not reported."""
     running: float | None = None
-    """Requests, whoever sent them; None: not reported."""
+    """Requests that it is answering, from all clients; None if not reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,61 +163,66 @@ class Health:
     model: str
     state: State
     retry_in_s: float
-    """Seconds until it is tried again; 0 unless it is open."""
+    """Seconds until the breaker is half-open; 0 unless it is open."""
     reason: str
+    """The failure that opened the breaker; empty while it is closed."""
     in_flight: int
     requests: int
     failures: int
     latency_s: float | None
+    """Mean time to a whole answer; None if unknown."""
     ttft_p95_s: float | None
+    """95th percentile of the time to the first byte; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What routers were last told of some candidates."""
+    """A route's candidates as routers last saw them."""
 
     candidates: tuple[Candidate, ...]
     seen: Sequence[Candidate]
     healthy: Sequence[bool]
     breakers: Sequence[Breaker]
     calm: bool
-    """All of these were closed and no inference server told of itself: all are healthy while they stay closed."""
+    """True if all breakers were closed and no inference server reported: all are healthy while they stay closed."""
     ends_s: float
+    """Monotonic time from which the view is computed anew."""
 
 
 class Fleet:
     """All deployments, by model."""
 
     def __init__(self, models: Iterable[ModelConfig], queueing: Container[str] = ()) -> None:
-        """`queueing`: providers whose answers share one machine, so that each one under way makes the next wait."""
+        """`queueing`: names of providers that run on one machine, where each request under way delays the next."""
         self._queueing = queueing
         self._views: dict[int, _View] = {}
-        """By the identity of their candidates."""
+        """Views by the `id()` of their tuple of candidates."""
         self._deployments: dict[str, list[Deployment]] = {}
         for config in models:
             self._deployments.setdefault(config.name, []).append(Deployment(config))
-        _weigh(self._deployments)
+        _attach_loads(self._deployments)
 
     def update(self, models: Iterable[ModelConfig]) -> None:
-        """Take over another configuration: a deployment that is as it was keeps its breaker, delays and counts."""
+        """Take over another configuration. Deployments that didn't change keep their breaker, delays and counts."""
         before = {msgspec.json.encode(one.config): one for one in self.all()}
         fresh: dict[str, list[Deployment]] = {}
         for config in models:
             fresh.setdefault(config.name, []).append(before.get(msgspec.json.encode(config)) or Deployment(config))
-        _weigh(fresh)
+        _attach_loads(fresh)
         self._deployments = fresh
         self._views = {}
 
     def pick(
-        self, model: str, draw: float, now: float, avoid: Deployment | None = None, asked: Asked | None = None,
-        failed: Deployment | None = None, warm: Warm | None = None,
+        self, model: str, draw: float, now: float, avoid: Deployment | None = None,
+        tokens: ExpectedTokens | None = None, failed: Deployment | None = None, warm: CachedShares | None = None,
     ) -> Deployment | None:  # fmt: skip
-        """Pick a deployment whose breaker is closed: by weight, with `draw` in [0, 1), but a prompt long enough for
-        caches where it is `warm` unless others have far less to do; with balance = "delay", where a request of the
-        tokens `asked` delays all answers least. One that has just `failed` this request comes last.
+        """Pick a deployment whose breaker lets the request pass.
 
-        Where all breakers are open: the first to close, so that a model never loses its last deployment.
-        None: the model has no other deployment than `avoid`, or is unknown.
+        By default it is drawn by weight, with `draw` in [0, 1). `warm`: prefer deployments that have a long prompt
+        cached, unless others have far less to do. With balance = "delay", take the one where a request of these
+        `tokens` delays all answers least. `failed`: the deployment that just failed this request, taken only if no
+        other is left. If all breakers are open, the first to close is taken, so that a model keeps its last deployment.
+        Returns None if the model is unknown or has no deployment but `avoid`.
         """
         all_ = self._deployments.get(model, ())
         if avoid is not None:
@@ -227,10 +234,10 @@ class Fleet:
             open_ = [one for one in open_ if one is not failed]
         if not open_:
             picked = min(all_, key=lambda one: one.breaker.opens_s)
-        elif asked is None or len(open_) == 1:
+        elif tokens is None or len(open_) == 1:
             picked = _draw(open_, draw)
         else:
-            picked = _among(open_, asked, warm, draw, now)
+            picked = _balance(open_, tokens, warm, draw, now)
         picked.breaker.begin(now)
         return picked
 
@@ -244,10 +251,10 @@ class Fleet:
         output_tokens: int = 0,
     ) -> None:
         """Count an answer that arrived whole, streamed or not."""
-        why = deployment.breaker.reason
+        failure = deployment.breaker.reason
         deployment.breaker.succeed(now)
-        if why and not deployment.breaker.reason:
-            _log.log(_LEVELS.get(why, logging.WARNING), "deployment %s serves again", deployment.id)
+        if failure and not deployment.breaker.reason:
+            _log.log(_LEVELS.get(failure, logging.WARNING), "deployment %s serves again", deployment.id)
         if job is not None and deployment.load is not None:
             deployment.load.end(job)
             if latency_s is not None:
@@ -262,7 +269,9 @@ class Fleet:
     def failed(
         self, deployment: Deployment, failure: str, now: float, retry_after_s: float | None = None, cause: str = ""
     ) -> None:
-        """A failure, before or inside a stream; `cause` tells more of it in the log, without words of a request."""
+        """Count a failure, before the answer or inside a stream. `cause`: describes it for the log, without words of
+        the request.
+        """
         deployment.failures += 1
         was_open = deployment.breaker.opens_s
         deployment.breaker.fail(failure, now, retry_after_s)
@@ -271,36 +280,40 @@ class Fleet:
             _log.log(level, "deployment %s is left alone after its failures: %s", deployment.id, cause or failure)
 
     def healthy(self, model: str, now: float) -> bool:
-        """True while some deployment of the model may be tried."""
+        """True if a request may be sent to some deployment of the model."""
         for one in self._deployments.get(model, ()):  # noqa: SIM110  (a generator takes five times as long)
             if one.lets_pass(now):
                 return True
         return False
 
     def ttft_p95_s(self, model: str) -> float:
-        """Of the slowest deployment with enough observations: when a hedge is due. NaN: none has enough."""
+        """95th percentile of the time to the first byte of the slowest deployment; NaN if none has enough
+        observations.
+        """
         known = [one.ttft.p95_s for one in self._deployments.get(model, ()) if not isnan(one.ttft.p95_s)]
         return max(known, default=nan)
 
     def latency_s(self, model: str) -> float:
-        """Mean of the fastest deployment; NaN: unknown."""
+        """Mean time to a whole answer of the fastest deployment; NaN if unknown."""
         known = [one.latency.mean_s for one in self._deployments.get(model, ()) if one.latency.mean_s > 0]
         return min(known, default=nan)
 
     def queue_s(self, model: str) -> float:
-        """Expected wait at the least busy deployment; 0 where nothing queues or nothing is known."""
+        """Expected wait in seconds at the least busy deployment; 0 where nothing queues or nothing is known."""
         return min(map(self._wait_s, self._deployments.get(model, ())), default=0.0)
 
     def _wait_s(self, one: Deployment) -> float:
-        """From the engine's own report if it has one: in each mean latency as many leave the queue as run at once."""
-        if one.told is not None and one.told.waiting:
+        """Expected wait in seconds at one deployment. By its engine's report if there is one: as many requests leave
+        the queue in one mean latency as run at the same time.
+        """
+        if one.report is not None and one.report.waiting:
             mean_s = one.latency.mean_s
-            return 0.0 if isnan(mean_s) else one.told.waiting * mean_s / max(1.0, one.told.running or 0.0)
+            return 0.0 if isnan(mean_s) else one.report.waiting * mean_s / max(1.0, one.report.running or 0.0)
         return 0.0 if one.provider not in self._queueing or isnan(one.turn.mean_s) else one.in_flight * one.turn.mean_s
 
     def as_of(self, candidates: tuple[Candidate, ...], now: float) -> Sequence[Candidate]:
-        """The candidates with their present health, queue and latency. Each stays the same object while these stay the
-        same, because routers cache what they compute from it; the tuple has to be one that is kept.
+        """The candidates with their present health, queue and latency. A candidate stays the same object while these
+        stay the same, because routers cache by it. The caller must keep the tuple: views are stored by its `id()`.
         """
         view = self._views.get(id(candidates))
         if view is not None and now < view.ends_s:
@@ -329,7 +342,7 @@ class Fleet:
             )
             seen.append(known if known == fresh else fresh)
         deployments = [one for candidate in candidates for one in self._deployments.get(candidate.model, ())]
-        calm = all(one.told is None and not one.breaker.opens_s for one in deployments)
+        calm = all(one.report is None and not one.breaker.opens_s for one in deployments)
         healthy = [one.healthy for one in seen]
         return _View(candidates, seen, healthy, [one.breaker for one in deployments], calm, now + VIEW_S)
 
@@ -340,44 +353,48 @@ class Fleet:
         return [one for deployments in self._deployments.values() for one in deployments]
 
     def snapshot(self, now: float) -> list[Health]:
-        """Every deployment's state."""
+        """The health of every deployment."""
         return [_health(one, now) for one in self.all()]
 
 
-def _weigh(fleet: Mapping[str, Sequence[Deployment]]) -> None:
-    """Give a load to each deployment that is balanced by delay, and one pace to all of a model."""
+def _attach_loads(fleet: Mapping[str, Sequence[Deployment]]) -> None:
+    """Give each deployment that is balanced by delay a load, and all of one model the same paces."""
     for deployments in fleet.values():
         if len(deployments) == 1 or deployments[0].config.balance != "delay":
             continue
-        known = next((one.load.paces for one in deployments if one.load is not None), None)
-        paces = known or Paces()
+        learned = next((one.load.paces for one in deployments if one.load is not None), None)
+        paces = learned or Paces()
         for one in deployments:
             if one.load is None:
                 one.load = Load(paces, one.config.parallel, one.config.memory_tokens)
 
 
-def _among(
-    deployments: Sequence[Deployment], asked: Asked, warm: Warm | None, draw: float, now: float
+def _balance(
+    deployments: Sequence[Deployment], expected: ExpectedTokens, warm: CachedShares | None, draw: float, now: float
 ) -> Deployment:
-    """Among equals (such as idle ones) the draw decides; one of weight 0 is used only if no other is left."""
+    """As `Fleet.pick` says, among deployments that let the request pass. Between equals (such as idle ones) the draw
+    decides; one of weight 0 is used only if no other is left.
+    """
     deployments = [one for one in deployments if one.weight] or deployments
     shares = warm(deployments) if warm is not None else None
     if deployments[0].load is not None:
-        return _soonest(deployments, asked, shares, draw, now)
+        return _least_delaying(deployments, expected, shares, draw, now)
     if shares is None:
         return _draw(deployments, draw)
     loads = [one.recent.at(now) / (one.weight or 1.0) for one in deployments]
-    tokens = asked()[0]
+    tokens = expected()[0]
     picked = _draw([deployments[place] for place in warmest(shares, loads, tokens)], draw)
     picked.recent.add(tokens, now)
     return picked
 
 
-def _soonest(
-    deployments: Sequence[Deployment], asked: Asked, shares: Sequence[float] | None, draw: float, now: float
+def _least_delaying(
+    deployments: Sequence[Deployment], expected: ExpectedTokens, shares: Sequence[float] | None, draw: float, now: float
 ) -> Deployment:
-    """Where taking the request adds the least delay; what a deployment has cached it need not read."""
-    input_tokens, output_tokens = asked()
+    """The deployment where the request adds the least delay. `shares`: parts of the prompt that need not be read there,
+    because they are cached.
+    """
+    input_tokens, output_tokens = expected()
     loads = [one.load for one in deployments if one.load is not None]
     if isnan(output_tokens):
         output_tokens = loads[0].paces.typical_tokens

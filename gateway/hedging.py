@@ -1,4 +1,4 @@
-"""A second attempt beside a late one, which may answer first."""
+"""Hedging: a second attempt beside a late one, of which the first to answer wins."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from gateway.fleet import Deployment
 
 @dataclass(slots=True)
 class Hedging:
-    """Starts a second attempt when the first is late, for at most a share of requests."""
+    """Starts a second attempt when the first is late, for at most a share of the worker's requests."""
 
     requests: int = 0
+    """Attempts that could have been hedged."""
     hedged: int = 0
 
     async def open(
         self, sender: Sender, exchange: Exchange, rung: Rung, deployment: Deployment, *, live: bool
     ) -> Opened:
-        """The first attempt to answer; the other is cancelled and its cost recorded."""
+        """The attempt that answers first; the other is cancelled and charged. Raises UpstreamError if all fail."""
         self.requests += 1
         first = asyncio.ensure_future(sender.open(exchange, rung, deployment, live=live))
         twins: set[asyncio.Future[Opened]] = {first}
@@ -40,7 +41,9 @@ class Hedging:
         return winner
 
     def allowed(self, exchange: Exchange) -> bool:
-        """At most one hedge per request, within its attempts, and no more hedged requests than the share allows."""
+        """Count a hedge of this request if it may have one: it had none, has an attempt left, and the share of hedged
+        requests stays within `hedge_max_share`.
+        """
         config = exchange.route.config
         if exchange.hedged or len(exchange.attempts) >= config.max_attempts:
             return False
@@ -52,7 +55,7 @@ class Hedging:
 
 
 async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
-    """The first to succeed; a failure counts only once all have failed."""
+    """The first attempt to succeed. Raises the error of one only when all have failed."""
     while True:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         answered = [attempt for attempt in done if attempt.exception() is None]
@@ -63,12 +66,12 @@ async def _first_answer(waiting: set[asyncio.Future[Opened]]) -> Opened:
 async def _abandon(
     sender: Sender, exchange: Exchange, twins: set[asyncio.Future[Opened]], winner: Opened | None
 ) -> None:
-    """Cancel what is under way and close what answered too late; what they have done is billed."""
-    late = [twin for twin in twins if not twin.done()]
-    for twin in late:
+    """Cancel the attempts under way, and close and charge those that answered later than the winner."""
+    running = [twin for twin in twins if not twin.done()]
+    for twin in running:
         twin.cancel()
-    if late:
-        await asyncio.wait(late)
+    if running:
+        await asyncio.wait(running)
     for twin in twins:
         if not twin.cancelled() and twin.exception() is None and twin.result() is not winner:
             sender.abandon(exchange, twin.result())

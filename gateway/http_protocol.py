@@ -1,8 +1,8 @@
-"""The client's side of the wire: uvicorn's protocol with a lane, a fast path for requests to models.
+"""Connections of clients: uvicorn's HTTP protocol with a fast path for requests to models.
 
-A POST to one of the surfaces costs one task and one write here, without ASGI's messages, and a client that disconnects
-is noticed by a call instead of by a waiting task. Anything unusual (another path, HTTP/1.0, a pipelined request) goes
-uvicorn's own way to the same application.
+On the fast path a POST to one of the surfaces costs one task and one write, without ASGI messages, and a client's
+disconnect is a callback instead of a waiting task. Anything unusual (another path, HTTP/1.0, a pipelined request, a
+request from a web page) reaches the same application through uvicorn's ASGI cycle.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from gateway.errors import HeadgateError, TooLarge
 from gateway.reply import Headers, Reply
 
 FRONT = "headgate.front"
-"""Key of the connection in the ASGI scope of a request outside the lane."""
-LANES = {path.encode(): surface for path, surface in SURFACES.items()}
+"""Key of the connection in the ASGI scope of a request outside the fast path."""
+FAST_PATHS = {path.encode(): surface for path, surface in SURFACES.items()}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MAX_HEAD_BYTES = 64 * 1024
-"""Request line and headers; more is answered 431."""
+"""Greatest size of request line and headers, or of trailers; more is answered 431."""
 NO_HTTP = "Invalid HTTP request received."
 HEAD_TIMEOUT_S = 30.0
-"""A connection is closed when its request's head is still incomplete, or its body has stood still, for this long; it
-may take up to twice as long to be noticed.
+"""A connection is closed after this time in which its request's head stays incomplete or no byte of its body arrives.
+It is checked at this interval, so closing may take up to twice as long.
 """
 
 log = logging.getLogger("headgate.http_protocol")
 
 
 class Application(Protocol):
-    """What a lane leads to: gateway/asgi.py's `App`."""
+    """What the fast path needs of gateway/asgi.py's `App`."""
 
     draining: bool
-    """True: each connection is closed after the answer under way."""
+    """True if each connection is to be closed after the answer under way."""
     for_pages: object
-    """None: no web page may send requests (no CORS)."""
+    """None if no web page may send requests (no CORS)."""
 
     @property
     def max_body_bytes(self) -> int: ...
@@ -52,29 +52,30 @@ class Application(Protocol):
     async def infer(
         self, surface: str, body: bytes | HeadgateError, reply: Reply, headers: dict[bytes, bytes], host: str
     ) -> None:
-        """Answer a request. `body`: an error says why it was not read."""
+        """Answer a request. `body`: the error if it was refused unread."""
         ...
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection of a client. Its requests are answered one after the other."""
+    """A client's connection, whose requests are answered one after the other."""
 
-    lanes: ClassVar[Mapping[bytes, str]] = LANES
-    _lane: FastPath | None = None
-    """The request being read, where it has the lane."""
+    fast_paths: ClassVar[Mapping[bytes, str]] = FAST_PATHS
+    _fast: FastPath | None = None
+    """The request being read, if it is on the fast path."""
     _watched: Reply | None = None
+    """The reply to tell of a disconnect."""
     _unread_bytes = 0
-    """Received since the last request was whole."""
+    """Bytes received since the last request was read whole."""
     _head_from: float = 0
-    """How many of these had come when headers (or trailers) began; infinite: not within headers."""
-    _late: asyncio.TimerHandle | None = None
+    """Value of `_unread_bytes` where the headers (or trailers) being read began; infinite while none are read."""
+    _timer: asyncio.TimerHandle | None = None
     _too_large = False
 
-    # ---- requests: neither endless nor for ever
+    # ---- limits of size and time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._look, None)
+        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._check_progress, None)
 
     def data_received(self, data: bytes) -> None:
         self._unread_bytes += len(data)
@@ -83,38 +84,42 @@ class HttpProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
                 data = b""
-            except HttpParserUpgrade as asked:
-                data = self._declined(data[asked.args[0] :])
+            except HttpParserUpgrade as upgrade:
+                data = self._ignore_upgrade(data[upgrade.args[0] :])
             except HttpParserError:
-                self._misread()
+                self._refuse_malformed()
                 data = b""
         if self._unread_bytes - self._head_from > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
 
-    def _look(self, before: int | None) -> None:
-        """Close a connection whose head was incomplete at two looks or never began, or whose body stands still."""
-        waits: int | None = None
-        if not self._is_owed and not self.pipeline and (self._unread_bytes or self.cycle is None):
-            waits = self._unread_bytes if self._head_from else 0
-        if waits is not None and (waits == before or self.cycle is None):
+    def _check_progress(self, before: int | None) -> None:
+        """Close a connection whose head never began or was incomplete at two checks, or whose body stands still.
+
+        `before`: progress at the last check, None if no request was being read: the bytes received of a body, and 0 for
+        a head however much of it arrived.
+        """
+        progress: int | None = None
+        if not self._is_answering and not self.pipeline and (self._unread_bytes or self.cycle is None):
+            progress = self._unread_bytes if self._head_from else 0
+        if progress is not None and (progress == before or self.cycle is None):
             self.transport.close()
         elif not self.transport.is_closing():
-            self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._look, waits)
+            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._check_progress, progress)
 
     @property
-    def _is_owed(self) -> bool:
-        """Whether a request that was read whole still waits for its answer: what comes now belongs to another."""
+    def _is_answering(self) -> bool:
+        """True if a request was read whole and not answered yet: bytes that arrive now belong to the next one."""
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
-    def _misread(self) -> None:
-        if self._is_owed:
-            self.cycle.keep_alive = False  # its answer, and then nothing more
+    def _refuse_malformed(self) -> None:
+        if self._is_answering:
+            self.cycle.keep_alive = False  # the connection ends after that answer
         else:
             log.warning(NO_HTTP)
             self.send_400_response(NO_HTTP)
 
     def _refuse_head(self) -> None:
-        if self._is_owed:
+        if self._is_answering:
             self.transport.close()
             return
         body = b'{"error":{"message":"the headers are over %d bytes","type":"invalid_request_error",' % MAX_HEAD_BYTES
@@ -129,7 +134,7 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().send_400_response(msg)
 
-    # ---- the parser's side
+    # ---- callbacks of the parser
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -138,24 +143,24 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
-            self._lane = None
+            self._fast = None
             if self.parser.get_method() == b"CONNECT":
-                raise ValueError("this is no proxy")
+                raise ValueError("CONNECT is not supported: this is no proxy")
             return
         self._head_from = math.inf
         if self._unread_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) + len(self.url) > MAX_HEAD_BYTES:
             self._too_large = True
             raise ValueError("the headers are too large")
-        surface = self.lanes.get(self.url)
-        if surface is None or not self._is_free() or not self._is_plain_post() or self._is_of_a_page():
+        surface = self.fast_paths.get(self.url)
+        if surface is None or not self._is_free() or not self._is_plain_post() or self._is_from_page():
             self._leave_to_uvicorn()
             return
-        stays = self.parser.should_keep_alive() and not cast(Application, self.app).draining
-        lane = FastPath(self, surface, keep_alive=stays)
-        self._lane = lane
-        self.cycle = cast(RequestResponseCycle, lane)  # as much of one as uvicorn's protocol looks at
-        lane.check_length()
-        if self.expect_100_continue and not lane.task:
+        keep_alive = self.parser.should_keep_alive() and not cast(Application, self.app).draining
+        fast = FastPath(self, surface, keep_alive=keep_alive)
+        self._fast = fast
+        self.cycle = cast(RequestResponseCycle, fast)  # it has what uvicorn's protocol reads of a cycle
+        fast.check_length()
+        if self.expect_100_continue and not fast.task:
             self.transport.write(CONTINUE)
 
     def on_chunk_header(self) -> None:
@@ -163,15 +168,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._head_from = math.inf
-        if self._lane is not None:
-            self._lane.received(body)
+        if self._fast is not None:
+            self._fast.received(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._head_from = self._unread_bytes = 0
-        if self._lane is not None:
-            self._lane.start()
+        if self._fast is not None:
+            self._fast.start()
         elif not self.parser.should_upgrade():
             super().on_message_complete()
 
@@ -183,36 +188,36 @@ class HttpProtocol(HttpToolsProtocol):
         is_plain: bool = parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
         return is_plain
 
-    def _is_of_a_page(self) -> bool:
+    def _is_from_page(self) -> bool:
         pages = cast(Application, self.app).for_pages
         return pages is not None and any(name == b"origin" for name, _ in self.headers)
 
-    def _declined(self, rest: bytes) -> bytes:
-        """Ignore a request to upgrade the protocol (RFC 9110, 7.8), as Java's client sends with its first request. The
-        parser took the rest for the other protocol, so a new one reads the head again, without the upgrade.
+    def _ignore_upgrade(self, rest: bytes) -> bytes:
+        """Ignore a request to upgrade the protocol (RFC 9110, 7.8), which Java's client sends first. Returns the bytes
+        for a new parser: the head without the upgrade, then the `rest`, which the old parser took for the new protocol.
         """
-        parser, headers = self.parser, [one for one in self.headers if one[0] != b"upgrade"]
+        parser, headers = self.parser, [header for header in self.headers if header[0] != b"upgrade"]
         line = b"%b %b HTTP/%b\r\n" % (parser.get_method(), self.url, parser.get_http_version().encode())
         self.parser = HttpRequestParser(self)
-        return b"%b%b\r\n%b" % (line, b"".join(b"%b: %b\r\n" % one for one in headers), rest)
+        return b"%b%b\r\n%b" % (line, b"".join(b"%b: %b\r\n" % header for header in headers), rest)
 
     def _leave_to_uvicorn(self) -> None:
         """Do what uvicorn's `on_message_begin` would have done, then let it handle the request."""
-        self._lane = None
+        self._fast = None
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         is_old = self.parser.get_http_version() == "1.0"
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects and not is_old
-        self.scope["headers"] = headers.copy()  # without the trailers
+        self.scope["headers"] = headers.copy()  # the parser appends trailers to `headers`
         self.scope[FRONT] = self  # type: ignore[literal-required]
         super().on_headers_complete()
         if is_old:
             self.cycle.send = partial(_send_unchunked, self.cycle)  # type: ignore[method-assign]
 
-    # ---- clients that leave
+    # ---- disconnects
 
     def watch(self, reply: Reply) -> None:
-        """Tell `reply` when the client disconnects; to notice that, the socket must be read."""
+        """Tell `reply` when the client disconnects. To notice that, the socket must be read."""
         self._watched = reply
         if not self.pipeline:
             self.flow.resume_reading()
@@ -221,8 +226,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._watched = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._late is not None:
-            self._late.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
         watched, self._watched = self._watched, None
         if watched is not None:
@@ -230,13 +235,13 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class PlainHttpProtocol(HttpProtocol):
-    """For the admin port: the same limits and deadlines, but every request goes uvicorn's way."""
+    """The admin port's protocol: the same limits and deadlines, without the fast path."""
 
-    lanes: ClassVar[Mapping[bytes, str]] = {}
+    fast_paths: ClassVar[Mapping[bytes, str]] = {}
 
 
 async def _send_unchunked(cycle: RequestResponseCycle, message: ASGISendEvent) -> None:
-    """HTTP/1.0 has no chunks: there a body without a stated length ends with the connection."""
+    """Send without chunks, which HTTP/1.0 lacks: a body without a stated length ends with the connection."""
     if message["type"] == "http.response.start":
         cycle.chunked_encoding = False
     elif message["type"] == "http.response.body":
@@ -249,7 +254,7 @@ def _head_bytes(headers: list[tuple[bytes, bytes]]) -> int:
 
 
 class FastPath(Reply):
-    """One request in the lane, and the answer to it."""
+    """One request on the fast path, and its reply."""
 
     __slots__ = (
         "_chunks", "_front", "_headers", "_size", "_surface", "disconnected", "keep_alive", "response_complete",
@@ -268,12 +273,12 @@ class FastPath(Reply):
 
     @property
     def more_body(self) -> bool:
-        """As uvicorn's cycle has it: the request is not read whole yet."""
+        """Part of uvicorn's cycle: True until the request has been read whole."""
         return self.task is None
 
     @property
     def message_event(self) -> FastPath:
-        """As uvicorn's cycle has it: set when a message arrives. Nothing here waits for one."""
+        """Part of uvicorn's cycle: the event that it sets when a message arrives. Nothing here waits for one."""
         return self
 
     def set(self) -> None:
@@ -288,7 +293,7 @@ class FastPath(Reply):
             self._refuse_body()
 
     def received(self, body: bytes) -> None:
-        """Take a part of the body; refuse the body once it is too large."""
+        """Take a part of the body. A body that becomes too large is refused."""
         self._size += len(body)
         if self.task is None:
             self._chunks.append(body)
@@ -370,7 +375,7 @@ class FastPath(Reply):
         return self._front.flow
 
     def _head(self, status: int, headers: Headers) -> bytes:
-        """Status line and headers. Their values are the gateway's own: nothing of a request gets in unchecked."""
+        """Status line and headers. Values are not escaped here: they come from the gateway, not from a request."""
         if not self.keep_alive:
             headers = [*headers, (b"connection", b"close")]
         return b"%b%b\r\n" % (STATUS_LINE[status], b"\r\n".join(map(b": ".join, headers)))

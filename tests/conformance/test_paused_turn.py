@@ -233,8 +233,8 @@ async def test_what_was_paid_before_a_turn_failed_counts_against_the_cap(
         lost.append(losing(self, *given))
         return lost[-1]
 
-    losing = Run.lost
-    monkeypatch.setattr(Run, "lost", noted)
+    losing = Run.failed_outcome
+    monkeypatch.setattr(Run, "failed_outcome", noted)
     async with fixed(tmp_path, "anthropic", said(0, live=False), PRICES) as home:
         home.then = [refusal]
         async with httpx.AsyncClient(base_url=home.url, verify=False) as client:

@@ -25,10 +25,10 @@ def test_the_least_delayed_deployment_takes_a_request() -> None:
     fleet = Fleet([A, B, ModelConfig(name="m", provider="c", weight=0.0, balance="delay")])
     first, second, _ = fleet.deployments("m")
     short = (20.0, 50.0)
-    assert {fleet.pick("m", draw / 10, 0.0, asked=lambda: short) for draw in range(10)} == {first, second}
+    assert {fleet.pick("m", draw / 10, 0.0, tokens=lambda: short) for draw in range(10)} == {first, second}
     assert first.load is not None
     job = first.load.begin(Job(20.0, 500.0, 0.0))
-    assert {fleet.pick("m", draw / 10, 0.0, asked=lambda: short) for draw in range(10)} == {second}
+    assert {fleet.pick("m", draw / 10, 0.0, tokens=lambda: short) for draw in range(10)} == {second}
     fleet.succeeded(first, 1.0, 0.1, 1.0, job, 500)
     assert not first.load.jobs
 
@@ -113,7 +113,7 @@ def talks_of(fleet: Fleet, warm: Sequence[float], tokens: float, count: int) -> 
     rng = random.Random(0)
     took = Counter[str]()
     for n in range(count):
-        picked = fleet.pick("m", rng.random(), n / 10, asked=lambda: (tokens, 50.0), warm=lambda _: warm)
+        picked = fleet.pick("m", rng.random(), n / 10, tokens=lambda: (tokens, 50.0), warm=lambda _: warm)
         assert picked is not None
         took[picked.provider] += 1
     return took
@@ -137,7 +137,7 @@ def test_what_is_cached_need_not_be_read() -> None:
     assert first.load is not None
     first.load.begin(Job(20.0, 50.0, 0.0))
     for warm, taker in (([0.0, 0.0], second), ([0.95, 0.0], first), (None, second)):
-        picked = fleet.pick("m", 0.5, 0.1, asked=lambda: (20_000.0, 50.0), warm=lambda _, warm=warm: warm)
+        picked = fleet.pick("m", 0.5, 0.1, tokens=lambda: (20_000.0, 50.0), warm=lambda _, warm=warm: warm)
         assert picked is taker
 
 

@@ -146,7 +146,7 @@ async def test_how_to_switch_the_metrics_page_on_is_said_once(tmp_path: Path, ca
         for _ in range(3):
             await watch.look(gateway.services.driver.sender.providers["mine"])
     assert [record.getMessage() for record in caplog.records if "does not tell" in record.getMessage()] == [
-        "provider mine does not tell its load: start it with --metrics"
+        "provider mine does not report its load: start it with --metrics"
     ]
 
 
@@ -157,10 +157,10 @@ async def test_looks_go_on_beside_the_requests(tmp_path: Path) -> None:
         chore = asyncio.create_task(watching(gateway).run())
         (deployment,) = gateway.services.fleet.deployments("qwen")
         async with asyncio.timeout(60):
-            while deployment.told is None:
+            while deployment.report is None:
                 await asyncio.sleep(0.01)
         chore.cancel()
-        assert deployment.told.waiting == 3.0
+        assert deployment.report.waiting == 3.0
 
 
 async def test_a_field_goes_out_by_the_engines_own_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.breaker import CONSECUTIVE, COUNTED, LEAST, Breaker
 from gateway.config import Config, ModelConfig
 from gateway.errors import FAILURES
-from gateway.fleet import Delay, Deployment, Fleet, Told
+from gateway.fleet import Delay, Deployment, EngineReport, Fleet
 from gateway.routes import RouteBook
 from routers.types import Candidate
 
@@ -297,9 +297,9 @@ def test_what_an_engine_tells_of_itself_is_seen_at_once() -> None:
     """One that says that it is down is not healthy, whatever was seen a moment ago."""
     fleet, candidates = Fleet([A]), (Candidate(A.name),)
     (deployment,) = fleet.all()
-    deployment.told = Told(is_up=True)
+    deployment.report = EngineReport(is_up=True)
     assert fleet.as_of(candidates, 0.0)[0].healthy
-    deployment.told = Told(is_up=False)
+    deployment.report = EngineReport(is_up=False)
     assert not fleet.as_of(candidates, 0.01)[0].healthy
 
 
