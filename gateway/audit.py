@@ -1,9 +1,10 @@
-"""Judges the semantic cache off the critical path: was a hit right, would a miss have been?
+"""Judges the semantic cache in the background: was a hit right, and would a miss have been?
 
-A share of hits is asked again in the shadow and compared; a miss near an entry is compared with its own fresh
-answer. Verdicts teach the cache its acceptance rule and bound its false-hit rate. Work waits in a short queue;
-where it is full a question stays unjudged, and no request ever waits for one. Shadow questions are charged to the
-route, never to the caller, and are in the journal under the key `audit`.
+Of the hits, a share is asked again and the answers compared; of the misses near an entry, the fresh answer is compared
+with that entry's. The verdicts train the cache's acceptance rule and bound its false-hit rate. The answers of measured
+requests of certified cascades are compared here too. Work waits in a short queue; when that is full the question stays
+unjudged, and no request ever waits for it. The judge's and repeated questions are charged to the route, never to the
+caller, and recorded in the journal under the key `audit`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from gateway.wire.answer import peek
 log = logging.getLogger("headgate.audit")
 
 MAX_WAITING = 64
+"""Most audits waiting or under way; further ones are skipped."""
 AT_ONCE = 2
 JUDGE_TIMEOUT_S = 60.0
 QUESTION = (
@@ -44,7 +46,7 @@ Answer = Callable[[Call, Reply, Caller], Awaitable[Exchange | None]]
 
 
 class Auditor:
-    """One per worker. `answer` is the request path itself, entered behind `identify`."""
+    """Audits one worker's answers. `answer`: the request path, entered with a caller and so without `identify`."""
 
     def __init__(self, services: Services, answer: Answer) -> None:
         self.s = services
@@ -52,18 +54,20 @@ class Auditor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Semaphore(AT_ONCE)
         self.skipped = 0
-        """Questions left unjudged because too many waited."""
+        """Number of questions left unjudged because the queue was full."""
         self._silent: set[str] = set()
-        """Judges that gave no verdict when last asked."""
+        """Names of judges that gave no verdict when last asked."""
 
     def after_hit(self, exchange: Exchange) -> None:
-        """Ask again what the cache has just answered, if this hit was drawn for it."""
+        """Ask upstream what the cache has just answered, if this hit was drawn for an audit."""
         comparison = exchange.comparison
         if comparison is not None and exchange.hit is not None:
             self._start(self._ask_again(exchange, comparison, exchange.hit.entry.body))
 
     def after_miss(self, exchange: Exchange, comparison: Comparison | None) -> None:
-        """Compare a fresh answer with the entry that was near, if this miss was drawn for it."""
+        """Compare a fresh answer with the nearest entry, if this miss was drawn for an audit; then refit the acceptance
+        rule if that is due.
+        """
         if comparison is not None:
             self._start(self._compare(exchange, comparison, exchange.answer_body))
         cache = self.s.cache.semantic_of(exchange.route) if exchange.similar is not None else None
@@ -71,13 +75,13 @@ class Auditor:
             self._start(asyncio.to_thread(cache.maintain))
 
     def after_climb(self, exchange: Exchange) -> None:
-        """Compare the two answers of a measured request of a certified cascade."""
+        """Compare the two answers of a request that a certified cascade measures."""
         plan = exchange.plan
         if exchange.route.promise is not None and plan is not None and is_measured(plan):
             self._start(self._measure(exchange))
 
     async def drain(self) -> None:
-        """Wait for what is under way."""
+        """Wait until no audit is waiting or under way."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -113,41 +117,41 @@ class Auditor:
         if entry is not None and entry.id == comparison.entry_id:
             await self._judge(exchange, comparison, entry.body, fresh)
 
-    async def _judge(self, exchange: Exchange, comparison: Comparison, held: bytes, fresh: bytes) -> None:
-        """A verdict may ask for one more comparison with the same fresh answer."""
+    async def _judge(self, exchange: Exchange, comparison: Comparison, stored: bytes, fresh: bytes) -> None:
+        """Give the verdict to the cache. It may ask for another comparison with the same fresh answer."""
         cache: SemanticCache = self.s.cache.semantic_of(exchange.route)
         following: Comparison | None = comparison
         while following is not None:
-            right = await self.same(exchange, held, fresh) if held else None
-            following = cache.audit(following.row, right)
+            is_right = await self.same(exchange, stored, fresh) if stored else None
+            following = cache.audit(following.row, is_right)
             if following is not None:
                 entry = await self.s.cache.store.get(following.key, tenant=following.tenant, now_s=self.s.clock())
-                held = entry.body if entry is not None else b""
+                stored = entry.body if entry is not None else b""
 
     async def _measure(self, exchange: Exchange) -> None:
-        """A first answer that failed, or that has nothing to compare, says nothing."""
+        """Record whether the models' answers agree. Nothing is recorded if an answer failed or has no text."""
         assert exchange.plan is not None
-        said = {one.model: one.evidence.text for one in exchange.attempts if not one.failure}
-        texts = [said.get(step.model, "") for step in exchange.plan.steps]
+        text_of = {attempt.model: attempt.evidence.text for attempt in exchange.attempts if not attempt.failure}
+        texts = [text_of.get(step.model, "") for step in exchange.plan.steps]
         if not all(texts):
             return
         same = await self.alike(exchange, *texts)
         if same is None:
             return
-        told = FeedbackRecord(
+        feedback = FeedbackRecord(
             id=new_id("fb"), time_s=self.s.clock(), tenant=exchange.caller.tenant, decision_id=exchange.decision_id,
             label="same" if same else "different", source="reference",
         )  # fmt: skip
-        self.s.spool.append(told)
+        self.s.spool.append(feedback)
 
     async def same(self, exchange: Exchange, first: bytes, second: bytes) -> bool | None:
-        """Two answers in the client's dialect."""
+        """`alike` for two answers in the client's dialect."""
         surface = exchange.call.surface
         return await self.alike(exchange, *(peek(body, surface).text for body in (first, second)))
 
     async def alike(self, exchange: Exchange, *texts: str) -> bool | None:
-        """Equal up to case and spacing, or as JSON, or in the eyes of the route's judge where it has one; None: it did
-        not say.
+        """True if two texts are equal up to case and spacing, or as JSON, or the route's judge says that they mean the
+        same. None if the judge gives no verdict.
         """
         if plain(texts[0]) == plain(texts[1]):
             return True
@@ -155,13 +159,13 @@ class Auditor:
         if not judge:
             return False
         body = await self._ask(self._judging(judge, *texts), exchange.caller, exchange.route.accounts)
-        said = VERDICT.match(peek(body, "chat").text) if body else None
-        self._heard(judge, said is not None)
-        return said.group(1).lower() == "yes" if said is not None else None
+        verdict = VERDICT.match(peek(body, "chat").text) if body else None
+        self._note_verdict(judge, verdict is not None)
+        return verdict.group(1).lower() == "yes" if verdict is not None else None
 
-    def _heard(self, judge: str, spoke: bool) -> None:
-        """A judge that falls silent is told of once."""
-        if spoke:
+    def _note_verdict(self, judge: str, was_given: bool) -> None:
+        """Log once when a judge stops giving verdicts."""
+        if was_given:
             self._silent.discard(judge)
         elif judge not in self._silent:
             self._silent.add(judge)
@@ -175,22 +179,24 @@ class Auditor:
         return read_call("chat", json.dumps(message).encode(), arrival, max_messages=1, timeout_s=JUDGE_TIMEOUT_S)
 
     async def _ask(self, call: Call, asked_by: Caller, accounts: tuple[Account, ...] = ()) -> bytes:
-        """Through the whole request path; empty where no answer came. `accounts`: who pays beside the call's route."""
+        """The answer of the whole request path; empty without one. `accounts`: charged beside the call's route."""
         call = replace(call, request_id=self.s.ids.new("req"), received_s=self.s.now())
-        heard = Heard()
-        house = Caller("audit", "audit", tenant=asked_by.tenant, explore=False, accounts=accounts)
-        await self._answer(call, heard, house)
-        return bytes(heard.body) if heard.status == 200 else b""
+        reply = Heard()
+        caller = Caller("audit", "audit", tenant=asked_by.tenant, explore=False, accounts=accounts)
+        await self._answer(call, reply, caller)
+        return bytes(reply.body) if reply.status == 200 else b""
 
 
 def anew(call: Call) -> Call:
-    """The same question, whole and past the cache."""
+    """The same call, not streamed and without the cache."""
     raw = {name: value for name, value in call.raw.items() if name not in ("stream", "stream_options")}
     return replace(call, raw=raw, body=b"", stream=False, options=replace(call.options, cache="none"))
 
 
 def plain(text: str) -> object:
-    """What two texts must share to say the same for certain."""
+    """A form that is equal for texts with certainly the same meaning: canonical JSON, or words without case, spacing
+    and the last full stop.
+    """
     try:
         return msgspec.json.encode(msgspec.json.decode(text), order="deterministic")
     except (msgspec.MsgspecError, ValueError, RecursionError):

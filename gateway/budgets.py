@@ -1,4 +1,4 @@
-"""Where budgets are kept, and how they go on after a restart."""
+"""Opens the ledger of budgets, and restores what was spent after a restart or a loss of Redis's data."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 LEADERS = "{headgate}:leaders"
 LEADS_S = 15.0
-"""Who hasn't said for so long that it leads doesn't."""
+"""Seconds after which a control process that hasn't renewed its entry no longer counts as a leader."""
 
 
 def open_ledger(config: Config, clock: Callable[[], float]) -> Ledger:
-    """In this process, or shared by all replicas where the configuration names a Redis."""
+    """A ledger in this process, or shared by all replicas if the configuration names a Redis."""
     if not config.storage.redis_url:
         return MemoryLedger(clock)
     from gateway.ledger_redis import RedisLedger
@@ -39,7 +39,7 @@ def open_ledger(config: Config, clock: Callable[[], float]) -> Ledger:
 
 
 def open_limits(ledger: Ledger) -> Limits:
-    """Rate limits, kept where budgets are."""
+    """The rate limits, kept where the ledger keeps budgets."""
     if isinstance(ledger, MemoryLedger):
         return Limits()
     from gateway.ledger_redis import RedisLedger
@@ -50,15 +50,18 @@ def open_limits(ledger: Ledger) -> Limits:
 
 
 def restore(services: Services) -> None:
-    """Budgets go on where they were, also after Redis has lost its data. Blocks; raises HeadgateError or OSError where
-    the journal can't be read, which the ledger then goes on asking.
+    """Give the ledger what every budget has spent, by the journal, now and whenever Redis loses its data. Blocks.
+
+    Raises HeadgateError or OSError if the journal can't be read; the ledger then asks it again.
     """
-    services.ledger.recall = partial(recalled, services)
-    services.ledger.restore(*recalled(services))
+    services.ledger.recall = partial(recall_spending, services)
+    services.ledger.restore(*recall_spending(services))
 
 
-def recalled(services: Services) -> tuple[dict[str, int], set[Account]]:
-    """What each budget's period has cost so far, from the journal and what is still in spools. Blocks."""
+def recall_spending(services: Services) -> tuple[dict[str, int], set[Account]]:
+    """Nano-dollars spent in each budget's current period, by account id, from the journal and the spools; and all
+    accounts. Blocks.
+    """
     accounts = {account for caller in services.keyring.callers for account in caller.accounts}
     accounts |= {account for route in services.book.routes.values() for account in route.accounts}
     if not accounts:
@@ -66,19 +69,19 @@ def recalled(services: Services) -> tuple[dict[str, int], set[Account]]:
     return spent(services.journal.spend_since, accounts, services.clock()), accounts
 
 
-class Righted(NamedTuple):
-    """What Redis was found to be."""
+class Reconciled(NamedTuple):
+    """The state of Redis, as compared with the journal."""
 
     wrong: int = 0
-    """Of how many budgets it knew less than the journal."""
+    """Number of budgets of which Redis knew less spending than the journal."""
     evicts: str = ""
-    """The policy by which it throws budgets away where its memory is full; empty: it doesn't."""
+    """The eviction policy by which Redis drops budgets when its memory is full; empty if it keeps them."""
 
 
-def right(config: Config, store: Store, now: float) -> Righted:
-    """Raise what Redis has of each budget to what the journal knows was spent. Blocks.
+def reconcile(config: Config, store: Store, now: float) -> Reconciled:
+    """Raise the spending of each budget in Redis to what the journal knows. Blocks. Raises RedisError or OSError.
 
-    Redis lacks what a killed worker had spent and not told, and all of it where it lost its data.
+    Redis lacks the spending that a killed worker had not written yet, and everything if it lost its data.
     """
     from gateway.ledger_redis import PREFIX, RIGHTED, raising
     from gateway.ledger_scripts import RAISE
@@ -87,26 +90,28 @@ def right(config: Config, store: Store, now: float) -> Righted:
     accounts = {account for caller in keyring.callers for account in caller.accounts}
     accounts |= {account for route in config.routes for account in route_accounts(route)}
     if not accounts:
-        return Righted()
+        return Reconciled()
     keys, words = raising(list(accounts), spent(store.spend_since, accounts, now), now)
     with _redis(config) as redis:
         wrong = int(redis.eval(RAISE.text, len(keys), *keys, *map(str, words)))
         redis.hset(PREFIX + "born", RIGHTED, "1")
-        return Righted(wrong, _evicts(redis))
+        return Reconciled(wrong, _evicts(redis))
 
 
 def leaders(config: Config, name: str) -> int:
-    """How many control processes, this one named so, lead by the Redis of this configuration. Blocks."""
+    """Number of leading control processes that share this configuration's Redis, with the caller, whose entry `name` is
+    renewed. Blocks.
+    """
     from redis.exceptions import ResponseError
 
-    with _redis(config) as redis, suppress(ResponseError):  # not allowed to ask
+    with _redis(config) as redis, suppress(ResponseError):  # the Redis user may not run these commands
         now = float(redis.time()[0])
-        with redis.pipeline(transaction=False) as told:
-            told.zadd(LEADERS, {name: now})
-            told.zremrangebyscore(LEADERS, "-inf", now - LEADS_S)
-            told.expire(LEADERS, round(2 * LEADS_S))
-            told.zcard(LEADERS)
-            return int(told.execute()[-1])
+        with redis.pipeline(transaction=False) as pipeline:
+            pipeline.zadd(LEADERS, {name: now})
+            pipeline.zremrangebyscore(LEADERS, "-inf", now - LEADS_S)
+            pipeline.expire(LEADERS, round(2 * LEADS_S))
+            pipeline.zcard(LEADERS)
+            return int(pipeline.execute()[-1])
     return 1
 
 
@@ -123,7 +128,7 @@ def _evicts(redis: Redis) -> str:
 
     try:
         memory = redis.info("memory")
-    except ResponseError:  # not allowed to ask
+    except ResponseError:  # the Redis user may not run INFO
         return ""
     policy = str(memory.get("maxmemory_policy", ""))
     return policy if policy.startswith("allkeys-") and memory.get("maxmemory") else ""
@@ -132,15 +137,16 @@ def _evicts(redis: Redis) -> str:
 def spent(
     spend_since: Callable[[float], Iterable[Mapping[str, Any]]], accounts: Iterable[Account], now: float
 ) -> dict[str, int]:
+    """Nano-dollars spent in each account's current period, by account id, without those that are 0."""
     by_start = defaultdict(list)
     for account in accounts:
         by_start[period_start(account.period, now)].append(account.id)
-    found: dict[str, int] = {}
+    amounts: dict[str, int] = {}
     for start_s, ids in by_start.items():
         totals: dict[str, int] = defaultdict(int)
         for row in spend_since(start_s):
             for kind in ("tenant", "route"):
                 totals[f"{kind}:{row[kind]}"] += row["cost_nanousd"]
             totals[f"key:{row['key_id']}"] += row["cost_nanousd"]
-        found |= {id: totals[id] for id in ids if totals[id]}
-    return found
+        amounts |= {id: totals[id] for id in ids if totals[id]}
+    return amounts

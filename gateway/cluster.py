@@ -1,4 +1,4 @@
-"""What the control process does for all replicas together: who leads, and budgets that are as the journal says."""
+"""Work of one control process for all replicas: one of them leads, and reconciles Redis's budgets with the journal."""
 
 from __future__ import annotations
 
@@ -7,66 +7,69 @@ import secrets
 import time
 from math import inf
 
-from gateway.budgets import leaders, right
+from gateway.budgets import leaders, reconcile
 from gateway.config import Config
 from gateway.journal.store import Store
 from gateway.leader import Leadership
 
 log = logging.getLogger("headgate.cluster")
 
-RIGHT_EVERY_S = 5.0
+RECONCILE_EVERY_S = 5.0
 BESIDE_S = 30.0
-"""Two leaders for so long have two databases: whoever led before is forgotten by then."""
+"""Seconds after which two leaders must have two databases: the entry of a former leader has expired by then."""
 
 
 class Cluster:
-    """One replica's part; for one thread."""
+    """One replica's part in the cluster. Not thread-safe."""
 
     def __init__(self, config: Config, store: Store) -> None:
         self._config = config
         self._store = store
         self._leadership = Leadership(store.engine, config.server.run_dir)
-        self._right_at = 0.0
+        self._reconcile_at = 0.0
         self._evicts = ""
         self._name = secrets.token_hex(8)
         self._alone_at = time.monotonic()
-        """When no other led that uses our Redis; infinite: what follows from one that does has been told."""
+        """Monotonic time at which this was last the only leader that uses our Redis; infinite once the warning about
+        another one was logged.
+        """
         self.leads = False
-        """As of the last step."""
+        """True if this control process led at the last step."""
 
     def step(self) -> None:
-        """Raises what the database raises."""
+        """Try to lead; a leader reconciles budgets when that is due. Raises SQLAlchemyError."""
         self.leads = self._leadership.is_mine()
-        if self.leads and self._config.storage.redis_url and time.monotonic() >= self._right_at:
-            self._right_at = time.monotonic() + RIGHT_EVERY_S
-            self._right_budgets()
+        if self.leads and self._config.storage.redis_url and time.monotonic() >= self._reconcile_at:
+            self._reconcile_at = time.monotonic() + RECONCILE_EVERY_S
+            self._reconcile_budgets()
         elif not self.leads:
             self._alone_at = time.monotonic()
 
     def close(self) -> None:
-        """Another may lead."""
+        """Give up leading."""
         self._leadership.give_up()
 
-    def _right_budgets(self) -> None:
+    def _reconcile_budgets(self) -> None:
         from redis.exceptions import RedisError
 
         try:
-            found, leading = right(self._config, self._store, time.time()), leaders(self._config, self._name)
+            result = reconcile(self._config, self._store, time.time())
+            leading = leaders(self._config, self._name)
         except (RedisError, OSError) as fault:
             log.warning("budgets can't be compared with the journal: %s", type(fault).__name__)
             return
-        if found.wrong:
-            log.warning("redis knew less than the journal of %d budget(s); righted", found.wrong)
-        if found.evicts and found.evicts != self._evicts:
+        if result.wrong:
+            log.warning("redis knew less spending than the journal of %d budget(s); corrected", result.wrong)
+        if result.evicts and result.evicts != self._evicts:
             log.warning(
                 "redis throws budgets away when its memory is full (maxmemory-policy %s), which overspends them: "
-                "set noeviction or a volatile policy", found.evicts,
+                "set noeviction or a volatile policy", result.evicts,
             )  # fmt: skip
-        self._evicts = found.evicts
-        self._look_beside(leading)
+        self._evicts = result.evicts
+        self._warn_of_others(leading)
 
-    def _look_beside(self, leading: int) -> None:
-        """One leads for each database."""
+    def _warn_of_others(self, leading: int) -> None:
+        """Warn once if several leaders share Redis: as one leads per database, they are separate gateways."""
         now = time.monotonic()
         if leading <= 1:
             self._alone_at = now

@@ -1,7 +1,7 @@
-"""Settings that are sound and yet do nothing, because something else in the same file keeps them from being read.
+"""Finds valid settings without effect, because of another setting in the same configuration.
 
-A misspelt or impossible setting is refused (gateway/config_load.py). What is only idle may be meant for later, so it is
-told and no more: `headgate check-config` lists it, `headgate serve` logs it.
+A misspelled or impossible setting is refused (gateway/config_load.py). An idle one may be meant for later, so there is
+only a warning: `headgate check-config` lists it, `headgate serve` logs it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from gateway.config import Config, KeyConfig, ModelConfig, RouteConfig, TenantCo
 from gateway.config_load import LEARNED, is_path
 
 UNLEARNT = ("rules", "weighted", "cheapest")
-"""Routers that estimate nothing."""
+"""Routers that estimate neither quality nor cost."""
 LEAST_MODELS = {"confidence": 2, "verify": 2, "stepwise": 2, "agreement": 3}
-"""That a strategy needs to do anything."""
+"""Number of models that a strategy needs to have any effect."""
 READS_THRESHOLD = frozenset({"confidence", "best-of", "verify", "refine", "stepwise"})
 SPECULATES = frozenset({"confidence", "certified"})
 READS_LOGPROBS = frozenset({"confidence", "certified"})
 
 _Needs = tuple[tuple[str, ...], Callable[[Any], bool], str]
+"""Names of settings, whether a section reads them, and what to say if it doesn't."""
 _ROUTE: tuple[_Needs, ...] = (
     (("strategies", "step_price"), lambda r: r.cascade == LEARNED, "is read by cascade 'learned' only"),
     (("accept_at",), lambda r: not READS_THRESHOLD.isdisjoint(_ways(r)),
@@ -76,28 +77,29 @@ _EMBEDDING: tuple[_Needs, ...] = (
 
 
 def idle(config: Config) -> list[str]:
-    """Each with its path and why it does nothing."""
-    found = [*_unread(config.storage, "storage", _STORAGE), *_unread(config.embedding, "embedding", _EMBEDDING)]
+    """A line for each idle setting: its path, and why it has no effect."""
+    warnings = [*_unread(config.storage, "storage", _STORAGE), *_unread(config.embedding, "embedding", _EMBEDDING)]
     if not config.models:
-        found.append("models: there is none, so nothing is answered until one is added in the dashboard")
+        warnings.append("models: there is none, so nothing is answered until one is added in the dashboard")
     for index, provider in enumerate(config.providers):
-        found += _unread(provider, f"providers[{index}]", _PROVIDER)
+        warnings += _unread(provider, f"providers[{index}]", _PROVIDER)
     for index, model in enumerate(config.models):
-        found += [*_unread(model, f"models[{index}]", _MODEL), *_alone(config, model, f"models[{index}]")]
+        warnings += [*_unread(model, f"models[{index}]", _MODEL), *_unshared(config, model, f"models[{index}]")]
         if model.web_search_usd and not model.tool_usd:
-            found.append(f"models[{index}].web_search_usd: prices searches of the web alone; what the provider bills "
-                         "for its other tools (file_search, container ...) is not counted before tool_usd states it")
+            warnings.append(f"models[{index}].web_search_usd: prices searches of the web alone; what the provider "
+                            "bills for its other tools (file_search, container ...) is not counted before tool_usd "
+                            "states it")
     for index, route in enumerate(config.routes):
-        found += [*_unread(route, f"routes[{index}]", _ROUTE), *_route(config, route, f"routes[{index}]")]
+        warnings += [*_unread(route, f"routes[{index}]", _ROUTE), *_route(config, route, f"routes[{index}]")]
     if config.storage.redis_url and config.storage.redis_vectors and _none_is(config, "semantic"):
-        found.append("storage.redis_vectors: is read by the semantic cache only, which no route has")
+        warnings.append("storage.redis_vectors: is read by the semantic cache only, which no route has")
     owners: dict[str, KeyConfig | TenantConfig] = {f"auth.keys[{n}]": key for n, key in enumerate(config.auth.keys)}
     owners |= {f"auth.tenants[{n}]": tenant for n, tenant in enumerate(config.auth.tenants)}
     for path, owner in owners.items():
-        found += _unread(owner, path, _BUDGET)
+        warnings += _unread(owner, path, _BUDGET)
         if owner.budget_usd and _free(config.models):
-            found.append(f"{path}.budget_usd: is never spent: no model has a price")
-    return found
+            warnings.append(f"{path}.budget_usd: is never spent: no model has a price")
+    return warnings
 
 
 def _unread(section: msgspec.Struct, path: str, needs: tuple[_Needs, ...]) -> Iterator[str]:
@@ -112,7 +114,7 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
     return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
 
 
-def _alone(config: Config, model: ModelConfig, path: str) -> Iterator[str]:
+def _unshared(config: Config, model: ModelConfig, path: str) -> Iterator[str]:
     if sum(one.name == model.name for one in config.models) == 1:
         for name, default in (("weight", 1.0), ("balance", "weight")):
             if getattr(model, name) != default:
@@ -137,12 +139,14 @@ def _route(config: Config, route: RouteConfig, path: str) -> Iterator[str]:
 
 
 def _ways(route: RouteConfig) -> set[str]:
-    """Strategies that the route may climb by."""
+    """The strategies that the route may use."""
     return set(route.strategies) if route.cascade == LEARNED else {route.cascade}
 
 
 def _is_program(command: str) -> bool:
-    """A check runs in an empty folder, so a path must be a whole one."""
+    """True if a check can run the command: an absolute path, as checks run in an empty folder, or a program in
+    `os.defpath`.
+    """
     return ("/" not in command or os.path.isabs(command)) and shutil.which(command, path=os.defpath) is not None
 
 

@@ -1,7 +1,7 @@
-"""Reads the configuration and finds every fault of it at once, each with its path.
+"""Reads the configuration and reports all of its faults at once, each with its path.
 
-It refuses what would be dropped in silence: unknown keys, settings of another router or kind, `${ENV}` outside
-secrets; of what is idle `config_idle` warns. No message shows the value of a secret.
+It refuses what would otherwise be ignored silently: unknown keys, settings of another router or kind, `${ENV}` outside
+secrets. `config_idle` warns of valid settings without effect. No message contains the value of a secret.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway.config import LOOPBACK, Config, KeyConfig, ModelConfig, ProviderConfig, RouteConfig
-from gateway.config_shape import CONTROL, Problems, meant, read_section, unreadable
+from gateway.config_shape import CONTROL, Problems, did_you_mean, read_section, unreadable
 from gateway.errors import ConfigError
 from gateway.tls import tls_problems
 from gateway.upstream.endpoint import parts_of
@@ -35,8 +35,9 @@ ROUTERS = (
 CASCADES = ("none", "confidence", "certified", "agreement", "self-consistency", "best-of", "verify", "refine",
             "skeleton", "stepwise")  # fmt: skip
 LEARNED = "learned"
-"""A cascade whose strategy is learnt query by query, among the route's `strategies`."""
+"""The cascade that learns which of the route's `strategies` to use for a query."""
 STEPWISE_ATTEMPTS = 25
+"""Attempts that a stepwise cascade may need for one answer."""
 NEEDS_URL = frozenset({"openai", "anthropic", "azure"})
 
 _THE_REQUEST = ("model", "messages", "prompt", "input", "stream", "n")
@@ -46,16 +47,17 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def file_of(path: Path | None) -> str | None:
-    """The file asked for, else `headgate.toml` in this folder, else none: the embedded configuration."""
+    """The given file, else `headgate.toml` in this folder if there is one, else None for the embedded configuration."""
     if path is not None:
         return str(path)
     return "headgate.toml" if Path("headgate.toml").is_file() else None
 
 
 def load(path: str | None, env: Mapping[str, str], secrets: Collection[str] | None = None) -> Config:
-    """The configuration in the file at `path`, or the embedded one. Raises ConfigError with every problem.
+    """The configuration of the file at `path`, or the embedded one if None. Raises ConfigError with every problem.
 
-    `secrets`: paths of those that the caller uses; others whose variables are not set stay as they are written.
+    `secrets`: paths of the secrets that the caller uses, None for all. Others stay as they are written if their
+    variables are not set.
     """
     config, problems = check(path, env, secrets)
     if config is None:
@@ -66,12 +68,12 @@ def load(path: str | None, env: Mapping[str, str], secrets: Collection[str] | No
 def check(
     path: str | None, env: Mapping[str, str], secrets: Collection[str] | None = None
 ) -> tuple[Config | None, list[str]]:
-    """The configuration, or None and all that is wrong with it."""
+    """As `load`, but returns None and the list of problems instead of raising."""
     if path is None:
         return embedded(), []
     try:
         with open(path, "rb") as file:
-            data = tomllib.loads(file.read().decode("utf-8-sig"))  # editors of Windows begin with a mark
+            data = tomllib.loads(file.read().decode("utf-8-sig"))  # Windows editors write a byte order mark
     except OSError as error:
         return None, [f"{path}: {error.strerror}"]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -82,28 +84,28 @@ def check(
 def parse(
     data: Mapping[str, Any], env: Mapping[str, str], secrets: Collection[str] | None = None
 ) -> tuple[Config | None, list[str]]:
-    """The configuration in a decoded document, or None and all that is wrong with it."""
-    found = Problems(secrets)
-    config = read_section(Config, data, "", env, found)
-    _check_names(config, found)
-    _check_server(config, found)
-    _check_embedding(config, found)
+    """The configuration of a decoded document, or None and the list of problems. `secrets`: as for `load`."""
+    problems = Problems(secrets)
+    config = read_section(Config, data, "", env, problems)
+    _check_names(config, problems)
+    _check_server(config, problems)
+    _check_embedding(config, problems)
     for index, provider in enumerate(config.providers):
-        _check_provider(provider, f"providers[{index}]", found)
+        _check_provider(provider, f"providers[{index}]", problems)
     providers = [provider.name for provider in config.providers]
     for index, model in enumerate(config.models):
-        found.unless_known(f"models[{index}].provider", "provider", model.provider, providers)
+        problems.check_known(f"models[{index}].provider", "provider", model.provider, providers)
         first = next(one for one in config.models if one.name == model.name)
         if model.balance != first.balance:
-            found.add(f"models[{index}].balance", f"is {first.balance!r} at another deployment of {model.name!r}")
-        _check_fields(model, f"models[{index}]", found)
+            problems.add(f"models[{index}].balance", f"is {first.balance!r} at another deployment of {model.name!r}")
+        _check_fields(model, f"models[{index}]", problems)
     models = {model.name for model in config.models}
     reachable = models | {route.name for route in config.routes}
     for index, route in enumerate(config.routes):
-        _check_route(route, f"routes[{index}]", models, reachable, found)
-    _check_cycles(config.routes, found)
-    _check_auth(config, found)
-    return (None if found.lines else config), found.lines
+        _check_route(route, f"routes[{index}]", models, reachable, problems)
+    _check_cycles(config.routes, problems)
+    _check_auth(config, problems)
+    return (None if problems.lines else config), problems.lines
 
 
 def embedded() -> Config:
@@ -127,98 +129,98 @@ def embedded() -> Config:
     )
 
 
-# Meaning: what the parts of the tree say about each other.
+# Checks of values that their types can't express: relations between settings and sections.
 
 
-def _check_fields(model: ModelConfig, path: str, found: Problems) -> None:
+def _check_fields(model: ModelConfig, path: str, problems: Problems) -> None:
     for index, name in enumerate(model.leave_out):
         if name in _THE_REQUEST:
-            found.add(f"{path}.leave_out[{index}]", f"{name!r} is what is asked for")
+            problems.add(f"{path}.leave_out[{index}]", f"{name!r} is what is asked for")
         elif name in _LIMITS:
             why = f"{name!r} bounds what an answer costs; rename can spell it otherwise"
-            found.add(f"{path}.leave_out[{index}]", why)
+            problems.add(f"{path}.leave_out[{index}]", why)
     for name, other in model.rename.items():
         for kept in {name, other}.intersection(_THE_REQUEST):
-            found.add(f"{path}.rename.{name}", f"{kept!r} is what is asked for")
+            problems.add(f"{path}.rename.{name}", f"{kept!r} is what is asked for")
 
 
-def _check_names(config: Config, found: Problems) -> None:
-    _check_unique("providers", [provider.name for provider in config.providers], found)
-    _check_unique("routes", [route.name for route in config.routes], found)
-    _check_unique("auth.keys", [key.name for key in config.auth.keys], found)
-    _check_unique("auth.tenants", [tenant.name for tenant in config.auth.tenants], found)
+def _check_names(config: Config, problems: Problems) -> None:
+    _check_unique("providers", [provider.name for provider in config.providers], problems)
+    _check_unique("routes", [route.name for route in config.routes], problems)
+    _check_unique("auth.keys", [key.name for key in config.auth.keys], problems)
+    _check_unique("auth.tenants", [tenant.name for tenant in config.auth.tenants], problems)
     deployments: set[tuple[str, str, str]] = set()
     for index, model in enumerate(config.models):
         deployment = (model.name, model.provider, model.upstream_name)
         if why := unreadable(model.name):
-            found.add(f"models[{index}].name", why)
+            problems.add(f"models[{index}].name", why)
         elif deployment in deployments:
-            found.add(f"models[{index}].name", f"{model.name!r} at {model.provider!r} is listed twice")
+            problems.add(f"models[{index}].name", f"{model.name!r} at {model.provider!r} is listed twice")
         deployments.add(deployment)
     models = {model.name for model in config.models}
     for index, route in enumerate(config.routes):
         if route.name in models:
-            found.add(f"routes[{index}].name", f"{route.name!r} is also the name of a model")
+            problems.add(f"routes[{index}].name", f"{route.name!r} is also the name of a model")
 
 
-def _check_unique(path: str, names: list[str], found: Problems) -> None:
+def _check_unique(path: str, names: list[str], problems: Problems) -> None:
     seen: set[str] = set()
     for index, name in enumerate(names):
         if why := unreadable(name):
-            found.add(f"{path}[{index}].name", why)
+            problems.add(f"{path}[{index}].name", why)
         elif name in seen:
-            found.add(f"{path}[{index}].name", f"{name!r} is used twice")
+            problems.add(f"{path}[{index}].name", f"{name!r} is used twice")
         seen.add(name)
 
 
-def _check_embedding(config: Config, found: Problems) -> None:
+def _check_embedding(config: Config, problems: Problems) -> None:
     embedding = config.embedding
     needs = {"static": (), "folder": ("path",), "openai": ("base_url", "model", "dims")}[embedding.kind]
     for name in needs:
         if not getattr(embedding, name):
-            found.add(f"embedding.{name}", f"missing; the kind {embedding.kind!r} needs it")
+            problems.add(f"embedding.{name}", f"missing; the kind {embedding.kind!r} needs it")
     if embedding.cache and embedding.kind == "static":
-        found.add("embedding.cache", "needs another kind: the shipped table is what the cache reads anyway")
+        problems.add("embedding.cache", "needs another kind: the shipped table is what the cache reads anyway")
     if embedding.base_url:
-        _check_base_url("embedding.base_url", embedding.base_url, found)
-        _check_reach("embedding.base_url", embedding.base_url, found)
+        _check_base_url("embedding.base_url", embedding.base_url, problems)
+        _check_reach("embedding.base_url", embedding.base_url, problems)
 
 
-def _check_server(config: Config, found: Problems) -> None:
+def _check_server(config: Config, problems: Problems) -> None:
     server, storage = config.server, config.storage
     if not server.host.strip():
-        found.add("server.host", "is empty; every address of this machine is 0.0.0.0 or ::")
+        problems.add("server.host", "is empty; every address of this machine is 0.0.0.0 or ::")
     if server.port and server.port == server.admin_port:
-        found.add("server.admin_port", f"is the port of the data plane, {server.port}")
+        problems.add("server.admin_port", f"is the port of the data plane, {server.port}")
     if server.workers > 1 and (problem := unshared(config)):
-        found.add("server.workers", problem)
+        problems.add("server.workers", problem)
     for setting, problem in tls_problems(server):
-        found.add(setting, problem)
-    _check_url("storage.url", storage.url, ("sqlite:", "postgresql:", "postgresql+"), found)
+        problems.add(setting, problem)
+    _check_url("storage.url", storage.url, ("sqlite:", "postgresql:", "postgresql+"), problems)
     if storage.redis_url:
-        _check_url("storage.redis_url", storage.redis_url, ("redis://", "rediss://", "unix://"), found)
+        _check_url("storage.redis_url", storage.redis_url, ("redis://", "rediss://", "unix://"), problems)
         if storage.redis_url.startswith("redis") and not re.fullmatch("/?[0-9]*", _path_of(storage.redis_url)):
-            found.add("storage.redis_url", "names a database that is no number behind its host")
+            problems.add("storage.redis_url", "names a database that is no number behind its host")
     for index, origin in enumerate(server.cors_origins):
         if origin == "*" and not config.auth.master_key:
-            found.add(f"server.cors_origins[{index}]", "any page could ask, so auth.master_key must not be empty")
+            problems.add(f"server.cors_origins[{index}]", "any page could ask, so auth.master_key must not be empty")
         elif origin != "*" and not _ORIGIN.fullmatch(origin):
-            found.add(f"server.cors_origins[{index}]", f"{origin!r} is no origin, such as https://chat.example.org")
+            problems.add(f"server.cors_origins[{index}]", f"{origin!r} is no origin, such as https://chat.example.org")
     if config.telemetry.otlp_endpoint:
-        _check_url("telemetry.otlp_endpoint", config.telemetry.otlp_endpoint, _HTTP, found)
+        _check_url("telemetry.otlp_endpoint", config.telemetry.otlp_endpoint, _HTTP, problems)
 
 
 def unshared(config: Config, made: Iterable[KeyRecord] = ()) -> str:
-    """Why several workers can't serve this configuration and the keys `made` at run time; empty: they can."""
+    """Why several workers can't serve this configuration with the keys `made` at run time; empty if they can."""
     if config.storage.redis_url:
         return ""
-    counted: list[object] = []
+    limits: list[object] = []
     for route in config.routes:
-        counted += [route.budget_usd_per_day, route.rpm, route.tpm]
+        limits += [route.budget_usd_per_day, route.rpm, route.tpm]
     keys: tuple[KeyConfig | KeyRecord, ...] = (*config.auth.keys, *made)
-    counted += [limit for key in keys for limit in (key.budget_usd, key.rpm, key.tpm)]
-    counted += [tenant.budget_usd for tenant in config.auth.tenants]
-    if all(limit is None for limit in counted):
+    limits += [limit for key in keys for limit in (key.budget_usd, key.rpm, key.tpm)]
+    limits += [tenant.budget_usd for tenant in config.auth.tenants]
+    if all(limit is None for limit in limits):
         return ""
     return "more than one share their budgets and limits through storage.redis_url, which is empty"
 
@@ -227,27 +229,27 @@ _HTTP = ("http://", "https://")
 _POSTGRES = re.compile(r"postgresql[\w+]*://(?:.*@)?(?:\[[^/?]+\]|[^/:?@]*)(?::[0-9]*)?(?:[/?].*)?")
 
 
-def _check_url(path: str, url: str, schemes: tuple[str, ...], found: Problems) -> None:
+def _check_url(path: str, url: str, schemes: tuple[str, ...], problems: Problems) -> None:
     if not url.startswith(schemes):
-        found.add(path, f"must start with one of {', '.join(schemes)}")
+        problems.add(path, f"must start with one of {', '.join(schemes)}")
     elif CONTROL.search(url) or " " in url:
-        found.add(path, "holds a space or a control character")
+        problems.add(path, "holds a space or a control character")
     elif not _is_readable(url):
-        found.add(path, "has a host or a port that can't be read (in a password / ? # are written %2F %3F %23)")
+        problems.add(path, "has a host or a port that can't be read (in a password / ? # are written %2F %3F %23)")
 
 
-def _check_base_url(path: str, url: str, found: Problems) -> None:
-    """As whoever connects by it will read it."""
-    _check_url(path, url, _HTTP, found)
-    if path not in found:
+def _check_base_url(path: str, url: str, problems: Problems) -> None:
+    """Check a provider's URL with the parser that its connections use."""
+    _check_url(path, url, _HTTP, problems)
+    if path not in problems:
         try:
             parts_of(url)
         except ValueError as error:
-            found.add(path, str(error))
+            problems.add(path, str(error))
 
 
 def _is_readable(url: str) -> bool:
-    """As whoever connects will read it: a database's password may hold anything."""
+    """True if the client can parse the URL. A PostgreSQL password may contain characters that urlsplit refuses."""
     if url.startswith("postgresql"):
         return _POSTGRES.fullmatch(url) is not None
     try:
@@ -270,109 +272,110 @@ def _path_of(url: str) -> str:
         return ""
 
 
-def _check_provider(provider: ProviderConfig, path: str, found: Problems) -> None:
-    if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in found):
-        _check_base_url(f"{path}.base_url", provider.base_url, found)
-        _check_reach(f"{path}.base_url", provider.base_url, found)
+def _check_provider(provider: ProviderConfig, path: str, problems: Problems) -> None:
+    if provider.base_url or (provider.kind in NEEDS_URL and f"{path}.kind" not in problems):
+        _check_base_url(f"{path}.base_url", provider.base_url, problems)
+        _check_reach(f"{path}.base_url", provider.base_url, problems)
     if provider.engine and provider.kind != "openai":
-        found.add(f"{path}.engine", f"is read by the kind 'openai' only, not by {provider.kind!r}")
+        problems.add(f"{path}.engine", f"is read by the kind 'openai' only, not by {provider.kind!r}")
     if provider.kind == "local" and not provider.base_url:
         for name, fault in faults(provider.options):
-            found.add(f"{path}.options.{name}", fault)
+            problems.add(f"{path}.options.{name}", fault)
     for name in provider.headers:
         if not _HEADER_NAME.fullmatch(name):
-            found.add(f"{path}.headers.{name!r}", "is not the name of a header")
+            problems.add(f"{path}.headers.{name!r}", "is not the name of a header")
 
 
-def _check_reach(path: str, url: str, found: Problems) -> None:
-    """An address that nobody may be reached at, wherever it is said to be."""
+def _check_reach(path: str, url: str, problems: Problems) -> None:
+    """Add a fault for an address to which no request may be sent, even in a private network."""
     host = _host_of(url)
     if names_inner(host) and (why := refusal(host, inner=True)) and "not an address" not in why:
-        found.add(path, why)
+        problems.add(path, why)
 
 
 def _check_route(
-    route: RouteConfig, path: str, models: Collection[str], reachable: Collection[str], found: Problems
+    route: RouteConfig, path: str, models: Collection[str], reachable: Collection[str], problems: Problems
 ) -> None:
     if not route.models:
-        found.add(f"{path}.models", "names no model")
+        problems.add(f"{path}.models", "names no model")
     for index, name in enumerate(route.models):
-        found.unless_known(f"{path}.models[{index}]", "model", name, models)
+        problems.check_known(f"{path}.models[{index}]", "model", name, models)
         if name in route.models[:index]:
-            found.add(f"{path}.models[{index}]", f"{name!r} is listed twice")
+            problems.add(f"{path}.models[{index}]", f"{name!r} is listed twice")
     if route.cache_judge:
-        found.unless_known(f"{path}.cache_judge", "model", route.cache_judge, models)
+        problems.check_known(f"{path}.cache_judge", "model", route.cache_judge, models)
     if route.judge:
-        found.unless_known(f"{path}.judge", "model", route.judge, models)
+        problems.check_known(f"{path}.judge", "model", route.judge, models)
         if "verify" not in (route.cascade, *route.strategies):
-            found.add(f"{path}.judge", "is asked by cascade 'verify' only")
+            problems.add(f"{path}.judge", "is asked by cascade 'verify' only")
     if route.default_model and route.default_model not in route.models:
-        found.add(f"{path}.default_model", f"{route.default_model!r} is not among the route's models")
+        problems.add(f"{path}.default_model", f"{route.default_model!r} is not among the route's models")
     for name in route.weights:
         if name not in route.models:
-            found.add(f"{path}.weights.{name}", f"is not a model of the route{meant(name, route.models)}")
+            problems.add(f"{path}.weights.{name}", f"is not a model of the route{did_you_mean(name, route.models)}")
     if route.weights and not any(route.weights.values()):
-        found.add(f"{path}.weights", "are all zero")
+        problems.add(f"{path}.weights", "are all zero")
     for index, name in enumerate(route.fallback):
-        found.unless_known(f"{path}.fallback[{index}]", "route or model", name, reachable)
+        problems.check_known(f"{path}.fallback[{index}]", "route or model", name, reachable)
     if not is_path(route.cascade):
-        found.unless_known(f"{path}.cascade", "cascade", route.cascade, (*CASCADES, LEARNED))
+        problems.check_known(f"{path}.cascade", "cascade", route.cascade, (*CASCADES, LEARNED))
         if route.most_wrong:
-            found.add(f"{path}.most_wrong", "is kept by a trained cascade only: the path of one")
-    _check_strategies(route, path, found)
+            problems.add(f"{path}.most_wrong", "is kept by a trained cascade only: the path of one")
+    _check_strategies(route, path, problems)
     if "stepwise" in (route.cascade, *route.strategies) and route.max_attempts < STEPWISE_ATTEMPTS:
-        found.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")
-    _check_promise(route, path, found)
+        problems.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")
+    _check_promise(route, path, problems)
     if route.solved and route.cascade not in ("none", "confidence", "certified"):
-        found.add(f"{path}.solved", f"is shown by cascades none, confidence and certified only, not {route.cascade!r}")
+        why = f"is shown by cascades none, confidence and certified only, not {route.cascade!r}"
+        problems.add(f"{path}.solved", why)
     if route.gather_ms and (route.retries < 1 or route.max_attempts < 2):
-        found.add(f"{path}.gather_ms", "a reply that can't be told apart is asked for again, which needs a retry")
+        problems.add(f"{path}.gather_ms", "a reply that can't be told apart is asked for again, which needs a retry")
     if not is_path(route.router):
-        found.unless_known(f"{path}.router", "router", route.router, ROUTERS)
-    _check_rules(route, path, found)
+        problems.check_known(f"{path}.router", "router", route.router, ROUTERS)
+    _check_rules(route, path, problems)
     for setting, router in (("rules", "rules"), ("weights", "weighted")):
         if getattr(route, setting) and route.router != router:
-            found.add(f"{path}.{setting}", f"is read by router {router!r} only, not by {route.router!r}")
+            problems.add(f"{path}.{setting}", f"is read by router {router!r} only, not by {route.router!r}")
 
 
-def _check_strategies(route: RouteConfig, path: str, found: Problems) -> None:
+def _check_strategies(route: RouteConfig, path: str, problems: Problems) -> None:
     if route.cascade == LEARNED and len(set(route.strategies)) < 2:
-        found.add(f"{path}.strategies", "a learned cascade needs two or more to choose among")
+        problems.add(f"{path}.strategies", "a learned cascade needs two or more to choose among")
     for index, name in enumerate(route.strategies):
-        found.unless_known(f"{path}.strategies[{index}]", "strategy", name, [c for c in CASCADES if c != "certified"])
+        problems.check_known(f"{path}.strategies[{index}]", "strategy", name, [c for c in CASCADES if c != "certified"])
         if name in route.strategies[:index]:
-            found.add(f"{path}.strategies[{index}]", f"{name!r} is listed twice")
+            problems.add(f"{path}.strategies[{index}]", f"{name!r} is listed twice")
 
 
-def _check_promise(route: RouteConfig, path: str, found: Problems) -> None:
+def _check_promise(route: RouteConfig, path: str, problems: Problems) -> None:
     if route.reference and route.reference not in route.models:
-        found.add(f"{path}.reference", f"{route.reference!r} is not among the route's models")
+        problems.add(f"{path}.reference", f"{route.reference!r} is not among the route's models")
     if route.cascade != "certified":
         return
     if route.min_quality is None:
-        found.add(f"{path}.min_quality", "is what a certified cascade promises, and is not set")
+        problems.add(f"{path}.min_quality", "is what a certified cascade promises, and is not set")
     if len(route.models) < 2:
-        found.add(f"{path}.models", "a certified cascade needs a model beside its reference")
+        problems.add(f"{path}.models", "a certified cascade needs a model beside its reference")
 
 
-def _check_rules(route: RouteConfig, path: str, found: Problems) -> None:
+def _check_rules(route: RouteConfig, path: str, problems: Problems) -> None:
     for index, stated in enumerate(route.rules):
         try:
             rule = read_rule(index, stated)
         except ValueError as error:
             at, _, message = str(error).partition(": ")
-            found.add(f"{path}.{at}", message)
+            problems.add(f"{path}.{at}", message)
             continue
         for name in rule.weights:
-            found.unless_known(f"{path}.rules[{index}]", "model of the route", name, route.models)
+            problems.check_known(f"{path}.rules[{index}]", "model of the route", name, route.models)
 
 
 def is_path(name: str) -> bool:
-    """An artefact is named by a path, a router or a cascade by a bare word."""
+    """True for an artefact's path, False for the bare name of a router or cascade."""
     return "/" in name or name.endswith(".safetensors")
 
 
-def _check_cycles(routes: list[RouteConfig], found: Problems) -> None:
+def _check_cycles(routes: list[RouteConfig], problems: Problems) -> None:
     edges = {route.name: route.fallback for route in routes}
     done: set[str] = set()
 
@@ -380,7 +383,7 @@ def _check_cycles(routes: list[RouteConfig], found: Problems) -> None:
         if name in trail:
             cycle = (*trail[trail.index(name) :], name)
             index = next(i for i, route in enumerate(routes) if route.name == cycle[0])
-            found.add(f"routes[{index}].fallback", f"goes round: {' -> '.join(cycle)}")
+            problems.add(f"routes[{index}].fallback", f"goes round: {' -> '.join(cycle)}")
         elif name not in done:
             for following in edges.get(name, ()):
                 visit(following, (*trail, name))
@@ -393,25 +396,25 @@ def _check_cycles(routes: list[RouteConfig], found: Problems) -> None:
 _SPACED = "begins or ends with a space, which no header keeps: nobody could send it"
 
 
-def _check_auth(config: Config, found: Problems) -> None:
+def _check_auth(config: Config, problems: Problems) -> None:
     for setting in ("host", "admin_host"):
         host = getattr(config.server, setting)
         if not config.auth.master_key and host and host not in LOOPBACK:
-            found.add("auth.master_key", f"is empty, so server.{setting} must be loopback, not {host!r}")
+            problems.add("auth.master_key", f"is empty, so server.{setting} must be loopback, not {host!r}")
     secrets: set[str] = {config.auth.master_key}
     if config.auth.master_key.strip() != config.auth.master_key:
-        found.add("auth.master_key", _SPACED)
+        problems.add("auth.master_key", _SPACED)
     known = {model.name for model in config.models} | {route.name for route in config.routes}
     for index, key in enumerate(config.auth.keys):
         path = f"auth.keys[{index}]"
         if not key.key:
-            found.add(f"{path}.key", "is empty")
+            problems.add(f"{path}.key", "is empty")
         elif key.key in secrets:
-            found.add(f"{path}.key", "is used twice")
+            problems.add(f"{path}.key", "is used twice")
         elif key.key.strip() != key.key:
-            found.add(f"{path}.key", _SPACED)
+            problems.add(f"{path}.key", _SPACED)
         if why := unreadable(key.tenant):
-            found.add(f"{path}.tenant", why)
+            problems.add(f"{path}.tenant", why)
         secrets.add(key.key)
         for at, name in enumerate(key.models):
-            found.unless_known(f"{path}.models[{at}]", "route or model", name, known)
+            problems.check_known(f"{path}.models[{at}]", "route or model", name, known)

@@ -1,7 +1,7 @@
-"""The control process: serves the admin API, ships the journal, forgets what is old, hands keys to workers.
+"""The control process: serves the admin API, ships the journal, deletes old records and passes settings to workers.
 
-Workers answer without it and without the database: whatever is away is tried again, and the spools wait. Only
-a database whose schema is behind this release ends it, with the command to run.
+Workers answer without it and without the database: the spools keep the records, and whatever fails is tried again. Only
+a database whose schema is older than this release ends it, with a message that names the command to run.
 """
 
 from __future__ import annotations
@@ -50,21 +50,27 @@ from gateway.tls import KeptTls, tls_options
 log = logging.getLogger("headgate.control")
 
 COLLECT_AFTER = (50_000, 20, 20)
-"""Objects of one batch of records leave no cycle; looking for some is a tenth of what storing them costs."""
+"""Thresholds of the garbage collector. A batch of records leaves no cycles, and looking for them at the default
+thresholds takes a tenth of the time of storing the batch.
+"""
 CHORES_EVERY_S = 0.5
 FORGET_EVERY_S = 3600.0
 FORGET_ROWS = 5000
-"""In one turn; after a shorter `keep_days` millions may be old, and the other chores and writers go on meanwhile."""
+"""Most rows to delete at a time. Millions may be old after `keep_days` was shortened, and the other chores and writers
+must not wait for all of them.
+"""
 PROMISES_EVERY_S = 15.0
 REOPEN_AFTER_S = 1.0
 LINGER_S = 0.25
-"""At the end a connection that was just made has so long for its request; the next control takes those in the queue."""
+"""Seconds that a just opened connection has for its request at shutdown. The next control process takes over those
+that still wait to be accepted.
+"""
 
 
 async def serve_control(
     config: Config, stop: asyncio.Event, sockets: list[socket.socket] | None = None
 ) -> None:
-    """Until `stop`; what was spooled by then is shipped. Raises ConfigError for a schema behind us."""
+    """Run until `stop`, then ship what was spooled by then. Raises ConfigError if the schema is too old."""
     engine = open_engine(config.storage.url)
     shipper = Shipper(spool_dir(config.server.run_dir), engine)
     services = AdminServices(config, Store(engine, keep_days=config.storage.keep_days), shipper.state)
@@ -98,7 +104,7 @@ async def serve_control(
 
 
 def keep_journal(services: AdminServices, shipper: Shipper, ended: threading.Event) -> None:
-    """Opens the database, then ships and does the chores beside until `ended`; in a thread of its own."""
+    """Open the database, then ship the journal and do the chores, each in a thread, until `ended`. Blocks."""
     while not _open(services):
         if ended.wait(REOPEN_AFTER_S):
             return
@@ -110,7 +116,7 @@ def keep_journal(services: AdminServices, shipper: Shipper, ended: threading.Eve
     for chore in chores:
         chore.start()
     gc.collect()
-    gc.freeze()  # what was made at start lives as long as the process
+    gc.freeze()  # objects made at start live as long as the process
     gc.set_threshold(*COLLECT_AFTER)
     try:
         shipper.run(ended)
@@ -120,7 +126,7 @@ def keep_journal(services: AdminServices, shipper: Shipper, ended: threading.Eve
 
 
 def _open(services: AdminServices) -> bool:
-    """True: the database is there and its schema is ours. Raises ConfigError where the schema is behind."""
+    """True if the database answers and has this release's schema. Raises ConfigError if the schema is older."""
     url = services.config.storage.url
     try:
         if url.startswith("sqlite"):
@@ -136,12 +142,16 @@ def _open(services: AdminServices) -> bool:
 
 
 def not_ahead(begun: float) -> float:
-    """Unix time, but not more than has passed since `begun` (when monotonic was 0): a clock ahead makes nothing old."""
+    """Unix time in seconds, at most what it must be by the monotonic clock. So a system clock that is set ahead deletes
+    nothing early. `begun`: Unix time at which the monotonic clock was 0.
+    """
     return min(time.time(), begun + time.monotonic())
 
 
 def _do_chores(services: AdminServices, ended: threading.Event) -> None:
-    """Batches are begun, budgets righted, floors watched; old rows go. What fails is tried again."""
+    """Mark batch jobs, reconcile budgets, watch promised floors, learn and delete old rows, until `ended`. What fails
+    is tried again.
+    """
     forget_at = promise_at = time.monotonic()
     begun = time.time() - time.monotonic()
     promises: Promises | None = None
@@ -167,7 +177,7 @@ def _do_chores(services: AdminServices, ended: threading.Event) -> None:
             complaint.works()
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             complaint.fails(fault)
-        except Exception:  # a fault of ours in one chore must not end them all, unseen
+        except Exception:  # a bug in one chore must not silently end them all
             log.exception("a chore failed; it is tried again")
         if ended.wait(CHORES_EVERY_S):
             learning.close()
@@ -176,13 +186,13 @@ def _do_chores(services: AdminServices, ended: threading.Event) -> None:
 
 
 def mark_batches(services: AdminServices) -> None:
-    """Workers look for batch jobs while this machine's run folder says that one is unfinished, whoever made it."""
+    """Create the marker file in the run folder by which workers look for batch jobs, if one is unfinished."""
     if Jobs(services.store.engine).unfinished(*SERVED):
         (services.run_dir / MARKER).touch()
 
 
 async def run(config: Config, sockets: list[socket.socket], parent: int = 0) -> None:
-    """Until SIGTERM or SIGINT, or until the process `parent` is gone."""
+    """Run until SIGTERM or SIGINT, or until the process `parent` has ended."""
     stop = asyncio.Event()
     orphan = asyncio.create_task(orphaned(parent))
     orphan.add_done_callback(lambda _: stop.set())
@@ -201,7 +211,7 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         config = load(chosen.config, os.environ)
-        if chosen.workers is not None:  # the command line's number won over the file's
+        if chosen.workers is not None:  # the command line's number takes precedence over the file's
             config = replace(config, server=replace(config.server, workers=chosen.workers))
         set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
         uvloop.run(run(config, taken_over(chosen.fd), chosen.parent))

@@ -1,7 +1,7 @@
-"""A worker's control socket: a unix socket in the run folder over which the control process asks it questions.
+"""A worker's control socket: a Unix socket in the run folder, over which the control process sends it requests.
 
-One JSON object a line each way. Nothing of it is on the request path; what takes long runs in a thread. The socket is
-this user's alone, and nothing can be asked here that needs more trust than that: no secret goes over it.
+Requests and answers are one JSON object a line. It takes no part in the request path, and slow work runs in a thread.
+Only the gateway's own user can open the socket, which is all its protection, so no secret is sent over it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ log = logging.getLogger("headgate.control_socket")
 
 MAX_LINE_BYTES = 1 << 16
 MAX_PATH_BYTES = 100
+"""Longest path that fits a socket's address."""
 SHOWN_CHARACTERS = 200
 MOST_READ = 5000
-"""Entries that are read from a file to be searched: those that live longest."""
+"""Most entries of a cache file that are searched: those that expire last."""
 Ask = dict[str, Any]
 Answer = Callable[[App, Ask], Awaitable[Any]]
 Follow = Callable[[], None]
@@ -42,7 +43,7 @@ def socket_path(run_dir: str | Path, index: int) -> Path:
 
 @contextmanager
 def short(path: Path) -> Iterator[str]:
-    """A name for the path that fits a socket's address, however deep the folder lies."""
+    """A name of the path that fits a socket's address, however long the folder's path is."""
     if len(os.fsencode(path)) <= MAX_PATH_BYTES:
         yield str(path)
         return
@@ -54,7 +55,7 @@ def short(path: Path) -> Iterator[str]:
 
 
 class ControlSocket:
-    """Open from `open` to `close`. `follow` puts new settings into force at once."""
+    """The socket of one worker. `follow`: puts new settings into force at once."""
 
     def __init__(self, app: App, follow: Follow) -> None:
         self._app = app
@@ -64,7 +65,7 @@ class ControlSocket:
         self._path = socket_path(app.services.config.server.run_dir, app.services.index)
 
     async def open(self) -> None:
-        """A socket that can't be opened costs the admin pages a worker's view, never the worker."""
+        """Start to listen. If that fails it is only logged: the admin pages then lack this worker's figures."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.unlink(missing_ok=True)
@@ -73,13 +74,13 @@ class ControlSocket:
             self._path.chmod(0o600)
             self._inode = self._path.stat().st_ino
         except OSError as error:
-            log.warning("no socket for the control process: %s", error)
+            log.warning("the socket for the control process can't be opened: %s", error)
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
             with suppress(FileNotFoundError):
-                if self._path.stat().st_ino == self._inode:  # else it is our successor's
+                if self._path.stat().st_ino == self._inode:  # else the worker's successor has replaced it
                     self._path.unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,68 +100,71 @@ class ControlSocket:
                 self._follow()
             return await _ANSWERS[ask["ask"]](self._app, ask)
         except Exception as error:
-            log.exception("an ask of the control process failed")
+            log.exception("a request of the control process failed")
             return {"error": f"{type(error).__name__}: {error}"}
 
 
 async def version(app: App, _: Ask) -> int:
-    """Of the settings in force."""
+    """The version of the settings in force."""
     return app.services.current.applied
 
 
 async def fleet(app: App, _: Ask) -> list[dict[str, Any]]:
-    """How each deployment is doing."""
+    """The health of each deployment."""
     return [asdict(health) for health in app.services.fleet.snapshot(app.services.now())]
 
 
 async def cache(app: App, _: Ask) -> dict[str, Any]:
-    """What the store holds, and per route of the semantic tier what was audited."""
-    cache, found = app.services.cache, {}
+    """Counts of the cache's store; audits of the semantic tier by route; and whether its entries can be listed."""
+    cache, routes = app.services.cache, {}
     for route, semantic in cache.semantic.items():
         acceptance = semantic.acceptance
         rate, fitted = acceptance.false_hit_rate(), acceptance.fitted
         known = fitted is not None and fitted.threshold < NEVER
-        found[route] = {
+        routes[route] = {
             "audited": rate.n, "wrong": round(rate.value * rate.n, 6), "requests": acceptance.requests,
             "judgements": acceptance.judgements, "threshold": fitted.threshold if fitted and known else None,
         }  # fmt: skip
     listed = isinstance(cache.store, MemoryStore | SqliteStore)
-    return {"store": asdict(cache.store.stats()), "routes": found, "listed": listed}
+    return {"store": asdict(cache.store.stats()), "routes": routes, "listed": listed}
 
 
 async def entries(app: App, ask: Ask) -> dict[str, Any]:
-    """Entries that hold `query` in an id, the question or the answer: newest first, and how many there are."""
+    """The newest `limit` entries that contain `query` in an id or, with `text`, in the question or the answer; and how
+    many there are. `tenant` and `model` filter them.
+    """
     cache = app.services.cache
     store = cache.store
     if not isinstance(store, MemoryStore | SqliteStore):
         return {"data": [], "total": 0, "listed": False}
-    held = store.entries() if isinstance(store, MemoryStore) else await asyncio.to_thread(store.entries, MOST_READ)
+    stored = store.entries() if isinstance(store, MemoryStore) else await asyncio.to_thread(store.entries, MOST_READ)
     questions = {id: text for one in cache.semantic.values() for id, text in one.questions().items()}
-    return await asyncio.to_thread(_matching, held, questions, ask, app.services.clock())
+    return await asyncio.to_thread(_matching, stored, questions, ask, app.services.clock())
 
 
-def _matching(held: list[Entry], questions: dict[str, str], ask: Ask, now_s: float) -> dict[str, Any]:
+def _matching(stored: list[Entry], questions: dict[str, str], ask: Ask, now_s: float) -> dict[str, Any]:
     query = str(ask.get("query", "")).casefold()
-    found = [
+    matching = [
         entry
-        for entry in held
+        for entry in stored
         if now_s < entry.created_s + entry.ttl_s
         and ask.get("tenant", "") in ("", entry.tenant)
         and ask.get("model", "") in ("", entry.model)
-        and (not query or _holds(entry, questions.get(entry.id, ""), query, bool(ask.get("text"))))
+        and (not query or _contains(entry, questions.get(entry.id, ""), query, bool(ask.get("text"))))
     ]
-    found.sort(key=lambda entry: -entry.created_s)
-    first = found[: int(ask.get("limit", 100))]
-    return {"data": [_told(entry, questions.get(entry.id, "")) for entry in first], "total": len(found), "listed": True}
+    matching.sort(key=lambda entry: -entry.created_s)
+    newest = matching[: int(ask.get("limit", 100))]
+    data = [_shown(entry, questions.get(entry.id, "")) for entry in newest]
+    return {"data": data, "total": len(matching), "listed": True}
 
 
-def _holds(entry: Entry, question: str, query: str, text: bool) -> bool:
+def _contains(entry: Entry, question: str, query: str, text: bool) -> bool:
     if query in entry.id.casefold() or query in entry.decision_id.casefold():
         return True
     return text and (query in question.casefold() or query in entry.body.decode("utf-8", "replace").casefold())
 
 
-def _told(entry: Entry, question: str) -> dict[str, Any]:
+def _shown(entry: Entry, question: str) -> dict[str, Any]:
     return {
         "id": entry.id, "tenant": entry.tenant, "model": entry.model, "surface": entry.surface,
         "decision_id": entry.decision_id, "created_s": entry.created_s, "expires_s": entry.created_s + entry.ttl_s,
@@ -170,7 +174,7 @@ def _told(entry: Entry, question: str) -> dict[str, Any]:
 
 
 async def forget(app: App, ask: Ask) -> bool:
-    """One entry, or all of a tenant: gone before the next request."""
+    """Delete the entry `id`, or all entries of `tenant`, before the next request."""
     cache = app.services.cache
     if "tenant" in ask:
         return await cache.delete_tenant(str(ask["tenant"]))

@@ -1,8 +1,8 @@
-"""Files that a request names by id, put into it before anything is decided: every model can take them then, and what is
-held, predicted and kept from the cache is of the request as it will be asked.
+"""Puts the files that a request names by id into the request, before anything is decided: then every model can take
+them, and holds, predictions and cache keys are those of the request as it is sent.
 
-Read from the database in its own threads. Only the tenant's own; what is stored of a conversation keeps the id, and
-logs and decisions hold nothing of a file.
+Files are read from the database in a thread, and only those of the request's tenant. Stored conversations keep the ids,
+and neither logs nor decisions contain a file's content.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from gateway.batch.files import Files
 
 MOST_FILES = 100
-"""Different ones that one request may name."""
+"""Most different files that one request may name."""
 
 
 async def with_files(services: Services, raw: Raw, surface: str, tenant: str) -> Raw:
-    """The request with the files that it names; the same object where it names none that is stored here.
+    """The request with the files that it names; the same object if it names none that is stored here.
 
-    Raises CallerError for a part that names no file as the API has it, NotFound for a file that this tenant has not,
-    TooLarge where the whole is more than a body may be, and HeadgateError 503 where the database is away.
+    Raises CallerError for a malformed file part, NotFound for a file that this tenant doesn't have, TooLarge if the
+    request would exceed the largest body, and HeadgateError 503 while the database is away.
     """
     prompt = find(raw, surface)
     if prompt is None:
         return raw
-    most = services.config.server.max_body_bytes
-    room = most - sum(len(memoryview(value)) for value in raw.values())
+    limit = services.config.server.max_body_bytes
+    room = limit - sum(len(memoryview(value)) for value in raw.values())
 
     def read(files: Files) -> Raw:
-        return put(raw, surface, prompt, _contents(files, prompt, surface, tenant, room, most), most)
+        return put(raw, surface, prompt, _contents(files, prompt, surface, tenant, room, limit), limit)
 
     return await services.batches.of_files(read)
 
 
 async def call_with_files(services: Services, call: Call, tenant: str) -> Call:
-    """The same for a call, described anew. What is stored of its turn keeps the ids."""
+    """The call with the files that it names, described anew. Its stored turn keeps the ids. Raises as `with_files`."""
     raw = await with_files(services, call.raw, call.surface, tenant)
     if raw is call.raw:
         return call
@@ -56,9 +56,11 @@ async def call_with_files(services: Services, call: Call, tenant: str) -> Call:
 
 
 def _contents(
-    files: Files, prompt: Prompt, surface: str, tenant: str, room: int, most: int
+    files: Files, prompt: Prompt, surface: str, tenant: str, room: int, limit: int
 ) -> Mapping[str, Content]:
-    """`room`: bytes that may come in, found out before any is read."""
+    """The content of each file, by id. `room`: bytes of files that the body has room for, checked before any is read;
+    `limit`: bytes of the largest body.
+    """
     params = {place.id: place.param for place in reversed(prompt.places)}
     if len(params) > MOST_FILES:
         raise CallerError(f"The request names {len(params)} files; at most {MOST_FILES} are allowed.",
@@ -66,11 +68,13 @@ def _contents(
     found = files.named(list(params), tenant)
     for id, param in params.items():
         if id not in found:
-            said = f"No such file: '{id}'. It may have been deleted, have expired, or belong to another key: upload it "
-            raise NotFound(f"{said}with this key (POST /v1/files), and name the id that you are told.", param=param,
-                           code="file_not_found")  # fmt: skip
+            message = (
+                f"No such file: '{id}'. It may have been deleted, have expired, or belong to another key: upload it "
+                "with this key (POST /v1/files), and use the id in the answer."
+            )
+            raise NotFound(message, param=param, code="file_not_found")
         if not found[id].bytes:
             raise CallerError(f"The file '{id}' is empty.", param=param, code="invalid_value")
     if sum(found[place.id].bytes for place in prompt.places) > room:
-        raise too_large(most)
+        raise too_large(limit)
     return {id: content_of(file.name, b"".join(files.read(id)), surface) for id, file in found.items()}

@@ -19,7 +19,7 @@ def test_a_redis_that_would_throw_budgets_away_is_told(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once, where there are budgets and it evicts keys that never expire; again when it does so anew."""
-    monkeypatch.setattr(cluster, "RIGHT_EVERY_S", 0.0)
+    monkeypatch.setattr(cluster, "RECONCILE_EVERY_S", 0.0)
     url = f"sqlite:///{tmp_path}/journal.db"
     migrate(url)
     config = Config(
@@ -59,7 +59,7 @@ def test_two_gateways_on_one_redis_are_told(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once, where each has its own database; replicas of one gateway, of which one leads, are not."""
-    monkeypatch.setattr(cluster, "RIGHT_EVERY_S", 0.0)
+    monkeypatch.setattr(cluster, "RECONCILE_EVERY_S", 0.0)
     monkeypatch.setattr(cluster, "BESIDE_S", 0.0)
     caplog.set_level(logging.WARNING)
     members = []

@@ -145,7 +145,7 @@ async def test_how_to_switch_the_metrics_page_on_is_said_once(tmp_path: Path, ca
         watch = watching(gateway)
         for _ in range(3):
             await watch.look(gateway.services.driver.sender.providers["mine"])
-    assert [record.getMessage() for record in caplog.records if "does not tell" in record.getMessage()] == [
+    assert [record.getMessage() for record in caplog.records if "does not report" in record.getMessage()] == [
         "provider mine does not report its load: start it with --metrics"
     ]
 
