@@ -1,8 +1,8 @@
-"""`headgate demo`: the main job on real input, with nothing but what the repository holds.
+"""`headgate demo`: routing on a real workload, with nothing but the files of the repository.
 
-Starts a gateway with the two shipped models, lets it learn from feedback, then sends the same unseen questions
-in four ways - always the small model, always the large one, the learned router, the router with a cascade -
-checks every answer against the truth and says what was saved and how sure that is.
+Starts a gateway with the two shipped models and trains a router from feedback. Then sends the same unseen questions in
+four ways: always to the small model, always to the large one, by the trained router, and by the router with a cascade.
+Checks every answer against the known truth, and prints the savings with their intervals.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from local_models.tasks import Question, held_out_questions, is_right
 
 IN_FLIGHT = 8
 REPEATED = 0.15
-"""Share of questions that were asked before: what a cache is for."""
+"""Share of the test questions that repeat an earlier one, for the cache."""
 LEARN_SHARE = 0.4
+"""Share of all questions that the router is trained on."""
 WAYS = (
     ("always small", "tiny-small"),
     ("always large", "tiny-large"),
@@ -71,7 +72,7 @@ context_tokens = 512
 max_output_tokens = 64
 logprobs = true
 """
-"""The gateway's own ports and folder, and the two shipped models; routes are put behind it."""
+"""Configuration of ports, folder and the two shipped models, to which routes are appended."""
 
 LEARNING = """
 [[routes]]                    # both models equally often, text kept for training
@@ -81,13 +82,13 @@ router = "weighted"
 store_text = true
 """
 LEARNT = """
-[[routes]]                    # what was learnt, one model a question
+[[routes]]                    # the trained router, one model per question
 name = "routed"
 models = ["tiny-small", "tiny-large"]
 router = "{router}"
 cost_weight = 0.5
 cache = "exact"
-[[routes]]                    # thriftier, for an unsure small answer goes on to the large model
+[[routes]]                    # cheaper, as the large model answers what the small one was unsure of
 name = "auto"
 models = ["tiny-small", "tiny-large"]
 router = "{router}"
@@ -112,14 +113,14 @@ class Demo:
         return self.folder / "headgate.toml"
 
     def write_config(self, routes: str, **more: object) -> None:
-        """`more`: what stands in the routes' braces."""
+        """`more`: values of the placeholders in `routes`."""
         self.config.write_text(
             (HOME + routes).format(port=self.port, admin_port=self.admin_port, folder=self.folder, **more)
         )
 
     @asynccontextmanager
     async def gateway(self) -> AsyncIterator[None]:
-        """The real thing: `headgate serve` in a process of its own."""
+        """Run `headgate serve` in a process of its own."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "gateway", "serve", "--config", str(self.config), stdout=asyncio.subprocess.PIPE
         )
@@ -135,7 +136,9 @@ class Demo:
             await process.wait()
 
     async def send(self, model: str, questions: Sequence[Question], *, feedback: bool) -> list[Sent]:
-        """Ask every question over HTTP with the official client; check each answer."""
+        """Ask every question over HTTP with the official client, and check each answer. `feedback`: send the score back
+        to the gateway.
+        """
         from openai import AsyncOpenAI
 
         client = AsyncOpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0)
@@ -158,12 +161,12 @@ class Demo:
                     right = is_right(question, text)
                     if feedback:
                         decision = raw.headers["x-headgate-decision-id"]
-                        said = {"decision_id": decision, "score": float(right), "source": "demo"}
-                        await client.post("/feedback", body=said, cast_to=object)
+                        score = {"decision_id": decision, "score": float(right), "source": "demo"}
+                        await client.post("/feedback", body=score, cast_to=object)
                     progress.advance(bar)
                     return Sent.of(question, right, took_s, raw.headers)
 
-            # Two halves one after the other, so that a repeated question finds its answer in the cache.
+            # One half after the other, so that a repeated question finds its answer in the cache.
             for part in np.array_split(np.arange(len(questions)), 2):
                 done += await asyncio.gather(*(ask(questions[int(i)]) for i in part))
         await client.close()
@@ -174,13 +177,14 @@ class Demo:
         return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     async def learn(self) -> Path:
-        """The journal becomes a data set, the data set a router: the same commands an operator runs."""
+        """Export the journal as a data set and train a router on it, with the commands that an operator uses."""
         data, artifact = self.folder / "outcomes", self.folder / "router.safetensors"
         await self.command("export", "--config", str(self.config), "--route", "learn", "--out", str(data))
         await self.command("train", "--data", str(data), "--router", "linear", "--out", str(artifact))
         return artifact
 
     async def command(self, *words: str) -> None:
+        """Run `headgate` with these arguments. Prints its output and exits with status 1 if it fails."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "gateway", *words,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
@@ -198,36 +202,36 @@ def free_port() -> int:
 
 
 def workload(count: int, seed: int) -> tuple[list[Question], list[Question]]:
-    """Questions to learn from, and others to be judged by; some of the latter come twice."""
+    """Questions for training, and others for the test, of which a share of REPEATED repeats earlier ones."""
     learning = round(count * LEARN_SHARE)
     questions = held_out_questions(count * 3, seed=seed)
     fresh = list({question.prompt: question for question in questions}.values())
-    learn, judge = fresh[:learning], fresh[learning:count]
+    train, test = fresh[:learning], fresh[learning:count]
     rng = random.Random(seed)
-    repeats = round(len(judge) * REPEATED)
-    judge = judge[: len(judge) - repeats]
-    half = len(judge) // 2
-    again = rng.choices(judge[:half], k=repeats)
-    rest = judge[half:] + again
+    repeats = round(len(test) * REPEATED)
+    test = test[: len(test) - repeats]
+    half = len(test) // 2
+    repeated = rng.choices(test[:half], k=repeats)
+    rest = test[half:] + repeated
     rng.shuffle(rest)
-    return learn, judge[:half] + rest
+    return train, test[:half] + rest
 
 
 async def run(queries: int, *, seed: int, as_json: bool) -> int:
     console = Console(stderr=as_json)
-    learn, judge = workload(queries, seed)
+    train, test = workload(queries, seed)
     with tempfile.TemporaryDirectory(prefix="headgate-demo-") as name:
         demo = Demo(Path(name), console, free_port(), free_port())
-        console.print(f"[bold]1.[/] Learning from {len(learn)} questions, half to each model, with feedback")
+        console.print(f"[bold]1.[/] Learning from {len(train)} questions, half to each model, with feedback")
         demo.write_config(LEARNING)
         async with demo.gateway():
-            await demo.send("learn", learn, feedback=True)
+            await demo.send("learn", train, feedback=True)
         console.print("[bold]2.[/] Training a router on what the journal recorded")
         artifact = await demo.learn()
         demo.write_config(LEARNT, router=artifact)
-        console.print(f"[bold]3.[/] {len(judge)} questions never seen before, sent in {len(WAYS)} ways")
+        console.print(f"[bold]3.[/] {len(test)} questions never seen before, sent in {len(WAYS)} ways")
         async with demo.gateway():
-            ways = [Way(title, await demo.send(model, judge, feedback=False)) for title, model in WAYS]
+            ways = [Way(title, await demo.send(model, test, feedback=False)) for title, model in WAYS]
     report = report_ways(ways, baseline="always large", rng=np.random.default_rng(seed))
     if as_json:
         typer.echo(msgspec.json.encode(report).decode())

@@ -1,4 +1,4 @@
-"""What the demo found, as numbers: every comparison paired by question, every saving with its interval."""
+"""The demo's figures: every comparison is paired by question, and every saving has an interval."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One question and what came back."""
+    """One question's answer: whether it was right, its time, cost, model and cache state."""
 
     kind: str
     right: bool
@@ -51,7 +51,9 @@ class Way:
 
 
 def report_ways(ways: Sequence[Way], *, baseline: str, rng: np.random.Generator) -> dict[str, Any]:
-    """Every way beside the baseline, on the same questions in the same resamples."""
+    """Figures of every way, compared with the baseline on the same questions and bootstrap resamples. `saved` is a
+    share of the baseline's cost.
+    """
     base = next(way for way in ways if way.title == baseline)
     count = len(base.sent)
     picks = rng.integers(0, count, (RESAMPLES, count))

@@ -1,4 +1,4 @@
-"""What holds for every test: hypothesis draws the same examples on each run, and a busy machine may take its time."""
+"""Settings of all tests: hypothesis draws the same examples on each run, and timeouts allow for busy machines."""
 
 from __future__ import annotations
 
@@ -19,36 +19,38 @@ __all__ = ["postgres_server", "redis_server"]
 
 HERE = Path(__file__).parent
 LONGEST = ("chaos", "soak", "test_readme.py")
-"""Tests that take the longest each: were they the last, one process would still run them when the others are done."""
+"""Folders and files with the longest tests. They start first; started last, one process would still run them when the
+others are done.
+"""
 
-gc.disable()  # until all is imported, which stays: see pytest_collection_finish
+gc.disable()  # until everything is imported: see pytest_collection_finish
 
 settings.register_profile(
     "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
 
-_unless_said = httpx._config.DEFAULT_TIMEOUT_CONFIG  # 5 s, and no public way to say otherwise for all clients
-_unless_said.connect = _unless_said.read = _unless_said.write = _unless_said.pool = PATIENCE_S
-# each client would read the machine's certificates again, which takes longer than most requests
+_default_timeout = httpx._config.DEFAULT_TIMEOUT_CONFIG  # 5 s; there is no public way to change it for all clients
+_default_timeout.connect = _default_timeout.read = _default_timeout.write = _default_timeout.pool = PATIENCE_S
+# otherwise each client reads the machine's certificates again, which takes longer than most requests
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first. Tests of one group run in one process: pytest-xdist 3.8 notes the group where pytest 9.2 no
-    longer looks.
+    """Sort the longest tests first, and keep tests of one xdist group in one process: pytest-xdist 3.8 writes the group
+    to `_nodeid`, which pytest 9.2 no longer reads.
     """
     items.sort(key=lambda item: item.path.relative_to(HERE).parts[0] not in LONGEST)
     for item in items:
-        named = getattr(item, "_nodeid", item.nodeid)
-        if named != item.nodeid:
+        id_with_group = getattr(item, "_nodeid", item.nodeid)
+        if id_with_group != item.nodeid:
             item._id = dataclasses.replace(item._id)
-            object.__setattr__(item._id, "_str_cache", named)
+            object.__setattr__(item._id, "_str_cache", id_with_group)
 
 
 def pytest_collection_finish() -> None:
-    """No collection walks through what was imported for all tests: that alone would take longer than most of them."""
+    """Exclude the imported modules from garbage collection: walking through them takes longer than most tests."""
     gc.enable()
     gc.freeze()
 

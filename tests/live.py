@@ -1,4 +1,4 @@
-"""A gateway on a real socket for tests: in this event loop where its inside is looked at, or as real processes.
+"""A gateway on a real socket for tests: in this event loop, where tests inspect its parts, or as real processes.
 
     async with live(scripts={"flaky": [{"status": 503}, {"text": "ok"}]}, models=["flaky"]) as gateway:
         gateway.url, gateway.services, gateway.upstream
@@ -44,13 +44,13 @@ class Live:
         return self.app.services
 
     async def decision(self, id: str) -> DecisionRecord:
-        """What the journal holds of a request, by any of its ids."""
+        """The journal's record of a request, by any of its ids."""
         record = await self.services.journal.decision(id)
         assert record is not None, f"no decision {id}"
         return record
 
     def assert_at_rest(self) -> None:
-        """Nothing held, no attempt under way, no upstream connection in use, nobody in flight."""
+        """Assert that no money is held, and no request, attempt or upstream connection is in use."""
         services = self.services
         assert services.ledger.outstanding == 0
         assert services.metrics.in_flight == 0
@@ -62,7 +62,7 @@ class Live:
             assert provider.pool.in_use == 0, name
 
     async def rest(self, within_s: float = 60.0) -> None:
-        """Wait until nothing is under way any more."""
+        """Wait until `assert_at_rest` passes."""
         deadline = asyncio.get_running_loop().time() + within_s
         while True:
             try:
@@ -78,9 +78,9 @@ class Live:
 def table(
     upstream_url: str, folder: Path, models: Sequence[str | Mapping[str, Any]], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A configuration as TOML would give it: provider `up` (OpenAI dialect) and `claude` (Anthropic's).
+    """A configuration as decoded from TOML, with the providers `up` (OpenAI's dialect) and `claude` (Anthropic's).
 
-    UPSTREAM in another provider's base URL stands for the scripted server's.
+    UPSTREAM in another provider's base URL is replaced by the scripted server's URL.
     """
     base = {
         "server": {"run_dir": str(folder / "run"), **extra.get("server", {})},
@@ -106,7 +106,7 @@ def table(
 
 
 class PromptServer(uvicorn.Server):
-    """Ends with its last connection: uvicorn's own looks for its end, and for its connections', every tenth second."""
+    """Shuts down as soon as its last connection ends; uvicorn's own server checks only every tenth of a second."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -120,7 +120,7 @@ class PromptServer(uvicorn.Server):
 
 @asynccontextmanager
 async def listening(config: uvicorn.Config) -> AsyncIterator[tuple[int, uvicorn.Server]]:
-    """The port, and the server that listens there in this event loop."""
+    """Run a server in this event loop; yields its port and the server."""
     sock = listen("127.0.0.1", 0)
     server = PromptServer(config)
     config.load()
@@ -140,7 +140,7 @@ async def live(
     models: Sequence[str | Mapping[str, Any]] = ("echo",),
     **extra: Any,
 ) -> AsyncIterator[Live]:
-    """`extra`: sections of the configuration (`routes=[...]`, `auth={...}`, `server={...}`)."""
+    """Run a gateway in this event loop. `extra`: sections of its configuration (`routes=[...]`, `auth={...}`)."""
     async with ScriptedServer(scripts) as upstream:
         config, problems = parse(table(upstream.url, tmp_path, models, extra), {"UP_KEY": "sk-upstream-secret"})
         assert config is not None, problems
@@ -154,7 +154,9 @@ async def live(
 
 @asynccontextmanager
 async def served(config: Path, *words: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`headgate serve` as real processes, in a group as a shell starts them, ready to answer; stopped by SIGTERM."""
+    """Run `headgate serve` as real processes, in a process group as a shell starts them; yields when it answers, and
+    stops it with SIGTERM.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", "serve", "--config", str(config), *words,
         stdout=asyncio.subprocess.PIPE, env={**os.environ, **environment}, process_group=0,
@@ -171,10 +173,10 @@ async def served(config: Path, *words: str, **environment: str) -> AsyncIterator
 
 
 def workers_of(pid: int) -> list[int]:
-    """Processes of gateway.worker below the supervisor."""
-    found = []
+    """Ids of the supervisor's worker processes. `pid`: the supervisor's."""
+    workers = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         with suppress(OSError):
             if b"gateway.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
-    return found
+                workers.append(int(child))
+    return workers

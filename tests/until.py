@@ -1,4 +1,4 @@
-"""Tests wait for what must become true, not for a while: a busy machine takes longer, and the limit is generous."""
+"""Waiting in tests: for a condition and not for a fixed time, with a limit that is generous for busy machines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 PATIENCE_S = 60.0
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Come back as soon as it is so. TimeoutError after a minute."""
+async def until(condition: Callable[[], bool]) -> None:
+    """Return as soon as the condition holds. Raises TimeoutError after PATIENCE_S seconds."""
     async with asyncio.timeout(PATIENCE_S):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.002)
