@@ -1,4 +1,4 @@
-"""The request path end to end: a real client socket in front, a real upstream socket behind."""
+"""The request path end to end: a real client socket in front, a real upstream socket behind it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def post(url: str, body: dict[str, object], path: str = "/v1/chat/completi
 
 
 async def test_pinned_model_answers_and_is_recorded(tmp_path: Path) -> None:
-    """A pinned model answers; the decision is in the journal with its cost before the client has the answer."""
+    """A pinned model answers, and its decision with its cost is in the journal before the client has the answer."""
     async with live(tmp_path) as gateway:
         answer = await post(gateway.url, CHAT)
         record = await gateway.decision(answer.headers["x-headgate-decision-id"])
@@ -43,8 +43,8 @@ async def test_pinned_model_answers_and_is_recorded(tmp_path: Path) -> None:
      ("/v1/v1/messages", "/v1/messages"), ("/api/v1/responses/", "/v1/responses"), ("/models", "/v1/models"),
      ("/nothing", ""), ("/v1/nothing/", ""), ("/responses/" + "x" * 300, "")],
 )  # fmt: skip
-async def test_a_base_url_that_is_nearly_right_is_told_the_right_one(tmp_path: Path, path: str, meant: str) -> None:
-    """A slash too many, /v1 missing or there twice: what everybody gets wrong once."""
+async def test_a_base_url_that_is_nearly_right_gets_a_suggestion(tmp_path: Path, path: str, meant: str) -> None:
+    """A base URL with a slash too many, with /v1 missing or with /v1 twice is answered with the path that was meant."""
     async with live(tmp_path) as gateway:
         answer = await post(gateway.url, CHAT, path)
     message = answer.json()["error"]["message"]
@@ -53,7 +53,7 @@ async def test_a_base_url_that_is_nearly_right_is_told_the_right_one(tmp_path: P
 
 
 async def test_unknown_fields_reach_the_upstream_byte_for_byte(tmp_path: Path) -> None:
-    """What we do not know passes through as it came, odd spacing and number formats included."""
+    """Unknown fields are passed through as they came, odd spacing and number formats included."""
     body = b'{"model":"echo" , "messages":[ {"role":"user","content":"hi"}],"x_new":{"a":1.0,"b":1e300},"seed":7}'
     async with live(tmp_path) as gateway, httpx.AsyncClient() as client:
         answer = await client.post(gateway.url + "/v1/chat/completions", content=body)
@@ -63,7 +63,7 @@ async def test_unknown_fields_reach_the_upstream_byte_for_byte(tmp_path: Path) -
 
 
 async def test_a_route_falls_back_and_says_so(tmp_path: Path) -> None:
-    """A model that fails for good is followed by the route's other model; both attempts are on record."""
+    """When a model fails for good the route's other model answers; both attempts are recorded."""
     routes = [{"name": "auto", "models": ["bad", "good"], "router": "cheapest"}]
     models = [{"name": "bad", "input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.1}, {"name": "good"}]
     scripts = {"bad": [{"status": 500}], "good": [{"text": "fine"}]}
@@ -80,8 +80,8 @@ async def test_a_route_falls_back_and_says_so(tmp_path: Path) -> None:
 async def test_a_route_whose_models_are_down_begins_with_its_fallback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the breaker leaves a route's only model alone no request waits for it to fail again; it is told, once.
-    Each such request counts as a fallback, none as one that the router could not decide.
+    """While the breaker of a route's only model is open, requests start with the fallback, and it is logged once. Each
+    such request counts as a fallback, none as one that the router could not decide.
     """
     routes = [{"name": "auto", "models": ["bad"], "fallback": ["good"]}]
     scripts = {"bad": [{"status": 500}], "good": [{"text": "fine"}]}
@@ -113,7 +113,9 @@ async def test_a_route_whose_models_are_down_begins_with_its_fallback(
 async def test_the_log_tells_why_a_deployment_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, provider: str, step: dict[str, object], told: str
 ) -> None:
-    """The last failure, in our own words, and where; never what the upstream repeats of a request or of our key."""
+    """The log names the last failure and the upstream's origin, in the gateway's words, without the request or the key
+    that the upstream repeats.
+    """
     gone = {"name": "gone", "kind": "openai", "base_url": "http://gone.invalid/v1"}
     models = [{"name": "bad", "provider": provider}]
     async with live(tmp_path, scripts={"bad": [step]}, models=models, providers=[gone]) as gateway:
@@ -127,12 +129,12 @@ async def test_the_log_tells_why_a_deployment_is_left_alone(
 
 
 def origin(gateway: Live) -> str:
-    """As the pool names its upstream."""
+    """The upstream's address as the connection pool prints it."""
     return gateway.upstream.url.removesuffix("/v1")
 
 
 async def test_spent_attempts_tell_the_client_not_to_retry(tmp_path: Path) -> None:
-    """Once our own attempts are used up, the SDK's retries would only multiply them."""
+    """When the gateway's own attempts are used up the client is told not to retry, which would multiply them."""
     async with live(tmp_path, scripts={"echo": [{"status": 503}]}) as gateway:
         answer = await post(gateway.url, CHAT)
         await gateway.rest()
@@ -142,7 +144,7 @@ async def test_spent_attempts_tell_the_client_not_to_retry(tmp_path: Path) -> No
 
 
 async def test_a_rejected_request_is_never_retried(tmp_path: Path) -> None:
-    """A 400 of the upstream is the client's: one attempt, its message passed on."""
+    """A 400 from the upstream is the client's fault: there is one attempt, and the upstream's message is passed on."""
     scripts = {"echo": [{"status": 400, "error": "bad tool"}]}
     async with live(tmp_path, scripts=scripts) as gateway:
         answer = await post(gateway.url, CHAT)
@@ -152,7 +154,9 @@ async def test_a_rejected_request_is_never_retried(tmp_path: Path) -> None:
 
 
 async def test_an_unsure_cheap_answer_is_escalated(tmp_path: Path) -> None:
-    """Low log-probabilities send the question on to the better model; the client sees no log-probabilities."""
+    """A cheap answer with low log-probabilities is escalated to the better model, and the client sees no
+    log-probabilities.
+    """
     models = [
         {"name": "small", "logprobs": True, "input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.1},
         {"name": "large", "logprobs": True},
@@ -170,7 +174,7 @@ async def test_an_unsure_cheap_answer_is_escalated(tmp_path: Path) -> None:
 
 
 async def test_identical_requests_share_one_upstream_call(tmp_path: Path) -> None:
-    """Two at once make one call; a third, later, makes none."""
+    """Two identical requests at the same time make one upstream call, and a later third makes none."""
     import asyncio
 
     routes = [{"name": "auto", "models": ["echo"], "router": "cheapest", "cache": "exact"}]
@@ -188,7 +192,7 @@ async def test_identical_requests_share_one_upstream_call(tmp_path: Path) -> Non
 
 
 async def test_tenants_never_share_a_cached_answer(tmp_path: Path) -> None:
-    """The same question by another tenant goes upstream."""
+    """The same question from another tenant is sent upstream."""
     routes = [{"name": "auto", "models": ["echo"], "router": "cheapest", "cache": "exact"}]
     keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
     async with live(tmp_path, routes=routes, auth={"keys": keys}) as gateway:
@@ -201,7 +205,7 @@ async def test_tenants_never_share_a_cached_answer(tmp_path: Path) -> None:
 
 
 async def test_an_answer_is_shared_among_equal_knobs_only(tmp_path: Path) -> None:
-    """Who asks for quality is not given what was answered for who asked for cheapness; equal trades share."""
+    """A cached answer is shared only between requests with the same cost weight and quality floor."""
     routes = [{"name": "auto", "models": ["cheap", "good"], "cache": "semantic"}]
     models = [{"name": "cheap", "input_usd_per_mtok": 0.01, "output_usd_per_mtok": 0.01},
               {"name": "good", "input_usd_per_mtok": 5.0, "output_usd_per_mtok": 9.0}]  # fmt: skip
@@ -218,10 +222,12 @@ async def test_an_answer_is_shared_among_equal_knobs_only(tmp_path: Path) -> Non
     ("path", "asks"),
     [("/v1/chat/completions", {"messages": CHAT["messages"], "n": 2}), ("/v1/embeddings", {"input": "x"})],
 )
-async def test_what_one_model_has_no_word_for_is_asked_of_the_next(
+async def test_what_one_api_cannot_express_is_asked_of_the_next_model(
     tmp_path: Path, path: str, asks: dict[str, object]
 ) -> None:
-    """A wish that one provider's API lacks goes to the route's other model; refused by name where none has it."""
+    """A parameter that one provider's API lacks goes to the route's other model; if none has it, the request is refused
+    with its name.
+    """
     rules = [{"model": "claude"}]
     routes = [{"name": "auto", "models": ["claude", "echo"], "router": "rules", "rules": rules},
               {"name": "alone", "models": ["claude"]}]  # fmt: skip
@@ -237,7 +243,9 @@ async def test_what_one_model_has_no_word_for_is_asked_of_the_next(
 
 
 async def test_what_a_model_refuses_by_name_is_asked_of_the_next(tmp_path: Path) -> None:
-    """A parameter that one upstream says it does not support is no fault of the request, and none of the deployment."""
+    """A parameter that one upstream reports as unsupported goes to the next model, and counts against neither request
+    nor deployment.
+    """
     routes = [{"name": "auto", "models": ["strict", "good"], "router": "rules", "rules": [{"model": "strict"}]}]
     scripts = {"strict": [{"status": 400, "error": "not max_tokens", "error_code": "unsupported_parameter"}]}
     async with live(tmp_path, scripts=scripts, models=["strict", "good"], routes=routes) as gateway:
@@ -253,8 +261,8 @@ async def test_what_a_model_refuses_by_name_is_asked_of_the_next(tmp_path: Path)
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_is_put_into_the_words_of_its_model(tmp_path: Path, path: str, stream: bool) -> None:
-    """Fields are renamed and left out as the model's settings say, whoever named them; the rest is as it was."""
+async def test_fields_are_renamed_and_left_out_for_the_model(tmp_path: Path, path: str, stream: bool) -> None:
+    """Fields are renamed and left out by the model's settings; everything else is sent unchanged."""
     strict = {"name": "strict", "rename": {"max_completion_tokens": "max_tokens"},
               "leave_out": ["temperature", "stream_options"]}  # fmt: skip
     limit = "max_completion_tokens" if "chat" in path else "max_tokens"
@@ -270,8 +278,10 @@ async def test_a_request_is_put_into_the_words_of_its_model(tmp_path: Path, path
     assert untouched == {**CHAT, "model": "strict"}
 
 
-async def test_what_bounds_an_answer_goes_before_what_the_client_calls_as_the_model_does(tmp_path: Path) -> None:
-    """The budget is held for a limit that the model is really told, though its own word for it was sent as well."""
+async def test_the_held_output_limit_takes_precedence_over_a_renamed_field(tmp_path: Path) -> None:
+    """The limit that the budget is held for is the one sent upstream, even if the client sent the upstream's own name
+    for it as well.
+    """
     strict = {"name": "strict", "rename": {"max_tokens": "max_length"}}
     async with live(tmp_path, models=[strict]) as gateway:
         await post(gateway.url, {**CHAT, "model": "strict", "max_tokens": 9, "max_length": 100_000})
@@ -281,7 +291,7 @@ async def test_what_bounds_an_answer_goes_before_what_the_client_calls_as_the_mo
 
 
 async def test_budget_is_held_for_the_worst_case_and_settled_to_the_cent(tmp_path: Path) -> None:
-    """A request whose worst case doesn't fit is refused; one that fits leaves exactly its cost behind."""
+    """A request whose worst case doesn't fit the budget is refused; one that fits costs exactly its price."""
     keys = [{"name": "k", "key": "hg-k", "budget_usd": 0.05}]
     async with live(tmp_path, auth={"keys": keys}) as gateway:
         refused = await post(gateway.url, {**CHAT, "max_tokens": 100_000}, authorization="Bearer hg-k")
@@ -315,7 +325,7 @@ async def test_budget_is_held_for_the_worst_case_and_settled_to_the_cent(tmp_pat
 async def test_bad_input_is_refused_in_the_clients_own_shape(
     tmp_path: Path, body: bytes, status: int, param: str | None
 ) -> None:
-    """A clear error with its param, the right status, and nothing held afterwards."""
+    """Bad input gets an error in the client's API, with its param and the right status, and holds nothing."""
     async with live(tmp_path) as gateway, httpx.AsyncClient() as client:
         answer = await client.post(gateway.url + "/v1/chat/completions", content=body)
         gateway.assert_at_rest()
@@ -327,7 +337,7 @@ async def test_bad_input_is_refused_in_the_clients_own_shape(
 
 
 async def test_a_cap_that_no_model_fits_is_refused_with_every_reason(tmp_path: Path) -> None:
-    """A request's own cost cap is never broken by the route's default; nothing is sent upstream."""
+    """The route's default never exceeds a request's own cost cap; nothing is sent upstream."""
     routes = [{"name": "auto", "models": ["small", "large"], "router": "cheapest"}]
     async with live(tmp_path, models=["small", "large"], routes=routes) as gateway:
         body = {**CHAT, "model": "auto", "max_tokens": 1000, "headgate": {"max_cost_usd": 1e-9}}
@@ -340,8 +350,10 @@ async def test_a_cap_that_no_model_fits_is_refused_with_every_reason(tmp_path: P
 
 
 @pytest.mark.parametrize("model", ["learned", "weighted", "cheapest", "ruled", "large"])
-async def test_a_cost_cap_holds_for_whoever_chooses(tmp_path: Path, model: str) -> None:
-    """A model expected to cost more is not asked: not by a router that learns nothing, and not where it is pinned."""
+async def test_a_cost_cap_holds_with_every_router(tmp_path: Path, model: str) -> None:
+    """A model that is expected to cost more than the cap is not asked, neither by a router that doesn't learn nor as a
+    pinned model.
+    """
     routers = {"learned": "default", "weighted": "weighted", "cheapest": "cheapest", "ruled": "rules"}
     routes = [{"name": name, "models": ["large"], "router": router} for name, router in routers.items()]
     routes[-1]["rules"] = [{"model": "large"}]
@@ -355,8 +367,8 @@ async def test_a_cost_cap_holds_for_whoever_chooses(tmp_path: Path, model: str) 
     assert paid.status_code == 200
 
 
-async def test_a_knob_that_is_null_is_none(tmp_path: Path) -> None:
-    """As a client's own None comes: each knob for itself is as if it had been left out."""
+async def test_a_knob_that_is_null_is_ignored(tmp_path: Path) -> None:
+    """A knob that is null, as a client's None arrives, counts as left out."""
     knobs = ("cost_weight", "min_quality", "max_cost_usd", "max_latency_s", "models", "cache", "route")
     async with live(tmp_path) as gateway:
         for name in knobs:
@@ -365,7 +377,7 @@ async def test_a_knob_that_is_null_is_none(tmp_path: Path) -> None:
 
 
 async def test_no_fallback_breaks_a_requests_own_cap(tmp_path: Path) -> None:
-    """A dearer model that stands behind the route is asked where the request allows it, and only there."""
+    """A more expensive fallback is asked only if the request's own cost cap allows it."""
     models = [{"name": "small"}, {"name": "large", "output_usd_per_mtok": 1000.0}]
     routes = [{"name": "auto", "models": ["small"], "fallback": ["large"], "retries": 0}]
     async with live(tmp_path, scripts={"small": [{"status": 503}]}, models=models, routes=routes) as gateway:
@@ -376,7 +388,7 @@ async def test_no_fallback_breaks_a_requests_own_cap(tmp_path: Path) -> None:
 
 
 async def test_a_router_that_cannot_decide_falls_back_to_the_default(tmp_path: Path) -> None:
-    """Rules without a match: the route's default answers, the record and the metrics say so."""
+    """When no rule matches, the route's default answers, and the record and the metrics say so."""
     rules = [{"keywords": ["never said"], "model": "large"}]
     routes = [{"name": "auto", "models": ["small", "large"], "router": "rules", "rules": rules,
                "default_model": "small"}]  # fmt: skip
@@ -388,8 +400,8 @@ async def test_a_router_that_cannot_decide_falls_back_to_the_default(tmp_path: P
     assert 'headgate_router_undecided_total{route="auto"} 1.0' in metrics
 
 
-async def test_feedback_for_an_id_that_there_cannot_be_is_not_found(tmp_path: Path) -> None:
-    """One that is not known yet is kept: its decision may be on its way from another replica."""
+async def test_feedback_for_an_impossible_id_is_not_found(tmp_path: Path) -> None:
+    """Feedback for an unknown but possible id is kept, because its decision may still arrive from another replica."""
     async with live(tmp_path) as gateway:
         answer = await post(gateway.url, CHAT)
         decision = answer.headers["x-headgate-decision-id"]
@@ -405,8 +417,10 @@ async def test_feedback_for_an_id_that_there_cannot_be_is_not_found(tmp_path: Pa
     assert len(kept) == len(ids)
 
 
-async def test_a_keys_word_counts_within_its_tenant_and_never_as_the_gateways(tmp_path: Path) -> None:
-    """Ids of decisions can be guessed; labels and references are the operator's and the gateway's own."""
+async def test_a_keys_feedback_counts_within_its_tenant_only(tmp_path: Path) -> None:
+    """Ids of decisions can be guessed, so a key's feedback counts within its tenant; labels and references are reserved
+    for the operator and the gateway.
+    """
     keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
     asked = [("a", {"source": "label"}), ("b", {"source": "reference"}), ("a", {"source": "check"}), ("b", {}),
              ("master", {"source": "label"})]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Deployments that share by delay: who takes what, over real sockets."""
+"""Deployments that share a model's requests by delay or by cached prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ B = ModelConfig(name="m", provider="b", upstream_name="m-2", balance="delay", pa
 
 
 def test_the_least_delayed_deployment_takes_a_request() -> None:
-    """The idle one, whatever the draw; among idle ones the draw decides; a spare without weight takes none."""
+    """An idle deployment takes the request, whatever the draw. Among idle ones the draw decides; one of weight 0 gets
+    none.
+    """
     fleet = Fleet([A, B, ModelConfig(name="m", provider="c", weight=0.0, balance="delay")])
     first, second, _ = fleet.deployments("m")
     short = (20.0, 50.0)
@@ -33,8 +35,8 @@ def test_the_least_delayed_deployment_takes_a_request() -> None:
     assert not first.load.jobs
 
 
-def test_weights_share_where_nothing_is_said() -> None:
-    """Without `delay`, and for a model with one deployment, nothing is weighed."""
+def test_weights_share_by_default() -> None:
+    """Without `balance = "delay"`, or with one deployment, no load is tracked."""
     fleet = Fleet([ModelConfig(name="m", provider="a"), ModelConfig(name="m", provider="b")])
     assert all(one.load is None for one in fleet.all())
     alone = Fleet([A])
@@ -44,7 +46,7 @@ def test_weights_share_where_nothing_is_said() -> None:
 
 
 def test_deployments_of_a_model_agree_on_how_to_share(tmp_path: Path) -> None:
-    """One that says otherwise is refused with its path."""
+    """A deployment with another `balance` than the model's first one is refused with its path."""
     models = [{"name": "m", "balance": "delay"}, {"name": "m", "provider": "claude", "balance": "weight"}]
     config, problems = parse(table("http://127.0.0.1:9/v1", tmp_path, models, {}), {"UP_KEY": "k"})
     assert config is None
@@ -53,7 +55,9 @@ def test_deployments_of_a_model_agree_on_how_to_share(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_slow_deployment_gets_little(tmp_path: Path, stream: bool) -> None:
-    """Over HTTP, whole and streamed: the fast one of two takes nearly all, and nothing stays under way."""
+    """The faster of two deployments takes nearly all requests over HTTP, whole and streamed, and no load is left
+    afterwards.
+    """
     scripts = {"slow": [{"text": "well", "delay_s": 2.0}] * 12, "quick": [{"text": "well"}] * 12}
     models = [
         {"name": "m", "upstream_name": "slow", "balance": "delay"},
@@ -70,8 +74,8 @@ async def test_a_slow_deployment_gets_little(tmp_path: Path, stream: bool) -> No
         assert not any(one.load.jobs for one in gateway.services.fleet.all() if one.load is not None)
 
 
-async def test_a_failed_attempt_leaves_nothing_under_way(tmp_path: Path) -> None:
-    """A refusal, a broken stream and a failover take their jobs along."""
+async def test_a_failed_attempt_leaves_no_load(tmp_path: Path) -> None:
+    """Failed attempts are removed from the load of their deployment."""
     scripts = {"down": [{"status": 503}] * 40, "up": [{"text": "ok"}] * 40}
     models = [
         {"name": "m", "upstream_name": "down", "balance": "delay"},
@@ -90,7 +94,7 @@ async def test_a_failed_attempt_leaves_nothing_under_way(tmp_path: Path) -> None
 
 
 async def test_a_retry_goes_to_the_other_deployment(tmp_path: Path) -> None:
-    """Of two that share a model's traffic, the one that just failed this request is not asked again."""
+    """Of two deployments, the one that just failed this request is not asked again."""
     scripts = {"down": [{"status": 503}] * 40, "up": [{"text": "ok"}] * 40}
     models = [{"name": "m", "upstream_name": name} for name in ("down", "up")]
     routes = [{"name": "r", "models": ["m"], "retries": 3, "max_attempts": 4}]
@@ -109,7 +113,7 @@ async def test_a_retry_goes_to_the_other_deployment(tmp_path: Path) -> None:
 
 
 def talks_of(fleet: Fleet, warm: Sequence[float], tokens: float, count: int) -> Counter[str]:
-    """Who takes so many prompts of which each deployment has a share cached."""
+    """Counts which provider takes each of `count` prompts, of which each deployment has the share `warm` cached."""
     rng = random.Random(0)
     took = Counter[str]()
     for n in range(count):
@@ -120,7 +124,9 @@ def talks_of(fleet: Fleet, warm: Sequence[float], tokens: float, count: int) -> 
 
 
 def test_a_warm_deployment_is_preferred_unless_it_is_far_busier() -> None:
-    """New prompts go by weight to where there is least to do; a warm one stays, until that has far more to do."""
+    """New prompts go to the least busy deployment, by weight. A cached prompt goes to its deployment until that is far
+    busier.
+    """
     fleet = Fleet([ModelConfig(name="m", provider="a", weight=3.0), ModelConfig(name="m", provider="b")])
     took = talks_of(fleet, [0.0, 0.0], 2000.0, 400)
     assert took["a"] == pytest.approx(300, abs=5)
@@ -130,8 +136,8 @@ def test_a_warm_deployment_is_preferred_unless_it_is_far_busier() -> None:
     assert took["a"] > 220
 
 
-def test_what_is_cached_need_not_be_read() -> None:
-    """Balanced by delay, a busier deployment that has the prompt is sooner done with it than an idle one."""
+def test_a_cached_prompt_counts_as_less_work() -> None:
+    """Balanced by delay, a busier deployment that has the prompt cached is picked before an idle one."""
     fleet = Fleet([A, B])
     first, second = fleet.deployments("m")
     assert first.load is not None
@@ -142,8 +148,8 @@ def test_what_is_cached_need_not_be_read() -> None:
 
 
 async def test_a_conversation_stays_with_its_deployment(tmp_path: Path) -> None:
-    """Two gateways that know nothing of each other take turns: each of twelve conversations is answered by one of three
-    deployments, and all of these have some.
+    """With two gateways that share no state and take turns, each of twelve conversations is answered by one deployment
+    of three, and every deployment gets some.
     """
     names = ["one", "two", "three"]
     scripts = {name: [{"text": "well", "cached_tokens": 2900}] for name in names}

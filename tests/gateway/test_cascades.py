@@ -1,4 +1,4 @@
-"""Cascades by name in the live path, over real sockets."""
+"""The cascades by name, on the request path, over real sockets."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ async def ask(gateway: Live, **more: object) -> httpx.Response:
 
 
 def test_the_file_may_name_every_strategy_there_is() -> None:
-    """What the configuration accepts is what can be climbed."""
+    """Every strategy that the configuration accepts can be run, and the other way round."""
     assert set(CASCADES) == set(NAMES)
 
 
 def test_a_strategy_that_could_not_finish_is_refused_at_start() -> None:
-    """A step-by-step cascade with too few attempts would never have an answer."""
+    """A stepwise cascade with too few attempts could never finish an answer."""
     models = [{**model, "provider": "up"} for model in MODELS]
     short = {**route("stepwise"), "max_attempts": 8}
     table = {"providers": [{"name": "up", "kind": "scripted"}], "models": models, "routes": [short]}
@@ -57,7 +57,7 @@ def test_a_strategy_that_could_not_finish_is_refused_at_start() -> None:
     assert [problem.partition(":")[0] for problem in problems] == ["routes[0].max_attempts"]
 
 
-async def test_samples_that_agree_are_believed_and_the_odd_one_is_outvoted(tmp_path: Path) -> None:
+async def test_self_consistency_answers_with_the_majority(tmp_path: Path) -> None:
     """Self-consistency asks the small model several times at once and answers with the majority."""
     scripts = {"small": [{"text": "seven"}, {"text": "eight"}, {"text": "seven"}], "large": [{"text": "never asked"}]}
     async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route("self-consistency")]) as gateway:
@@ -71,7 +71,9 @@ async def test_samples_that_agree_are_believed_and_the_odd_one_is_outvoted(tmp_p
 
 @pytest.mark.parametrize("cascade", ["best-of", "refine"])
 async def test_the_record_has_the_id_of_the_answer_that_was_given(tmp_path: Path, cascade: str) -> None:
-    """Not of the last to come, which lost against it: feedback names the one that the client has."""
+    """The recorded response id is that of the answer the client got, not of the last one to arrive; feedback refers to
+    it.
+    """
     said = [{"text": "seven", "logprob": -0.5}, {"text": "eight", "logprob": -3.0}]
     scripts = {"small": said, "large": [{"text": "ten", "logprob": -0.9}]}
     async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route(cascade)]) as gateway:
@@ -83,7 +85,7 @@ async def test_the_record_has_the_id_of_the_answer_that_was_given(tmp_path: Path
 @pytest.mark.parametrize("cascade", [name for name in NAMES if name != "none"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_every_strategy_answers_once_and_leaves_nothing(tmp_path: Path, cascade: str, stream: bool) -> None:
-    """Whatever the strategy asks for on the way, the client gets one whole answer and every cent is settled."""
+    """With every strategy the client gets one whole answer, and nothing is left held."""
     points = {"text": "1. first point\n2. second point", "logprob": -1.0}
     scripts = {"small": [points], "large": [{"text": "yes, certain"}]}
     async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route(cascade)]) as gateway:
@@ -97,7 +99,9 @@ async def test_every_strategy_answers_once_and_leaves_nothing(tmp_path: Path, ca
 
 
 async def test_the_record_holds_the_confidence_that_was_compared(tmp_path: Path) -> None:
-    """A rung whose evidence was read has its confidence on record; a stream without usage says it was estimated."""
+    """An attempt whose evidence was read has its confidence in the record, and a stream without usage is marked as
+    estimated.
+    """
     scripts = {"small": [{"text": "unsure", "logprob": -2.0}], "large": [{"text": "certain", "usage": False}]}
     async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route("confidence")]) as gateway:
         answer = await ask(gateway)
@@ -109,7 +113,7 @@ async def test_the_record_holds_the_confidence_that_was_compared(tmp_path: Path)
 
 
 async def test_speculation_cuts_the_slow_model_off_and_pays_for_it(tmp_path: Path) -> None:
-    """A sure first answer comes at once; the large model's call is ended, recorded and charged."""
+    """A confident first answer is returned at once; the large model's call is cancelled, recorded and charged."""
     scripts = {"small": [{"text": "seven", "logprob": -0.01}], "large": [{"delay_s": 30.0, "text": "never read"}]}
     async with live(
         tmp_path, scripts=scripts, models=MODELS, routes=[{**route("confidence"), "speculate": True}]
@@ -124,7 +128,9 @@ async def test_speculation_cuts_the_slow_model_off_and_pays_for_it(tmp_path: Pat
 
 
 async def test_speculation_answers_with_the_large_model_where_the_small_one_is_unsure(tmp_path: Path) -> None:
-    """Both were asked at the same time: two calls, the second model's answer, streamed where the client asks so."""
+    """Both models are asked at the same time; when the small one is unsure the large one's answer is returned, streamed
+    if the client asks for it.
+    """
     scripts = {"small": [{"text": "unsure", "logprob": -3.0}], "large": [{"text": "certain"}]}
     async with live(
         tmp_path, scripts=scripts, models=MODELS, routes=[{**route("confidence"), "speculate": True}]
@@ -137,8 +143,9 @@ async def test_speculation_answers_with_the_large_model_where_the_small_one_is_u
     assert record.attempts[1].started_s < record.attempts[0].started_s + (record.attempts[0].latency_s or 0.0)
 
 
-async def test_a_failed_check_sends_an_answer_back(tmp_path: Path) -> None:
-    """The operator's check decides: what it refuses escalates, what it passes is kept, without log-probabilities."""
+async def test_a_failed_check_escalates(tmp_path: Path) -> None:
+    """An answer that fails the operator's check is escalated, and one that passes is kept, without log-probabilities.
+    """
     script = tmp_path / "check.py"
     script.write_text("import sys\nsys.exit(0 if sys.stdin.read() == 'right' else 1)\n")
     checked = {**route("confidence"), "check": [sys.executable, "-I", str(script)], "check_timeout_s": 60.0}
@@ -153,8 +160,8 @@ async def test_a_failed_check_sends_an_answer_back(tmp_path: Path) -> None:
     assert [one.checks_passed if one else None for one in seen] == [False, True]
 
 
-async def test_json_of_another_shape_than_asked_for_is_sent_back(tmp_path: Path) -> None:
-    """However sure the small model is: its answer is JSON, but not what the schema says."""
+async def test_json_that_breaks_the_schema_is_escalated(tmp_path: Path) -> None:
+    """JSON that doesn't fit the request's schema is escalated, however confident the small model is."""
     scripts = {"small": [{"text": '{"age": "old"}', "logprob": -0.001}], "large": [{"text": '{"age": 7}'}]}
     schema = {"type": "object", "required": ["age"], "properties": {"age": {"type": "integer"}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
@@ -173,14 +180,17 @@ async def test_json_of_another_shape_than_asked_for_is_sent_back(tmp_path: Path)
     [(Knobs(), 1.0), (Knobs(min_quality=0.9, cost_weight=0.0), 0.9), (Knobs(cost_weight=0.0), inf),
      (Knobs(cost_weight=0.5), 1.0)],
 )  # fmt: skip
-def test_what_a_trained_cascade_is_asked_for(knobs: Knobs, share: float) -> None:
-    """The floor where there is one; all that can be had where only quality counts; else the best single's quality."""
+def test_the_quality_target_of_a_trained_cascade(knobs: Knobs, share: float) -> None:
+    """The target is the quality floor if there is one, the best possible where only quality counts, else the best
+    single model's quality.
+    """
     assert share_of(knobs) == share
 
 
 @pytest.mark.parametrize(("verdict", "answered"), [("yes, correct", "small"), ("no, incorrect", "large")])
 async def test_a_judge_says_whether_a_draft_is_kept(tmp_path: Path, verdict: str, answered: str) -> None:
-    """It stands outside the route's models, answers nothing itself, and its calls are held for and paid."""
+    """The judge may be a model outside the route; it answers no request itself, and its calls are held for and charged.
+    """
     scripts = {name: [{"text": f"from {name}"}] for name in ("small", "large")} | {"judge": [{"text": verdict}]}
     models = [*MODELS, {"name": "judge", "output_usd_per_mtok": 50.0}]
     judged = {**route("verify"), "judge": "judge"}
@@ -209,11 +219,11 @@ SURFACES = {
 
 @pytest.mark.parametrize("provider", ["up", "claude"])
 @pytest.mark.parametrize("surface", SURFACES)
-async def test_what_a_cascade_asks_is_asked_in_the_providers_words(
+async def test_verification_requests_fit_the_providers_api(
     tmp_path: Path, surface: str, provider: str
 ) -> None:
-    """A draft is verified on every surface with turns, and the verdict's request is one that the API takes: one limit,
-    no form that the answer was to have, and towards Anthropic no system turn and no seed.
+    """A draft is verified on every surface with turns. The verifying request has one output limit, no response format,
+    and for Anthropic neither a system turn nor a seed.
     """
     scripts = {"small": [{"text": '{"n": 4}'}, {"text": "Incorrect"}], "large": [{"text": '{"n": 5}'}]}
     models = [{**MODELS[0], "provider": provider}, MODELS[1]]
@@ -234,8 +244,8 @@ async def test_what_a_cascade_asks_is_asked_in_the_providers_words(
 
 
 @pytest.mark.parametrize("surface", ["chat/completions", "messages"])
-async def test_samples_of_anthropics_api_are_asked_for_as_the_client_did(tmp_path: Path, surface: str) -> None:
-    """It knows no seed, and refuses what it doesn't know: four samples were four refusals."""
+async def test_samples_of_anthropics_api_have_no_seed(tmp_path: Path, surface: str) -> None:
+    """Anthropic's API refuses unknown fields such as `seed`, so samples are requested without it."""
     models = [{**model, "provider": "claude"} for model in MODELS]
     body = {"model": "auto", **SURFACES[surface]}
     body.pop("response_format", None)
@@ -253,10 +263,10 @@ async def test_samples_of_anthropics_api_are_asked_for_as_the_client_did(tmp_pat
     [("verify", [{"text": "four"}, {"status": 400, "error": "no temperature here"}]),
      ("self-consistency", [{"status": 400, "error": "no temperature here"}])],
 )  # fmt: skip
-async def test_what_the_client_did_not_ask_is_not_its_fault(
+async def test_a_refused_request_of_the_cascade_is_not_the_clients_fault(
     tmp_path: Path, cascade: str, small: list[dict[str, object]]
 ) -> None:
-    """A request that the cascade wrote and the model refuses is no reason to give up, nor to believe the draft."""
+    """When the model refuses a request that the cascade wrote, the climb goes on and the draft isn't accepted."""
     scripts = {"small": small, "large": [{"text": "from large"}]}
     async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route(cascade)]) as gateway:
         answer = await ask(gateway)
@@ -266,8 +276,8 @@ async def test_what_the_client_did_not_ask_is_not_its_fault(
 
 
 @pytest.mark.parametrize("cascade", ["skeleton", "stepwise"])
-async def test_calls_and_json_are_not_put_together_from_parts(tmp_path: Path, cascade: str) -> None:
-    """Where tools are offered or JSON is asked for, one model answers whole."""
+async def test_tools_and_json_are_answered_by_one_model(tmp_path: Path, cascade: str) -> None:
+    """With tools or JSON requested, one model writes the whole answer."""
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     scripts = {"small": [{"tool_calls": [{"name": "look", "arguments": {"at": 1}}]}, {"text": "{}"}]}
     turns = [{"role": "user", "content": "list three reasons"}]
@@ -284,10 +294,10 @@ async def test_calls_and_json_are_not_put_together_from_parts(tmp_path: Path, ca
     ("cascade", "tells", "more"),
     [("self-consistency", True, {"n": 2}), ("confidence", True, {"n": 2}), ("confidence", False, {})],
 )
-async def test_what_a_strategy_could_not_compare_one_model_answers(
+async def test_one_model_answers_what_a_strategy_cannot_compare(
     tmp_path: Path, cascade: str, tells: bool, more: dict[str, int]
 ) -> None:
-    """Several answers at once, or one of a model that doesn't say how sure it is."""
+    """One model answers a request for several choices, and a request to models without log-probabilities."""
     models = [{**MODELS[0], "logprobs": tells}, MODELS[1]]
     scripts = {"small": [{"text": "unsure", "logprob": -2.0}]}
     async with live(tmp_path, scripts=scripts, models=models, routes=[route(cascade)]) as gateway:
@@ -298,7 +308,7 @@ async def test_what_a_strategy_could_not_compare_one_model_answers(
 
 
 async def test_different_calls_of_tools_are_different_answers(tmp_path: Path) -> None:
-    """Two models that call for other things don't agree: the best one decides."""
+    """Two models whose tool calls differ don't agree, so the best one decides."""
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
     def calls(city: str) -> dict[str, object]:
@@ -313,8 +323,10 @@ async def test_different_calls_of_tools_are_different_answers(tmp_path: Path) ->
     assert answer.headers["x-headgate-model"] == "large"
 
 
-def test_the_best_model_judges_nobody() -> None:
-    """Its verdict would cost what its answer does: the draft's own model is asked instead; unknown ones are refused."""
+def test_the_best_model_judges_no_drafts() -> None:
+    """The best model's verdict would cost as much as its answer, so the draft's own model judges. Unknown judges are
+    refused.
+    """
     table = {"providers": [{"name": "up", "kind": "scripted"}], "models": [{**m, "provider": "up"} for m in MODELS]}
     _, problems = parse({**table, "routes": [{**route("verify"), "judge": "nobody"}]}, {})
     assert [problem.partition(":")[0] for problem in problems] == ["routes[0].judge"]
@@ -330,7 +342,7 @@ def test_the_best_model_judges_nobody() -> None:
 
 @pytest.mark.parametrize("plan", PLANS)
 async def test_a_trained_cascade_answers_a_route_that_names_its_file(tmp_path: Path, plan: str) -> None:
-    """Whichever was trained: an answer that shows enough is given, and every cent is settled."""
+    """With every kind of trained cascade, a confident answer is returned and nothing is left held."""
     made = train_cascade(logged(150), TrainingSettings(router="linear", estimate_folds=2, folds=2), plan)
     save_cascade(tmp_path / "c.safetensors", made, version="1")
     models = [{"name": name, "logprobs": True, "output_usd_per_mtok": 10.0**at} for at, name in enumerate(LEARNT)]
@@ -347,7 +359,7 @@ async def test_a_trained_cascade_answers_a_route_that_names_its_file(tmp_path: P
 
 
 async def test_a_trained_cascade_gives_no_answer_that_may_be_wrong(tmp_path: Path) -> None:
-    """With a bound on wrong answers an unsure question ends with 422 and is paid for; a sure one is answered."""
+    """With a bound on wrong answers an unsure request ends with status 422 and is charged; a sure one is answered."""
     made = train_cascade(logged(400), TrainingSettings(router="linear", estimate_folds=2, folds=2))
     save_cascade(tmp_path / "c.safetensors", made, version="1")
     assert isinstance(made, RoutedCascade)
@@ -368,7 +380,9 @@ async def test_a_trained_cascade_gives_no_answer_that_may_be_wrong(tmp_path: Pat
 
 
 def test_a_bound_that_no_cascade_can_keep_is_refused_at_start(tmp_path: Path) -> None:
-    """A plain strategy can't abstain; a trained one is refused where its rows could not tell."""
+    """A bound on wrong answers is refused for plain strategies, which can't abstain, and for trained ones that can't
+    keep it.
+    """
     table = {"providers": [{"name": "up", "kind": "scripted"}], "models": [{**m, "provider": "up"} for m in MODELS]}
     _, problems = parse({**table, "routes": [{**route("confidence"), "most_wrong": 0.1}]}, {})
     assert [problem.partition(":")[0] for problem in problems] == ["routes[0].most_wrong"]
@@ -382,7 +396,7 @@ def test_a_bound_that_no_cascade_can_keep_is_refused_at_start(tmp_path: Path) ->
 
 @pytest.mark.parametrize("cascade", ["self-consistency", "best-of", "refine"])
 async def test_every_call_to_one_model_is_held_for(tmp_path: Path, cascade: str) -> None:
-    """A strategy that asks its only model several times holds the money for all of them, and gives back the rest."""
+    """A strategy that calls its only model several times holds money for all calls, and releases the rest."""
     words = [{"text": "word " * 60 + name, "logprob": -1.0} for name in ("seven", "eight", "nine")]
     alone = {**route(cascade), "models": ["small"], "retries": 0, "max_attempts": 5}
     async with live(tmp_path, scripts={"small": words}, models=MODELS[:1], routes=[alone]) as gateway:

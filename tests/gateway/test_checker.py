@@ -1,4 +1,4 @@
-"""Executed checks: heard where they speak, ended where they hang."""
+"""Checks of answers by a command: their results, limits and failures."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ def python(code: str, **limits: float) -> Checker:
         ("sys.exit(0 if 'HEADGATE_SECRET' in os.environ else 1)", False),
     ],
 )
-async def test_a_check_says_yes_no_or_nothing(code: str, said: bool | None, monkeypatch: pytest.MonkeyPatch):
-    """Exit status 0 and 1 speak; other ends don't; memory is bounded; our environment is not passed on."""
+async def test_a_check_passes_fails_or_says_nothing(code: str, said: bool | None, monkeypatch: pytest.MonkeyPatch):
+    """Exit status 0 passes and 1 fails; any other end says nothing. Memory is limited, and the gateway's environment
+    isn't passed on.
+    """
     monkeypatch.setenv("HEADGATE_SECRET", "x")
     assert await python(code, timeout_s=120.0).check("42") is said
 
 
 async def test_a_check_that_hangs_is_ended():
-    """It has said nothing, and no process is left."""
+    """A check that hangs says nothing."""
     assert await python("import time; time.sleep(1000)", timeout_s=0.2).check("42") is None
 
 
-async def test_a_command_that_is_not_there_says_nothing():
-    """A misconfigured check never vetoes an answer."""
+async def test_a_missing_command_says_nothing():
+    """A misconfigured check never rejects an answer."""
     assert await Checker(["/no/such/program"]).check("x") is None
 
 
 def test_a_check_needs_a_command():
-    """An empty one is refused when it is made."""
+    """An empty command raises ValueError."""
     with pytest.raises(ValueError, match="command"):
         Checker([])

@@ -1,4 +1,4 @@
-"""What one control process does for all replicas, with a real Redis."""
+"""The control process's work for all replicas, with a real Redis."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from gateway.journal.store import open_store
 from tests.gateway.redis_server import RedisServer
 
 
-def test_a_redis_that_would_throw_budgets_away_is_told(
+def test_a_redis_that_evicts_budgets_is_logged(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, where there are budgets and it evicts keys that never expire; again when it does so anew."""
+    """It is logged once, if there are budgets and Redis evicts keys without a time to live, and again when that starts
+    anew.
+    """
     monkeypatch.setattr(cluster, "RECONCILE_EVERY_S", 0.0)
     url = f"sqlite:///{tmp_path}/journal.db"
     migrate(url)
@@ -55,10 +57,10 @@ def test_a_redis_that_would_throw_budgets_away_is_told(
             store.close()
 
 
-def test_two_gateways_on_one_redis_are_told(
+def test_two_gateways_on_one_redis_are_logged(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, where each has its own database; replicas of one gateway, of which one leads, are not."""
+    """Gateways with databases of their own that share a Redis are logged once. Replicas of one gateway are not."""
     monkeypatch.setattr(cluster, "RECONCILE_EVERY_S", 0.0)
     monkeypatch.setattr(cluster, "BESIDE_S", 0.0)
     caplog.set_level(logging.WARNING)

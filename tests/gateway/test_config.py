@@ -1,4 +1,4 @@
-"""The configuration: everything wrong at once, each with its path; the example file holds every key."""
+"""The configuration: all faults at once, each with its path; the example file has every key."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def route(**changes: Any) -> list[str]:
     return problems(routes=[{**BASE["routes"][0], **changes}])
 
 
-def test_the_base_of_these_tests_is_right() -> None:
-    """Otherwise every refusal below might be another's."""
+def test_the_base_of_these_tests_is_valid() -> None:
+    """Otherwise the faults below might have other causes."""
     assert problems() == []
 
 
@@ -78,21 +78,23 @@ def keys_of_file(section: Any, tree: set[str], path: str = "") -> set[str]:
 
 
 def test_the_example_holds_every_key_and_no_other() -> None:
-    """Both ways, so that neither the tree nor the example can move alone."""
+    """The example has every key of the tree, and the tree every key of the example."""
     tree = keys_of_tree(Config)
     assert keys_of_file(tomllib.loads(EXAMPLE.read_text()), tree) == tree
 
 
 def test_the_example_comments_every_key() -> None:
-    """Some line of its says what it means."""
+    """Each key has a comment in some line of the example."""
     told = {
         line.split("=")[0].strip() for line in EXAMPLE.read_text().splitlines() if "=" in line and "#" in line
     }
     assert {key.rpartition(".")[2] for key in keys_of_tree(Config)} <= told
 
 
-def test_what_a_local_engine_would_not_take_is_told_with_its_path() -> None:
-    """Before the engine's process is started and refuses it; of a server elsewhere nothing is known."""
+def test_options_that_the_local_engine_refuses_are_faults() -> None:
+    """They are reported with their path before the engine's process starts. Options of a server elsewhere aren't
+    checked.
+    """
     options = {"kv_tokens": 0, "device": "tpu", "kv_token": 5, "int8": True}
     _, found = parse({"providers": [{"name": "home", "kind": "local", "options": options}]}, {})
     paths = {problem.split(": ")[0] for problem in found}
@@ -100,8 +102,8 @@ def test_what_a_local_engine_would_not_take_is_told_with_its_path() -> None:
     assert not any("int8" in path for path in paths)
 
 
-def test_all_problems_are_told_at_once() -> None:
-    """An operator fixes a file in one go."""
+def test_all_problems_are_reported_at_once() -> None:
+    """An operator can fix a file in one go."""
     config, found = parse(
         {
             "server": {"prot": 1, "port": 70_000, "workers": True},
@@ -192,7 +194,7 @@ def test_all_problems_are_told_at_once() -> None:
     ],
 )
 def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
-    """Each with its path, and nothing else complained about."""
+    """Each fault is reported with its path, and nothing else is."""
     assert route(**changes) == [problem]
 
 
@@ -266,7 +268,7 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
     ],
 )
 def test_faults_elsewhere(changes: dict[str, Any], problem: str) -> None:
-    """Each with its path, and nothing else complained about."""
+    """Each fault is reported with its path, and nothing else is."""
     assert problems(**changes) == [problem]
 
 
@@ -278,14 +280,14 @@ def test_faults_elsewhere(changes: dict[str, Any], problem: str) -> None:
         {"redis_url": "unix:///run/redis.sock?db=1"},
     ],
 )  # fmt: skip
-def test_what_can_be_connected_to_is_let_through(storage: dict[str, Any]) -> None:
-    """Sockets, passwords as their readers take them, and addresses of either kind."""
+def test_valid_addresses_are_accepted(storage: dict[str, Any]) -> None:
+    """Unix sockets, passwords as the clients parse them, and IPv4 and IPv6 addresses are accepted."""
     assert problems(storage=storage) == []
 
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic", "azure"])
 def test_a_remote_provider_needs_its_address(kind: str) -> None:
-    """There is no default to send a key to."""
+    """There is no default address to send a key to."""
     found = problems(providers=[{"name": "acme", "kind": kind}])
     assert found == ["providers[0].base_url: must start with one of http://, https://"]
 
@@ -296,8 +298,8 @@ def test_a_remote_provider_needs_its_address(kind: str) -> None:
      ("http://h/v1?x=1", "no query and no fragment"), ("http://h/v1#x", "no query and no fragment"),
      ("http://h/vü", "visible ASCII")],
 )  # fmt: skip
-def test_an_address_that_no_request_could_be_written_from_is_refused(url: str, fault: str) -> None:
-    """Before a worker stumbles over it, and without the password that may be in it."""
+def test_an_unusable_address_is_refused(url: str, fault: str) -> None:
+    """It is refused at start, and the message doesn't contain its password."""
     (found,) = problems(providers=[{**BASE["providers"][0], "base_url": url}])
     assert found.startswith("providers[0].base_url: ") and fault in found and "u:p" not in found
     (found,) = problems(embedding={"kind": "openai", "base_url": url, "model": "m", "dims": 3})
@@ -305,13 +307,13 @@ def test_an_address_that_no_request_could_be_written_from_is_refused(url: str, f
 
 
 @pytest.mark.parametrize("kind", ["local", "scripted"])
-def test_a_provider_of_this_machine_needs_none(kind: str) -> None:
-    """What runs here has no address."""
+def test_a_local_provider_needs_no_address(kind: str) -> None:
+    """Models that run in this gateway have no address."""
     assert problems(providers=[{"name": "acme", "kind": kind}]) == []
 
 
 def test_headers_cannot_be_split() -> None:
-    """A line break in a value or a name would let a file forge another header."""
+    """A line break in a header's name or value is refused, because it could forge another header."""
     headers = {"x-a": "b\r\nx-evil: 1", "x b": "1", "x-c": "fine"}
     provider = {**BASE["providers"][0], "headers": headers, "api_key": "${TWO_LINES}"}
     _, found = parse({**BASE, "providers": [provider]}, {"TWO_LINES": "a\n"})
@@ -323,7 +325,7 @@ def test_headers_cannot_be_split() -> None:
 
 
 def test_duplicates_are_refused_but_deployments_are_not() -> None:
-    """Two entries of one model at different providers share its traffic; the same one twice is a mistake."""
+    """Entries of one model at different providers are its deployments; two equal entries are a mistake."""
     two = [*BASE["providers"], {**BASE["providers"][0], "name": "other"}]
     spread = [*BASE["models"], {"name": "small", "provider": "other"}]
     assert problems(providers=two, models=spread) == []
@@ -335,8 +337,8 @@ def test_duplicates_are_refused_but_deployments_are_not() -> None:
     ]
 
 
-def test_a_long_way_round_is_found_once() -> None:
-    """Fallbacks over several routes may not come back, wherever one starts."""
+def test_a_cycle_of_fallbacks_is_reported_once() -> None:
+    """A cycle over several routes is reported once, wherever it is entered."""
     names = ["a", "b", "c"]
     routes = [
         {"name": name, "models": ["small"], "fallback": ["large", names[(i + 1) % 3]]}
@@ -348,7 +350,7 @@ def test_a_long_way_round_is_found_once() -> None:
 
 
 def test_secrets_are_read_from_the_environment_and_never_shown() -> None:
-    """Neither repr nor a problem tells a secret, in whatever field it stands."""
+    """Neither `repr` nor a problem shows a secret, whatever field it is in."""
     config = load(str(EXAMPLE), ENV)
     shown = repr(config)
     assert not any(secret in shown for secret in ENV.values())
@@ -360,20 +362,20 @@ def test_secrets_are_read_from_the_environment_and_never_shown() -> None:
 
 
 def test_part_of_a_secret_may_come_from_the_environment() -> None:
-    """A URL with a password is written with a variable in its place."""
+    """A URL may contain a variable in place of its password."""
     config, found = parse({**BASE, "storage": {"url": "postgresql://me:${ACME_KEY}@host/db"}}, ENV)
     assert found == [] and config is not None
     assert config.storage.url == "postgresql://me:sk-acme-0001@host/db"
 
 
-def test_all_variables_that_are_missing_are_told_at_once() -> None:
-    """Also where one secret names several."""
+def test_all_missing_variables_are_reported_at_once() -> None:
+    """One secret may name several."""
     _, found = parse({**BASE, "storage": {"url": "postgresql://${DB_USER}:${DB_KEY}@host/${DB_USER}"}}, ENV)
     assert found == ["storage.url: environment variables DB_USER, DB_KEY are not set"]
 
 
 def test_a_file_that_is_absent_or_not_toml_is_one_problem(tmp_path: Path) -> None:
-    """With its name and why."""
+    """The problem names the file and the reason."""
     assert check(str(tmp_path / "no.toml"), {})[1] == [f"{tmp_path}/no.toml: No such file or directory"]
     (tmp_path / "bad.toml").write_text("a = = 3")
     assert "not TOML" in check(str(tmp_path / "bad.toml"), {})[1][0]
@@ -382,14 +384,14 @@ def test_a_file_that_is_absent_or_not_toml_is_one_problem(tmp_path: Path) -> Non
         load(str(tmp_path / "binary.toml"), {})
 
 
-def test_a_file_may_begin_with_the_mark_of_its_encoding(tmp_path: Path) -> None:
-    """As editors of Windows write it."""
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Windows editors write one."""
     (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf[server]\r\nport = 8123\r\n")
     assert load(str(tmp_path / "marked.toml"), {}).server.port == 8123
 
 
 def test_without_a_file_two_models_of_this_machine_answer() -> None:
-    """The embedded configuration would pass as a file, but for nothing being wrong with it."""
+    """The embedded configuration passes the checks of a file."""
     config = load(None, {})
     assert config == embedded()
     assert [model.name for model in config.models] == ["tiny-small", "tiny-large"]
@@ -399,11 +401,11 @@ def test_without_a_file_two_models_of_this_machine_answer() -> None:
 
 
 def test_routers_are_named_as_the_registry_names_them() -> None:
-    """What the file may say is what can be opened."""
+    """Every router that the configuration accepts can be opened."""
     assert set(ROUTERS) == set(NAMES)
 
 
 def test_the_example_names_every_router_and_cascade() -> None:
-    """Whoever reads it knows what there is to choose from."""
+    """Its comments list all that can be chosen."""
     told = EXAMPLE.read_text()
     assert [name for name in (*NAMES, *CASCADES) if not re.search(rf"(?<![\w-]){name}(?![\w-])", told)] == []

@@ -1,4 +1,4 @@
-"""Settings that nothing reads are told, each with its path; those that something reads are not."""
+"""Settings without effect are reported, each with its path; settings that something reads are not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEPLOYED = ("deploy/headgate.cluster.toml", "deploy/kubernetes/headgate.toml")
 
 
 def warned(**sections: Any) -> list[str]:
-    """Of a configuration of three priced models with log-probabilities behind one route."""
+    """Paths of the warnings for a configuration of three priced models with log-probabilities behind one route."""
     base: dict[str, Any] = {
         "providers": [{"name": "up", "kind": "scripted"}],
         "models": [{"name": name, "provider": "up", "input_usd_per_mtok": 1.0, "logprobs": True} for name in "abc"],
@@ -57,14 +57,14 @@ READ: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("route", IDLE, ids=str)
-def test_an_idle_setting_of_a_route_is_told(route: dict[str, Any]) -> None:
-    """The one that was added last, and none beside it."""
+def test_an_idle_setting_of_a_route_is_reported(route: dict[str, Any]) -> None:
+    """The last setting of each case is reported, and no other."""
     assert warned(route=route) == [f"routes[0].{list(route)[-1]}"]
 
 
 @pytest.mark.parametrize("route", READ, ids=lambda one: ",".join(one))
-def test_what_is_read_is_no_matter(route: dict[str, Any]) -> None:
-    """The same settings where something reads them."""
+def test_settings_that_are_read_are_not_reported(route: dict[str, Any]) -> None:
+    """The same settings are not reported where something reads them."""
     assert warned(route=route) == []
 
 
@@ -92,14 +92,14 @@ def test_what_is_read_is_no_matter(route: dict[str, Any]) -> None:
           "route": {"cascade": "confidence"}}, ["routes[0].cascade"]),
     ],
 )  # fmt: skip
-def test_idle_settings_elsewhere_are_told(sections: dict[str, Any], paths: list[str]) -> None:
-    """A budget that nothing draws on and a cascade without the confidence that it reads among them."""
+def test_idle_settings_elsewhere_are_reported(sections: dict[str, Any], paths: list[str]) -> None:
+    """Among them are budgets that nothing spends and a cascade without the log-probabilities that it reads."""
     assert warned(**sections) == paths
 
 
 @pytest.mark.parametrize("file", DEPLOYED)
-def test_what_we_deploy_has_none(file: str) -> None:
-    """Each setting of the shipped configurations does something."""
+def test_the_shipped_configurations_have_none(file: str) -> None:
+    """Each setting of the shipped configurations has an effect."""
     text = (ROOT / file).read_text()
     config, problems = parse(tomllib.loads(text), dict.fromkeys(re.findall(r"\${(\w+)}", text), "x"))
     assert config is not None, problems
@@ -107,8 +107,8 @@ def test_what_we_deploy_has_none(file: str) -> None:
     assert idle(embedded()) == []
 
 
-def test_check_config_warns_and_says_yes(tmp_path: Path) -> None:
-    """In words and as JSON; the status is that of a configuration in order."""
+def test_check_config_warns_and_succeeds(tmp_path: Path) -> None:
+    """It prints the warnings as text or JSON, with the exit status of a valid configuration."""
     path, _, _ = write_config(tmp_path)
     path.write_text(path.read_text().replace('router = "cheapest"', 'router = "cheapest"\naccept_at = 0.9'))
     done = headgate("check-config", path)
@@ -117,8 +117,8 @@ def test_check_config_warns_and_says_yes(tmp_path: Path) -> None:
     assert told["ok"] and not told["problems"] and len(told["warnings"]) == 1
 
 
-def test_a_file_without_models_is_told_to_answer_nothing() -> None:
-    """An empty file is not the embedded defaults, which need no file."""
+def test_a_file_without_models_is_reported() -> None:
+    """An empty file doesn't mean the embedded configuration, which needs no file."""
     config, problems = parse({}, {})
     assert config is not None and problems == []
     assert [line.partition(":")[0] for line in idle(config)] == ["models"]

@@ -73,7 +73,7 @@ def write(store: Store, *records: Record) -> None:
 
 
 async def test_decisions_are_listed_filtered_and_paged(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Following `next` sees every matching decision once; money is in dollars."""
+    """Following `next` returns every matching decision once; money is in dollars."""
     write(admin.store, *(decision(number) for number in range(5)), decision(9, route="code"))
     seen: list[str] = []
     cursor: str | None = ""
@@ -87,7 +87,7 @@ async def test_decisions_are_listed_filtered_and_paged(admin: AdminServices, cli
 
 
 async def test_a_decision_is_explained_with_its_feedback(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Stored or still in a spool, by any of its names."""
+    """A decision is found by any of its ids, whether it is stored or still in a spool."""
     write(admin.store, decision(1), feedback(1, 0.25))
     Spool(admin.spool_dir).append(decision(2))
     found = (await client.get("/admin/decisions/chatcmpl-1")).json()
@@ -108,15 +108,15 @@ async def test_a_decision_is_explained_with_its_feedback(admin: AdminServices, c
 async def test_bad_input_is_refused_in_one_shape(
     admin: AdminServices, client: httpx.AsyncClient, method: str, path: str, body: bytes, status: int, code: str
 ) -> None:
-    """Whoever refuses it, the framework or a room: 4xx, and an error with a code."""
+    """Whichever layer refuses it, the status is 4xx and the error has a code."""
     write(admin.store, decision(1, response_id=""))
     answer = await client.request(method, path, content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert ("allow" in answer.headers) == (status == 405)
 
 
-async def test_pages_of_one_moments_rows_join(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Feedback and audit lines with one and the same time are each on one page, and the pages name the next."""
+async def test_rows_of_the_same_time_are_paged_without_gaps(admin: AdminServices, client: httpx.AsyncClient) -> None:
+    """Feedback and audit lines with equal times each appear on one page, and the pages link to the next."""
     notes = [AuditRecord(id=f"aud_{i}", time_s=NOON_S, actor="me", action="key.create") for i in range(102)]
     write(admin.store, *(feedback(i, 1.0, time_s=NOON_S) for i in range(5)), *notes)
     seen, cursor = [], ""
@@ -135,7 +135,7 @@ async def test_pages_of_one_moments_rows_join(admin: AdminServices, client: http
 
 
 async def test_a_key_is_shown_once_and_reaches_the_workers(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Only its hash is kept; workers get it, its changes and its revocation; each leaves an audit line."""
+    """Only its hash is stored. Workers get the key, its changes and its revocation, and each adds an audit line."""
     made = (await client.post("/admin/keys", json={"name": "ci", "models": ["small"], "rpm": 5})).json()
     plaintext, id = made["key"], made["record"]["id"]
     (held,) = read_settings(admin.run_dir).keys
@@ -155,8 +155,8 @@ async def test_a_key_is_shown_once_and_reaches_the_workers(admin: AdminServices,
     assert actions == ["key.revoke", "key.change", "key.create"]
 
 
-async def test_a_key_made_while_no_file_can_be_written_is_told(client: httpx.AsyncClient, admin: AdminServices) -> None:
-    """It is stored, so its secret must not be lost; workers get it once the disk takes it."""
+async def test_a_key_made_while_the_disk_is_full_is_shown(client: httpx.AsyncClient, admin: AdminServices) -> None:
+    """The key is stored, so its secret must be shown; workers get it once the file can be written."""
     in_the_way = admin.run_dir / f"settings.json.{os.getpid()}.new"
     in_the_way.mkdir(parents=True)
     answer = await client.post("/admin/keys", json={"name": "app"})
@@ -169,7 +169,8 @@ async def test_a_key_made_while_no_file_can_be_written_is_told(client: httpx.Asy
 
 
 async def test_a_rotated_key_has_two_secrets_for_a_while(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Its id and budget stay; both hashes reach the workers and neither is shown; the audit log says until when."""
+    """Its id and budget stay. Workers get both hashes, neither is shown, and the audit log has the end of the old one.
+    """
     made = (await client.post("/admin/keys", json={"name": "ci", "budget_usd": 2.5})).json()
     path = f"/admin/keys/{made['record']['id']}"
     asked = time.time()
@@ -191,8 +192,8 @@ async def test_a_rotated_key_has_two_secrets_for_a_while(admin: AdminServices, c
     assert (await client.post(f"{path}/rotate", json={})).status_code == 409
 
 
-async def test_json_that_is_not_said_to_be_json_is_told_so(client: httpx.AsyncClient) -> None:
-    """As curl -d sends it."""
+async def test_json_with_another_content_type_gets_a_hint(client: httpx.AsyncClient) -> None:
+    """curl -d sends it with the content type of a form."""
     said = {"content-type": "application/x-www-form-urlencoded"}
     told = await client.post("/admin/keys", content=b'{"name": "ci"}', headers=said)
     assert told.status_code == 415 and "content-type: application/json" in told.json()["error"]["message"]
@@ -203,13 +204,13 @@ async def test_json_that_is_not_said_to_be_json_is_told_so(client: httpx.AsyncCl
     [{}, {"name": ""}, {"name": "a", "rpm": 0}, {"name": "a", "secret": "x"}, {"name": "a", "budget_usd": 1e300},
      {"name": "a", "rpm": 10**400}, {"name": "  "}, {"name": "a\nb"}, {"name": "a", "tenant": "\t"}],
 )  # fmt: skip
-async def test_a_key_that_makes_no_sense_is_refused(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
-    """No name, a negative limit, an unknown field, more than anybody can count."""
+async def test_an_invalid_key_is_refused(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    """A key without a name, with a negative or too large limit, or with an unknown field is refused."""
     assert (await client.post("/admin/keys", json=body)).status_code == 422
 
 
 async def test_a_key_changed_from_an_old_page_is_a_conflict(client: httpx.AsyncClient) -> None:
-    """Who says which version he saw undoes nobody's change; who says none changes what he names, as ever."""
+    """A change that states an outdated version is refused; one that states none is applied."""
     id = (await client.post("/admin/keys", json={"name": "ci", "rpm": 5})).json()["record"]["id"]
     (seen,) = (await client.get("/admin/keys")).json()
     assert (await client.patch(f"/admin/keys/{id}", json={"rpm": 7, "version": seen["version"]})).status_code == 200
@@ -220,7 +221,7 @@ async def test_a_key_changed_from_an_old_page_is_a_conflict(client: httpx.AsyncC
 
 
 async def test_limits_that_workers_cannot_share_are_refused(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Without Redis each of two would grant a key's budget whole; what is no limit can still be changed."""
+    """Without Redis each of two workers would grant the whole budget. Other fields can still be changed."""
     made = (await client.post("/admin/keys", json={"name": "old", "rpm": 5})).json()["record"]["id"]
     admin.config = replace(admin.config, server=replace(admin.config.server, workers=2))
     admin._current = None
@@ -236,7 +237,7 @@ async def test_limits_that_workers_cannot_share_are_refused(admin: AdminServices
 
 
 async def test_counters_are_shown(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Spend and stats come from the store as they are."""
+    """Spend and statistics are those of the store."""
     write(admin.store, decision(1), decision(2, status=500), feedback(1, 1.0))
     (spend,) = (await client.get("/admin/spend")).json()
     assert (spend["requests"], spend["cost_usd"]) == (2, 2e-6)
@@ -248,7 +249,7 @@ async def test_counters_are_shown(admin: AdminServices, client: httpx.AsyncClien
 
 
 async def test_metrics_are_the_sum_of_all_workers(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Two workers' snapshots are one answer, and the lag of the journal is beside them."""
+    """The snapshots of two workers are added up, beside the lag of the journal."""
     admin.run_dir.mkdir()
     for worker, level in ((0, 0.0), (1, 2.0)):
         said = Metrics()
@@ -262,7 +263,7 @@ async def test_metrics_are_the_sum_of_all_workers(admin: AdminServices, client: 
 
 
 async def test_the_master_key_is_needed_where_there_is_one(tmp_path: Path) -> None:
-    """No key, a wrong one and a prefix of it are refused by every method of every admin path; health is open."""
+    """Every method of every admin path refuses no key, a wrong key and a prefix of the key; health is open."""
     config = configured(tmp_path, master_key="master")
     admin = AdminServices(config, open_store(config.storage.url), ShipState(), opened=True)
     async with client_of(admin, peer="203.0.113.9") as client:
@@ -297,8 +298,8 @@ async def test_without_a_key_only_this_machine_is_answered(
         assert (await client.post("/admin/keys", json={"name": "a"})).status_code == 403
 
 
-async def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
-    """503 with a code, not a trace; readiness says it too."""
+async def test_a_database_that_is_away_is_reported(tmp_path: Path) -> None:
+    """The answer is 503 with a code and no traceback, and readiness fails too."""
     config = configured(tmp_path, url=f"sqlite:///{tmp_path}/missing/journal.db")
     fault = ShipState(fault="away")
     async with client_of(AdminServices(config, Store(open_engine(config.storage.url)), fault)) as client:
@@ -310,7 +311,7 @@ async def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def controlled(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    """The whole control process in this one, reachable over HTTP."""
+    """The control process in this event loop, reachable over HTTP."""
     stop = asyncio.Event()
     running = asyncio.create_task(serve_control(config, stop))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.server.admin_port}") as client:
@@ -322,7 +323,7 @@ async def controlled(config: Config) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def eventually(ask: Callable[[], Any], wanted: Callable[[httpx.Response], bool]) -> httpx.Response:
-    """Asks until the answer is as wanted; a minute at most."""
+    """Repeats the request until the answer is the expected one, for at most a minute."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
@@ -338,10 +339,12 @@ async def eventually(ask: Callable[[], Any], wanted: Callable[[httpx.Response], 
     "said",
     [b"", b"GET /healthz HTTP/1.1\r\nhost:", b"POST /login HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nuser"],
 )
-async def test_slow_strangers_keep_no_connection(
+async def test_slow_clients_keep_no_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes
 ) -> None:
-    """Who says nothing, half a head or half a body is cut off as on the data port; who reads a stream is not."""
+    """Clients that send nothing, half a head or half a body are disconnected as on the data port; one that reads a
+    stream isn't.
+    """
     config = configured(tmp_path, port=free_port())
     async with controlled(config) as client:
         await eventually(lambda: client.get("/readyz"), lambda answer: answer.status_code == 200)
@@ -361,7 +364,8 @@ async def test_slow_strangers_keep_no_connection(
 
 
 async def test_a_trusted_proxy_tells_addresses_apart(tmp_path: Path) -> None:
-    """Who fails too often behind it holds up nobody else there; what others say of their address counts for nothing."""
+    """A client behind a trusted proxy that fails too often blocks nobody else there, and others can't forge an address.
+    """
     config = configured(tmp_path, master_key="master", port=free_port())
     async with controlled(config) as client:
         await eventually(lambda: client.get("/readyz"), lambda answer: answer.status_code == 200)
@@ -376,7 +380,7 @@ async def test_a_trusted_proxy_tells_addresses_apart(tmp_path: Path) -> None:
 
 
 async def test_what_a_worker_appends_is_shipped_and_listed(tmp_path: Path) -> None:
-    """From the spool over the database to the admin API; the rest is shipped at the stop."""
+    """Records go from the spool to the database and the admin API, and the rest is shipped at the end."""
     config = configured(tmp_path, port=free_port())
     spool = Spool(spool_dir(config.server.run_dir))
     spool.append(decision(1, time_s=time.time()))
@@ -398,7 +402,7 @@ async def test_what_a_worker_appends_is_shipped_and_listed(tmp_path: Path) -> No
 async def test_what_no_row_can_hold_is_not_the_databases_fault(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
-    """NUL, which PostgreSQL has not: the caller is told, not to try again in a moment."""
+    """PostgreSQL can't store NUL; the caller gets an error that isn't worth a retry."""
     url = postgres_server.new_database()
     migrate(url)
     async with controlled(configured(tmp_path, url=url, port=free_port())) as client:
@@ -410,14 +414,14 @@ async def test_what_no_row_can_hold_is_not_the_databases_fault(
 async def test_a_server_whose_schema_is_behind_ends_it_with_the_command(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
-    """Nothing is migrated behind the operator's back."""
+    """The control process never migrates a server's schema by itself, and names the command that does."""
     config = configured(tmp_path, url=postgres_server.new_database(), port=free_port())
     with pytest.raises(ConfigError, match="headgate migrate"):
         await serve_control(config, asyncio.Event())
 
 
 async def test_a_database_that_is_away_at_start_is_waited_for(tmp_path: Path) -> None:
-    """It serves, says unready, and ships when the database has come."""
+    """It serves, reports that it isn't ready, and ships once the database answers."""
     folder = tmp_path / "later"
     config = configured(tmp_path, url=f"sqlite:///{folder}/journal.db", port=free_port())
     Spool(spool_dir(config.server.run_dir)).append(decision(1, time_s=time.time()))
@@ -433,7 +437,7 @@ async def test_a_database_that_is_away_at_start_is_waited_for(tmp_path: Path) ->
 
 
 async def test_the_process_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
-    """SIGTERM ships what is spooled and exits 0."""
+    """SIGTERM ships what is spooled and exits with status 0."""
     port = free_port()
     file = tmp_path / "headgate.toml"
     file.write_text(
@@ -457,8 +461,8 @@ async def test_the_process_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_configuration_that_cannot_be_used_is_told_in_a_line(tmp_path: Path) -> None:
-    """As when half of a pair of certificate and key is replaced, just when control starts again."""
+def test_an_unusable_configuration_ends_it_with_one_line(tmp_path: Path) -> None:
+    """That happens when only one of certificate and key was replaced and the control process starts again."""
     (file := tmp_path / "headgate.toml").write_text("[server]\nworkers = 0\n")
     command = [sys.executable, "-m", "gateway.control", "--config", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
@@ -466,8 +470,8 @@ def test_a_configuration_that_cannot_be_used_is_told_in_a_line(tmp_path: Path) -
     assert "Traceback" not in done.stderr
 
 
-def test_shipping_is_shared_with_the_desk(tmp_path: Path) -> None:
-    """What the shipper notes is what readiness reads."""
+def test_shipping_state_is_shared_with_the_admin_api(tmp_path: Path) -> None:
+    """Readiness reads the state that the shipper writes."""
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
     shipper = Shipper(tmp_path / "spool", store.engine)
     admin = AdminServices(configured(tmp_path), store, shipper.state)

@@ -28,7 +28,7 @@ OTHER = {"name": "other", "input_usd_per_mtok": 9.0, "output_usd_per_mtok": 9.0}
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker on a busy machine is not a silent one."""
+    """A worker on a busy machine may take longer to answer."""
     monkeypatch.setattr(worker_sockets, "ANSWER_WITHIN_S", PATIENCE_S)
 
 
@@ -56,8 +56,8 @@ def run_dir(gateway: Live) -> Path:
     return Path(gateway.services.config.server.run_dir)
 
 
-def test_a_deep_folder_still_has_a_door(tmp_path: Path) -> None:
-    """A socket's path is short by nature; the folder's may be long."""
+def test_a_deep_folder_still_has_a_socket(tmp_path: Path) -> None:
+    """A socket's address is short, while the folder's path may be long."""
     deep = tmp_path / ("x" * 60) / ("y" * 60)
     assert len(str(socket_path(deep, 0))) > MAX_PATH_BYTES
 
@@ -70,7 +70,7 @@ def test_a_deep_folder_still_has_a_door(tmp_path: Path) -> None:
 
 
 async def test_settings_are_in_force_before_the_answer_comes(tmp_path: Path) -> None:
-    """Whoever asks for the version knows that the next request obeys it; what is unsound is never confirmed."""
+    """An answered version is in force for the next request, and a version with faults is never confirmed."""
     async with opened(tmp_path) as (gateway, _):
         assert (await asked(gateway)).headers["x-headgate-model"] == "echo"
         change(gateway, {"auto": {"models": ["other"]}})
@@ -92,7 +92,7 @@ def change(gateway: Live, routes: dict[str, dict[str, Any]]) -> None:
 
 
 async def test_a_revoked_key_opens_nothing_whatever_became_of_a_router(tmp_path: Path) -> None:
-    """The file of a promoted router is gone: routes go on with what is loaded, keys are taken away all the same."""
+    """A missing router file doesn't stop the revocation of keys; routes continue with the loaded router."""
     import msgspec
 
     artefact = tmp_path / "promoted.safetensors"
@@ -114,7 +114,7 @@ async def test_a_revoked_key_opens_nothing_whatever_became_of_a_router(tmp_path:
 
 
 async def test_a_key_with_an_endless_budget_leaves_the_others_as_they_are(tmp_path: Path) -> None:
-    """One that an older release let in: it opens, and keys made or taken away after it are obeyed."""
+    """Such a key of an older release still works, and keys made or revoked after it take effect."""
     import msgspec
 
     (rich, one), (key, two) = new_key("rich", time.time()), new_key("app", time.time())
@@ -137,7 +137,7 @@ async def said_to(gateway: Live, key: str) -> httpx.Response:
 
 
 async def test_a_provider_is_replaced_under_traffic(tmp_path: Path) -> None:
-    """New requests go to the new address, those under way end where they began, and the old pool is given back."""
+    """New requests go to the new address, requests in flight end at the old one, and the old pool is closed."""
     import msgspec
 
     async with opened(tmp_path) as (gateway, _):
@@ -157,7 +157,9 @@ async def test_a_provider_is_replaced_under_traffic(tmp_path: Path) -> None:
 
 
 async def test_entries_are_found_shown_and_forgotten(tmp_path: Path) -> None:
-    """By id, answer, tenant and model; text is searched only for those who may read it; gone is gone."""
+    """Entries are found by id, answer, tenant and model, by text only for those who may read it, and deleted ones are
+    gone.
+    """
     async with opened(tmp_path) as (gateway, _):
         await asked(gateway, "alpha particle")
         await asked(gateway, "beta decay")
@@ -182,8 +184,8 @@ async def test_entries_are_found_shown_and_forgotten(tmp_path: Path) -> None:
         assert (await asked(gateway, "alpha particle")).headers["x-headgate-cache"] == "miss"
 
 
-async def test_an_ask_that_makes_no_sense_closes_nothing(tmp_path: Path) -> None:
-    """No answer for it, and the next ask is answered; the socket is the owner's alone."""
+async def test_an_invalid_request_closes_nothing(tmp_path: Path) -> None:
+    """It gets an error and the next request an answer; only the owner may open the socket."""
     async with opened(tmp_path) as (gateway, _):
         sock = socket_path(run_dir(gateway), 0)
         assert sock.stat().st_mode & 0o777 == 0o600
@@ -194,7 +196,7 @@ async def test_an_ask_that_makes_no_sense_closes_nothing(tmp_path: Path) -> None
 
 
 async def test_a_worker_that_is_gone_is_silent(tmp_path: Path) -> None:
-    """Its socket's file may be left; nobody waits for it."""
+    """A dead worker's socket file may remain, and nobody waits for it."""
     async with opened(tmp_path) as (gateway, sock):
         folder = run_dir(gateway)
         left = folder / "worker-7.door"
@@ -206,8 +208,8 @@ async def test_a_worker_that_is_gone_is_silent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("successor", [True, False])
-async def test_a_worker_takes_down_its_own_door_only(tmp_path: Path, successor: bool) -> None:
-    """Where its successor has put one up already, that stays."""
+async def test_a_worker_removes_only_its_own_socket(tmp_path: Path, successor: bool) -> None:
+    """A socket that its successor has already opened stays."""
     async with opened(tmp_path) as (gateway, sock):
         other = ControlSocket(gateway.app, lambda: None)
         if successor:

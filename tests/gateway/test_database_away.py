@@ -1,4 +1,4 @@
-"""The data plane while its database is away: what needs it says so in time, all else goes on."""
+"""The data plane while its database is away: what needs it fails in time, everything else continues."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def stopped(server: PostgresServer) -> Iterator[None]:
 async def test_what_needs_the_database_says_that_it_is_away(
     tmp_path: Path, postgres_server: PostgresServer, asked_before: bool
 ) -> None:
-    """503 and when to come again, never a fault of ours, whether or not it was reached before; answers, what lies in
-    the spool and feedback go on, and so does all else once it is back.
+    """Such requests get 503 with retry-after, whether or not the database was reached before. Answers, spooled
+    decisions and feedback continue, and everything works once it is back.
     """
     url = postgres_server.new_database()
     migrate(url)
@@ -70,8 +70,8 @@ async def test_what_needs_the_database_says_that_it_is_away(
         assert (await client.get("/v1/decisions/dec_unknown")).status_code == 404
 
 
-async def test_a_file_that_is_no_database_is_one_that_is_away(tmp_path: Path) -> None:
-    """What was overwritten, or damaged with its disk, is no fault of the gateway's either."""
+async def test_a_damaged_database_file_counts_as_away(tmp_path: Path) -> None:
+    """A file that was overwritten or damaged is no internal error of the gateway either."""
     (tmp_path / "journal.db").write_bytes(b"no database" * 100)
     async with live(tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
         for method, path in NEED_IT:
@@ -80,8 +80,8 @@ async def test_a_file_that_is_no_database_is_one_that_is_away(tmp_path: Path) ->
         assert (await client.post("/v1/chat/completions", json=ASKED)).status_code == 200
 
 
-async def test_nobody_waits_for_whoever_waits_for_the_database(tmp_path: Path, postgres_server: PostgresServer) -> None:
-    """A database that hangs holds up the question that needs it, and no other request of the worker."""
+async def test_a_hanging_database_delays_no_other_request(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """A database that hangs delays only the request that needs it."""
     url = postgres_server.new_database()
     migrate(url)
     async with live(tmp_path, storage={"url": url}) as gateway, httpx.AsyncClient(
@@ -105,8 +105,8 @@ async def test_nobody_waits_for_whoever_waits_for_the_database(tmp_path: Path, p
 async def test_a_restart_without_the_database_gives_no_budget_away_twice(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
-    """Who has a budget is told to come again until what was spent is known; who has none is answered; then the budget
-    goes on where it was.
+    """Callers with a budget get 503 until the spending is known, callers without one are answered, and then the budget
+    continues where it was.
     """
     url = postgres_server.new_database()
     migrate(url)
@@ -139,7 +139,7 @@ async def test_a_restart_without_the_database_gives_no_budget_away_twice(
 
 
 async def test_pacing_learns_once_the_database_is_there(tmp_path: Path, postgres_server: PostgresServer) -> None:
-    """Without it a route with a daily budget answers as one that knows nothing yet."""
+    """Until the database answers, a route with a daily budget paces as if it had no history."""
     url = postgres_server.new_database()
     migrate(url)
     store = open_store(url)

@@ -1,4 +1,4 @@
-"""A full disk under the run folder: answers go on, and both ports tell what is not kept."""
+"""A full disk under the run folder: answers continue, and both ports report what isn't stored."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def figure(text: str, name: str) -> float:
     return float(found)
 
 
-async def test_the_admin_port_tells_what_workers_cannot_keep(tmp_path: Path) -> None:
-    """Ready, since answers go on; degraded, with how many workers drop records and how many they have dropped.
-    Counters go on too, and all is well again by itself.
+async def test_the_admin_port_reports_dropped_records(tmp_path: Path) -> None:
+    """It stays ready but degraded, and reports how many workers drop records and how many they dropped. Counters
+    continue, and it recovers by itself.
     """
     async with AsyncExitStack() as stack:
         if (disk := small_disk(stack, tmp_path / "disk")) is None:
@@ -67,7 +67,8 @@ async def test_the_admin_port_tells_what_workers_cannot_keep(tmp_path: Path) -> 
 
 
 async def test_a_snapshot_is_left_on_a_full_disk_as_long_as_it_has_its_place(tmp_path: Path) -> None:
-    """On the place of the one before the last; readers find a whole one at any time, and one that grew finds none."""
+    """A snapshot overwrites the one before the last, so readers always find a whole one. One that grew finds no room.
+    """
     async with AsyncExitStack() as stack:
         if (disk := small_disk(stack, tmp_path / "disk")) is None:
             pytest.skip("this user can't mount a disk")

@@ -1,4 +1,4 @@
-"""Other embedders by configuration: a folder of sentence-transformers, an endpoint of the OpenAI kind."""
+"""Configured embedders: a sentence-transformers folder, and an endpoint of OpenAI's kind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WIDTH = 8
 
 
 def encoder(folder: Path, *, model_type: str = "bert", mean: bool = True) -> Path:
-    """A tiny BERT with random weights, laid out as sentence-transformers does."""
+    """A tiny BERT with random weights in a sentence-transformers folder."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     (folder / "1_Pooling").mkdir()
@@ -64,7 +64,7 @@ def encoder(folder: Path, *, model_type: str = "bert", mean: bool = True) -> Pat
 
 
 def router(path: Path, featurizer: Featurizer) -> None:
-    """Trained upon that embedder: the small model is right on poems, the large one on sums."""
+    """A router trained with that embedder: the small model is right on poems, the large one on sums."""
     texts = [("write a poem about the sea", "solve the sum of two")[i % 2] + " the" * (i % 5) for i in range(60)]
     x = np.stack([featurizer.describe(text).vector for text in texts]).astype(np.float64)
     projection = Projection().fit(x, featurizer.layout.blocks())
@@ -83,8 +83,8 @@ async def answered_by(client: httpx.AsyncClient, url: str, text: str) -> str:
 
 
 async def test_a_router_trained_upon_a_folder_is_served_through_it(tmp_path: Path) -> None:
-    """Its artefact is read with the vectors it was trained upon; without that [embedding] it is not ready, and the
-    default model answers.
+    """Its artefact is served with the embedder it was trained with. Without that [embedding] the router is undecided
+    and the default model answers.
     """
     folder = encoder(tmp_path / "encoder")
     featurizer = open_embedder(Embedding(kind="folder", path=str(folder)))
@@ -104,7 +104,7 @@ async def test_a_router_trained_upon_a_folder_is_served_through_it(tmp_path: Pat
 
 
 async def test_an_endpoint_gives_vectors() -> None:
-    """Unit vectors come from `/embeddings`, in the order of likeness that the endpoint means."""
+    """The endpoint's vectors become unit vectors, with the similarities that it means."""
     async with ScriptedServer() as upstream:
         stated = Embedding(kind="openai", base_url=upstream.url, model="text", dims=DIMENSIONS, timeout_s=5.0)
         featurizer = open_embedder(stated)
@@ -118,7 +118,7 @@ async def test_an_endpoint_gives_vectors() -> None:
 
 @pytest.mark.parametrize("fault", [{"model": "bad"}, {"dims": 5}])
 async def test_an_endpoint_that_gives_no_vector_says_so(fault: dict[str, object]) -> None:
-    """An error, or a vector of another length than configured, is no vector."""
+    """An error, or a vector of another length than configured, raises EmbeddingFailed."""
     async with ScriptedServer({"bad": [{"status": 500}]}) as upstream:
         stated = {"kind": "openai", "base_url": upstream.url, "model": "text", "dims": DIMENSIONS, **fault}
         featurizer = open_embedder(msgspec.convert(stated, Embedding))
@@ -129,7 +129,7 @@ async def test_an_endpoint_that_gives_no_vector_says_so(fault: dict[str, object]
 
 @pytest.mark.parametrize("how", [{"model_type": "mpnet"}, {"mean": False}])
 def test_an_encoder_that_cannot_be_read_is_refused(tmp_path: Path, how: dict[str, object]) -> None:
-    """Another architecture, or another pooling, would give vectors that mean nothing."""
+    """Another architecture or pooling would give meaningless vectors."""
     folder = encoder(tmp_path / "e", **how)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"embedding\.path"):
         open_embedder(Embedding(kind="folder", path=str(folder)))

@@ -1,4 +1,4 @@
-"""Inference servers that somebody else runs: their queue, their health and what they would ignore."""
+"""Inference servers of others: their queue, their health, and fields that they ignore."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ANSWER = {
 
 @dataclass
 class Engine:
-    """A server of pages: what each path answers, and what it was asked."""
+    """An HTTP server with a fixed answer for each path, which records its requests."""
 
     url: str = ""
     pages: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -93,7 +93,8 @@ async def ask(gateway: Live, model: str = "qwen", **fields: Any) -> httpx.Respon
 
 
 async def test_routers_learn_the_wait_behind_an_engines_own_queue(tmp_path: Path) -> None:
-    """Filled by others too; it moves up as fast as what runs is done; gone when the queue is."""
+    """The wait counts requests of other clients, shrinks as fast as the running ones finish, and ends with the queue.
+    """
     async with engine() as one, before(one, tmp_path) as gateway:
         fleet = gateway.services.fleet
         (deployment,) = fleet.deployments("qwen")
@@ -108,7 +109,7 @@ async def test_routers_learn_the_wait_behind_an_engines_own_queue(tmp_path: Path
 
 
 async def test_an_engine_that_is_not_well_is_left_alone_before_a_request_fails(tmp_path: Path) -> None:
-    """503 from its health page, then nobody there; well again, it answers again."""
+    """An engine gets no requests while its health page answers 503 or nothing listens, and is used again afterwards."""
     async with engine() as one, before(one, tmp_path) as gateway:
         one.waits(0, 0)
         await look(gateway)
@@ -126,7 +127,7 @@ async def test_an_engine_that_is_not_well_is_left_alone_before_a_request_fails(t
 
 
 async def test_nobody_there_is_down_and_a_page_that_is_missing_is_not(tmp_path: Path) -> None:
-    """A metrics page that is switched off leaves the engine in service, and the log says how to switch it on."""
+    """An engine without a metrics page stays in service, and the log says how to enable the page."""
     async with engine() as one, before(one, tmp_path) as gateway:
         await look(gateway)
         assert gateway.services.fleet.healthy("qwen", gateway.services.now())
@@ -139,8 +140,8 @@ async def test_nobody_there_is_down_and_a_page_that_is_missing_is_not(tmp_path: 
         assert not gateway.services.fleet.healthy("qwen", gateway.services.now())
 
 
-async def test_how_to_switch_the_metrics_page_on_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Not at every look."""
+async def test_how_to_enable_the_metrics_page_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not logged at every look."""
     async with engine() as one, before(one, tmp_path, "llama-server") as gateway:
         watch = watching(gateway)
         for _ in range(3):
@@ -150,7 +151,7 @@ async def test_how_to_switch_the_metrics_page_on_is_said_once(tmp_path: Path, ca
     ]
 
 
-async def test_looks_go_on_beside_the_requests(tmp_path: Path) -> None:
+async def test_engines_are_read_beside_the_requests(tmp_path: Path) -> None:
     """The chore reads every engine by itself."""
     async with engine() as one, before(one, tmp_path) as gateway:
         one.waits(3, 1)
@@ -164,7 +165,7 @@ async def test_looks_go_on_beside_the_requests(tmp_path: Path) -> None:
 
 
 async def test_a_field_goes_out_by_the_engines_own_name(tmp_path: Path) -> None:
-    """llama-server's limit is called max_tokens; all else is as the client wrote it."""
+    """llama-server's limit is called max_tokens; everything else is sent as the client wrote it."""
     async with engine() as one, before(one, tmp_path, "llama-server") as gateway:
         answer = await ask(gateway, max_completion_tokens=7, temperature=0.25)
         assert answer.status_code == 200, answer.text
@@ -173,8 +174,10 @@ async def test_a_field_goes_out_by_the_engines_own_name(tmp_path: Path) -> None:
         assert (body["max_tokens"], body["temperature"]) == (7, 0.25) and "max_completion_tokens" not in body
 
 
-async def test_a_wish_that_an_engine_ignores_goes_to_another_model_or_is_refused(tmp_path: Path) -> None:
-    """transformers serve does not heed `stop`: the route's next model does; pinned, the client is told; no breaker."""
+async def test_a_field_that_an_engine_ignores_goes_to_another_model_or_is_refused(tmp_path: Path) -> None:
+    """transformers serve ignores `stop`: the route's next model answers, a pinned model is refused, and no breaker
+    counts it.
+    """
     async with engine() as one, before(one, tmp_path, "transformers-serve") as gateway:
         moved = await ask(gateway, "auto", stop=["x"])
         assert (moved.status_code, moved.headers["x-headgate-model"]) == (200, "echo"), moved.text
@@ -190,7 +193,7 @@ async def test_a_wish_that_an_engine_ignores_goes_to_another_model_or_is_refused
 
 
 async def test_operators_see_every_engines_load(tmp_path: Path) -> None:
-    """What it says, and nothing for what it does not say."""
+    """The metrics show the queue that an engine reports, and nothing where it reports none."""
     async with engine() as one:
         one.waits(3, 2)
         home = {
@@ -206,7 +209,7 @@ async def test_operators_see_every_engines_load(tmp_path: Path) -> None:
 
 
 def test_only_what_speaks_openai_is_an_engine() -> None:
-    """Said where the key stands; an unknown engine too."""
+    """An engine at another kind of provider, or an unknown one, is refused with its path."""
     providers = [
         {"name": "a", "kind": "anthropic", "base_url": "http://127.0.0.1:1", "engine": "vllm"},
         {"name": "b", "kind": "openai", "base_url": "http://127.0.0.1:1/v1", "engine": "tgi"},
@@ -217,5 +220,5 @@ def test_only_what_speaks_openai_is_an_engine() -> None:
 
 
 def test_every_known_engine_can_be_configured() -> None:
-    """The configuration's words are the profiles' names."""
+    """The configuration accepts every engine that has a profile."""
     assert set(get_args(get_type_hints(ProviderConfig)["engine"])) == {"", *PROFILES}

@@ -1,4 +1,4 @@
-"""What providers bill beside plain tokens, end to end: cache writes for an hour and searches of the web."""
+"""What providers bill beside plain tokens, end to end: one-hour cache writes and web searches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def gateway_of(folder: Path, claude: Mapping[str, Any], gpt: Mapping[str, 
 
 
 async def ask(gateway: Live, path: str, body: dict[str, Any], *, events: int | None = None) -> DecisionRecord:
-    """`events`: after how many of them the client leaves."""
+    """`events`: number of events after which the client leaves."""
     async with httpx.AsyncClient() as client, client.stream("POST", gateway.url + path, json=body) as answer:
         assert answer.status_code == 200, await answer.aread()
         seen = 0
@@ -57,7 +57,7 @@ async def ask(gateway: Live, path: str, body: dict[str, Any], *, events: int | N
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_message_with_searches_and_writes_for_an_hour_is_billed_exactly(tmp_path: Path, stream: bool) -> None:
-    """To the nano-dollar, within what was held, and told in the journal and in the metrics."""
+    """It costs the exact nano-dollars, within the hold, as the journal and the metrics show."""
     async with gateway_of(tmp_path, WROTE) as gateway:
         body = {**MESSAGES, "tools": [{**CLAUDES, "max_uses": 2}], "stream": stream}
         record = await ask(gateway, "/v1/messages", body)
@@ -72,8 +72,10 @@ async def test_a_message_with_searches_and_writes_for_an_hour_is_billed_exactly(
 
 
 @pytest.mark.parametrize("route", ["claude", "both"])
-async def test_a_streams_expected_cost_knows_of_searches(tmp_path: Path, route: str) -> None:
-    """Of a model that was chosen or named: one where the request offers some, and those that a model always runs."""
+async def test_a_streams_expected_cost_includes_searches(tmp_path: Path, route: str) -> None:
+    """For a routed or pinned model it includes one search where the request offers some, and those that a model always
+    runs.
+    """
     models = [{"name": "claude", "provider": "claude", **PRICES},
               {"name": "finder", "provider": "claude", "upstream_name": "claude", "web_searches": 3, **PRICES}]
     routes = [{"name": "both", "models": ["claude"], "router": "cheapest"},
@@ -92,7 +94,7 @@ async def test_a_streams_expected_cost_knows_of_searches(tmp_path: Path, route: 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_response_with_searches_is_billed_exactly(tmp_path: Path, stream: bool) -> None:
-    """An upstream that serves the API itself tells them as items of its output."""
+    """An upstream that serves the Responses API reports searches as items of its output."""
     async with gateway_of(tmp_path, USED) as gateway:
         body = {**RESPONSES, "tools": [GPTS], "max_tool_calls": 2, "stream": stream}
         record = await ask(gateway, "/v1/responses", body)
@@ -104,7 +106,7 @@ async def test_a_response_with_searches_is_billed_exactly(tmp_path: Path, stream
 @pytest.mark.parametrize(("path", "body"), [("/v1/messages", {**MESSAGES, "tools": [CLAUDES]}),
                                             ("/v1/responses", {**RESPONSES, "tools": [GPTS]})])  # fmt: skip
 async def test_searches_are_paid_where_the_client_leaves(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
-    """They have been run, though the end of the stream, which tells their number, never came."""
+    """They were run, though the end of the stream, which reports their number, never came."""
     async with gateway_of(tmp_path, LEAVES, LEAVES) as gateway:
         record = await ask(gateway, path, {**body, "stream": True}, events=20)
     (attempt,) = record.attempts
@@ -113,7 +115,7 @@ async def test_searches_are_paid_where_the_client_leaves(tmp_path: Path, path: s
 
 
 async def test_more_searches_than_were_held_are_charged_all_the_same(tmp_path: Path) -> None:
-    """The budget is overrun by the rest, and that is counted."""
+    """The budget is overrun by the rest, and the overrun is counted."""
     async with gateway_of(tmp_path, {**USED, "web_searches": 30}) as gateway:
         record = await ask(gateway, "/v1/messages", {**MESSAGES, "tools": [{**CLAUDES, "max_uses": 1}]})
         ledger = gateway.services.ledger
@@ -154,7 +156,7 @@ async def test_a_chats_fees_are_held_and_billed(
     tmp_path: Path, stream: bool, more: dict[str, Any], usage: dict[str, Any], model: dict[str, Any], searches: int,
     cost: int,
 ) -> None:  # fmt: skip
-    """Whatever the provider calls them, within what was held."""
+    """Under every provider's name for them they are billed, within the hold."""
     script = {"text": "it rains", "input_tokens": 1000, "output_tokens": 7, "more_usage": usage}
     models = [{"name": "m", "provider": "up", **PRICES, **model}]
     async with live(tmp_path, scripts={"m": [script]}, models=models) as gateway:
@@ -166,10 +168,10 @@ async def test_a_chats_fees_are_held_and_billed(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("said", "usd"), [(SONAR, 0.5), ({"cost": 0.25}, 0.25)])
-async def test_what_an_answer_says_it_cost_counts_where_that_is_wanted(
+async def test_a_reported_cost_counts_where_that_is_configured(
     tmp_path: Path, stream: bool, said: dict[str, Any], usd: float
 ) -> None:
-    """More than was held, which is an overrun."""
+    """It may be more than was held, which is an overrun."""
     script = {"text": "it rains", "input_tokens": 1000, "output_tokens": 7, "more_usage": said}
     models = [{"name": "m", "provider": "up", **PRICES, "told_cost": True}]
     async with live(tmp_path, scripts={"m": [script]}, models=models) as gateway:
@@ -179,7 +181,7 @@ async def test_what_an_answer_says_it_cost_counts_where_that_is_wanted(
 
 
 async def test_a_search_is_paid_where_the_client_leaves_a_chat(tmp_path: Path) -> None:
-    """It came before the first word, and the stream's end, which tells usage, never came."""
+    """It ran before the first word, and the end of the stream, which reports usage, never came."""
     script = {"text": "it rains " * 50, "gap_s": 0.05}
     models = [{"name": "m", "provider": "up", **PRICES}]
     async with live(tmp_path, scripts={"m": [script]}, models=models) as gateway:
@@ -189,7 +191,7 @@ async def test_a_search_is_paid_where_the_client_leaves_a_chat(tmp_path: Path) -
 
 
 async def test_claudes_search_is_paid_where_the_client_leaves_a_chat(tmp_path: Path) -> None:
-    """As the stream told of it, and never as one that surely was run."""
+    """It is billed as the stream reported it, not as a search that certainly ran."""
     for searches in (0, 1):
         async with gateway_of(tmp_path / str(searches), {**LEAVES, "web_searches": searches}) as gateway:
             body = {**CHAT, **OPTIONS, "model": "claude", "stream": True, "max_tokens": 1000}
@@ -199,8 +201,8 @@ async def test_claudes_search_is_paid_where_the_client_leaves_a_chat(tmp_path: P
 
 @pytest.mark.parametrize("asked", [{}, {"stream_options": {"include_usage": True}}])
 @pytest.mark.parametrize("surface", ["chat", "messages"])
-async def test_usage_that_groq_tells_in_its_own_way(tmp_path: Path, surface: str, asked: dict[str, Any]) -> None:
-    """Beside the finish reason of a stream, whether it was asked for usage or not: nothing is estimated."""
+async def test_usage_in_groqs_own_field(tmp_path: Path, surface: str, asked: dict[str, Any]) -> None:
+    """Groq reports usage beside a stream's finish reason, requested or not, so nothing is estimated."""
     script = {"text": "it rains", "input_tokens": 1000, "output_tokens": 7, "x_groq": True}
     models = [{"name": "m", "provider": "up", "leave_out": ["stream_options"], **PRICES}]
     path, more = ("/v1/messages", {}) if surface == "messages" else ("/v1/chat/completions", asked)
@@ -211,7 +213,7 @@ async def test_usage_that_groq_tells_in_its_own_way(tmp_path: Path, surface: str
 
 @pytest.mark.parametrize("router", ["cheapest", "default"])
 async def test_a_model_that_always_searches_is_expected_to_cost_that(tmp_path: Path, router: str) -> None:
-    """Alike but for that, the other one answers; under a cap below a search it can't."""
+    """The other, otherwise equal model answers; under a cap below the price of a search this one can't."""
     plain = {"name": "m", "provider": "up", **PRICES}
     models = [{**plain, "name": "sonar", "web_searches": 1}, plain]
     routes = [{"name": "auto", "models": ["sonar", "m"], "router": router}]
@@ -249,14 +251,14 @@ async def test_a_model_that_always_searches_is_expected_to_cost_that(tmp_path: P
     ],
 )  # fmt: skip
 def test_as_many_searches_are_held_as_the_request_allows(surface: str, more: dict[str, Any], searches: int) -> None:
-    """And a constant number where it offers the tool without a bound."""
+    """Without a limit in the request a constant number is held."""
     field = "input" if surface == "responses" else "messages"
     body = {"model": "m", field: [{"role": "user", "content": "hi"}], **more}
     assert describe(decode(msgspec.json.encode(body)), surface).web_searches == searches
 
 
 async def test_a_hold_covers_the_dearest_deployment_in_every_bucket(tmp_path: Path) -> None:
-    """Whichever deployment answers: one may be dear for its output, another for its searches."""
+    """One deployment may be expensive in output and another in searches: the hold covers whichever answers."""
     models = [
         {"name": "claude", "provider": "claude", "output_usd_per_mtok": 15.0, "weight": 0.0001},
         {"name": "claude", "provider": "again", "output_usd_per_mtok": 1.0, "web_search_usd": 0.01},
@@ -270,7 +272,7 @@ async def test_a_hold_covers_the_dearest_deployment_in_every_bucket(tmp_path: Pa
 
 @pytest.mark.parametrize("router", ["cheapest", "default"])
 async def test_a_cap_counts_the_searches_that_are_allowed(tmp_path: Path, router: str) -> None:
-    """Of two models alike but for what a search costs, only the cheaper may answer under a cap between them."""
+    """Of two models that differ in the price of a search, only the cheaper may answer under a cap between them."""
     models = [{"name": "dear", "provider": "claude", **PRICES},
               {"name": "cheap", "provider": "claude", **PRICES, "web_search_usd": 0.0}]  # fmt: skip
     routes = [{"name": "auto", "models": ["dear", "cheap"], "router": router}]

@@ -1,4 +1,4 @@
-"""The fleet: failing deployments rest, the last one never does, and everything can be seen."""
+"""The fleet: failing deployments get no requests, a model keeps its last one, and their state is visible."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def picks(fleet: Fleet, now: float) -> set[str]:
 
 
 def test_a_deployment_knows_what_to_send() -> None:
-    """Its name upstream as text and as JSON, and an id that names provider and model."""
+    """It has its upstream name as text and as JSON, and an id of provider and name."""
     fleet, first, second = two()
     assert (first.id, first.upstream_name, bytes(first.upstream_raw)) == ("a/m-1", "m-1", b'"m-1"')
     assert second.upstream_name == "m"
@@ -47,7 +47,7 @@ def test_a_deployment_knows_what_to_send() -> None:
 
 
 def test_weights_share_the_traffic() -> None:
-    """Three to one, as configured; a model of weight zero only answers where no other can."""
+    """Requests are shared three to one, as configured; a deployment of weight 0 answers only if no other can."""
     fleet, _, _ = two()
     rng = random.Random(1)
     counts = Counter(fleet.pick("m", rng.random(), 0.0).provider for _ in range(4000))  # type: ignore[union-attr]
@@ -59,7 +59,8 @@ def test_weights_share_the_traffic() -> None:
 
 @pytest.mark.parametrize("failure", sorted(COUNTED))
 def test_failures_in_a_row_open_the_breaker(failure: str) -> None:
-    """Before a stream or inside one; then the other deployment answers alone, and later a probe goes."""
+    """Failures before or inside a stream open it; then the other deployment answers alone, and later a probe is sent.
+    """
     fleet, first, _ = two()
     for _ in range(CONSECUTIVE - 1):
         fleet.failed(first, failure, 0.0)
@@ -73,7 +74,7 @@ def test_failures_in_a_row_open_the_breaker(failure: str) -> None:
 
 @pytest.mark.parametrize("failure", sorted(HARMLESS))
 def test_what_says_nothing_about_a_deployment_is_not_held_against_it(failure: str) -> None:
-    """A rejected request is the client's fault, however often it is sent; a client may leave."""
+    """A rejected request or a client that left doesn't count, however often it happens."""
     fleet, first, _ = two()
     for _ in range(100):
         fleet.failed(first, failure, 0.0)
@@ -81,14 +82,14 @@ def test_what_says_nothing_about_a_deployment_is_not_held_against_it(failure: st
 
 
 def test_every_failure_has_a_meaning_for_breakers() -> None:
-    """Whoever adds a failure decides whether it counts."""
+    """Whoever adds a failure has to decide whether it counts."""
     assert {
         "rejected", "context_length", "unsupported", "cancelled", "unavailable", "loading", "out_of_files",
     } == HARMLESS  # fmt: skip
 
 
 def test_success_between_failures_starts_the_row_again() -> None:
-    """Failures in a row, not in sum."""
+    """Failures in a row count, not their sum."""
     fleet, first, _ = two()
     for _ in range(LEAST // 4):
         for _ in range(CONSECUTIVE - 4):
@@ -99,7 +100,7 @@ def test_success_between_failures_starts_the_row_again() -> None:
 
 
 def test_half_of_a_windows_requests_failing_opens_it_too() -> None:
-    """Even when no five fail in a row; failures long past don't count."""
+    """That holds even if no five fail in a row; failures before the window don't count."""
     fleet, first, _ = two()
     for i in range(LEAST // 2 - 1):
         fleet.failed(first, "timeout", i * 0.1)
@@ -115,8 +116,8 @@ def test_half_of_a_windows_requests_failing_opens_it_too() -> None:
     assert old.opens_s > 0
 
 
-def test_a_429_rests_for_as_long_as_it_says() -> None:
-    """At once, without waiting for five."""
+def test_a_429_opens_the_breaker_for_its_retry_after() -> None:
+    """It opens at once, without waiting for five failures."""
     fleet, first, _ = two()
     fleet.failed(first, "rate_limited", 0.0, retry_after_s=42.0)
     assert picks(fleet, 41.9) == {"b/m"}
@@ -128,7 +129,7 @@ def test_a_429_rests_for_as_long_as_it_says() -> None:
     st.lists(st.tuples(st.floats(0, 20), st.sampled_from(sorted(FAILURES)), st.floats(0, 100)), max_size=40)
 )
 def test_an_opening_is_only_ever_extended(events: list[tuple[float, str, float]]) -> None:
-    """No failure, of whatever kind and with whatever retry-after, makes it shorter."""
+    """No failure, of whatever kind and retry-after, shortens it."""
     breaker, now = Breaker(), 0.0
     for wait_s, failure, retry_after_s in events:
         now += wait_s
@@ -138,7 +139,8 @@ def test_an_opening_is_only_ever_extended(events: list[tuple[float, str, float]]
 
 
 def test_one_probe_at_a_time_closes_or_reopens_for_longer() -> None:
-    """Half-open lets a single request try; failing, it rests twice as long; succeeding, all is forgotten."""
+    """Half-open lets one request pass. If it fails, the breaker opens for twice as long; if it succeeds, all is reset.
+    """
     fleet, first, second = two()
     break_(fleet, first, 0.0)
     assert fleet.pick("m", 0.0, 5.0) is first
@@ -156,7 +158,7 @@ def test_one_probe_at_a_time_closes_or_reopens_for_longer() -> None:
 
 
 def test_an_answer_begun_before_the_opening_does_not_close_it() -> None:
-    """A long stream that ends well says nothing of what has happened since it began."""
+    """A long stream that ends well says nothing about what happened since it began."""
     fleet, first, _ = two()
     first.begin()
     break_(fleet, first, 0.0)
@@ -165,7 +167,7 @@ def test_an_answer_begun_before_the_opening_does_not_close_it() -> None:
 
 
 def test_a_probe_that_is_never_heard_of_again_does_not_block_others() -> None:
-    """Its client left: once nothing is under way, the next may try."""
+    """After a probe's client left, the next request may pass once none is under way."""
     fleet, first, second = two()
     break_(fleet, first, 0.0)
     assert fleet.pick("m", 0.0, 5.0) is first
@@ -178,7 +180,7 @@ def test_a_probe_that_is_never_heard_of_again_does_not_block_others() -> None:
 
 
 def test_the_last_deployment_is_never_taken_away() -> None:
-    """With all breakers open the one that rests the shortest is asked; routers still see the model as ill."""
+    """If all breakers are open the first to close is used, and routers still see the model as unhealthy."""
     fleet, first, second = two()
     break_(fleet, first, 0.0)
     fleet.failed(second, "rate_limited", 0.0, retry_after_s=2.0)
@@ -196,7 +198,7 @@ def test_the_last_deployment_is_never_taken_away() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["timeout", "rate_limited", ""])), max_size=60),
        st.floats(0, 0.999))  # fmt: skip
 def test_a_known_model_always_has_a_deployment(events: list[tuple[bool, str]], draw: float) -> None:
-    """Whatever has happened to them."""
+    """Whatever happened to its deployments, one is picked."""
     fleet, first, second = two()
     for now, (which, failure) in enumerate(events):
         one = first if which else second
@@ -208,7 +210,7 @@ def test_a_known_model_always_has_a_deployment(events: list[tuple[bool, str]], d
 
 
 def test_what_just_failed_a_request_comes_after_the_others() -> None:
-    """A retry goes elsewhere where another lets it pass, and back where none does."""
+    """A retry goes to another deployment if one lets it pass, else back to the same."""
     fleet, first, second = two()
     assert {fleet.pick("m", draw / 10, 0.0, failed=first) for draw in range(10)} == {second}
     break_(fleet, second, 0.0)
@@ -217,7 +219,7 @@ def test_what_just_failed_a_request_comes_after_the_others() -> None:
 
 
 def test_requests_under_way_are_counted() -> None:
-    """And never fall below none."""
+    """The count never falls below 0."""
     _, first, _ = two()
     first.begin()
     first.begin()
@@ -229,7 +231,7 @@ def test_requests_under_way_are_counted() -> None:
 
 
 def test_delays_are_estimated_from_what_was_seen() -> None:
-    """Mean and 95th percentile of a lognormal sample, within a tenth or so; too few say nothing."""
+    """Mean and 95th percentile of a lognormal sample are right within a tenth or so; too few observations give NaN."""
     delay, rng = Delay(), random.Random(3)
     assert math.isnan(delay.mean_s)
     for _ in range(9):
@@ -242,7 +244,7 @@ def test_delays_are_estimated_from_what_was_seen() -> None:
 
 
 def test_delays_forget() -> None:
-    """What was long ago gives way to what is now."""
+    """Old observations give way to new ones."""
     delay = Delay()
     for _ in range(100):
         delay.add(10.0, 0.0)
@@ -252,7 +254,7 @@ def test_delays_forget() -> None:
 
 
 def test_a_hedge_is_due_after_the_slowest_known_percentile() -> None:
-    """NaN while nothing is known."""
+    """It is NaN while nothing is known."""
     fleet, first, second = two()
     assert math.isnan(fleet.ttft_p95_s("m")) and math.isnan(fleet.latency_s("m"))
     for _ in range(20):
@@ -263,7 +265,7 @@ def test_a_hedge_is_due_after_the_slowest_known_percentile() -> None:
 
 
 def test_the_state_of_every_deployment_can_be_seen() -> None:
-    """What is open, why, for how long, and what is under way."""
+    """Health shows which breaker is open, why, for how long, and the requests in flight."""
     fleet, first, _ = two()
     fleet.failed(first, "rate_limited", 0.0, 10.0)
     first.begin()
@@ -272,8 +274,8 @@ def test_the_state_of_every_deployment_can_be_seen() -> None:
     assert (other.state, other.failures, other.ttft_p95_s) == ("closed", 0, None)
 
 
-def test_routers_see_a_candidate_as_it_is_doing() -> None:
-    """Delays and queues reach routers; while nothing changes they see the very same object, and health at once."""
+def test_routers_see_a_candidates_present_state() -> None:
+    """Delays and queues reach routers, and health at once; while nothing changes they see the same object."""
     fleet, candidates = Fleet([A], queueing={A.provider}), (Candidate(A.name),)
     (deployment,) = fleet.all()
     (before,) = fleet.as_of(candidates, 0.0)
@@ -293,8 +295,8 @@ def test_routers_see_a_candidate_as_it_is_doing() -> None:
     assert fleet.as_of(candidates, 6.06)[0].healthy
 
 
-def test_what_an_engine_tells_of_itself_is_seen_at_once() -> None:
-    """One that says that it is down is not healthy, whatever was seen a moment ago."""
+def test_an_engines_report_is_seen_at_once() -> None:
+    """A deployment that reports itself down is unhealthy, whatever was seen a moment ago."""
     fleet, candidates = Fleet([A]), (Candidate(A.name),)
     (deployment,) = fleet.all()
     deployment.report = EngineReport(is_up=True)
@@ -304,7 +306,8 @@ def test_what_an_engine_tells_of_itself_is_seen_at_once() -> None:
 
 
 def test_service_tiers_do_not_disturb_what_routers_see() -> None:
-    """Each tier of a model has its own prices, and with them the very same object as long as nothing changes."""
+    """Each tier of a model has its own prices and its own candidate, which stays the same object while nothing changes.
+    """
     models = [ModelConfig(name="m", provider="openai", input_usd_per_mtok=1.0, output_usd_per_mtok=2.0,
                           tier_prices={"flex": 0.5, "priority": 2.0})]  # fmt: skip
     fleet, route = Fleet(models), RouteBook(Config(models=models), {}).find("m")
@@ -316,7 +319,7 @@ def test_service_tiers_do_not_disturb_what_routers_see() -> None:
 
 
 def test_only_models_of_one_machine_queue() -> None:
-    """What a remote provider has under way makes nobody wait here."""
+    """Requests in flight at a remote provider delay nobody here."""
     fleet = Fleet([A])
     (deployment,) = fleet.all()
     deployment.begin()

@@ -1,4 +1,4 @@
-"""What one worker's breakers learnt, the others heed, as far as it concerns them."""
+"""Open breakers of one worker are taken over by the others, as far as they concern them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODELS = [ModelConfig(name="m", provider="a"), ModelConfig(name="m", provider="b
 
 
 class Worker:
-    """A fleet with a clock of its own: monotonic clocks of two machines have nothing in common."""
+    """A fleet with a clock of its own, because monotonic clocks of two machines are unrelated."""
 
     def __init__(self, url: str, begun_s: float) -> None:
         self.now_s = begun_s
@@ -28,7 +28,7 @@ class Worker:
         self.hints = Hints(self.wire, self.fleet, lambda: self.now_s)
 
     def state(self, provider: str = "a") -> tuple[Any, float]:
-        """Of the provider's deployment: state and seconds until it is tried again."""
+        """State of the provider's deployment, and seconds until it is tried again."""
         one = next(one for one in self.fleet.all() if one.provider == provider)
         return one.breaker.state(self.now_s), max(0.0, one.breaker.opens_s - self.now_s)
 
@@ -49,7 +49,7 @@ async def workers(redis_server: RedisServer) -> AsyncIterator[tuple[Worker, Work
 
 
 async def test_a_rate_limit_holds_for_every_worker(workers: tuple[Worker, Worker]) -> None:
-    """What the upstream said is believed to its end, by clocks that differ."""
+    """What the upstream stated is obeyed to its end, by clocks that differ."""
     one, two = workers
     one.fail("rate_limited", 60.0)
     await one.hints.exchange()
@@ -60,7 +60,7 @@ async def test_a_rate_limit_holds_for_every_worker(workers: tuple[Worker, Worker
 
 
 async def test_what_merely_failed_elsewhere_is_left_alone_for_a_moment(workers: tuple[Worker, Worker]) -> None:
-    """One worker's trouble costs the others no more than the first opening, and only once."""
+    """Failures that one worker counted close the deployment to the others for COOL_S seconds at most, and only once."""
     one, two = workers
     for _ in range(3):
         one.fleet.all()[0].breaker.open("server_error", one.now_s, 300.0)
@@ -74,7 +74,7 @@ async def test_what_merely_failed_elsewhere_is_left_alone_for_a_moment(workers: 
 
 
 async def test_a_hint_is_not_echoed(workers: tuple[Worker, Worker]) -> None:
-    """Workers don't keep a breaker open by telling each other what they heard from each other."""
+    """Workers don't keep a breaker open by repeating each other's hints."""
     one, two = workers
     one.fail("unauthorized")
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What a request takes before it is answered, and gives back where it never gets that far."""
+"""What a request takes before it is answered, and what it gives back if it isn't."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ UNBOUNDED = msgspec.structs.replace(ASKED, unbounded=True)
     ],
 )
 def test_the_worst_case_of_an_attempt(asked: Described, contexts: tuple[int, int], tokens: tuple[int, int]) -> None:
-    """Whichever deployment answers."""
+    """It is that of the most expensive deployment."""
     models = [
         ModelConfig(name="m", provider="p", input_usd_per_mtok=1, output_usd_per_mtok=1000, max_output_tokens=300,
                     context_tokens=contexts[0]),
@@ -74,7 +74,7 @@ def test_the_worst_case_of_an_attempt(asked: Described, contexts: tuple[int, int
     ],
 )
 def test_a_hold_covers_the_dearest_attempts_that_may_be_made(config: dict[str, Any], repeats: bool, held: int) -> None:
-    """Each model is tried twice, or any again and again; a hedge comes on top."""
+    """Each model may be tried twice, or with repeats any of them several times; a hedge is added."""
     route = BOOK.find("auto")
     route = replace(route, config=msgspec.structs.replace(route.config, retries=1, **config), repeats=repeats)
     assert bound(route, {"small": 1, "large": 10}, route.attempted) == held
@@ -90,7 +90,7 @@ def test_a_hold_covers_the_dearest_attempts_that_may_be_made(config: dict[str, A
     ],
 )
 def test_a_strategy_that_asks_one_model_again_is_held_for(cascade: str, strategies: list[str], repeats: bool) -> None:
-    """A learned one where it may come to that."""
+    """So is a learned cascade that may choose such a strategy."""
     config = RouteConfig(name="auto", models=["m"], cascade=cascade, strategies=strategies)
     book = RouteBook(Config(models=[ModelConfig(name="m", provider="p")], routes=[config]), {"auto": CHEAPEST})
     assert book.find("auto").repeats is repeats
@@ -98,7 +98,7 @@ def test_a_strategy_that_asks_one_model_again_is_held_for(cascade: str, strategi
 
 @pytest.mark.parametrize(("rpm", "tpm"), [(5, None), (None, 7), (5, 7), (None, None)])
 def test_a_route_brings_its_own_budget_and_limits(rpm: int | None, tpm: int | None) -> None:
-    """Beside those of the key and its tenant."""
+    """They apply in addition to those of the key and its tenant."""
     config = RouteConfig(name="auto", models=["m"], rpm=rpm, tpm=tpm, budget_usd_per_day=2.5)
     models = [ModelConfig(name="m", provider="p")]
     route = RouteBook(Config(models=models, routes=[config]), {"auto": CHEAPEST}).find("auto")
@@ -114,7 +114,7 @@ class Gone:
 
 
 async def test_a_client_that_leaves_during_the_hold_gives_its_tokens_back(tmp_path: Path) -> None:
-    """Whatever ends the hold, rate limits get back what was taken for a request that was never sent."""
+    """Whatever ends the hold, the rate limits get back what the request took, because it was never sent."""
     routes = [{"name": "auto", "models": ["echo"], "router": "cheapest", "tpm": 1000}]
     async with live(tmp_path, routes=routes) as gateway:
         services = gateway.services
@@ -127,7 +127,7 @@ async def test_a_client_that_leaves_during_the_hold_gives_its_tokens_back(tmp_pa
 
 
 def test_a_question_asked_anew_keeps_its_route_and_models() -> None:
-    """An audit compares with what the same route says under the same knobs, past the cache."""
+    """An audit compares with the answer of the same route and knobs, without the cache."""
     asked = call(x_headgate_route="other", x_headgate_models="small,large", x_headgate_cost_weight="0.9")
     again = anew(asked).options
     assert (again.route, again.models, again.stated, again.cache) == ("other", ("small", "large"), True, "none")

@@ -1,4 +1,4 @@
-"""Tools that providers run themselves and bill by the piece, end to end: what is held, what is billed, what is told."""
+"""Tools that providers run and bill themselves, end to end: what is held, billed and reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROVIDERS = {"responses": "own", "messages": "claude", "chat": "up"}
 
 @asynccontextmanager
 async def gateway_of(folder: Path, ran: Mapping[str, int], **prices: Any) -> AsyncIterator[Live]:
-    """Each model is its surface's own."""
+    """A gateway with one model for each surface."""
     models = [{"name": name, "provider": provider, **PRICES, **prices} for name, provider in PROVIDERS.items()]
     scripts = {name: [{**USED, "tool_runs": ran}] for name in PROVIDERS}
     async with live(folder, scripts=scripts, models=models, providers=[OWN]) as gateway:
@@ -50,7 +50,7 @@ async def gateway_of(folder: Path, ran: Mapping[str, int], **prices: Any) -> Asy
 
 
 async def ask(gateway: Live, surface: str, *, stream: bool, **more: Any) -> DecisionRecord:
-    """By the official SDKs."""
+    """Asks with the official SDKs."""
     turns: list[Any] = [{"role": "user", "content": LONG}]
     if surface == "messages":
         async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key="k", max_retries=0) as claude:
@@ -105,7 +105,7 @@ async def test_what_ran_is_billed_exactly(
     tmp_path: Path, stream: bool, surface: str, more: dict[str, Any], ran: dict[str, int], told: dict[str, int],
     cost: int,
 ) -> None:  # fmt: skip
-    """To the nano-dollar, within what was held, and told in the journal and in the metrics."""
+    """It costs the exact nano-dollars, within the hold, as the journal and the metrics show."""
     async with gateway_of(tmp_path, ran) as gateway:
         record = await ask(gateway, surface, stream=stream, **more)
         counted = gateway.services.metrics.tool_runs.values
@@ -118,7 +118,7 @@ async def test_what_ran_is_billed_exactly(
 
 @pytest.mark.parametrize("surface", ["responses", "messages"])
 async def test_what_ran_is_paid_where_the_client_leaves(tmp_path: Path, surface: str) -> None:
-    """Before the end of the stream."""
+    """The client leaves before the end of the stream."""
     tool, ran = (AUTO, "code_interpreter") if surface == "responses" else (CODE, "code_execution")
     async with gateway_of(tmp_path, {ran: 2}) as gateway:
         gateway.upstream.scripts = type(gateway.upstream.scripts)(
@@ -146,7 +146,7 @@ async def test_what_ran_is_paid_where_the_client_leaves(tmp_path: Path, surface:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_more_runs_than_were_held_are_billed_all_the_same(tmp_path: Path, stream: bool) -> None:
-    """The budget is overrun by the rest, and that is counted."""
+    """The budget is overrun by the rest, and the overrun is counted."""
     async with gateway_of(tmp_path, {"file_search": 90}) as gateway:
         record = await ask(gateway, "responses", stream=stream, tools=[FILES], max_tool_calls=1)
         assert record.cost_nanousd == TOKENS + 90 * 2_500_000
@@ -154,7 +154,7 @@ async def test_more_runs_than_were_held_are_billed_all_the_same(tmp_path: Path, 
 
 
 async def test_a_tool_without_a_price_costs_its_tokens(tmp_path: Path) -> None:
-    """And is told all the same."""
+    """Its runs are still reported."""
     async with gateway_of(tmp_path, {"file_search": 2}, tool_usd={"mcp": 1.0}) as gateway:
         plain = await ask(gateway, "responses", stream=False)
         record = await ask(gateway, "responses", stream=False, tools=[FILES])
@@ -163,7 +163,7 @@ async def test_a_tool_without_a_price_costs_its_tokens(tmp_path: Path) -> None:
 
 
 async def test_what_runs_add_to_the_prompt_is_held(tmp_path: Path) -> None:
-    """By `tool_tokens`, of each run that the request allows."""
+    """For each run that the request allows, `tool_tokens` are held."""
     held = []
     for tokens in (0, 5000):
         async with gateway_of(tmp_path / str(tokens), {}, tool_tokens={"file_search": tokens}) as gateway:
@@ -173,7 +173,7 @@ async def test_what_runs_add_to_the_prompt_is_held(tmp_path: Path) -> None:
 
 
 async def test_a_model_that_runs_no_tools_holds_and_bills_none(tmp_path: Path) -> None:
-    """Where the request is put in chat's words, and its tools are left out; what was held comes back."""
+    """The request is translated to the chat API and its tools are left out; the hold is released."""
     models = [{"name": "responses", "provider": "up", **PRICES, "hosted_tools": "leave_out"}]
     scripts = {"responses": [{**USED, "tool_runs": {"file_search": 2}}]}
     async with live(tmp_path, scripts=scripts, models=models) as gateway:
@@ -184,7 +184,7 @@ async def test_a_model_that_runs_no_tools_holds_and_bills_none(tmp_path: Path) -
 
 
 async def test_a_cap_counts_the_runs_that_are_allowed(tmp_path: Path) -> None:
-    """Of two models alike but for what a picture costs, only the cheaper may answer under a cap between them."""
+    """Of two models that differ in the price of an image, only the cheaper may answer under a cap between them."""
     models = [{"name": "dear", "provider": "own", **PRICES},
               {"name": "cheap", "provider": "own", **PRICES, "tool_usd": {}}]  # fmt: skip
     routes = [{"name": "auto", "models": ["dear", "cheap"], "router": "cheapest"}]
@@ -199,8 +199,8 @@ async def test_a_cap_counts_the_runs_that_are_allowed(tmp_path: Path) -> None:
     assert told.headers["x-headgate-model"] == "cheap" and "max_cost_usd" in record.excluded["dear"]
 
 
-async def test_a_streams_expected_cost_knows_of_tools(tmp_path: Path) -> None:
-    """One run of each that is offered."""
+async def test_a_streams_expected_cost_includes_tools(tmp_path: Path) -> None:
+    """It includes one run of each tool that is offered."""
     told = []
     async with gateway_of(tmp_path, {}) as gateway:
         gpt = openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="k", max_retries=0)
@@ -240,14 +240,14 @@ async def test_a_streams_expected_cost_knows_of_tools(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_as_many_runs_are_held_as_the_request_allows(surface: str, more: dict[str, Any], runs: dict[str, int]) -> None:
-    """And a constant number where it offers the tool without a bound; none of what the client runs."""
+    """Without a limit in the request a constant number is held, and none for tools that the client runs."""
     field = "input" if surface == "responses" else "messages"
     body = {"model": "m", field: [{"role": "user", "content": "hi"}], **more}
     assert describe(decode(msgspec.json.encode(body)), surface).tool_runs == runs
 
 
 def test_a_template_may_search_the_web() -> None:
-    """Its tools lie at its provider."""
+    """A prompt template's tools are stored at its provider, so web searches are assumed."""
     body = {"model": "m", "input": "hi", "prompt": {"id": "pmpt_1"}, "max_tool_calls": 2}
     assert describe(decode(msgspec.json.encode(body)), "responses").web_searches == 2
 
@@ -259,8 +259,9 @@ class _Item(msgspec.Struct):
     environment: Any = None
 
 
-def test_a_run_that_is_told_twice_counts_once() -> None:
-    """As it begins and ends; a picture that failed is none, and a client's shell costs nobody anything."""
+def test_a_run_that_is_reported_twice_counts_once() -> None:
+    """A run is reported when it begins and ends. A failed image doesn't count, and a client's own shell costs nothing.
+    """
     ran = Runs()
     ran.item(0, _Item("image_generation_call", "in_progress"))
     assert ran.counts() == {"image_generation": 1}
@@ -276,14 +277,14 @@ def test_a_run_that_is_told_twice_counts_once() -> None:
 
 
 def test_claudes_searches_run_code_of_their_own_free_of_charge() -> None:
-    """It is billed where the request offered code to run."""
+    """Code execution is billed only if the request offered it."""
     ran = {"code_execution": 2, CONTAINER: 1, "web_fetch": 1}
     assert billed(ran, {"web_fetch": 10}) == {"web_fetch": 1}
     assert billed(ran, {"web_fetch": 10, "code_execution": 10, CONTAINER: 1}) == ran
 
 
 def test_prices_can_be_stated_of_all_that_is_counted(tmp_path: Path) -> None:
-    """And of nothing else: a slip would bill too little, and is refused."""
+    """Any other name is refused, because a misspelt one would bill too little."""
     assert set(get_args(ToolKind)) == {CONTAINER, *_RESPONSES, *_MESSAGES.values(), *_CHAT}
     wrong = table("http://127.0.0.1:1", tmp_path, [{"name": "m", "tool_usd": {"file-search": 0.1}}], {})
     _, problems = parse(wrong, {"UP_KEY": "k"})
@@ -292,7 +293,7 @@ def test_prices_can_be_stated_of_all_that_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_hold_covers_the_dearest_deployment_of_each_tool(tmp_path: Path) -> None:
-    """And the one whose runs add most to the prompt."""
+    """It also covers the deployment whose runs add most to the prompt."""
     models = [{"name": "m", "tool_usd": {"mcp": 1.0, "shell": 2.0}, "tool_tokens": {"mcp": 5}},
               {"name": "m", "provider": "claude", "tool_usd": {"mcp": 3.0}, "tool_tokens": {"mcp": 7}}]  # fmt: skip
     config, problems = parse(table("http://127.0.0.1:1", tmp_path, models, {}), {"UP_KEY": "k"})

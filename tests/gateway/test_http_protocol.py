@@ -1,4 +1,4 @@
-"""The client's side of the wire, over real sockets: writes, closing, and clients that leave."""
+"""The HTTP protocol of clients' connections, over real sockets: writes, closing and disconnects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def request(*, close: bool = False) -> bytes:
 
 
 class Talker(asyncio.Protocol):
-    """Keeps what each read brought."""
+    """Keeps each piece of data that was received."""
 
     def __init__(self) -> None:
         self.reads: list[bytes] = []
@@ -56,7 +56,7 @@ class Counted:
 
 
 async def test_a_whole_answer_leaves_in_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Headers and body go to the socket together: half the system calls, and one packet."""
+    """Headers and body are written to the socket together, which halves the system calls and takes one packet."""
     writes: list[bytes] = []
     made = HttpProtocol.connection_made
     monkeypatch.setattr(HttpProtocol, "connection_made", lambda self, one: made(self, Counted(one, writes)))  # type: ignore[arg-type]
@@ -72,7 +72,8 @@ async def test_a_whole_answer_leaves_in_one_write(tmp_path: Path, monkeypatch: p
 
 
 async def test_a_client_that_wants_to_close_gets_its_answer_first(tmp_path: Path) -> None:
-    """With `connection: close` the answer is whole, then the connection ends, and what was pipelined isn't asked."""
+    """With `connection: close` the answer is sent whole, then the connection ends, and pipelined requests are dropped.
+    """
     async with live(tmp_path) as gateway:
         transport, talker = await talk(gateway)
         transport.write(request(close=True) + request())
@@ -95,10 +96,12 @@ async def test_pipelined_requests_are_answered_in_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("last", [b"", b", close"])
 @pytest.mark.parametrize("pieces", [1, 9])
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/openai/v1/chat/completions"])
-async def test_a_request_that_would_rather_speak_another_protocol_is_answered(
+async def test_a_request_to_upgrade_the_protocol_is_answered_without_it(
     tmp_path: Path, path: bytes, pieces: int, last: bytes
 ) -> None:
-    """Java's client offers HTTP/2 with its first request: the offer is declined, the body is read, what follows too."""
+    """Java's client offers HTTP/2 with its first request: the offer is ignored, and the body and later requests are
+    read.
+    """
     offer = b"connection: upgrade, http2-settings%b\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n" % last
     asked = request().replace(b"host: x\r\n", b"host: x\r\n" + offer).replace(b"/v1/chat/completions", path)
     if not last:
@@ -114,8 +117,8 @@ async def test_a_request_that_would_rather_speak_another_protocol_is_answered(
     assert said.count(b"HTTP/1.1 200") == said.count(b"hello there") == (1 if last else 2)
 
 
-async def test_many_that_would_rather_speak_another_protocol_are_answered_in_turn(tmp_path: Path) -> None:
-    """However many come in one packet."""
+async def test_many_requests_to_upgrade_are_answered_in_turn(tmp_path: Path) -> None:
+    """They are answered however many arrive in one packet."""
     offer = b"host: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
     asked = request().replace(b"host: x\r\n", offer)
     async with live(tmp_path) as gateway:
@@ -126,8 +129,8 @@ async def test_many_that_would_rather_speak_another_protocol_are_answered_in_tur
     assert b"".join(talker.reads).count(b"HTTP/1.1 200") == 1201
 
 
-async def test_nobody_gets_through_to_elsewhere(tmp_path: Path) -> None:
-    """CONNECT asks for a tunnel: refused, and the connection ends."""
+async def test_connect_is_refused(tmp_path: Path) -> None:
+    """CONNECT asks for a tunnel: it is refused and the connection ends."""
     async with live(tmp_path) as gateway:
         transport, talker = await talk(gateway)
         transport.write(b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\n\r\n")
@@ -136,7 +139,7 @@ async def test_nobody_gets_through_to_elsewhere(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_leaves_ends_its_request(tmp_path: Path) -> None:
-    """The upstream's answer is not waited for, and nothing is left held."""
+    """The gateway doesn't wait for the upstream's answer, and nothing is left held."""
     scripts = {"echo": [{"text": "late", "delay_s": 30}]}
     async with live(tmp_path, scripts=scripts) as gateway:
         transport, _ = await talk(gateway)
