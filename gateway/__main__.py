@@ -20,7 +20,7 @@ from gateway.config import Config
 from gateway.config_idle import idle
 from gateway.config_load import check, file_of, is_path, load
 from gateway.errors import ConfigError, HeadgateError
-from gateway.extras import lacking
+from gateway.extras import missing_extras
 from gateway.journal.durable import database_said
 from gateway.settings import Settings, read_settings
 from gateway.start import speak_utf8
@@ -87,7 +87,7 @@ def artefact_problems(config: Config, settings: Settings) -> list[str]:
     """Missing extras, and faults of the files that the configuration and the settings name (routers, cascades, cases,
     models, cache rules).
     """
-    problems = lacking(config)
+    problems = missing_extras(config)
     for check_artefact in _artefact_checks(config, settings):
         try:
             check_artefact()

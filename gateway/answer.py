@@ -113,16 +113,17 @@ class Answering:
         if call.options.knobs.max_cost_usd is not None:
             route = within_cap(route, s.book.models, call.described, call.options.knobs)
         taken = s.limits.take(caller.limits + route.limits, call.described.input_tokens, s.now())
-        worst = self.worst(call, route)
+        worst = self.worst_cases(call, route)
         try:
-            money = await s.ledger.hold(caller.accounts + route.accounts, bound(route, worst, route.attempted), taken)
+            bound = cost_bound(route, worst, route.attempted)
+            money = await s.ledger.hold(caller.accounts + route.accounts, bound, taken)
         except BaseException:
             taken.correct(0, s.now())
             raise
         s.metrics.opened()
         return Exchange(call, caller, route, s.ids.new("dec"), money, taken, worst)
 
-    def worst(self, call: Call, route: Route) -> dict[str, int]:
+    def worst_cases(self, call: Call, route: Route) -> dict[str, int]:
         """The most that one attempt can cost, in nano-dollars, for each model that may be tried."""
         extra_input = extra_output = 0
         if route.config.gather_ms:
@@ -214,7 +215,7 @@ class Answering:
         plan = exchange.plan = self.with_cases(exchange, self.plan(exchange, choice), choice)
         models = [step.model for step in (*plan.steps, *plan.fallbacks)]
         if exchange.route.repeats or len(models) < len(exchange.route.names):
-            exchange.hold.shrink(min(exchange.hold.nanousd, bound(exchange.route, exchange.worst, models)))
+            exchange.hold.shrink(min(exchange.hold.nanousd, cost_bound(exchange.route, exchange.worst, models)))
 
     def choice(self, exchange: Exchange) -> Choice:
         """The router's choice; of a pinned model itself; of an undecided router the route's default."""
@@ -388,7 +389,7 @@ def permit(caller: Caller, call: Call) -> None:
         raise CallerError("this key may not set headgate knobs: leave them out", param="headgate", status=403)
 
 
-def bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) -> int:
+def cost_bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) -> int:
     """Upper bound, in nano-dollars, on the cost of any climb over these models: the sum of the most expensive attempts
     that `retries`, `max_attempts` and a hedge allow. `worst`: nano-dollars of one attempt, by model.
     """

@@ -153,9 +153,9 @@ class Sender:
         head = provider.head(deployment.config, dialect, live, call.headers)
         if call.content_type:
             head += b"content-type: %b\r\n" % call.content_type
-        if call.once:
+        if call.idempotency_key:
             answered = sum(not one.failure for one in exchange.attempts)
-            head += b"idempotency-key: %s-%d\r\n" % (call.once.encode(), answered)
+            head += b"idempotency-key: %s-%d\r\n" % (call.idempotency_key.encode(), answered)
         begun = now()
         attempt = Attempt(rung.model, deployment.id, begun - call.received_s, hedge=hedge)
         attempt.tier = tier_asked(call, deployment, dialect)

@@ -108,7 +108,7 @@ class Auditor:
             log.exception("an audit failed; its question stays unjudged")
 
     async def _ask_again(self, exchange: Exchange, comparison: Comparison, served: bytes) -> None:
-        fresh = await self._ask(anew(exchange.call), exchange.caller)
+        fresh = await self._ask(repeated(exchange.call), exchange.caller)
         if fresh:
             await self._judge(exchange, comparison, served, fresh)
 
@@ -187,7 +187,7 @@ class Auditor:
         return bytes(reply.body) if reply.status == 200 else b""
 
 
-def anew(call: Call) -> Call:
+def repeated(call: Call) -> Call:
     """The same call, not streamed and without the cache."""
     raw = {name: value for name, value in call.raw.items() if name not in ("stream", "stream_options")}
     return replace(call, raw=raw, body=b"", stream=False, options=replace(call.options, cache="none"))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.answer import Answering
-from gateway.background_state import LEFT, MARK, Making, Mark, failed
+from gateway.background_state import ENDED_EARLY, MARK, BackgroundJob, Mark, failed
 from gateway.call import Call
 from gateway.errors import CallerError, Draining, HeadgateError
-from gateway.event_streams import OWN_RESPONSE_ID, EventStream, with_signs
+from gateway.event_streams import OWN_RESPONSE_ID, EventStream, with_keepalives
 from gateway.exchange import Exchange
 from gateway.headers import answer_headers
 from gateway.journal.durable import append_durably
@@ -71,15 +71,15 @@ class Background:
             settle(s, exchange, error)
             raise
         s.responses.remember(record, _turn_of(call).before)
-        job = self.running[record.id] = Making(record.tenant)
-        job.told = EventStream(response) if call.stream else None
+        job = self.running[record.id] = BackgroundJob(record.tenant)
+        job.stream = EventStream(response) if call.stream else None
         job.task = asyncio.create_task(self._run(exchange, record, job))
         job.task.add_done_callback(lambda _: self.running.pop(record.id, None))
         headers = answer_headers(exchange, s.now())
-        if job.told is None:
+        if job.stream is None:
             await reply.whole(200, [*headers, JSON], encode_json(response))
         else:
-            await give(reply, 200, [*headers, *EVENTS], with_signs(s.responses.told(record.id, record.tenant, 0)))
+            await give(reply, 200, [*headers, *EVENTS], with_keepalives(s.responses.told(record.id, record.tenant, 0)))
 
     async def close(self, patience_s: float = 0.0) -> None:
         """Refuse new responses, wait `patience_s` seconds for those under way, then end the rest as failed."""
@@ -104,9 +104,9 @@ class Background:
         )  # fmt: skip
         return record, response
 
-    async def _run(self, exchange: Exchange, record: ResponseRecord, job: Making) -> None:
+    async def _run(self, exchange: Exchange, record: ResponseRecord, job: BackgroundJob) -> None:
         """Generate the response until it ends, somebody cancels it or this worker closes; then store its last state."""
-        stream = job.told
+        stream = job.stream
         reply = stream or Heard()
         storing = asyncio.create_task(self._store_stream(stream, record)) if stream is not None else None
         work = asyncio.create_task(self.answering.answer(exchange.call, reply, held=exchange))
@@ -123,7 +123,7 @@ class Background:
             final = self._final(record, reply)
         else:
             await _cancel(work)
-            final = self._with(record, failed(LEFT) if self._closing else {"status": "cancelled"})
+            final = self._with(record, failed(ENDED_EARLY) if self._closing else {"status": "cancelled"})
         if stream is not None and storing is not None:
             stream.close()
             await storing
@@ -172,8 +172,8 @@ class Background:
         answer: dict[str, Any] = msgspec.json.decode(bytes(reply.body)) if reply.body else {}
         if reply.status != 200 or isinstance(reply, EventStream):
             error = answer.get("error") or {}
-            limited = error.get("code") == "rate_limit_exceeded"
-            return self._with(record, failed(error.get("message") or LEFT, "rate_limit_exceeded" if limited else ""))
+            code = "rate_limit_exceeded" if error.get("code") == "rate_limit_exceeded" else ""
+            return self._with(record, failed(error.get("message") or ENDED_EARLY, code))
         if OWN_RESPONSE_ID.fullmatch(answer["id"]):  # then the ids of its items contain it too
             old, new = answer["id"].removeprefix("resp_"), record.id.removeprefix("resp_")
             answer = msgspec.json.decode(bytes(reply.body).replace(old.encode(), new.encode()))

@@ -21,7 +21,7 @@ from gateway.wire.body import encode_json
 
 MARK = "headgate_under_way"
 STATES = ("queued", "in_progress")
-LEFT = "The gateway ended before the response did."
+ENDED_EARLY = "The gateway ended before the response did."
 
 
 class Mark(msgspec.Struct):
@@ -33,7 +33,7 @@ class Mark(msgspec.Struct):
     """True if its events are stored for readers (gateway/event_streams.py)."""
 
 
-class Making:
+class BackgroundJob:
     """A background response that this worker is generating."""
 
     def __init__(self, tenant: str) -> None:
@@ -41,7 +41,7 @@ class Making:
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the response is to end early: cancelled, deleted, or the worker closes."""
         self.task: asyncio.Task[None] | None = None
-        self.told: EventStream | None = None
+        self.stream: EventStream | None = None
         """Its events, if the response is streamed."""
 
     async def end(self) -> None:
@@ -93,7 +93,7 @@ def as_it_stands(record: ResponseRecord, worker: Worker, now_s: float) -> Respon
     if stored is not None:
         mark = msgspec.convert(stored, Mark)
         if now_s > mark.until_s or worker.is_gone(mark.worker):
-            response |= failed(LEFT)
+            response |= failed(ENDED_EARLY)
     return msgspec.structs.replace(record, output=encode_json(response))
 
 

@@ -66,7 +66,7 @@ class Call(msgspec.Struct):
     raw: Raw
     model: str
     """Name of the route or model that the request asks for."""
-    named: str
+    body_model: str
     """The body's `model`, which the path may override; empty where it has none."""
     stream: bool
     described: Described
@@ -87,7 +87,7 @@ class Call(msgspec.Struct):
     """Id of the response if it is generated in the background; empty where the client waits for it."""
     turn: Turn | None = None
     """The request as a turn of its conversation (Responses API); None on other surfaces."""
-    once: str = ""
+    idempotency_key: str = ""
     """Prefix of the idempotency keys sent upstream, so that a repeated call is answered and billed once; empty: none
     are sent.
     """
@@ -129,7 +129,7 @@ def read_call(
         surface=surface,
         raw=raw,
         model=model or named,
-        named=named,
+        body_model=named,
         stream=described.stream,
         described=described,
         options=options,
@@ -166,7 +166,7 @@ def read_passed(surface: str, body: bytes, arrival: Arrival, *, timeout_s: float
         surface=surface,
         raw=raw,
         model=model,
-        named=named,
+        body_model=named,
         stream=described.stream,
         described=described,
         options=options,

@@ -55,12 +55,12 @@ class ConversationService:
         named, now_s = [_named(item) for item in items], self._clock()
         return await self.ask(lambda kept: kept.append(id, tenant, named, now_s, self._limits))
 
-    async def told(self, id: str, tenant: str, turn: Sequence[msgspec.Raw]) -> None:
+    async def append_turn(self, id: str, tenant: str, turn: Sequence[msgspec.Raw]) -> None:
         """Add a response's turn, however long: a full conversation refuses only what comes after. Raises NotFound."""
         named, now_s = [_named(item) for item in turn], self._clock()
         await self.ask(lambda kept: kept.append(id, tenant, named, now_s))
 
-    async def before(self, id: str, tenant: str) -> tuple[str, list[Item]]:
+    async def snapshot(self, id: str, tenant: str) -> tuple[str, list[Item]]:
         """The name of a snapshot of the conversation as it is now, and its items. Raises NotFound."""
 
         def look(kept: Conversations) -> tuple[str, list[Item]]:
@@ -69,7 +69,7 @@ class ConversationService:
 
         return await self.ask(look)
 
-    async def as_it_was(self, name: str) -> list[msgspec.Raw]:
+    async def items_at(self, name: str) -> list[msgspec.Raw]:
         """The items of a snapshot, less those deleted since. Raises CallerError if all of them are."""
         id, _, place = name.partition(MARK)
         items = await self.ask(lambda kept: kept.items(id, up_to=int(place)))

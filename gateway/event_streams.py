@@ -133,7 +133,7 @@ def last_event(response: bytes, number: int) -> bytes:
     return numbered({"type": f"response.{kind}", "response": fields}, number)
 
 
-async def with_signs(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def with_keepalives(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same pieces, and comments while none comes for long, because proxies cut silent connections."""
     upcoming: asyncio.Future[bytes | None] | None = None
     try:
@@ -181,7 +181,7 @@ class StoredEventStreams:
             if last:
                 return
 
-    async def told_elsewhere(
+    async def events_elsewhere(
         self, id: str, tenant: str, place: int, is_under_way: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[bytes]:
         """The events from number `place` on, as another worker stores them, until the last or until the response is no

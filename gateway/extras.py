@@ -7,21 +7,22 @@ from importlib.util import find_spec
 from gateway.config import Config
 
 
-def lacking(config: Config) -> list[str]:
+def missing_extras(config: Config) -> list[str]:
     """A line for each package that this configuration needs and lacks, with the command to install it."""
     found = [
-        lack(f"providers[{index}].kind: models of this machine need", "torch", "local")
+        missing_extra(f"providers[{index}].kind: models of this machine need", "torch", "local")
         for index, one in enumerate(config.providers)
         if one.kind == "local" and not one.base_url
     ]
     if config.storage.url.startswith("postgres"):
-        found.append(lack("storage.url: PostgreSQL needs", "psycopg", "postgres"))
+        found.append(missing_extra("storage.url: PostgreSQL needs", "psycopg", "postgres"))
     if config.telemetry.otlp_endpoint:
-        found.append(lack("telemetry.otlp_endpoint: spans need", "opentelemetry.exporter.otlp.proto.http", "otel"))
+        exporter = "opentelemetry.exporter.otlp.proto.http"
+        found.append(missing_extra("telemetry.otlp_endpoint: spans need", exporter, "otel"))
     return [line for line in found if line]
 
 
-def lack(what: str, module: str, extra: str) -> str:
+def missing_extra(what: str, module: str, extra: str) -> str:
     """Says that `what` needs the module, and how to install it; empty where it is installed."""
     try:
         is_installed = find_spec(module) is not None

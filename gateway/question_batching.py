@@ -264,7 +264,7 @@ def _is_plain(exchange: Exchange, rung: Rung) -> bool:
     """A first and last attempt that nobody looks into, on the chat surface."""
     call, asked = exchange.call, exchange.call.described
     first_and_last = rung.final and not exchange.attempts and not rung.reads_confidence and not rung.overrides
-    ours = call.surface == "chat" and not call.stream and not call.once
+    ours = call.surface == "chat" and not call.stream and not call.idempotency_key
     return first_and_last and ours and asked.turns == 1 and asked.n == 1 and not (asked.tools or asked.images)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.background_state import STATES, Making, Worker, as_it_stands, failed, mark_of
+from gateway.background_state import STATES, BackgroundJob, Worker, as_it_stands, failed, mark_of
 from gateway.config import Server
 from gateway.conversations import MARK, ConversationService, conversation_of
 from gateway.errors import CallerError, HeadgateError, NotFound, TooLarge
@@ -71,7 +71,7 @@ class Responses:
         self.worker = Worker(server.run_dir)
         self.conversations = ConversationService(journal, server, clock)
         self.kept = StoredEventStreams(journal, clock)
-        self.running: dict[str, Making] = {}
+        self.running: dict[str, BackgroundJob] = {}
         """By their ids."""
         self._recent: OrderedDict[tuple[str, str], Known] = OrderedDict()
         self._recent_bytes = 0
@@ -102,7 +102,7 @@ class Responses:
     async def _within(self, raw: Raw, id: str, tenant: str) -> Turn:
         """The request with the conversation's items first. Raises NotFound."""
         try:
-            place, known = await self.conversations.before(id, tenant)
+            place, known = await self.conversations.snapshot(id, tenant)
         except NotFound as fault:
             fault.param = "conversation"
             raise
@@ -139,7 +139,7 @@ class Responses:
             raise _not_found(id, param)
         items: list[msgspec.Raw] = []
         if MARK in (name := chain[-1].previous_response_id):
-            items = await self.conversations.as_it_was(name)
+            items = await self.conversations.items_at(name)
             chain[-1] = msgspec.structs.replace(chain[-1], previous_response_id="")
         for one in reversed(_unbroken(chain, param)[1:]):
             items += [*turn_items(one.input), *msgspec.json.decode(one.output, type=_Output).output]
@@ -187,8 +187,8 @@ class Responses:
 
     async def is_streamed(self, id: str, tenant: str) -> bool:
         """Whether `told` tells of it: its stream may be taken up. Raises NotFound."""
-        if (making := self.running.get(id)) is not None and making.tenant == tenant:
-            return making.told is not None
+        if (job := self.running.get(id)) is not None and job.tenant == tenant:
+            return job.stream is not None
         found = await self._journal.response(id, tenant)
         if found is None:
             raise _not_found(id, None)
@@ -200,14 +200,14 @@ class Responses:
 
     async def told(self, id: str, tenant: str, place: int) -> AsyncIterator[bytes]:
         """Its events from that place on, as they come; the last of them once it has ended."""
-        making = self.running.get(id)
-        if making is not None and making.told is not None and making.task is not None and making.tenant == tenant:
-            async for piece in making.told.since(place):
+        job = self.running.get(id)
+        if job is not None and job.stream is not None and job.task is not None and job.tenant == tenant:
+            async for piece in job.stream.since(place):
                 yield piece
-            await asyncio.wait({making.task})
-            number = len(making.told.events)
+            await asyncio.wait({job.task})
+            number = len(job.stream.events)
         else:
-            async for piece in self.kept.told_elsewhere(id, tenant, place, lambda: self._is_under_way(id, tenant)):
+            async for piece in self.kept.events_elsewhere(id, tenant, place, lambda: self._is_under_way(id, tenant)):
                 yield piece
             while await self._is_under_way(id, tenant):  # noqa: ASYNC110  its worker tells nobody
                 await asyncio.sleep(LOOK_EVERY_S)
@@ -238,8 +238,8 @@ class Responses:
             raise CallerError("Cannot cancel a synchronous response.", code="cannot_cancel")
         if response["status"] not in STATES:
             return record
-        if (making := self.running.get(id)) is not None:
-            await making.end()
+        if (job := self.running.get(id)) is not None:
+            await job.end()
             return await self.find(id, tenant)
         output = msgspec.json.encode({**response, "status": "cancelled"})
         record = msgspec.structs.replace(record, time_s=self._clock(), output=output)
@@ -299,7 +299,7 @@ class Responses:
         """The turn and what it was answered, where it is of one. Raises NotFound, and HeadgateError 503."""
         if turn.conversation:
             said = msgspec.json.decode(response, type=_Output).output
-            await self.conversations.told(turn.conversation, tenant, [*_decode_items(turn.own), *said])
+            await self.conversations.append_turn(turn.conversation, tenant, [*_decode_items(turn.own), *said])
 
     def keep_items(self, record: ResponseRecord, output: list[dict[str, object]]) -> None:
         """What may be referred to by an upstream's own ids."""

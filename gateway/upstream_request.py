@@ -37,7 +37,7 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
         return call.upload.named(deployment.upstream_name)
     same = dialect == call.surface
     changes: Raw = {}
-    if not same or deployment.upstream_name != call.named:
+    if not same or deployment.upstream_name != call.body_model:
         changes["model"] = deployment.upstream_raw
     if live and dialect in STREAMED_USAGE and not (same and call.include_usage):
         has_options = same and "stream_options" in call.raw

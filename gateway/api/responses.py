@@ -12,7 +12,7 @@ from gateway.api.files import asked, page_limit, page_of, place_of
 from gateway.asgi import Answer, Request
 from gateway.call import read_model, read_raw
 from gateway.errors import CallerError, UnknownModel
-from gateway.event_streams import with_signs
+from gateway.event_streams import with_keepalives
 from gateway.file_inputs import with_files
 from gateway.reply import EVENTS, JSON
 from gateway.wire.replay import replay
@@ -29,7 +29,7 @@ async def get_response(request: Request, id: str) -> Answer:
     record, after = await responses.find(id, tenant), asked(request, "starting_after")
     is_stream, place = asked(request, "stream") == "true", _place_after(after)
     if is_stream and b'"background":true' in record.output and await responses.is_streamed(id, tenant):
-        return 200, [*EVENTS], _while_there(request, with_signs(responses.told(id, tenant, place)))
+        return 200, [*EVENTS], _while_there(request, with_keepalives(responses.told(id, tenant, place)))
     if after:
         raise CallerError("Only the stream of a response made with background=true and stream=true is taken up again. "
                           "Retrieve this one whole.", param="starting_after")  # fmt: skip

@@ -2,8 +2,8 @@
 
 An answer and the decision that paid for it are one record of the spool, so a crash can lose both or neither. Before
 the call an intent is written: after a crash, one without its decision may have been billed though nobody knows, and
-counts as spent (`Jobs.write_off`). Every call names itself to its upstream (`Call.once`), so that a provider which
-honours idempotency keys bills and answers a repeated call once.
+counts as spent (`Jobs.write_off`). Every call has a `Call.idempotency_key`, so that a provider which honours those keys
+bills and answers a repeated call once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cascade.planner import PlanRequest
 from cascade.strategies import TEMPERATURE
 from cascade.types import Plan
 from cascade.voting import Vote, samples
-from gateway.answer import Answering, bound, permit
+from gateway.answer import Answering, cost_bound, permit
 from gateway.batch.climbs import Climbing, climbing
 from gateway.batch.types import Arm, Prompt
 from gateway.call import Arrival, Call, read_call
@@ -194,14 +194,14 @@ class Asker:
         if named is not None:
             sizes = (self.file_bytes.get(place.id, 0) for place in named.places)
             call.described.input_tokens_bound += SENT_BYTES * sum(sizes)
-        worst = bound(route, self.answering.worst(call, route), route.names)
+        worst = cost_bound(route, self.answering.worst_cases(call, route), route.names)
         return PreparedCall(prompt, worst, call, route, names_files=named is not None)
 
     async def with_files(self, ready: PreparedCall) -> tuple[Call, int]:
         """The call with the files that it names, and its worst case then. Raises HeadgateError."""
         assert ready.call is not None and ready.route is not None
         call = await call_with_files(self.s, ready.call, self.caller.tenant)
-        return call, bound(ready.route, self.answering.worst(call, ready.route), ready.route.names)
+        return call, cost_bound(ready.route, self.answering.worst_cases(call, ready.route), ready.route.names)
 
     async def ask(self, ready: PreparedCall, *, tries: int, timeout_s: float) -> CallResult:
         """`tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
@@ -293,7 +293,7 @@ class Asker:
         )
         if call.stream:
             raise CallerError("a batch line can't stream", param="stream", code="invalid_request")
-        call.once = f"{self.job}-{prompt.line}"
+        call.idempotency_key = f"{self.job}-{prompt.line}"
         return call
 
     def _route(self, call: Call, arm_call: ArmCall) -> Route:

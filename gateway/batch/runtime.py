@@ -18,7 +18,7 @@ from gateway.batch.jobs import Jobs
 from gateway.budgets import restore
 from gateway.config import Config
 from gateway.errors import ConfigError, HeadgateError
-from gateway.extras import lacking
+from gateway.extras import missing_extras
 from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.processes import Child, Keeper
 from gateway.providers.managed import is_ready, managed, wait_ready
@@ -72,7 +72,7 @@ async def _start_managed(config: Config, stack: AsyncExitStack) -> None:
         one = managed(provider, config.server)
         if one is None or await is_ready(one.socket):
             continue
-        if problems := lacking(config):
+        if problems := missing_extras(config):
             raise ConfigError(problems)
         command = [*one.command, "--parent", str(os.getpid())]
         keeper = Keeper(Child(f"provider {one.provider}", command, one.environment), lambda: 0)

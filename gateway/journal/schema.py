@@ -17,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from gateway.errors import ConfigError
-from gateway.extras import lack
+from gateway.extras import missing_extra
 
 _DESTRUCTIVE = re.compile(
     r"^\s*(drop|truncate|delete|alter\s+table\s.*\b(drop|rename|type)\b)", re.IGNORECASE | re.DOTALL
@@ -39,7 +39,7 @@ def open_engine(url: str) -> sa.Engine:
         engine = sa.create_engine(address, connect_args={"timeout": 30.0}, hide_parameters=True)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         return engine
-    if fault := lack("storage.url: PostgreSQL needs", "psycopg", "postgres"):
+    if fault := missing_extra("storage.url: PostgreSQL needs", "psycopg", "postgres"):
         raise ConfigError([fault])
     engine = sa.create_engine(
         address, pool_pre_ping=True, pool_size=4, max_overflow=4, connect_args={"connect_timeout": 5},

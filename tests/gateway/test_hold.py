@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.answer import bound
-from gateway.audit import anew
+from gateway.answer import cost_bound
+from gateway.audit import repeated
 from gateway.call import Arrival, read_call
 from gateway.config import Config, ModelConfig, RouteConfig
 from gateway.keys import ANYONE
@@ -77,7 +77,7 @@ def test_a_hold_covers_the_dearest_attempts_that_may_be_made(config: dict[str, A
     """Each model may be tried twice, or with repeats any of them several times; a hedge is added."""
     route = BOOK.find("auto")
     route = replace(route, config=msgspec.structs.replace(route.config, retries=1, **config), repeats=repeats)
-    assert bound(route, {"small": 1, "large": 10}, route.attempted) == held
+    assert cost_bound(route, {"small": 1, "large": 10}, route.attempted) == held
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,6 @@ async def test_a_client_that_leaves_during_the_hold_gives_its_tokens_back(tmp_pa
 def test_a_question_asked_anew_keeps_its_route_and_models() -> None:
     """An audit compares with the answer of the same route and knobs, without the cache."""
     asked = call(x_headgate_route="other", x_headgate_models="small,large", x_headgate_cost_weight="0.9")
-    again = anew(asked).options
+    again = repeated(asked).options
     assert (again.route, again.models, again.stated, again.cache) == ("other", ("small", "large"), True, "none")
     assert again.knobs.cost_weight == 0.9
