@@ -203,8 +203,8 @@ class Sender:
         self.fleet.succeeded(
             deployment, now, attempt.first_byte_s, attempt.first_byte_s, attempt.job, attempt.usage.completion_tokens
         )
-        ours = adds_logprobs(sent.rung, deployment, sent.dialect) and not exchange.call.described.logprobs
-        return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, seen, ours), body=sent.body)
+        strip_logprobs = adds_logprobs(sent.rung, deployment, sent.dialect) and not exchange.call.described.logprobs
+        return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, seen, strip_logprobs), body=sent.body)
 
     async def _first_chunk(self, sent: Sent, response: Response) -> Opened:
         """Read a stream up to its first chunk with content: until then another model may still answer."""

@@ -169,7 +169,7 @@ class Auditor:
             self._silent.discard(judge)
         elif judge not in self._silent:
             self._silent.add(judge)
-            log.warning("the judge %s says neither yes nor no; what it was asked stays unjudged", judge)
+            log.warning("the judge %s answers neither yes nor no, so the comparison stays unjudged", judge)
 
     def _judging(self, model: str, first: str, second: str) -> Call:
         question = QUESTION.format(first=first, second=second)

@@ -134,13 +134,13 @@ class Background:
                 self.s.responses.remember(final)
                 self.s.responses.keep_items(final, msgspec.json.decode(final.output)["output"])
         except HeadgateError as error:
-            log.error("the end of the background response %s is not kept: %s", record.id, error.message)
+            log.error("the end of the background response %s is not stored: %s", record.id, error.message)
 
     async def _store_stream(self, stream: EventStream, record: ResponseRecord) -> None:
         try:
             await self.s.responses.kept.write(stream, record.id, record.tenant)
         except Exception:  # readers at this worker get every event without the store
-            log.exception("the stream of the background response %s is not kept", record.id)
+            log.exception("the stream of the background response %s is not stored", record.id)
 
     async def _add_to_conversation(self, call: Call, final: ResponseRecord) -> ResponseRecord:
         """Add the response, if it has an answer, to its conversation. Returns its record, as failed if that fails."""

@@ -41,7 +41,7 @@ _ROUTE: tuple[_Needs, ...] = (
     (("cache_ttl_s",), lambda r: r.cache != "none", "is read with a cache only"),
     (("cache_eps", "cache_rule"), lambda r: r.cache == "semantic", "is read by the semantic cache only"),
     (("cache_judge",), lambda r: r.cache == "semantic" or r.cascade == "certified",
-     "is asked by the semantic cache and cascade 'certified' only"),
+     "is used by the semantic cache and cascade 'certified' only"),
     (("hedge_max_share",), lambda r: r.hedge_after_s is not None, "is read with hedge_after_s only"),
     (("hedge_after_s",), lambda r: r.max_attempts > 1 and r.hedge_max_share > 0,
      "never starts an attempt: max_attempts is 1 or hedge_max_share 0"),
@@ -130,7 +130,7 @@ def _route(config: Config, route: RouteConfig, path: str) -> Iterator[str]:
             yield f"{path}.cascade: {way!r} reads log-probabilities, and no model of the route has logprobs = true"
     if route.check and not _is_program(route.check[0]):
         where = f"neither a program's whole path nor one in {os.defpath}"
-        yield f"{path}.check: {route.check[0]!r} is {where}, so it says nothing"
+        yield f"{path}.check: {route.check[0]!r} is {where}, so the check can't run"
     if route.fallback and set(route.fallback) <= set(route.models):
         yield f"{path}.fallback: holds the route's own models alone, which are tried anyway"
     for name in ("budget_usd_per_day", "max_cost_usd"):

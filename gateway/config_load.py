@@ -135,13 +135,13 @@ def embedded() -> Config:
 def _check_fields(model: ModelConfig, path: str, problems: Problems) -> None:
     for index, name in enumerate(model.leave_out):
         if name in _THE_REQUEST:
-            problems.add(f"{path}.leave_out[{index}]", f"{name!r} is what is asked for")
+            problems.add(f"{path}.leave_out[{index}]", f"{name!r} can't be left out: a request is nothing without it")
         elif name in _LIMITS:
-            why = f"{name!r} bounds what an answer costs; rename can spell it otherwise"
+            why = f"{name!r} limits what an answer costs; `rename` can give it another name"
             problems.add(f"{path}.leave_out[{index}]", why)
     for name, other in model.rename.items():
-        for kept in {name, other}.intersection(_THE_REQUEST):
-            problems.add(f"{path}.rename.{name}", f"{kept!r} is what is asked for")
+        for fixed in {name, other}.intersection(_THE_REQUEST):
+            problems.add(f"{path}.rename.{name}", f"{fixed!r} can't be renamed: the gateway reads and writes it")
 
 
 def _check_names(config: Config, problems: Problems) -> None:
@@ -200,10 +200,11 @@ def _check_server(config: Config, problems: Problems) -> None:
     if storage.redis_url:
         _check_url("storage.redis_url", storage.redis_url, ("redis://", "rediss://", "unix://"), problems)
         if storage.redis_url.startswith("redis") and not re.fullmatch("/?[0-9]*", _path_of(storage.redis_url)):
-            problems.add("storage.redis_url", "names a database that is no number behind its host")
+            problems.add("storage.redis_url", "the database after the host must be a number, as in redis://HOST:6379/1")
     for index, origin in enumerate(server.cors_origins):
         if origin == "*" and not config.auth.master_key:
-            problems.add(f"server.cors_origins[{index}]", "any page could ask, so auth.master_key must not be empty")
+            why = "any web page could send requests, so auth.master_key must not be empty"
+            problems.add(f"server.cors_origins[{index}]", why)
         elif origin != "*" and not _ORIGIN.fullmatch(origin):
             problems.add(f"server.cors_origins[{index}]", f"{origin!r} is no origin, such as https://chat.example.org")
     if config.telemetry.otlp_endpoint:
@@ -307,7 +308,7 @@ def _check_route(
     if route.judge:
         problems.check_known(f"{path}.judge", "model", route.judge, models)
         if "verify" not in (route.cascade, *route.strategies):
-            problems.add(f"{path}.judge", "is asked by cascade 'verify' only")
+            problems.add(f"{path}.judge", "is used by cascade 'verify' only")
     if route.default_model and route.default_model not in route.models:
         problems.add(f"{path}.default_model", f"{route.default_model!r} is not among the route's models")
     for name in route.weights:
@@ -320,7 +321,7 @@ def _check_route(
     if not is_path(route.cascade):
         problems.check_known(f"{path}.cascade", "cascade", route.cascade, (*CASCADES, LEARNED))
         if route.most_wrong:
-            problems.add(f"{path}.most_wrong", "is kept by a trained cascade only: the path of one")
+            problems.add(f"{path}.most_wrong", "works with a trained cascade only: set `cascade` to the path of one")
     _check_strategies(route, path, problems)
     if "stepwise" in (route.cascade, *route.strategies) and route.max_attempts < STEPWISE_ATTEMPTS:
         problems.add(f"{path}.max_attempts", f"a stepwise cascade may need {STEPWISE_ATTEMPTS} calls for one answer")
@@ -329,7 +330,8 @@ def _check_route(
         why = f"is shown by cascades none, confidence and certified only, not {route.cascade!r}"
         problems.add(f"{path}.solved", why)
     if route.gather_ms and (route.retries < 1 or route.max_attempts < 2):
-        problems.add(f"{path}.gather_ms", "a reply that can't be told apart is asked for again, which needs a retry")
+        why = "needs retries = 1 and max_attempts = 2 at least: a reply that can't be split is requested again"
+        problems.add(f"{path}.gather_ms", why)
     if not is_path(route.router):
         problems.check_known(f"{path}.router", "router", route.router, ROUTERS)
     _check_rules(route, path, problems)
@@ -383,7 +385,7 @@ def _check_cycles(routes: list[RouteConfig], problems: Problems) -> None:
         if name in trail:
             cycle = (*trail[trail.index(name) :], name)
             index = next(i for i, route in enumerate(routes) if route.name == cycle[0])
-            problems.add(f"routes[{index}].fallback", f"goes round: {' -> '.join(cycle)}")
+            problems.add(f"routes[{index}].fallback", f"is a cycle: {' -> '.join(cycle)}")
         elif name not in done:
             for following in edges.get(name, ()):
                 visit(following, (*trail, name))

@@ -47,32 +47,32 @@ class ConversationService:
 
         now_s = self._clock()
         made = Conversation(new_id("conv_"), tenant, now_s, now_s, metadata)
-        await self.ask(lambda kept: kept.add(made, [_named(item) for item in items]))
+        await self.ask(lambda stored: stored.add(made, [_named(item) for item in items]))
         return made
 
     async def append(self, id: str, tenant: str, items: Sequence[msgspec.Raw]) -> list[Item]:
         """Add a client's items. Raises NotFound, and CallerError if the conversation is full."""
         named, now_s = [_named(item) for item in items], self._clock()
-        return await self.ask(lambda kept: kept.append(id, tenant, named, now_s, self._limits))
+        return await self.ask(lambda stored: stored.append(id, tenant, named, now_s, self._limits))
 
     async def append_turn(self, id: str, tenant: str, turn: Sequence[msgspec.Raw]) -> None:
         """Add a response's turn, however long: a full conversation refuses only what comes after. Raises NotFound."""
         named, now_s = [_named(item) for item in turn], self._clock()
-        await self.ask(lambda kept: kept.append(id, tenant, named, now_s))
+        await self.ask(lambda stored: stored.append(id, tenant, named, now_s))
 
     async def snapshot(self, id: str, tenant: str) -> tuple[str, list[Item]]:
         """The name of a snapshot of the conversation as it is now, and its items. Raises NotFound."""
 
-        def look(kept: Conversations) -> tuple[str, list[Item]]:
-            conversation = kept.find(id, tenant)
-            return f"{conversation.id}{MARK}{conversation.places}", kept.items(id, up_to=conversation.places)
+        def look(stored: Conversations) -> tuple[str, list[Item]]:
+            conversation = stored.find(id, tenant)
+            return f"{conversation.id}{MARK}{conversation.places}", stored.items(id, up_to=conversation.places)
 
         return await self.ask(look)
 
     async def items_at(self, name: str) -> list[msgspec.Raw]:
         """The items of a snapshot, less those deleted since. Raises CallerError if all of them are."""
         id, _, place = name.partition(MARK)
-        items = await self.ask(lambda kept: kept.items(id, up_to=int(place)))
+        items = await self.ask(lambda stored: stored.items(id, up_to=int(place)))
         if not items and place != "0":
             message = f"The earlier items of the conversation '{id}' are no longer stored."
             raise CallerError(message, code="conversation_broken")

@@ -177,7 +177,7 @@ class StoredEventStreams:
                     written += len(fresh)
             except HeadgateError as error:
                 if last:
-                    log.warning("the stream of the background response %s is not kept: %s", id, error.message)
+                    log.warning("the stream of the background response %s is not stored: %s", id, error.message)
             if last:
                 return
 
@@ -200,7 +200,7 @@ class StoredEventStreams:
                 await asyncio.sleep(LOOK_EVERY_S if running else WRITTEN_EVERY_S)
 
     async def _since(self, id: str, tenant: str, place: int) -> tuple[list[bytes], bool]:
-        return await self.ask(lambda kept: kept.since(id, tenant, place))
+        return await self.ask(lambda stored: stored.since(id, tenant, place))
 
     async def _add(self, id: str, tenant: str, place: int, events: list[bytes], last: bool) -> None:
-        await self.ask(lambda kept: kept.add(id, tenant, place, events, self._clock(), last=last))
+        await self.ask(lambda stored: stored.add(id, tenant, place, events, self._clock(), last=last))

@@ -9,17 +9,17 @@ from gateway.config import Config
 
 def missing_extras(config: Config) -> list[str]:
     """A line for each package that this configuration needs and lacks, with the command to install it."""
-    found = [
+    lines = [
         missing_extra(f"providers[{index}].kind: models of this machine need", "torch", "local")
         for index, one in enumerate(config.providers)
         if one.kind == "local" and not one.base_url
     ]
     if config.storage.url.startswith("postgres"):
-        found.append(missing_extra("storage.url: PostgreSQL needs", "psycopg", "postgres"))
+        lines.append(missing_extra("storage.url: PostgreSQL needs", "psycopg", "postgres"))
     if config.telemetry.otlp_endpoint:
         exporter = "opentelemetry.exporter.otlp.proto.http"
-        found.append(missing_extra("telemetry.otlp_endpoint: spans need", exporter, "otel"))
-    return [line for line in found if line]
+        lines.append(missing_extra("telemetry.otlp_endpoint: spans need", exporter, "otel"))
+    return [line for line in lines if line]
 
 
 def missing_extra(what: str, module: str, extra: str) -> str:

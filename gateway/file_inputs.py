@@ -65,16 +65,16 @@ def _contents(
     if len(params) > MOST_FILES:
         raise CallerError(f"The request names {len(params)} files; at most {MOST_FILES} are allowed.",
                           param="file_id", code="array_above_max_length")  # fmt: skip
-    found = files.named(list(params), tenant)
+    files_by_id = files.named(list(params), tenant)
     for id, param in params.items():
-        if id not in found:
+        if id not in files_by_id:
             message = (
                 f"No such file: '{id}'. It may have been deleted, have expired, or belong to another key: upload it "
                 "with this key (POST /v1/files), and use the id in the answer."
             )
             raise NotFound(message, param=param, code="file_not_found")
-        if not found[id].bytes:
+        if not files_by_id[id].bytes:
             raise CallerError(f"The file '{id}' is empty.", param=param, code="invalid_value")
-    if sum(found[place.id].bytes for place in prompt.places) > room:
+    if sum(files_by_id[place.id].bytes for place in prompt.places) > room:
         raise too_large(limit)
-    return {id: content_of(file.name, b"".join(files.read(id)), surface) for id, file in found.items()}
+    return {id: content_of(file.name, b"".join(files.read(id)), surface) for id, file in files_by_id.items()}

@@ -159,7 +159,7 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"cache": "yes"}, "routes[0].cache: invalid enum value 'yes'; known are none, exact, semantic"),
         ({"default_model": "other"}, "routes[0].default_model: 'other' is not among the route's models"),
         ({"fallback": ["other"]}, "routes[0].fallback[0]: no route or model named 'other'"),
-        ({"fallback": ["auto"]}, "routes[0].fallback: goes round: auto -> auto"),
+        ({"fallback": ["auto"]}, "routes[0].fallback: is a cycle: auto -> auto"),
         ({"weights": {"small": 1}}, "routes[0].weights: is read by router 'weighted' only, not by 'default'"),
         (
             {"router": "weighted", "weights": {"smal": 1, "large": 1}},
@@ -209,7 +209,7 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
         ({"storage": {"redis_url": "redis://[::1/0"}}, f"storage.redis_url: {UNREADABLE}"),
         (
             {"storage": {"redis_url": "redis://h:6379/cache"}},
-            "storage.redis_url: names a database that is no number behind its host",
+            "storage.redis_url: the database after the host must be a number, as in redis://HOST:6379/1",
         ),
         ({"telemetry": {"otlp_endpoint": "http://h:99999"}}, f"telemetry.otlp_endpoint: {UNREADABLE}"),
         (
@@ -234,7 +234,7 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
         ({"auth": {"keys": [{"name": "k", "key": ""}]}}, "auth.keys[0].key: is empty"),
         (
             {"server": {"cors_origins": ["*"]}},
-            "server.cors_origins[0]: any page could ask, so auth.master_key must not be empty",
+            "server.cors_origins[0]: any web page could send requests, so auth.master_key must not be empty",
         ),
         (
             {"server": {"cors_origins": ["https://chat.example.org", "chat.example.org/"]}},
@@ -242,15 +242,15 @@ def test_a_routes_faults(changes: dict[str, Any], problem: str) -> None:
         ),
         (
             {"models": [*BASE["models"], {"name": "m", "provider": "acme", "leave_out": ["user", "messages"]}]},
-            "models[2].leave_out[1]: 'messages' is what is asked for",
+            "models[2].leave_out[1]: 'messages' can't be left out: a request is nothing without it",
         ),
         (
             {"models": [*BASE["models"], {"name": "m", "provider": "acme", "leave_out": ["max_tokens"]}]},
-            "models[2].leave_out[0]: 'max_tokens' bounds what an answer costs; rename can spell it otherwise",
+            "models[2].leave_out[0]: 'max_tokens' limits what an answer costs; `rename` can give it another name",
         ),
         (
             {"models": [*BASE["models"], {"name": "m", "provider": "acme", "rename": {"seed": "stream"}}]},
-            "models[2].rename.seed: 'stream' is what is asked for",
+            "models[2].rename.seed: 'stream' can't be renamed: the gateway reads and writes it",
         ),
         (
             {"auth": {"keys": [{"name": "a", "key": "hg-1"}, {"name": "b", "key": "hg-1"}]}},
@@ -344,7 +344,7 @@ def test_a_cycle_of_fallbacks_is_reported_once() -> None:
         {"name": name, "models": ["small"], "fallback": ["large", names[(i + 1) % 3]]}
         for i, name in enumerate(names)
     ]
-    assert problems(routes=routes) == ["routes[0].fallback: goes round: a -> b -> c -> a"]
+    assert problems(routes=routes) == ["routes[0].fallback: is a cycle: a -> b -> c -> a"]
     routes[2]["fallback"] = ["large"]
     assert problems(routes=routes) == []
 
