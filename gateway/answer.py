@@ -103,7 +103,7 @@ class Answering:
 
     async def hold(self, call: Call, caller: Caller) -> Exchange:
         """Take the request from the rate limits, then hold the worst case of any plan of its route in every budget at
-        once. Raises RateLimited, OverBudget, or UnknownModel for a route that doesn't exist.
+        once. Raises PolicyError where one has no room, CallerError where the route doesn't exist or a cap excludes it.
         """
         s = self.s
         route_name = call.options.route

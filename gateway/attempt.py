@@ -342,8 +342,8 @@ class Sender:
         error: UpstreamError,
         flow: Relay | None = None,
     ) -> None:
-        """Record a failure before the answer or inside a stream (`flow`). It is charged unless the upstream refused the
-        request or was never reached.
+        """Record a failure before the answer or inside a stream (`flow`). It is charged if output arrived, or if the
+        upstream began to answer or timed out; a refusal is free.
         """
         attempt.failure = error.failure
         self.providers[deployment.provider].hide_secrets(error)

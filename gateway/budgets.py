@@ -79,7 +79,8 @@ class Reconciled(NamedTuple):
 
 
 def reconcile(config: Config, store: Store, now: float) -> Reconciled:
-    """Raise the spending of each budget in Redis to what the journal knows. Blocks. Raises RedisError or OSError.
+    """Raise the spending of each budget in Redis to what the journal knows. Blocks. Raises RedisError, OSError or
+    SQLAlchemyError.
 
     Redis lacks the spending that a killed worker had not written yet, and everything if it lost its data.
     """

@@ -198,8 +198,8 @@ def read_raw(body: bytes, headers: Mapping[bytes, bytes]) -> Raw:
 
 
 def _check_names(raw: Raw) -> None:
-    """Raises CallerError for a misspelt billed field, such as 'Max_Tokens': upstreams that ignore case (Ollama) would
-    obey it unnoticed.
+    """Raises CallerError for a field that limits or raises the bill in another case, such as 'Max_Tokens': upstreams
+    that ignore case, as Ollama does, would obey it.
     """
     for name in raw:
         folded = name.casefold()

@@ -131,7 +131,7 @@ class OverBudget(PolicyError):
 
 
 class BudgetsAway(PolicyError):
-    """The rest of a budget is unknown at the moment, because Redis or the database is away."""
+    """What is left of a budget is unknown at the moment, for example because Redis or the database is away."""
 
     status = 503
     kind = "server_error"

@@ -97,7 +97,7 @@ class EventStream(Reply):
                 await self.changed()
 
     def _take(self, payload: bytes) -> None:
-        """Append an upstream event, under the response's own id. The first and the last are only taken note of."""
+        """Append an upstream event, under the response's own id. The first and the last event are not appended."""
         event = msgspec.json.decode(payload)
         kind, response = event.get("type", ""), event.get("response")
         if isinstance(response, dict):

@@ -224,20 +224,20 @@ class Fleet:
         other is left. If all breakers are open, the first to close is taken, so that a model keeps its last deployment.
         Returns None if the model is unknown or has no deployment but `avoid`.
         """
-        all_ = self._deployments.get(model, ())
+        deployments = self._deployments.get(model, ())
         if avoid is not None:
-            all_ = [deployment for deployment in all_ if deployment is not avoid]
-        if not all_:
+            deployments = [deployment for deployment in deployments if deployment is not avoid]
+        if not deployments:
             return None
-        open_ = all_ if len(all_) == 1 else [one for one in all_ if one.lets_pass(now)]
-        if failed is not None and len(open_) > 1:
-            open_ = [one for one in open_ if one is not failed]
-        if not open_:
-            picked = min(all_, key=lambda one: one.breaker.opens_s)
-        elif tokens is None or len(open_) == 1:
-            picked = _draw(open_, draw)
+        passing = deployments if len(deployments) == 1 else [one for one in deployments if one.lets_pass(now)]
+        if failed is not None and len(passing) > 1:
+            passing = [one for one in passing if one is not failed]
+        if not passing:
+            picked = min(deployments, key=lambda one: one.breaker.opens_s)
+        elif tokens is None or len(passing) == 1:
+            picked = _draw(passing, draw)
         else:
-            picked = _balance(open_, tokens, warm, draw, now)
+            picked = _balance(passing, tokens, warm, draw, now)
         picked.breaker.begin(now)
         return picked
 
