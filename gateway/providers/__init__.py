@@ -1,7 +1,7 @@
-"""Providers: what to write to an upstream so that it answers in a dialect, and the pool it goes through.
+"""Providers: the request heads that an upstream's API wants, and the connection pool that requests go through.
 
-One class per kind of API. A provider knows paths and credentials; it refuses to know models' prices,
-retries, breakers or the content of a body.
+There is one class per kind of API. A provider knows paths and credentials, and nothing of models' prices, retries,
+breakers or the content of a body.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KINDS: dict[str, type[Provider]] = {
 
 
 def open_provider(config: ProviderConfig, server: Server) -> Provider:
-    """The provider of one `[[providers]]` entry, with its own pool; ConfigError where it can't be used.
+    """The provider of one `[[providers]]` entry, with its own pool. Raises ConfigError where the entry is unusable.
 
     A `local` or `scripted` provider without a base URL is a child process on a socket in `server.run_dir`.
     """

@@ -1,4 +1,4 @@
-"""The Anthropic Messages API. Version and beta headers of the client pass through untouched."""
+"""The Anthropic Messages API. The client's version and beta headers are forwarded unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFAULTS = {b"anthropic-version": b"2023-06-01"}
 
 
 class AnthropicProvider(Provider):
-    """`base_url` may end in `/v1` or not, as both are usual."""
+    """`base_url` may end in `/v1` or not; both are common."""
 
     dialects = frozenset(PATHS)
     main_dialect: ClassVar[str] = "messages"

@@ -1,7 +1,7 @@
-"""Azure OpenAI: the same bodies, another path and another header.
+"""Azure OpenAI: OpenAI's bodies, with other paths and another authentication header.
 
-The classic surface names the deployment in the path; the newer one ends in /openai/v1 and takes it from
-the body. Which one is meant is read from the base URL.
+The classic API names the deployment in the path; the newer one, whose base URL ends in /openai/v1, takes it from the
+body. The base URL decides which of them is used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gateway.providers.provider import Provider
 
 DEFAULT_API_VERSION = "2024-10-21"
 RESPONSES_API_VERSION = "2025-03-01-preview"
-"""The first that has them."""
+"""The first version with the Responses API."""
 
 
 class AzureProvider(Provider):
@@ -28,7 +28,7 @@ class AzureProvider(Provider):
         if self.endpoint.base_path.endswith("/openai/v1"):
             version = quote(self.config.api_version, safe="")
             return (PATHS.get(dialect) or RESPONSES[dialect]) + (f"?api-version={version}" if version else "")
-        if dialect in RESPONSES:  # which name the deployment in the body even here
+        if dialect in RESPONSES:  # the Responses API takes the deployment from the body here as well
             version = quote(self.config.api_version or RESPONSES_API_VERSION, safe="")
             return f"/openai{RESPONSES[dialect]}?api-version={version}"
         version = quote(self.config.api_version or DEFAULT_API_VERSION, safe="")

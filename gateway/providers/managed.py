@@ -1,7 +1,7 @@
-"""Providers that are child processes of ours: how to start one, where it listens, when it is ready.
+"""Providers that run as child processes: the command that starts one, the socket it listens on, whether it is ready.
 
-Nothing is started here; the supervisor does that with what it is told. Both kinds speak the OpenAI
-dialect on a unix socket in `server.run_dir`, so for the request path they are providers like any other.
+The supervisor starts them; nothing is started here. Both kinds, `local` and `scripted`, speak the OpenAI dialect on a
+unix socket in `server.run_dir`, so for the request path they are providers like any other.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from gateway.upstream import Endpoint, Pool
 from gateway.upstream.endpoint import unix_url
 
 MAX_SOCKET_PATH_BYTES = 107
-"""The kernel's limit on the path of a unix socket."""
+"""The kernel's limit on the length of a unix socket's path."""
 _MODULES = {"local": "local_models", "scripted": "gateway.providers.scripted"}
 RETRY_AFTER_S = 3.0
-"""Longer than a climb waits for one model while another could answer."""
+"""Longer than a cascade waits for one model while another could answer."""
 _PROBE = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Managed:
-    """One child process: `command` starts it and it listens at `socket`."""
+    """One child process, which `command` starts and which listens on `socket`."""
 
     provider: str
     command: list[str]
     socket: Path
     environment: dict[str, str] = field(default_factory=dict)
-    """Added to the supervisor's own."""
+    """Environment variables in addition to the supervisor's."""
 
 
 def managed(config: ProviderConfig, server: Server) -> Managed | None:
-    """What to run for this provider; None where it is somebody else's server."""
+    """The child process of this provider; None where its base URL names a server that isn't ours."""
     if config.kind not in _MODULES or config.base_url:
         return None
     socket = socket_path(config, server)
@@ -55,13 +55,15 @@ def managed(config: ProviderConfig, server: Server) -> Managed | None:
 
 
 def socket_path(config: ProviderConfig, server: Server) -> Path:
-    """Other options have another socket: at a reload the new server starts beside the one that it is to replace."""
+    """The socket of this provider, a different one for different options: at a reload the new server starts while the
+    one that it replaces still runs. Raises ConfigError for a name or path that can't be used.
+    """
     options = hashlib.sha256(json.dumps(config.options, sort_keys=True).encode()).hexdigest()[:8]
     path = Path(server.run_dir).resolve() / f"{config.name}.{options}.sock"
     if not config.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise ConfigError([f"providers.{config.name}: a managed provider's name is letters, digits, - _ ."])
+        raise ConfigError([f"providers.{config.name}: a managed provider's name may hold only letters, digits, - _ ."])
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise ConfigError([f"server.run_dir: {path} is too long for a unix socket"])
+        raise ConfigError([f"server.run_dir: {path} is too long for the path of a unix socket"])
     return path
 
 
@@ -70,12 +72,13 @@ def managed_base_url(config: ProviderConfig, server: Server) -> str:
 
 
 class ManagedPool(Pool):
-    """Connections to a child of ours: where it isn't up it soon is, because the supervisor starts it, or starts it
-    again."""
+    """Connections to a child process. Where nothing listens, the error says that it is loading, since the supervisor
+    starts it, or restarts it.
+    """
 
-    def unreached(self, error: Exception) -> UpstreamError:
+    def connect_error(self, error: Exception) -> UpstreamError:
         if not isinstance(error, FileNotFoundError | ConnectionRefusedError):
-            return super().unreached(error)
+            return super().connect_error(error)
         name = Path(self.endpoint.uds).stem.rpartition(".")[0]
         message = f"the local server {name} is still loading; try again in a few seconds"
         return UpstreamError("loading", message, status=503, retry_after_s=RETRY_AFTER_S)
@@ -87,12 +90,12 @@ async def is_ready(socket: Path, *, timeout_s: float = 1.0) -> bool:
 
 
 async def lost_models(socket: Path) -> list[str]:
-    """Models that the child, which is ready, could not load."""
+    """Names of models that a ready child could not load."""
     try:
-        told = msgspec.json.decode(await _health(socket, 10.0) or b"{}")
+        health = msgspec.json.decode(await _health(socket, 10.0) or b"{}")
     except msgspec.DecodeError:
         return []
-    return sorted(told.get("lost", ())) if isinstance(told, dict) else []
+    return sorted(health.get("lost", ())) if isinstance(health, dict) else []
 
 
 async def _health(socket: Path, timeout_s: float) -> bytes | None:
@@ -109,7 +112,7 @@ async def _health(socket: Path, timeout_s: float) -> bytes | None:
 
 
 async def wait_ready(socket: Path, *, timeout_s: float, every_s: float = 0.05) -> bool:
-    """Poll until the child is ready; False when `timeout_s` has passed."""
+    """Poll every `every_s` seconds until the child is ready; False once `timeout_s` has passed."""
     deadline = time.monotonic() + timeout_s
     while not await is_ready(socket):
         if time.monotonic() >= deadline:

@@ -14,11 +14,11 @@ PATHS = {
     **{dialect: path for dialect, path in PASSED.items() if dialect != COMPACT},
 }
 RESPONSES = {"responses": "/responses", COMPACT: PASSED[COMPACT]}
-"""Of those that serve the Responses API."""
+"""Paths of providers that serve the Responses API."""
 
 
 class OpenAIProvider(Provider):
-    """`base_url` ends where the version does: `https://api.openai.com/v1`."""
+    """`base_url` ends with the version: `https://api.openai.com/v1`."""
 
     dialects = frozenset(PATHS)
     main_dialect: ClassVar[str] = "chat"

@@ -1,8 +1,7 @@
-"""What every provider does: turn a model and a dialect into a request head, computed once and kept.
+"""The base class of providers: it turns a model and a dialect into a request head, computed once and kept.
 
-Per request only the content length and the few headers that may be forwarded are added. The client's
-own credential never gets here: what is forwarded is a short list, not everything less something. CR, LF
-and NUL are refused wherever a value comes from outside.
+Per request only the content length and the headers that may be forwarded are added. Those are a list of allowed
+headers, so the client's own credential is never among them. CR, LF and NUL are refused in every value from outside.
 """
 
 from __future__ import annotations
@@ -27,32 +26,32 @@ _OURS = frozenset(
      "upgrade", "te", "trailer", "expect"}
 )  # fmt: skip
 MAX_FORWARDED_BYTES = 8192
-LEAST_SECRET = 8
-"""Characters; a shorter value of a header may be any word."""
+MIN_SECRET_CHARS = 8
+"""Shortest credential, in characters, that is hidden in error messages; a shorter value may be an ordinary word."""
 OPENAI = "api.openai.com"
 UNTRANSLATABLE = frozenset({"embeddings", "count_tokens", *PASSED})
-"""Dialects that have no counterpart elsewhere."""
+"""Dialects that can't be translated into another API's."""
 _INSTEAD = {
     COMPACT: ": name a model whose provider serves the Responses API, or ask this one for a summary by /v1/responses",
 }
 
 
 class Provider(ABC):
-    """Subclasses say which paths exist, what proves who we are and which headers may pass."""
+    """Subclasses define the paths, the credentials and the headers that are forwarded."""
 
     dialects: frozenset[str] = frozenset()
     main_dialect: ClassVar[str] = ""
-    """What requests of a surface that isn't among `dialects` are translated to."""
+    """The dialect that requests of any surface outside `dialects` are translated into."""
     may_serve_responses: ClassVar[bool] = False
     default_base_url: ClassVar[str] = ""
     forwarded: ClassVar[tuple[bytes, ...]] = (b"traceparent", b"tracestate")
-    """Client headers handed on, lower case."""
+    """Client headers that are forwarded, in lower case."""
 
     def __init__(self, config: ProviderConfig, *, base_url: str = "", pool: type[Pool] = Pool) -> None:
         self.config = config
         self.name = config.name
         self.engine = PROFILES.get(config.engine)
-        """What is peculiar to the server; None: nothing known."""
+        """The peculiarities of its inference server; None: none are known."""
         self.endpoint = self._endpoint(base_url or self.default_base_url)
         if self._serves_responses():
             self.dialects |= {"responses", COMPACT}
@@ -64,24 +63,26 @@ class Provider(ABC):
             connect_timeout_s=config.connect_timeout_s,
         )
 
-    # ---- what a kind of API defines
+    # ---- defined by each kind of API
 
     @abstractmethod
     def path(self, upstream_name: str, dialect: str) -> str:
-        """The request target of one of `dialects`."""
+        """The path of a request in one of `dialects`, to be appended to the base URL's."""
 
     @abstractmethod
     def credentials(self) -> dict[str, str]:
-        """The headers that prove who we are; none where there is no key."""
+        """The headers that authenticate the gateway; none where no key is configured."""
 
     def defaults(self) -> dict[bytes, bytes]:
-        """Forwarded headers that must be there even when the client sends none."""
+        """Headers to send where the client doesn't send them itself."""
         return {}
 
-    # ---- the seam
+    # ---- used by the request path
 
     def dialect_for(self, surface: str) -> str:
-        """The dialect to use for a client that speaks `surface`: the same where it exists."""
+        """The dialect that answers a client of `surface`: the same one where the provider has it. Raises CallerError
+        where it can't be translated.
+        """
         if surface in self.dialects:
             return surface
         if surface in UNTRANSLATABLE:
@@ -92,27 +93,29 @@ class Provider(ABC):
     def head(
         self, model: ModelConfig, dialect: str, stream: bool, call_headers: Mapping[bytes, bytes]
     ) -> bytes:
-        """The head to give to `pool.send`; `call_headers` are the client's, names in lower case."""
+        """The head for `pool.send`; `call_headers` are the client's, with names in lower case. Raises CallerError for a
+        header that can't be forwarded.
+        """
         name = model.upstream_name or model.name
         head = self._heads.get((name, dialect, stream))
         if head is None:
             head = self._heads[name, dialect, stream] = self._head(name, dialect, stream)
-        return head + self._passed(call_headers)
+        return head + self._forwarded(call_headers)
 
     def hide_secrets(self, error: UpstreamError) -> None:
-        """In what this provider said of an error, should it repeat what we prove ourselves with."""
+        """Replace the gateway's credentials in an error that this provider sent, in case it repeats them."""
         for secret in (self.config.api_key, *self.config.headers.values()):
-            if len(secret) >= LEAST_SECRET:
+            if len(secret) >= MIN_SECRET_CHARS:
                 error.message = error.message.replace(secret, "***")
                 error.param = error.param and error.param.replace(secret, "***")
                 error.code = error.code and error.code.replace(secret, "***")
 
     async def get(self, path: str, *, timeout_s: float) -> Response:
-        """For probes: GET `path`, which starts behind the base path."""
+        """GET `path`, appended to the base path; for probes."""
         return await self._get(self.endpoint.base_path + path, timeout_s)
 
     async def look(self, path: str, *, timeout_s: float) -> Response:
-        """GET a page that stands beside the API and its version: health, metrics."""
+        """GET a page outside the versioned API, such as health or metrics."""
         return await self._get(self.endpoint.base_path.removesuffix("/v1") + path, timeout_s)
 
     async def _get(self, target: str, timeout_s: float) -> Response:
@@ -126,8 +129,8 @@ class Provider(ABC):
     # ---- inside
 
     def _serves_responses(self) -> bool:
-        told = self.config.responses
-        return self.may_serve_responses and (self.endpoint.host == OPENAI if told is None else told)
+        configured = self.config.responses
+        return self.may_serve_responses and (self.endpoint.host == OPENAI if configured is None else configured)
 
     def _endpoint(self, base_url: str) -> Endpoint:
         try:
@@ -141,7 +144,7 @@ class Provider(ABC):
         lines = []
         for name, value in {**self.credentials(), **self.config.headers}.items():
             if not _TOKEN.match(name) or name.lower() in _OURS:
-                problems.append(f"providers.{self.name}.headers: {name!r} is not a header you may set")
+                problems.append(f"providers.{self.name}.headers: {name!r} can't be set")
             elif not _VALUE.match(value.encode("utf-8")):
                 problems.append(f"providers.{self.name}: the value of {name} holds a control character")
             else:
@@ -155,27 +158,27 @@ class Provider(ABC):
         target = self.endpoint.base_path + self.path(upstream_name, dialect)
         _check_target(target, self.name)
         head = f"POST {target} HTTP/1.1\r\nhost: {self.endpoint.authority}\r\n"
-        if dialect in PASSED:  # the call says what its body is
+        if dialect in PASSED:  # its content type is the client's
             head += "accept: */*\r\n"
         else:
             accept = "text/event-stream" if stream else "application/json"
             head += f"content-type: application/json\r\naccept: {accept}\r\n"
         return head.encode("ascii") + self._fixed
 
-    def _passed(self, call_headers: Mapping[bytes, bytes]) -> bytes:
-        passed = b""
+    def _forwarded(self, call_headers: Mapping[bytes, bytes]) -> bytes:
+        lines = b""
         for name in self.forwarded:
             value = call_headers.get(name)
             if value is not None:
                 if not _VALUE.match(value) or len(value) > MAX_FORWARDED_BYTES:
-                    raise CallerError(f"the header {name.decode()} can't be passed on", code="invalid_header")
-                passed += b"%b: %b\r\n" % (name, value)
+                    raise CallerError(f"the header {name.decode()} can't be forwarded", code="invalid_header")
+                lines += b"%b: %b\r\n" % (name, value)
         for name, value in self.defaults().items():
             if name not in call_headers:
-                passed += b"%b: %b\r\n" % (name, value)
-        return passed
+                lines += b"%b: %b\r\n" % (name, value)
+        return lines
 
 
 def _check_target(target: str, provider: str) -> None:
-    if not target.startswith("/") or any(not "!" <= sign <= "~" for sign in target):
-        raise ConfigError([f"providers.{provider}: {target!r} can't be a request path"])
+    if not target.startswith("/") or any(not "!" <= char <= "~" for char in target):
+        raise ConfigError([f"providers.{provider}: {target!r} is not a valid request path"])

@@ -1,15 +1,15 @@
-"""A real upstream that does what a script says: the shipped provider of kind `scripted`.
+"""An upstream that answers as a script says: the shipped provider of kind `scripted`.
 
-It speaks chat, completions, embeddings, responses and Anthropic messages on a TCP port or a unix socket, honestly by
-default, and misbehaves at byte level where its script wants that. So failover, budgets, routers and
-cascades can be tried, demonstrated and tested without a provider's key, over real sockets.
+It speaks chat, completions, embeddings, responses and Anthropic messages on a TCP port or a unix socket. By default it
+answers correctly; a script can make it misbehave, down to single bytes. So failover, budgets, routers and cascades can
+be tried, demonstrated and tested over real sockets without a provider's key.
 
     python -m gateway.providers.scripted --port 9000 --scripts '{"flaky": [{"status": 503}, {"text": "ok"}]}'
 
     async with ScriptedServer({"flaky": [{"status": 503}, {"text": "ok"}]}) as server:
         server.url  # http://127.0.0.1:PORT/v1
 
-GET /_seen tells what it saw. It checks no credentials and holds no state but how far each script has come.
+GET /_seen reports the requests that it received. It checks no credentials.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from gateway.providers.scripted_script import Scripts, Seen, Step
 from gateway.upstream.endpoint import unix_url
 
 RECENT = 100
-"""Requests that GET /_seen remembers."""
+"""How many of the last requests GET /_seen reports."""
 RECENT_BYTES = 64 * 1024
-"""Of each one's body."""
+"""Most bytes of each reported request's body."""
 _LINGER_0 = struct.pack("ii", 1, 0)
 
 
 class ScriptedServer:
-    """Serves while its context is open. `url` is its base URL, `seen` what it saw."""
+    """Serves while its context is open. `url` is its base URL, `seen` what it has received."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class ScriptedServer:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop listening and leave every client."""
+        """Stop listening and close every connection."""
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
@@ -97,10 +97,10 @@ class ScriptedServer:
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Iterator[Frame]:
         if self.batches.serves(path):
-            status, said = self.batches.answer(method, path, headers, body)
-            return iter([file_answer(said) if isinstance(said, bytes) else json_answer(status, said)])
+            status, answer = self.batches.answer(method, path, headers, body)
+            return iter([file_answer(answer) if isinstance(answer, bytes) else json_answer(status, answer)])
         if method == "GET":
-            return iter([self._tell(path)])
+            return iter([self._page(path)])
         dialect = dialect_of(path)
         if dialect is None:
             return iter([json_answer(404, error_body("chat", 404, Step()))])
@@ -112,19 +112,21 @@ class ScriptedServer:
                 [json_answer(400, error_body(dialect, 400, Step(error="the body is not a JSON object")))]
             )
         model = str(request.setdefault("model", _deployment(path)))
-        self._note(path, headers, model, body)
-        step, answer_id = self._once(headers.get("idempotency-key", ""), model)
+        self._record(path, headers, model, body)
+        step, answer_id = self._next_step(headers.get("idempotency-key", ""), model)
         return play(request, dialect, step, answer_id)
 
     def _batch_line(self, path: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """What a call of this body would be answered with: a batch's line follows the same scripts."""
+        """Status and body of the answer to a line of a batch, which follows the same scripts as a live call."""
         model = str(request.setdefault("model", "default"))
         dialect = dialect_of(path) or "chat"
-        self._note(path, {}, model, b"")
+        self._record(path, {}, model, b"")
         return whole_answer(request, dialect, self.scripts.next(model), f"scripted-{self.seen.requests}")
 
-    def _once(self, key: str, model: str) -> tuple[Step, str]:
-        """The script's next step; a request whose key was answered before gets that answer again, and isn't billed."""
+    def _next_step(self, key: str, model: str) -> tuple[Step, str]:
+        """The script's next step and the answer's id. A request whose idempotency key was answered before gets the same
+        again, and isn't billed.
+        """
         known = self._answered.get(key)
         if known is not None:
             self.seen.repeated += 1
@@ -134,7 +136,7 @@ class ScriptedServer:
             self._answered[key] = step, answer_id
         return step, answer_id
 
-    def _tell(self, path: str) -> bytes:
+    def _page(self, path: str) -> bytes:
         if path == "/_seen":
             self.seen.open = len(self.connections)
             return json_answer(200, msgspec.to_builtins(self.seen))
@@ -146,7 +148,7 @@ class ScriptedServer:
             return json_answer(200, {"object": "list", "data": models})
         return json_answer(200 if path == "/healthz" else 404, {"status": "ok"})
 
-    def _note(self, path: str, headers: dict[str, str], model: str, body: bytes) -> None:
+    def _record(self, path: str, headers: dict[str, str], model: str, body: bytes) -> None:
         seen = self.seen
         seen.requests += 1
         seen.by_model[model] = seen.by_model.get(model, 0) + 1
@@ -158,12 +160,12 @@ class ScriptedServer:
 
 
 def _deployment(path: str) -> str:
-    """Azure names the model in the path."""
+    """The deployment that Azure's paths name; `default` for other paths."""
     return path.partition("/deployments/")[2].partition("/")[0] or "default"
 
 
 class _Connection(asyncio.Protocol):
-    """Reads requests and plays their frames one after the other; a paused socket pauses the play."""
+    """Reads requests and writes the frames of their answers in order; while the socket is full it pauses."""
 
     def __init__(self, server: ScriptedServer) -> None:
         self.server = server
@@ -176,7 +178,7 @@ class _Connection(asyncio.Protocol):
         self.playing: Iterator[Frame] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.paused = False
-        self.left_by_us = False
+        self.closed_by_us = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -187,7 +189,7 @@ class _Connection(asyncio.Protocol):
         self.server.connections.discard(self)
         if self.timer is not None:
             self.timer.cancel()
-        if self.playing is not None and not self.left_by_us:
+        if self.playing is not None and not self.closed_by_us:
             self.server.seen.disconnects += 1
         self.transport = self.playing = None
 
@@ -223,7 +225,7 @@ class _Connection(asyncio.Protocol):
             self.play()
 
     def play(self) -> None:
-        """Go on until the frames are done, the socket is full, or there is something to wait for."""
+        """Write frames until there are no more, the socket is full, or a frame is a time to wait."""
         self.timer = None
         while self.transport is not None and not self.paused:
             if self.playing is None:
@@ -245,7 +247,7 @@ class _Connection(asyncio.Protocol):
     def act(self, act: Act) -> None:
         if self.transport is None or act is Act.STALL:
             return
-        self.left_by_us = True
+        self.closed_by_us = True
         if act is Act.RESET:
             raw = self.transport.get_extra_info("socket")
             if raw.family != socket.AF_UNIX:
@@ -260,8 +262,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
         json.loads(arguments.scripts), host=arguments.host, port=arguments.port, uds=arguments.uds
     )
     stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
     async with server:
         if not arguments.uds:
             print(server.url, flush=True)
@@ -275,10 +277,10 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m gateway.providers.scripted", description="A scripted upstream."
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0: any free one; the base URL is printed")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port; the base URL is printed")
     parser.add_argument("--uds", default="", help="listen on a unix socket instead")
-    parser.add_argument("--parent", type=int, default=0, help="end when this process is no longer the parent")
-    parser.add_argument("--scripts", default="{}", help="JSON: model -> list of steps")
+    parser.add_argument("--parent", type=int, default=0, help="exit once this process is no longer the parent")
+    parser.add_argument("--scripts", default="{}", help="JSON object: each model's list of steps")
     arguments = parser.parse_args(argv)
     try:
         import uvloop

@@ -1,7 +1,7 @@
-"""What a scripted upstream says: the content of an answer, and OpenAI's chat, completions and embeddings of it.
+"""The content of a scripted upstream's answers, and their form in OpenAI's chat, completions and embeddings.
 
-Pure: a request and a step in, JSON out. Tokens are words with the white space that follows them, so the
-usage it reports can be checked by counting.
+Pure: a request and a step in, JSON out. A token is a word with the white space that follows it, so the reported usage
+can be checked by counting.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from gateway.providers.scripted_script import Step, ToolCall
 
 Json = dict[str, Any]
 CREATED = 1_700_000_000
-"""Answers are deterministic, so time stands still."""
+"""Unix time of every answer; it is fixed so that answers are deterministic."""
 IMAGE_TOKENS = 85
 DIMENSIONS = 64
 MAX_DIMENSIONS = 8192
 _TOKEN = re.compile(r"\S+\s*|\s+")
 UNSIGNED = {"google": {"thought_signature": "skip_thought_signature_validator"}}
-"""Which Gemini takes for any."""
+"""Gemini accepts this in place of the signature of any call."""
 encode = msgspec.json.encode
 
 
 class Answer(msgspec.Struct):
-    """The content, before any dialect."""
+    """The content of an answer, independent of any dialect."""
 
     id: str
     model: str
@@ -47,7 +47,7 @@ class Answer(msgspec.Struct):
     reasoning_tokens: int
     web_searches: int
     ran: list[str]
-    """Hosted tools, once each time that one ran."""
+    """Kinds of the hosted tools that ran, one entry per run."""
     n: int
     wants_logprobs: bool
     tells_usage: bool
@@ -60,15 +60,15 @@ class Answer(msgspec.Struct):
 
 
 def compose(request: Json, step: Step, dialect: str, answer_id: str) -> Answer:
-    """What `step` answers to `request`."""
+    """The answer to `request` that `step` describes. Raises ValueError for calls that `check_calls` refuses."""
     check_calls(request, step.call_ids)
     tools = step.tool_calls or ([] if step.text is not None else _forced_tool(request))
-    text = step.text if step.text is not None else ("" if tools else _own_words(request))
+    text = step.text if step.text is not None else ("" if tools else _default_text(request))
     if len(text) < step.body_bytes:
         text += " lorem" * ((step.body_bytes - len(text)) // 6 + 1)
     tokens, finish = _cut(_TOKEN.findall(text), request)
     n = max(1, int(request.get("n") or 1))
-    spoken = len(tokens) + sum(len(tokenize(encode(c.arguments).decode())) for c in tools)
+    counted = len(tokens) + sum(len(tokenize(encode(c.arguments).decode())) for c in tools)
     return Answer(
         id=answer_id,
         model=str(request.get("model", "scripted")),
@@ -78,7 +78,7 @@ def compose(request: Json, step: Step, dialect: str, answer_id: str) -> Answer:
         finish_reason=step.finish_reason or ("tool_calls" if tools else finish),
         logprob=step.logprob,
         input_tokens=count_input(request) if step.input_tokens is None else step.input_tokens,
-        output_tokens=(spoken * n if step.output_tokens is None else step.output_tokens),
+        output_tokens=(counted * n if step.output_tokens is None else step.output_tokens),
         cached_tokens=step.cached_tokens,
         cache_write_tokens=step.cache_write_tokens,
         cache_write_1h_tokens=step.cache_write_1h_tokens,
@@ -106,16 +106,16 @@ def tokenize(text: str) -> list[str]:
 
 
 def count_input(request: Json) -> int:
-    """Tokens of everything the caller said; an image counts 85."""
-    parts = list(_spoken(request.get("system"))) + list(_spoken(request.get("prompt")))
-    parts += list(_spoken(request.get("input")))
+    """Tokens of the prompt's texts; an image counts as 85."""
+    parts = list(_texts(request.get("system"))) + list(_texts(request.get("prompt")))
+    parts += list(_texts(request.get("input")))
     for message in request.get("messages") or []:
-        parts += list(_spoken(message.get("content")))
+        parts += list(_texts(message.get("content")))
     return sum(IMAGE_TOKENS if part is None else len(tokenize(part)) for part in parts)
 
 
-def _spoken(content: Any) -> Iterator[str | None]:
-    """The texts in a content field; None stands for an image."""
+def _texts(content: Any) -> Iterator[str | None]:
+    """The texts of a content field, and None for each image."""
     if isinstance(content, str):
         yield content
     for part in content if isinstance(content, list) else []:
@@ -127,14 +127,14 @@ def _spoken(content: Any) -> Iterator[str | None]:
             yield str(part["text"])
 
 
-def _own_words(request: Json) -> str:
+def _default_text(request: Json) -> str:
     schema = _schema_of(request)
     if schema is not None:
         return encode(instance_of(schema)).decode()
     for message in reversed(request.get("messages") or []):
         if message.get("role") == "user":
-            return " ".join(part for part in _spoken(message.get("content")) if part)
-    return " ".join(part for part in _spoken(request.get("prompt")) if part)
+            return " ".join(part for part in _texts(message.get("content")) if part)
+    return " ".join(part for part in _texts(request.get("prompt")) if part)
 
 
 def _schema_of(request: Json) -> Json | None:
@@ -148,22 +148,22 @@ def _schema_of(request: Json) -> Json | None:
 
 
 def _forced_tool(request: Json) -> list[ToolCall]:
-    """A tool the caller insists on, called with the least arguments its schema allows."""
+    """A call of the tool that `tool_choice` forces, with the least arguments that its schema allows; [] if none is."""
     choice = request.get("tool_choice")
     kind = choice.get("type") if isinstance(choice, dict) else choice
     if kind not in ("required", "any", "function", "tool"):
         return []
-    wanted = (choice.get("function") or choice).get("name") if isinstance(choice, dict) else None
+    forced_name = (choice.get("function") or choice).get("name") if isinstance(choice, dict) else None
     for tool in request.get("tools") or []:
         function = tool.get("function") or tool
-        if wanted in (None, function.get("name")):
+        if forced_name in (None, function.get("name")):
             schema = function.get("parameters") or function.get("input_schema") or {}
             return [ToolCall(str(function["name"]), dict(instance_of({"type": "object", **schema})))]
     return []
 
 
 def instance_of(schema: Json) -> Any:
-    """The least value that fits a JSON schema, for the parts of it that schemas for models use."""
+    """The least value that fits a JSON schema, as far as schemas for models use the standard."""
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
@@ -190,9 +190,9 @@ def _cut(tokens: list[str], request: Json) -> tuple[list[str], str]:
     places = [at for stop in ([stops] if isinstance(stops, str) else stops) if (at := text.find(stop)) >= 0]
     if places:
         tokens = tokenize(text[: min(places)])
-    most = request.get("max_completion_tokens") or request.get("max_tokens")
-    if most and len(tokens) > int(most):
-        return tokens[: int(most)], "length"
+    limit = request.get("max_completion_tokens") or request.get("max_tokens")
+    if limit and len(tokens) > int(limit):
+        return tokens[: int(limit)], "length"
     return tokens, "stop"
 
 
@@ -234,24 +234,24 @@ def _tool_call_openai(answer: Answer, index: int) -> Json:
     id = f"call_{answer.id}_{index}"
     if answer.call_ids == "nine":
         id = hashlib.sha256(id.encode()).hexdigest()[:9]
-    told: Json = {"id": id, "type": "function", "function": function}
+    tool_call: Json = {"id": id, "type": "function", "function": function}
     if answer.call_ids in SIGNED and not index:
-        told["extra_content"] = signature_of(id)
-    return told
+        tool_call["extra_content"] = signature_of(id)
+    return tool_call
 
 
 SIGNED = ("signed", "late")
-"""As Gemini does it: with the call, or in a piece of its own behind it."""
+"""How Gemini sends a call's signature: with the call, or in a chunk of its own after it."""
 
 
 def signature_of(call_id: str) -> Json:
-    """As Gemini signs a call; longer than other APIs let an id be."""
+    """A signature as Gemini's; it is longer than other APIs allow an id to be."""
     signed = hashlib.sha512(call_id.encode()).digest() * 4
     return {"google": {"thought_signature": base64.b64encode(signed).decode()}}
 
 
 def check_calls(request: Json, call_ids: str) -> None:
-    """Raises ValueError for calls that this API doesn't take in a conversation."""
+    """Raises ValueError where the conversation holds tool calls that an API with these `call_ids` refuses."""
     turns = request.get("messages") or []
     for turn in turns if call_ids == "nine" else ():
         for id in (*(call["id"] for call in turn.get("tool_calls") or ()), turn.get("tool_call_id")):
@@ -259,8 +259,8 @@ def check_calls(request: Json, call_ids: str) -> None:
                 raise ValueError(f"Tool call id was {id} but must be a-z, A-Z, 0-9, with a length of 9.")
         if any(call.keys() - {"id", "type", "function"} for call in turn.get("tool_calls") or ()):
             raise ValueError("Extra inputs are not permitted")
-    asked = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
-    for turn in turns[asked[-1] :] if call_ids in SIGNED and asked else ():
+    user_turns = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
+    for turn in turns[user_turns[-1] :] if call_ids in SIGNED and user_turns else ():
         for call in (turn.get("tool_calls") or ())[:1]:
             if call.get("extra_content") not in (signature_of(call["id"]), UNSIGNED):
                 raise ValueError("Function call is missing a thought_signature in functionCall parts.")
@@ -275,7 +275,7 @@ def chat(answer: Answer) -> Json:
     if answer.call_ids in SIGNED and answer.text:
         message["extra_content"] = signature_of(answer.text)
     if answer.ran:
-        message["executed_tools"] = _executed(answer, "done")
+        message["executed_tools"] = _executed_tools(answer, "done")
     logprobs = _chat_logprobs(answer, answer.tokens)
     finish = answer.finish_reason
     return _openai("chat.completion", answer) | {
@@ -286,8 +286,8 @@ def chat(answer: Answer) -> Json:
     }
 
 
-def _executed(answer: Answer, output: str | None) -> list[Json]:
-    """As Groq tells tools that it ran."""
+def _executed_tools(answer: Answer, output: str | None) -> list[Json]:
+    """The hosted tools that ran, in the form of Groq's `executed_tools`."""
     names = {"browser_search": "browser.search", "code_interpreter": "python"}
     return [{"index": index, "type": "function", "name": names[kind], "arguments": "{}", "output": output}
             for index, kind in enumerate(answer.ran)]  # fmt: skip
@@ -307,7 +307,7 @@ def _openai(kind: str, answer: Answer, *, chunk: bool = False) -> Json:
 
 
 def chat_events(answer: Answer, include_usage: bool) -> Iterator[Json]:
-    """Content events first, then finish, then usage where asked for."""
+    """The stream's events: content first, then the finish reasons, then usage if it was requested."""
     base = _openai("chat.completion.chunk", answer, chunk=True)
     if include_usage:
         base["usage"] = None
@@ -319,7 +319,7 @@ def chat_events(answer: Answer, include_usage: bool) -> Iterator[Json]:
     for i in range(answer.n):
         yield event(i, {"role": "assistant", "content": "" if not answer.tool_calls else None})
     for output in (None, "done") if answer.ran else ():
-        yield event(0, {"executed_tools": _executed(answer, output)})
+        yield event(0, {"executed_tools": _executed_tools(answer, output)})
     for token in answer.tokens:
         for i in range(answer.n):
             yield event(i, {"content": token}, _chat_logprobs(answer, [token]))
@@ -359,7 +359,7 @@ def completion_events(answer: Answer, include_usage: bool) -> Iterator[Json]:
 
 
 def embeddings(request: Json) -> Json:
-    """Hashed bags of words: texts that share words are near each other."""
+    """Hashed bags of words, so texts that share words have similar vectors. Raises ValueError for bad `dimensions`."""
     given = request.get("input", "")
     texts = [given] if isinstance(given, str) else list(given)
     dimensions = int(request.get("dimensions") or DIMENSIONS)

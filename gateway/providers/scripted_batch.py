@@ -1,7 +1,7 @@
-"""A scripted upstream's batch endpoint: files and batches in memory, answered by the same scripts as live calls.
+"""A scripted upstream's batch endpoint: files and batches in memory.
 
-A batch is done once it has been asked about `polls` times, so a test decides when; each line follows its model's
-script as a call would.
+A batch completes when its status has been requested `polls` times, so a test decides when. Each line follows its
+model's script as a live call would.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from typing import Any
 import msgspec
 
 Json = dict[str, Any]
-Ask = Callable[[str, Json], tuple[int, Json]]
-"""A path and a body: the status and body that a live call would get."""
+AnswerLine = Callable[[str, Json], tuple[int, Json]]
+"""Takes the path and body of a call, and returns the status and body of its answer."""
 _BOUNDARY = re.compile(r"boundary=\"?([^\";]+)")
 encode, decode = msgspec.json.encode, msgspec.json.decode
 
 
 class Batches:
-    """One upstream's files and batches."""
+    """The files and batches of one upstream."""
 
-    def __init__(self, ask: Ask, polls: int = 1) -> None:
+    def __init__(self, answer_line: AnswerLine, polls: int = 1) -> None:
         self.polls = polls
-        """Questions about a batch before it is done."""
+        """Status requests after which a batch is completed."""
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, Json] = {}
-        self._ask = ask
-        self._asked: dict[str, int] = {}
+        self._answer_line = answer_line
+        self._polled: dict[str, int] = {}
 
     def serves(self, path: str) -> bool:
         bare = path.partition("?")[0]
         return bare.endswith(("/files", "/batches")) or "/files/" in bare or "/batches/" in bare
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Json | bytes]:
-        """Status, and a JSON body or a file's bytes."""
+        """The answer to a request: its status, and a JSON body or a file's bytes."""
         parts = path.partition("?")[0].strip("/").split("/")
         kind = "files" if "files" in parts else "batches"
         rest = parts[parts.index(kind) + 1 :]
         if kind == "files":
             return self._files(method, rest, headers, body)
         if method == "POST" and not rest:
-            return self._make(decode(body))
+            return self._create(decode(body))
         if not rest:
             return 200, {"object": "list", "data": list(self.batches.values())[::-1], "has_more": False}
         batch = self.batches.get(rest[0])
@@ -51,8 +51,8 @@ class Batches:
         if rest[1:] == ["cancel"]:
             batch["status"] = "cancelled" if batch["status"] == "in_progress" else batch["status"]
         elif batch["status"] == "in_progress":
-            self._asked[batch["id"]] = self._asked.get(batch["id"], 0) + 1
-            if self._asked[batch["id"]] >= self.polls:
+            self._polled[batch["id"]] = self._polled.get(batch["id"], 0) + 1
+            if self._polled[batch["id"]] >= self.polls:
                 self._finish(batch)
         return 200, batch
 
@@ -68,34 +68,34 @@ class Batches:
         self.files[id] = content
         return id
 
-    def _make(self, asks: Json) -> tuple[int, Json]:
-        if asks.get("input_file_id") not in self.files:
+    def _create(self, fields: Json) -> tuple[int, Json]:
+        if fields.get("input_file_id") not in self.files:
             return 400, _error("no such input file")
         id = f"batch_scripted_{len(self.batches)}"
         self.batches[id] = {
-            "id": id, "object": "batch", "endpoint": asks["endpoint"], "status": "in_progress",
-            "input_file_id": asks["input_file_id"], "completion_window": asks["completion_window"],
-            "metadata": asks.get("metadata"), "output_file_id": None, "error_file_id": None,
+            "id": id, "object": "batch", "endpoint": fields["endpoint"], "status": "in_progress",
+            "input_file_id": fields["input_file_id"], "completion_window": fields["completion_window"],
+            "metadata": fields.get("metadata"), "output_file_id": None, "error_file_id": None,
         }  # fmt: skip
         return 200, self.batches[id]
 
     def _finish(self, batch: Json) -> None:
-        good: list[bytes] = []
-        bad: list[bytes] = []
+        succeeded: list[bytes] = []
+        failed: list[bytes] = []
         for line in self.files[batch["input_file_id"]].splitlines():
             request = decode(line)
-            status, body = self._ask(request["url"], request["body"])
+            status, body = self._answer_line(request["url"], request["body"])
             response = {"status_code": status, "request_id": f"req_{request['custom_id']}", "body": body}
-            told = {"id": f"batch_req_{request['custom_id']}", "custom_id": request["custom_id"],
+            answer = {"id": f"batch_req_{request['custom_id']}", "custom_id": request["custom_id"],
                     "response": response, "error": None}  # fmt: skip
-            (good if status == 200 else bad).append(encode(told) + b"\n")
-        batch["output_file_id"] = self._put(b"".join(good)) if good else None
-        batch["error_file_id"] = self._put(b"".join(bad)) if bad else None
+            (succeeded if status == 200 else failed).append(encode(answer) + b"\n")
+        batch["output_file_id"] = self._put(b"".join(succeeded)) if succeeded else None
+        batch["error_file_id"] = self._put(b"".join(failed)) if failed else None
         batch["status"] = "completed"
 
 
 def _upload(content_type: str, body: bytes) -> bytes:
-    """The file's bytes out of a multipart form."""
+    """The bytes of the file in a multipart form; empty where there is none."""
     found = _BOUNDARY.search(content_type)
     fence = b"--" + (found[1] if found else "").encode()
     for part in body.split(fence):

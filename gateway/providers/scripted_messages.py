@@ -1,4 +1,4 @@
-"""What a scripted upstream says as Anthropic's Messages API does, whole or as events."""
+"""A scripted upstream's answers in Anthropic's Messages API, whole or as a stream's events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def messages(answer: Answer) -> Json:
 
 
 def _searches(answer: Answer) -> Iterator[Json]:
-    """What was looked for, then what was found, each time."""
+    """The blocks of each web search: its query, then its result."""
     for number in range(answer.web_searches):
         id = f"srvtoolu_{answer.id}_{number}"
         yield {"type": "server_tool_use", "id": id, "name": "web_search", "input": {"query": answer.text[:40]}}
@@ -46,7 +46,7 @@ def _searches(answer: Answer) -> Iterator[Json]:
 
 
 def _runs(answer: Answer) -> Iterator[Json]:
-    """Of other hosted tools: what was asked of each, then what came of it."""
+    """The blocks of each run of another hosted tool: its input, then its result."""
     for number, kind in enumerate(answer.ran):
         id = f"srvtoolu_{answer.id}_ran_{number}"
         name = {"code_execution": "bash_code_execution"}.get(kind, kind)
@@ -76,7 +76,7 @@ def _stop_reason(answer: Answer) -> str:
 
 
 def message_events(answer: Answer) -> Iterator[Json]:
-    """`message_stop` included: it is this dialect's [DONE]."""
+    """All events of a stream, including `message_stop`, which ends it."""
     opened = _message(answer)
     if answer.tells_usage:
         opened["usage"] = usage_anthropic(answer) | {"output_tokens": 1, "server_tool_use": None}
@@ -105,7 +105,7 @@ def message_events(answer: Answer) -> Iterator[Json]:
     }
     if answer.tells_usage:
         ended["usage"] = usage_anthropic(answer)
-        ended["usage"].pop("cache_creation", None)  # told at the start alone
+        ended["usage"].pop("cache_creation", None)  # sent only at the start
     yield ended
     yield {"type": "message_stop"}
 

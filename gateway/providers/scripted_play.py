@@ -1,6 +1,6 @@
-"""How a scripted upstream's answer goes over the wire, faults included, as a sequence of frames.
+"""A scripted upstream's answer, faults included, as the sequence of frames that the server plays.
 
-Pure: bytes to write, seconds to wait, or an act on the connection. The server plays them.
+Pure. A frame is bytes to write, seconds to wait, or an act on the connection.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _ERROR_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: 
                 404: "not_found_error", 429: "rate_limit_error", 529: "overloaded_error"}  # fmt: skip
 _BEFORE_ANY_BYTE: dict[Fault, Act] = {"close": Act.CLOSE, "rst": Act.RESET, "silent": Act.STALL}
 _OF_TRANSPORT = ("cut", "cut_rst", "stall", "bad_chunk")
-"""Faults that end the stream where they strike; the others have changed the events already."""
+"""Faults that end the stream at their place; all others have already changed its events."""
 _PATHS = (("/chat/completions", "chat"), ("/completions", "completions"), ("/embeddings", "embeddings"),
           ("/responses", "responses"), ("/messages/count_tokens", "count_tokens"),
           ("/messages", "messages"))  # fmt: skip
 
 
 def dialect_of(path: str) -> str | None:
-    """The dialect spoken at `path`, or None where nobody answers."""
+    """The dialect of the API at `path`; None where there is none."""
     bare = path.partition("?")[0]
     return next((dialect for end, dialect in _PATHS if bare.endswith(end)), None)
 
@@ -86,7 +86,7 @@ def file_answer(content: bytes) -> bytes:
 
 
 def whole_answer(request: Json, dialect: str, step: Step, answer_id: str) -> tuple[int, Json]:
-    """Status and body of an answer without its transport: a line of a batch."""
+    """Status and body of an answer to a line of a batch, for which faults of transport have no meaning."""
     if step.status != 200:
         return step.status, error_body(dialect, step.status, step)
     if dialect == "embeddings":
@@ -95,7 +95,7 @@ def whole_answer(request: Json, dialect: str, step: Step, answer_id: str) -> tup
 
 
 def head(status: int, content_type: str, step: Step) -> bytes:
-    """Status line and headers, without framing and empty line."""
+    """Status line and headers, without the framing header and the empty line."""
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Overloaded"
     lines = [f"HTTP/1.1 {status} {phrase}", f"content-type: {content_type}"]
     if step.retry_after_s is not None:
@@ -187,9 +187,9 @@ class _Event(msgspec.Struct):
 
 
 def _events(request: Json, dialect: str, step: Step, answer_id: str) -> list[_Event]:
-    """The events of a stream with its faults of content already in them."""
-    asked = as_chat(request) if dialect == "responses" else request
-    answer = say.compose(asked, step, dialect, answer_id)
+    """The events of a stream, with the faults that change its content already applied."""
+    as_chat_request = as_chat(request) if dialect == "responses" else request
+    answer = say.compose(as_chat_request, step, dialect, answer_id)
     include_usage = bool((request.get("stream_options") or {}).get("include_usage"))
     if dialect == "responses":
         events = [_typed_event(event) for event in response_events(request, answer)]
@@ -202,15 +202,15 @@ def _events(request: Json, dialect: str, step: Step, answer_id: str) -> list[_Ev
     if step.fault == "no_done":
         return events[:-1]
     if step.fault == "no_finish":
-        return events[: _finish(events)]
-    place = _place(events, step.after)
+        return events[: _place_of_finish(events)]
+    place = _place_of_fault(events, step.after)
     if step.fault == "malformed":
         events.insert(place, _Event(NOT_JSON_EVENT))
     if step.fault == "late_error":
         error = error_body(dialect, step.late_status, step)
         if dialect == "responses":
-            said = error["error"]
-            error = {**said, "type": "error", "code": said["code"] or said["type"], "sequence_number": place}
+            inner = error["error"]
+            error = {**inner, "type": "error", "code": inner["code"] or inner["type"], "sequence_number": place}
         named = b"event: error\n" if dialect in ("messages", "responses") else b""
         return [*events[:place], _Event(named + b"data: %b\n\n" % encode(error))]
     return events
@@ -218,12 +218,12 @@ def _events(request: Json, dialect: str, step: Step, answer_id: str) -> list[_Ev
 
 def _openai_event(event: Json) -> _Event:
     choice = (event["choices"] or [{}])[0]
-    said = (
+    content = (
         choice.get("text")
         or (choice.get("delta") or {}).get("content")
         or (choice.get("delta") or {}).get("tool_calls")
     )
-    return _Event(b"data: %b\n\n" % encode(event), bool(said), choice.get("finish_reason") is not None)
+    return _Event(b"data: %b\n\n" % encode(event), bool(content), choice.get("finish_reason") is not None)
 
 
 def _typed_event(event: Json) -> _Event:
@@ -233,8 +233,8 @@ def _typed_event(event: Json) -> _Event:
     return _Event(wire, kind == "content_block_delta" or kind.endswith(".delta"), is_finish)
 
 
-def _place(events: list[_Event], after: int) -> int:
-    """Where a fault goes: behind the `after`-th content event; 0: before the first; -1: before everything."""
+def _place_of_fault(events: list[_Event], after: int) -> int:
+    """Index of the event before which a fault goes: behind `after` content events; a negative `after` is the start."""
     if after < 0:
         return 0
     seen = 0
@@ -246,12 +246,14 @@ def _place(events: list[_Event], after: int) -> int:
     return len(events)
 
 
-def _finish(events: list[_Event]) -> int:
+def _place_of_finish(events: list[_Event]) -> int:
     return next(i for i, event in enumerate(events) if event.is_finish)
 
 
 def _stream(step: Step, events: list[_Event]) -> Iterator[Frame]:
-    place = min(_finish(events) + 1, len(events) - 1) if step.fault == "cut_end" else _place(events, step.after)
+    place = _place_of_fault(events, step.after)
+    if step.fault == "cut_end":
+        place = min(_place_of_finish(events) + 1, len(events) - 1)
     framing = step.framing or ("length" if step.fault == "wrong_length" else "chunked")
     start = head(200, "text/event-stream; charset=utf-8", step)
     pieces = [event.wire for event in events]
@@ -261,14 +263,14 @@ def _stream(step: Step, events: list[_Event]) -> Iterator[Frame]:
     else:
         start += b"\r\n" if framing == "eof" else b"transfer-encoding: chunked\r\n\r\n"
     pieces = [_chunk(piece) for piece in pieces] if framing == "chunked" else pieces
-    frames = [*_paced(step, pieces[:place]), *_fault(step.fault)]
+    frames = [*_with_gaps(step, pieces[:place]), *_fault(step.fault)]
     if place < len(pieces) and step.fault not in _OF_TRANSPORT:
-        frames += [step.gap_s, *_paced(step, pieces[place:])]
+        frames += [step.gap_s, *_with_gaps(step, pieces[place:])]
     frames += _closing(step.fault, framing)
     yield from _joined([start, *frames]) if step.coalesce else [start, *frames]
 
 
-def _paced(step: Step, pieces: list[bytes]) -> list[Frame]:
+def _with_gaps(step: Step, pieces: list[bytes]) -> list[Frame]:
     if not step.gap_s:
         return list(pieces)
     frames: list[Frame] = []
@@ -295,13 +297,13 @@ def _closing(fault: Fault, framing: str) -> list[Frame]:
 
 
 def _joined(frames: list[Frame]) -> Iterator[Frame]:
-    """All bytes up to the next act in one write."""
-    held: list[bytes] = []
+    """The same frames with all bytes up to the next act joined into one write."""
+    joined: list[bytes] = []
     for frame in frames:
         if isinstance(frame, bytes):
-            held.append(frame)
+            joined.append(frame)
         elif isinstance(frame, Act):
-            yield b"".join(held)
-            held = []
+            yield b"".join(joined)
+            joined = []
             yield frame
-    yield b"".join(held)
+    yield b"".join(joined)

@@ -1,5 +1,5 @@
-"""What a scripted upstream says in the Responses API. Like OpenAI's it keeps nothing that it was told not to keep, and
-refuses what refers to that.
+"""A scripted upstream's answers in the Responses API. It stores no response, and refuses input that refers to one, as
+OpenAI's does where `store` is false.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ ENCRYPTED = "reasoning.encrypted_content"
 
 
 def as_chat(request: Json) -> Json:
-    """What `compose` reads of a chat, where it has another name here. Raises ValueError for what OpenAI's refuses."""
+    """The request with the fields that `compose` reads under their names in chat. Raises ValueError for what OpenAI's
+    API refuses.
+    """
     given = request["input"]
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if request.get("previous_response_id"):
@@ -48,7 +50,7 @@ def response(request: Json, answer: Answer) -> Json:
 
 
 def response_events(request: Json, answer: Answer) -> Iterator[Json]:
-    """Numbered in order, the whole response last."""
+    """The stream's events, numbered in order; the last one holds the whole response."""
     for number, event in enumerate(_events(request, answer)):
         yield {**event, "sequence_number": number}
 
@@ -77,7 +79,7 @@ def _begun(request: Json, answer: Answer) -> Json:
 
 
 def _items(request: Json, answer: Answer) -> Iterator[tuple[Json, list[Json]]]:
-    """Each item of the output, and the events that make it."""
+    """Each item of the output, with the events between its beginning and its end."""
     if request.get("reasoning"):
         reasoned: Json = {"id": f"rs_{answer.id}", "type": "reasoning", "summary": []}
         if ENCRYPTED in (request.get("include") or ()):
@@ -97,8 +99,8 @@ def _items(request: Json, answer: Answer) -> Iterator[tuple[Json, list[Json]]]:
 
 
 def _ran(id: str, kind: str) -> tuple[Json, list[Json]]:
-    """A hosted tool's run."""
-    told: dict[str, Json] = {
+    """The item of a hosted tool's run."""
+    fields: dict[str, Json] = {
         "code_interpreter": {"container_id": "cntr_1", "code": "1 + 1", "outputs": None},
         "file_search": {"queries": ["rain"], "results": None},
         "image_generation": {"result": "aGk="},
@@ -106,7 +108,7 @@ def _ran(id: str, kind: str) -> tuple[Json, list[Json]]:
         "shell": {"call_id": f"call_{id}", "action": {"commands": ["ls"]},
                   "environment": {"type": "container_reference", "container_id": "cntr_1"}},
     }  # fmt: skip
-    return {"id": f"{kind}_{id}", "type": f"{kind}_call", "status": "completed", **told[kind]}, []
+    return {"id": f"{kind}_{id}", "type": f"{kind}_call", "status": "completed", **fields[kind]}, []
 
 
 def _message(answer: Answer) -> tuple[Json, list[Json]]:
@@ -126,12 +128,12 @@ def _message(answer: Answer) -> tuple[Json, list[Json]]:
 
 
 def _call(request: Json, id: str, name: str, arguments: str) -> tuple[Json, list[Json]]:
-    """Of a function, or of a tool that takes free text."""
-    free = any(tool.get("type") == "custom" and tool.get("name") == name for tool in request.get("tools") or ())
-    kind, field, prefix = ("custom_tool_call", "input", "ctc") if free else ("function_call", "arguments", "fc")
+    """The call of a function, or of a custom tool, whose input is free text."""
+    is_custom = any(tool.get("type") == "custom" and tool.get("name") == name for tool in request.get("tools") or ())
+    kind, field, prefix = ("custom_tool_call", "input", "ctc") if is_custom else ("function_call", "arguments", "fc")
     item = {"id": f"{prefix}_{id}", "type": kind, "status": "completed", "call_id": f"call_{id}", "name": name,
             field: arguments}  # fmt: skip
-    event = f"response.{kind}_{field}" if free else "response.function_call_arguments"
+    event = f"response.{kind}_{field}" if is_custom else "response.function_call_arguments"
     deltas: list[Json] = [{"type": f"{event}.delta", "delta": piece} for piece in say.tokenize(arguments)]
     return item, [*deltas, {"type": f"{event}.done", field: arguments}]
 

@@ -1,6 +1,6 @@
-"""For clients of httpx: the check of `reach` on every connection, before a byte of a request leaves.
+"""Event hooks for httpx clients that apply the check of `reach` to every connection, before a byte of a request leaves.
 
-It looks at the address that was connected to, not at what a resolver answered before, so no second answer can differ.
+They check the address that was connected to and not what a resolver answered before, since a second lookup may differ.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ Hooks = dict[str, list[Callable[..., Any]]]
 
 
 def checked(*, inner: bool) -> Hooks:
-    """`event_hooks` of a Client, whose requests raise ConnectError where the address is not for us. `inner`: it may be
-    one of an inner network.
+    """The `event_hooks` of an `httpx.Client` whose requests raise ConnectError for an address that is refused. With
+    `inner`, addresses of a private network are allowed.
     """
 
-    def look(event: str, told: dict[str, Any]) -> None:
-        if event == _CONNECTED and (why := _refused(told, inner)):
-            told["return_value"].close()
+    def trace(event: str, info: dict[str, Any]) -> None:
+        if event == _CONNECTED and (why := _refusal_of_peer(info, inner)):
+            info["return_value"].close()
             raise httpx.ConnectError(why)
 
-    def watch(request: httpx.Request) -> None:
-        request.extensions["trace"] = look
+    def add_trace(request: httpx.Request) -> None:
+        request.extensions["trace"] = trace
 
-    return {"request": [watch]}
+    return {"request": [add_trace]}
 
 
 def checked_async(*, inner: bool) -> Hooks:
-    """The same of an AsyncClient."""
+    """The same hooks for an `httpx.AsyncClient`."""
 
-    async def look(event: str, told: dict[str, Any]) -> None:
-        if event == _CONNECTED and (why := _refused(told, inner)):
-            await told["return_value"].aclose()
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        if event == _CONNECTED and (why := _refusal_of_peer(info, inner)):
+            await info["return_value"].aclose()
             raise httpx.ConnectError(why)
 
-    async def watch(request: httpx.Request) -> None:
-        request.extensions["trace"] = look
+    async def add_trace(request: httpx.Request) -> None:
+        request.extensions["trace"] = trace
 
-    return {"request": [watch]}
+    return {"request": [add_trace]}
 
 
-def _refused(told: dict[str, Any], inner: bool) -> str:
-    return refusal(told["return_value"].get_extra_info("server_addr")[0], inner=inner)
+def _refusal_of_peer(info: dict[str, Any], inner: bool) -> str:
+    return refusal(info["return_value"].get_extra_info("server_addr")[0], inner=inner)

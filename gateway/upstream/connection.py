@@ -1,8 +1,8 @@
-"""One connection to an upstream and the response that is being read from it.
+"""One connection to an upstream, and the response that is being read from it.
 
-A `Connection` serves one exchange at a time and goes back to its pool when the message has ended, before
-its reader has taken the last bytes. A `Response` outlives that: it holds what was received. So a late
-`cancel()` can never touch the connection's next exchange.
+A `Connection` serves one exchange at a time and returns to its pool when the message has ended, which may be before
+its reader has taken the last bytes. A `Response` outlives that, since it holds what was received. So a late `cancel()`
+can never affect the connection's next exchange.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from gateway.upstream.pool import Pool
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Status line and headers of one answer; informational answers before it count too."""
+"""Most bytes of the status line and headers of one answer, including informational (1xx) answers before it."""
 HIGH_WATER_BYTES = 256 * 1024
-"""Unread bytes above which we stop reading from the socket."""
+"""Unread bytes of one answer above which reading from the socket is paused."""
 WRITE_SLICE_BYTES = 128 * 1024
-"""Larger requests are written in slices of this size, each when the transport has room."""
+"""Larger request bodies are written in slices of this size, each once the transport has room."""
 
 _now = time.monotonic
 
 
 class Stale(Exception):
-    """A kept-alive connection died before a byte of the answer came: the request may be sent again."""
+    """A kept-alive connection closed before a byte of the answer came: the request may be sent again."""
 
 
 class Response:
-    """An answer whose head is in. Exactly one of `read`, `chunk` or `pour` to the end, or `cancel` must follow."""
+    """An answer whose head has come. Exactly one of `read`, `chunk` or `pour` to the end, or `cancel`, must follow."""
 
     __slots__ = ("_complete", "_connection", "_error", "_parts", "_take_part", "_unread", "_waiter", "_whole_limit",
                  "headers", "status")  # fmt: skip
@@ -49,11 +49,11 @@ class Response:
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._take_part: Callable[[bytes], bool] | None = None
-        """Where what is received goes at once, while `pour` sleeps."""
+        """Takes body bytes as they are received, while `pour` waits; None: they are kept in `_parts`."""
         self._whole_limit = 0
 
     async def read(self, limit: int, *, timeout_s: float = 600.0) -> bytes:
-        """The whole body, which must not be over `limit` bytes; `timeout_s` is for what hasn't come yet."""
+        """The whole body. Raises UpstreamError where it is over `limit` bytes or doesn't end within `timeout_s`."""
         if not self._complete and self._error is None:
             await self._receive_all(limit, _now() + timeout_s)
         elif self._error is None and self._unread > limit:
@@ -63,7 +63,7 @@ class Response:
         return self._take()
 
     async def chunk(self, stall_s: float) -> bytes:
-        """The next bytes of the body, or b"" when the message has come to its proper end."""
+        """The next bytes of the body, which must come within `stall_s` seconds; b"" once the message is complete."""
         if not self._parts and not self._complete and self._error is None:
             deadline = _now() + stall_s
             while not self._parts and not self._complete and self._error is None:
@@ -75,10 +75,10 @@ class Response:
         return b""
 
     async def pour(self, take: Callable[[bytes], bool], stall_s: float) -> bool:
-        """Give the body to `take` part by part, straight from the socket: this task sleeps on meanwhile.
+        """Call `take` with each part of the body straight from the socket, without waking this task in between.
 
-        True: the message has come to its proper end. False: `take` returned false, and wants no more for now. The
-        next part must come within `stall_s`, and a later one within what `grant` said last.
+        True: the message is complete. False: `take` returned false, and wants no more for now. The next part must
+        come within `stall_s` seconds, and later ones within what was last given to `grant`.
         """
         deadline = _now() + stall_s
         while True:
@@ -97,19 +97,19 @@ class Response:
                     return False
 
     def grant(self, stall_s: float) -> None:
-        """Wait `stall_s` from now for what comes next, whatever was said before."""
+        """Replace the deadline of the next part: it must come within `stall_s` seconds from now."""
         if self._connection is not None:
             self._connection.watch(_now() + stall_s)
 
     def cancel(self) -> None:
-        """Give the answer up: the connection, if it still carries this answer, is aborted."""
+        """Give up the answer; a connection that still carries it is aborted."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self.fail(UpstreamError("cancelled", "the exchange was given up"))
             connection.drop()
 
     async def wait(self, deadline: float) -> None:
-        """Sleep until something happened to this exchange; at `deadline` the pool's timer fails it."""
+        """Wait until something happens to this exchange; at `deadline` (monotonic time) the pool's timer fails it."""
         connection = self._connection
         assert connection is not None
         waiter = connection.loop.create_future()
@@ -127,7 +127,7 @@ class Response:
             waiter.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        """End this answer with `error`; what was received before can still be taken."""
+        """End this answer with `error`; what was received before it can still be read."""
         if not self._complete and self._error is None:
             self._error = error
         self.wake()
@@ -161,7 +161,7 @@ class Response:
         self.wake()
 
     def deliver(self) -> None:
-        """Let the sleeping reader have what came; one who wants the whole body waits for its end."""
+        """Hand what was received to the waiting reader; a reader of the whole body is woken only at its end."""
         if self._waiter is None or self._whole_limit:
             return
         if self._take_part is not None and self._parts:
@@ -190,7 +190,7 @@ class Response:
 
 
 class Connection(asyncio.Protocol):
-    """The protocol's callbacks; the parser calls `on_...`. Holds one of its pool's slots until it is gone."""
+    """The asyncio protocol, and the callbacks (`on_...`) of its parser. Holds a slot of its pool until it is closed."""
 
     __slots__ = ("_body_until_eof", "_ended", "_head_bytes", "_headers", "_interim", "_keep_alive", "_parser",
                  "_paused", "_transport", "_unsent", "_write_paused", "deadline", "holds_slot", "idle_since",
@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def begin(self, head: bytes, body: bytes) -> Response:
-        """Write a request that fits one write."""
+        """Write a request whose body fits one slice."""
         response = self.response = Response(self)
         self._reset()
         assert self._transport is not None
@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
         return response
 
     async def begin_large(self, head: bytes, body: bytes, deadline: float) -> Response:
-        """Write a large request no faster than the upstream takes it; an answer may come before its end."""
+        """Write a large request no faster than the upstream reads it; the answer may begin before it is all written."""
         response = self.response = Response(self)
         self._reset()
         self._unsent = True
@@ -255,18 +255,18 @@ class Connection(asyncio.Protocol):
             self.pool.check_by(deadline)
 
     def expire(self) -> None:
-        """The time of what is being waited for is up."""
+        """The deadline of the current exchange has passed: fail it."""
         response = self.response
         if response is None:
             return
         if response.status and not response.is_read_whole:
-            self._break("stream_stalled", "the upstream fell silent inside its answer")
+            self._break("stream_stalled", "the upstream stopped sending in the middle of its answer")
         else:
-            did = "finish its answer" if response.status else "answer"
-            self._break("timeout", f"the upstream did not {did} in time", status=504)
+            action = "finish its answer" if response.status else "answer"
+            self._break("timeout", f"the upstream did not {action} in time", status=504)
 
     def drop(self) -> None:
-        """Leave at once; nothing more is read or sent."""
+        """Abort at once; nothing more is read or sent."""
         self.response = None
         self.pool.leaves(self)
         if self._transport is not None:
@@ -298,7 +298,7 @@ class Connection(asyncio.Protocol):
         except (HttpParserError, HttpParserUpgrade) as error:
             if not self._ended:
                 cause = error.__context__ or error
-                self._break("bad_response", f"the upstream's answer is unusable: {cause}")
+                self._break("bad_response", f"the upstream's answer can't be used: {cause}")
                 return
             self._keep_alive = False
         if self._ended:
@@ -316,7 +316,7 @@ class Connection(asyncio.Protocol):
     def _deliver(self, response: Response) -> None:
         try:
             response.deliver()
-        except Exception as error:  # of whoever takes the parts: it ends there, not here
+        except Exception as error:  # raised by `take` of `pour`: it is raised again in the reader's task
             self.drop()
             response.fail(error)
 
@@ -329,7 +329,7 @@ class Connection(asyncio.Protocol):
             elif self.served and not self._head_bytes:
                 response.fail(Stale())
             else:
-                response.fail(UpstreamError("reset", "the upstream broke the connection inside its answer"))
+                response.fail(UpstreamError("reset", "the upstream closed the connection inside its answer"))
         self.pool.leaves(self)
         self.pool.gone(self)
 
@@ -344,7 +344,7 @@ class Connection(asyncio.Protocol):
     # ---- the parser's side
 
     def on_message_begin(self) -> None:
-        if self._ended:  # bytes behind the answer: never believe what this connection says next
+        if self._ended:  # bytes behind the answer: this connection can't be trusted with another exchange
             self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -361,11 +361,11 @@ class Connection(asyncio.Protocol):
         headers = self._headers
         if b"transfer-encoding" in headers:
             if headers[b"transfer-encoding"].lower() != b"chunked":
-                raise ValueError("a transfer encoding other than chunked")
+                raise ValueError("its transfer encoding is not chunked")
         elif b"content-length" not in headers and status not in (204, 304):
             self._body_until_eof = True
         if headers.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
-            raise ValueError("a compressed answer that nobody asked for")
+            raise ValueError("it is compressed, which was not asked for")
         response.headers = headers
         response.status = status
 
@@ -379,7 +379,7 @@ class Connection(asyncio.Protocol):
             self._headers = {}
         elif not self._ended and self._parser is not None:
             self._ended = True
-            # Asked here and nowhere else: the parser forgets when this callback has returned.
+            # Read here because the parser forgets it when this callback has returned.
             self._keep_alive = self._parser.should_keep_alive() and not self._unsent
 
     # ---- ends

@@ -1,7 +1,7 @@
-"""Where a provider listens: TCP, TLS or a unix socket, read once from its base URL.
+"""Where a provider listens (TCP, TLS or a unix socket), parsed once from its base URL.
 
-Refuses every scheme but http, https and unix, and anything in a URL that could change the request
-that is written from it: credentials, query, fragment, white space and control characters.
+Every scheme but http, https and unix is refused, and so is everything in a URL that could change the requests written
+from it: credentials, a query, a fragment, white space and control characters.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`scheme` is http, https or unix; `uds` is the socket's path and empty otherwise."""
+    """`scheme` is http, https or unix; `uds` is the path of the unix socket, and empty for TCP."""
 
     scheme: str
     host: str
     port: int
     uds: str
     base_path: str
-    """Starts with a slash or is empty; never ends with one."""
+    """Empty, or a path that starts with a slash and doesn't end with one."""
     tls: ssl.SSLContext | None = None
     inner: bool = True
-    """May be reached at an address of an inner network."""
+    """Whether it may be reached at an address of a private network."""
 
     @classmethod
     def parse(cls, base_url: str, *, verify_tls: bool = True, tls: ssl.SSLContext | None = None) -> Endpoint:
-        """`http://host:port/path`, `https://...`, `unix:/socket` or `unix:/socket:/path`; else ValueError. What else
-        than visible ASCII characters is in a path, and colons and percent signs in a socket's, are percent-encoded.
+        """Parse `http://host:port/path`, `https://...`, `unix:/socket` or `unix:/socket:/path`; else ValueError. All
+        but visible ASCII characters must be percent-encoded, and so must `:` and `%` in a socket's path.
         """
         if base_url.startswith("unix:") and _VISIBLE.match(base_url):
             return cls._unix(base_url[len("unix:") :])
@@ -55,14 +55,14 @@ class Endpoint:
         rest = rest.removeprefix("//")
         socket_path, _, base_path = rest.partition(":")
         if not socket_path.startswith("/"):
-            raise ValueError("a unix base URL names an absolute path: unix:/x.sock or unix:/x.sock:/v1")
+            raise ValueError("a unix base URL must name an absolute path: unix:/x.sock or unix:/x.sock:/v1")
         if base_path and not base_path.startswith("/"):
-            raise ValueError("the path behind a unix socket starts with a slash")
+            raise ValueError("the path behind a unix socket must start with a slash")
         return cls("unix", "localhost", 0, os.fsdecode(unquote_to_bytes(socket_path)), base_path.rstrip("/"))
 
     @property
     def authority(self) -> str:
-        """What goes into the Host header."""
+        """The value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.uds or self.port == _DEFAULT_PORT[self.scheme]:
             return host
@@ -75,12 +75,12 @@ class Endpoint:
 
 
 def unix_url(socket: Path | str, base_path: str = "") -> str:
-    """The base URL of a server behind this socket, whatever is in the socket's path."""
+    """The base URL of a server on this unix socket, whose path may hold any characters."""
     return f"unix:{quote(os.fsencode(socket))}:{base_path}"
 
 
 def client_context(*, verify: bool = True) -> ssl.SSLContext:
-    """A TLS context for HTTP/1.1; `verify=False` accepts any certificate."""
+    """A TLS context for HTTP/1.1. With `verify=False` it accepts any certificate."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     if not verify:
@@ -90,16 +90,16 @@ def client_context(*, verify: bool = True) -> ssl.SSLContext:
 
 
 def parts_of(base_url: str) -> SplitResult:
-    """Of one over TCP. Raises ValueError with what may not be in it."""
+    """Split an http or https base URL. Raises ValueError that says what is wrong with it."""
     if not _VISIBLE.match(base_url):
-        raise ValueError("a base URL is made of visible ASCII characters only")
+        raise ValueError("a base URL may hold visible ASCII characters only")
     parts = urlsplit(base_url)
     if parts.scheme not in _DEFAULT_PORT:
         raise ValueError(f"scheme {parts.scheme!r} is not http, https or unix")
     if not parts.hostname:
         raise ValueError("the base URL names no host")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("credentials belong into api_key, not into the base URL")
+        raise ValueError("credentials belong in api_key, not in the base URL")
     if parts.query or parts.fragment:
-        raise ValueError("a base URL has no query and no fragment")
+        raise ValueError("a base URL must have no query and no fragment")
     return parts

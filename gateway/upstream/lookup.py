@@ -1,8 +1,8 @@
-"""The addresses behind a server's name, looked up in threads that do nothing else.
+"""The addresses behind a server's name, looked up in threads of their own.
 
 The system's resolver blocks its thread for as long as it likes, half a minute where no nameserver answers, and can't
-be told to stop. In the threads that an event loop shares a few such lookups would keep every other name, every read of
-the journal and every file waiting. Here a name that isn't found delays only those who want it.
+be cancelled. In the event loop's shared thread pool a few such lookups would block all other names, journal reads and
+file reads. With threads of their own, a name that isn't found delays only those who want it.
 """
 
 from __future__ import annotations
@@ -17,48 +17,50 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-MOST_THREADS = 4
-"""Of one name, each with a lookup that hasn't ended."""
+MAX_THREADS = 4
+"""Most lookups of one name that run at the same time."""
 FRESH_S = 5.0
-"""A lookup that has taken this long may be lost: who asks now is given another one, if a thread is left."""
+"""Seconds after which a running lookup may never end: the next caller then starts another, if a thread is left."""
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
-Found = Sequence[str] | Exception
+Result = Sequence[str] | Exception
 
 
 class Name:
-    """One host name; an address stands for itself. Belongs to one event loop."""
+    """One host name, or an IP address, which needs no lookup. An instance belongs to one event loop."""
 
     def __init__(self, host: str) -> None:
         self.host = host
         self._address = _is_address(host)
         self._threads = 0
-        self._newest: asyncio.Future[Found] | None = None
+        self._newest: asyncio.Future[Result] | None = None
         self._begun_s = 0.0
 
     @property
-    def is_sought(self) -> bool:
-        """The lookup that began last has not ended."""
+    def is_running(self) -> bool:
+        """Whether the lookup that began last is still running."""
         return self._newest is not None and not self._newest.done()
 
     async def addresses(self) -> Sequence[str]:
-        """By the lookup that is under way, or by a new one; at least one address. Raises OSError or ValueError. Has no
-        limit of its own; whoever leaves leaves it to the others.
+        """At least one address, from the lookup that is running or from a new one. Raises OSError or ValueError. It has
+        no timeout of its own; a caller that is cancelled doesn't cancel the lookup for the others.
         """
         if self._address:
             return (self.host,)
         lookup = self._newest
-        if lookup is None or lookup.done() or (self._is_old() and self._threads < MOST_THREADS):
+        if lookup is None or lookup.done() or (self._is_old() and self._threads < MAX_THREADS):
             lookup = self._look_up()
-        found = await asyncio.shield(lookup)
-        if isinstance(found, Exception):
-            raise found.with_traceback(None)
-        return found
+        result = await asyncio.shield(lookup)
+        if isinstance(result, Exception):
+            raise result.with_traceback(None)
+        return result
 
     async def connect(
         self, make: Callable[[], P], port: int, tls: ssl.SSLContext | None = None
     ) -> tuple[asyncio.Transport, P]:
-        """A connection to the first of the addresses that takes one, under this name for TLS. Raises as `addresses`."""
+        """Connect to the first address that accepts, with this name for TLS. Raises as `addresses` does, and OSError
+        where no address accepts.
+        """
         loop = asyncio.get_running_loop()
         faults: dict[str, OSError] = {}
         for address in await self.addresses():
@@ -77,34 +79,34 @@ class Name:
     def _is_old(self) -> bool:
         return time.monotonic() - self._begun_s > FRESH_S
 
-    def _look_up(self) -> asyncio.Future[Found]:
+    def _look_up(self) -> asyncio.Future[Result]:
         loop = asyncio.get_running_loop()
-        lookup: asyncio.Future[Found] = loop.create_future()
+        lookup: asyncio.Future[Result] = loop.create_future()
 
-        def look() -> None:
-            found = _found(self.host)
-            with suppress(RuntimeError):  # nobody waits for it any more: the loop is closed
-                loop.call_soon_threadsafe(self._end, lookup, found)
+        def resolve() -> None:
+            result = _resolve(self.host)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._end, lookup, result)
 
         try:
-            threading.Thread(target=look, name=f"lookup {self.host}", daemon=True).start()
+            threading.Thread(target=resolve, name=f"lookup {self.host}", daemon=True).start()
         except RuntimeError as fault:
             raise OSError(f"no thread is left to look up {self.host}") from fault
         self._threads += 1
         self._newest, self._begun_s = lookup, time.monotonic()
         return lookup
 
-    def _end(self, lookup: asyncio.Future[Found], found: Found) -> None:
+    def _end(self, lookup: asyncio.Future[Result], result: Result) -> None:
         self._threads -= 1
-        lookup.set_result(found)
+        lookup.set_result(result)
 
 
-def _found(host: str) -> Found:
+def _resolve(host: str) -> Result:
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except Exception as fault:
         return fault
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    return list(dict.fromkeys(str(address[0]) for *_, address in infos))
 
 
 def _is_address(host: str) -> bool:

@@ -1,8 +1,7 @@
-"""Keep-alive connections to one endpoint: last used first, at most N, the rest wait in line.
+"""Keep-alive connections to one endpoint: at most N, the last used is used first, further requests wait in line.
 
-A slot is held by a connection from before its dial until after its end and is given back exactly once,
-by `gone`. Time limits cost nothing per request: each connection carries a deadline, and one timer per
-pool wakes at the earliest of them.
+A connection holds a slot from before it is opened until after its socket is closed, and `gone` frees it exactly once.
+Timeouts cost nothing per request: each connection carries a deadline, and one timer per pool fires at the earliest.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ _now = time.monotonic
 
 class PoolStats(NamedTuple):
     open: int
-    """Connections that exist, those being opened included."""
+    """Connections that exist, including those being opened."""
     idle: int
     in_use: int
     waiting: int
     """Requests in line for a connection."""
     connects: int
-    """Connections made since the start."""
+    """Connections opened since the start."""
 
 
 class Pool:
@@ -44,7 +43,7 @@ class Pool:
         self.idle_s = idle_s
         self.connects = 0
         self.checks_at = math.inf
-        """When the timer fires next, on the monotonic clock."""
+        """Monotonic time in seconds at which the timer fires next."""
         self._name = Name(endpoint.host)
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
@@ -63,11 +62,11 @@ class Pool:
         return len(self._busy)
 
     async def send(self, head: bytes, body: bytes, *, timeout_s: float) -> Response:
-        """Write a request and return its answer when the answer's head is in.
+        """Write a request and return its answer once the answer's status and headers have come.
 
-        `head` is whole header lines; the body's length and the empty line are added here. Raises
-        UpstreamError: `connect`, `timeout`, `reset` or `bad_response`. A request that went out on a
-        kept-alive connection which died before it said anything is sent once more.
+        `head` is whole header lines; the content length and the empty line are added here. Raises UpstreamError:
+        `connect`, `timeout`, `reset` or `bad_response`. A request on a kept-alive connection that closed before the
+        first byte of an answer is sent once more.
         """
         deadline = _now() + timeout_s
         head = b"%bcontent-length: %d\r\n\r\n" % (head, len(body))
@@ -78,7 +77,7 @@ class Pool:
         try:
             return await self._exchange(await self._acquire(deadline, first=True), head, body, deadline)
         except Stale:
-            raise UpstreamError("reset", f"{self.endpoint} broke the connection twice") from None
+            raise UpstreamError("reset", f"{self.endpoint} closed the connection twice before it answered") from None
 
     async def aclose(self) -> None:
         """Abort everything and wait until every socket is closed."""
@@ -87,19 +86,19 @@ class Pool:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
-                waiter.set_exception(self._closed())
+                waiter.set_exception(self._closed_error())
         for connection in [*self._idle, *self._busy]:
             response = connection.response
             connection.drop()
             if response is not None:
-                response.fail(self._closed())
+                response.fail(self._closed_error())
         if self._open:
             self._emptied = asyncio.get_running_loop().create_future()
             await self._emptied
 
-    def unreached(self, error: Exception) -> UpstreamError:
-        """What a connection that could not be made is to those who wanted it: no fault of the upstream's where none
-        could have been made anywhere.
+    def connect_error(self, error: Exception) -> UpstreamError:
+        """The error to raise where no connection could be opened. Without a free file descriptor it is `out_of_files`,
+        which isn't the upstream's fault, and else `connect`.
         """
         if isinstance(error, OSError) and (error.errno in OUT_OF_FILES or not are_files_left()):
             message = f"no file descriptor is left for a connection to {self.endpoint}"
@@ -133,15 +132,17 @@ class Pool:
         return None
 
     async def _acquire(self, deadline: float, *, first: bool = False) -> Connection:
-        """A connection of our own: a new one where there is room, else the next that comes free."""
+        """A connection for one request: a new one while there is a free slot, else the next that is released. `first`:
+        wait at the head of the line.
+        """
         while True:
             if self._closing:
-                raise self._closed()
+                raise self._closed_error()
             if self._open < self.max_connections:
                 self._open += 1
                 return await self._dial(deadline)
             connection = await self._queue(deadline, first=first)
-            if connection is None:  # a slot, already counted for us
+            if connection is None:  # a slot, which stays counted in `_open`
                 return await self._dial(deadline)
             if connection.is_usable():
                 return connection
@@ -170,7 +171,7 @@ class Pool:
             waiter.set_exception(UpstreamError("timeout", message, status=504))
 
     def _hand_back(self, waiter: asyncio.Future[Connection | None]) -> None:
-        """The one in line left; what it may already have been given goes to the next."""
+        """A request stopped waiting: a connection or slot that it was already given goes to the next."""
         if waiter.cancelled():
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
@@ -184,25 +185,25 @@ class Pool:
                 self._busy.discard(connection)
 
     async def _dial(self, deadline: float) -> Connection:
-        """Open a connection for a slot that is already counted."""
+        """Open a connection; its slot is already counted in `_open`."""
         loop = asyncio.get_running_loop()
         connection = Connection(self, loop)
         try:
             async with asyncio.timeout(min(self.connect_timeout_s, deadline - _now())):
                 await self._connect(connection, loop)
         except TimeoutError:
-            self._undo(connection)
-            why = "was not found by a nameserver" if self._name.is_sought else "did not accept a connection"
+            self._abandon(connection)
+            why = "was not found by a nameserver" if self._name.is_running else "did not accept a connection"
             raise UpstreamError("connect", f"{self.endpoint} {why} in time") from None
         except (OSError, ValueError) as error:  # TLS and resolver errors are OSErrors too
-            self._undo(connection)
-            raise self.unreached(error) from error
+            self._abandon(connection)
+            raise self.connect_error(error) from error
         except BaseException:
-            self._undo(connection)
+            self._abandon(connection)
             raise
         if self._closing:
             connection.drop()
-            raise self._closed()
+            raise self._closed_error()
         self.connects += 1
         self._busy.add(connection)
         return connection
@@ -216,20 +217,20 @@ class Pool:
             self._check_peer(transport)
 
     def _check_peer(self, transport: asyncio.BaseTransport) -> None:
-        """Before a byte of a request leaves: is this where the provider may be?"""
+        """Refuse an address that `reach` does not allow, before a byte of a request leaves. Raises OSError."""
         why = refusal(transport.get_extra_info("peername")[0], inner=self.endpoint.inner)
         if why:
             transport.close()
             raise OSError(why)
 
-    def _undo(self, connection: Connection) -> None:
+    def _abandon(self, connection: Connection) -> None:
         connection.drop()
         self.gone(connection)
 
-    # ---- what connections tell
+    # ---- called by connections
 
     def returns(self, connection: Connection) -> None:
-        """`connection` is free: the first in line gets it, else it rests."""
+        """`connection` is free: it goes to the first request in line, or becomes idle."""
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -243,13 +244,13 @@ class Pool:
             self.check_by(now + self.idle_s)
 
     def leaves(self, connection: Connection) -> None:
-        """`connection` serves nobody any more and will not be used again."""
+        """`connection` will not be used again."""
         self._busy.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
     def gone(self, connection: Connection) -> None:
-        """Its socket is closed: the slot is free. Told twice, it counts once."""
+        """The socket of `connection` is closed: free its slot. A second call does nothing."""
         if connection.holds_slot:
             connection.holds_slot = False
             self._free_slot()
@@ -267,7 +268,7 @@ class Pool:
     # ---- time
 
     def check_by(self, deadline: float) -> None:
-        """Have the timer fire no later than `deadline`."""
+        """Make the timer fire no later than `deadline`, in monotonic seconds."""
         if self._closing:
             return
         self._stop_timer()
@@ -295,10 +296,10 @@ class Pool:
             self._timer = None
         self.checks_at = math.inf
 
-    def _closed(self) -> UpstreamError:
+    def _closed_error(self) -> UpstreamError:
         return UpstreamError("connect", f"the pool to {self.endpoint} is closed")
 
 
 def _is_awaited(connection: Connection) -> bool:
-    """A deadline counts only while somebody waits; a slow reader is not the upstream's fault."""
+    """Whether a reader waits for the upstream: only then its deadline counts, since a slow reader isn't its fault."""
     return connection.response is not None and connection.response.is_awaited

@@ -1,9 +1,9 @@
-"""Which addresses a provider may be reached at: what its URL says decides, not what a resolver answers today.
+"""Which addresses a provider may be reached at. Its URL decides, not what a resolver answers today.
 
-A URL that names an address, this machine or an inner name (`vllm`, `vllm.models.svc`, `gpu.internal`) means the inner
-network, and is believed. A public name that resolves to an inner address is a mistake or an attack, and is refused
-unless the provider is configured as `private_network`. Link-local addresses, where clouds keep their metadata and its
-credentials, multicast and the unspecified address are refused always.
+A URL that names an IP address, this machine or an internal name (`vllm`, `vllm.models.svc`, `gpu.internal`) is meant
+for the private network, and allowed. A public name that resolves to a private address is a mistake or an attack, and is
+refused unless the provider is configured as `private_network`. Link-local addresses, where clouds serve their metadata
+and its credentials, multicast and the unspecified address are always refused.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ import ipaddress
 _INNER = (".internal", ".local", ".localhost", ".localdomain", ".svc", ".cluster.local", ".lan", ".intranet",
           ".private", ".corp", ".home.arpa", ".test")  # fmt: skip
 _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
-"""Of clouds that don't use a link-local address."""
+"""Metadata addresses of clouds that don't use a link-local one."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def names_inner(host: str) -> bool:
-    """The URL itself says that the provider is not on the public network."""
+    """Whether a URL with this host is meant for the private network: an IP address or an internal name."""
     return _address(host) is not None or "." not in host or host.lower().rstrip(".").endswith(_INNER)
 
 
 def refusal(address: str, *, inner: bool) -> str:
-    """Why this address is not for us; empty: it is."""
-    found = _address(address)
-    if found is None:
+    """Why a provider may not be reached at this address; empty where it may. With `inner`, private addresses may."""
+    ip = _address(address)
+    if ip is None:
         return f"{address!r} is not an address"
-    if found.is_link_local or found.is_multicast or found.is_unspecified or found in _METADATA:
-        return f"{found} is link-local, a cloud's metadata or nobody's address"
-    if not inner and not found.is_global:
-        return f"{found} is not a public address: set private_network = true where that is meant"
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in _METADATA:
+        return f"{ip} is link-local, multicast, unspecified or a cloud's metadata address"
+    if not inner and not ip.is_global:
+        return f"{ip} is not a public address: set private_network = true if that is intended"
     return ""
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """As it is reached: an IPv4 address in an IPv6 coat, 6to4's and NAT64's too, is the former."""
+    """The address that packets go to: the IPv4 one inside IPv4-mapped, 6to4 and NAT64 addresses. None: no address."""
     try:
-        found = ipaddress.ip_address(text.partition("%")[0])
+        ip = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    if isinstance(found, ipaddress.IPv4Address):
-        return found
-    if found in _NAT64:
-        return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-    return found.ipv4_mapped or found.sixtofour or found
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip

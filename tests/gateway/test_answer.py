@@ -105,7 +105,7 @@ async def test_a_route_whose_models_are_down_begins_with_its_fallback(
     [
         ("up", {"status": 500, "error": "hush of sk-upstream-secret broke me"}, "server_error at {}: status 500"),
         ("up", {"status": 401, "error": "hush sk-upstream-secret"}, "unauthorized at {}: status 401"),
-        ("up", {"fault": "rst"}, "reset at {}: the upstream broke the connection inside its answer"),
+        ("up", {"fault": "rst"}, "reset at {}: the upstream closed the connection inside its answer"),
         ("up", {"fault": "not_json", "text": "hush"}, "bad_response at {}: status 200"),
         ("gone", {}, "connect at http://gone.invalid: no connection to http://gone.invalid: "),
     ],

@@ -294,7 +294,7 @@ def test_a_remote_provider_needs_its_address(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("url", "fault"),
-    [("http:///v1", "names no host"), ("https://u:p@h/v1", "credentials belong into api_key"),
+    [("http:///v1", "names no host"), ("https://u:p@h/v1", "credentials belong in api_key"),
      ("http://h/v1?x=1", "no query and no fragment"), ("http://h/v1#x", "no query and no fragment"),
      ("http://h/vü", "visible ASCII")],
 )  # fmt: skip

@@ -77,8 +77,7 @@ async def test_other_faults_are_told_as_they_are(tmp_path: Path) -> None:
     """A socket that can't be opened for another reason is no server that loads."""
     async with room(tmp_path) as gateway:
         pool = gateway.services.driver.sender.providers["mine"].pool
-        told = [
-            pool.unreached(error) for error in (PermissionError("no"), FileNotFoundError(), ConnectionRefusedError())
-        ]
+        errors = (PermissionError("no"), FileNotFoundError(), ConnectionRefusedError())
+        told = [pool.connect_error(error) for error in errors]
         assert all(isinstance(one, UpstreamError) for one in told)
         assert [one.failure for one in told] == ["connect", "loading", "loading"]
