@@ -1,4 +1,4 @@
-"""The data plane's paths off the hot path. The surfaces that models answer are in gateway/asgi.py."""
+"""The table of the data plane's paths, but for the surfaces that models answer, which are in gateway/asgi.py."""
 
 from __future__ import annotations
 

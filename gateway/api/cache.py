@@ -1,4 +1,4 @@
-"""DELETE /v1/cache/entries: one entry, or all of the caller's tenant, gone before the next request."""
+"""DELETE /v1/cache/entries: deletes one entry, or all of a tenant, before the next request is answered."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ async def delete_entry(request: Request, id: str) -> Answer:
 
 
 async def delete_tenant(request: Request, _: str) -> Answer:
-    """Delete all cached answers of the caller's tenant; with the master key, of the one that `tenant` names."""
+    """Delete all cached answers of the caller's tenant; with the master key, of the tenant named by `tenant`."""
     caller = request.caller()
     tenant = request.query.get("tenant", [caller.tenant])[0] if caller.admin else caller.tenant
-    done = await request.services.cache.delete_tenant(tenant)
-    return 200 if done else 503, [JSON], msgspec.json.encode({"tenant": tenant, "deleted": done})
+    deleted = await request.services.cache.delete_tenant(tenant)
+    return 200 if deleted else 503, [JSON], msgspec.json.encode({"tenant": tenant, "deleted": deleted})

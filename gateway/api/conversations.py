@@ -1,4 +1,4 @@
-"""Conversations and their items. What a response adds to one, it adds by itself (gateway/responses.py)."""
+"""Conversations and their items. gateway/responses.py adds the items of responses that are made in one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.api.files import asked, page_limit, page_of
+from gateway.api.files import page_limit, page_of, query_value
 from gateway.api.responses import shown
 from gateway.asgi import Answer, Request
 from gateway.call import read_raw
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def create_conversation(request: Request, _: str) -> Answer:
-    """Create a conversation, with its first items: twenty at most."""
+    """Create a conversation, with at most twenty first items."""
     tenant = request.caller().tenant
     raw = _body(request)
     metadata, items = metadata_of(raw), await _items(request, tenant, raw)
@@ -46,7 +46,7 @@ async def update_conversation(request: Request, id: str) -> Answer:
 
 
 async def delete_conversation(request: Request, id: str) -> Answer:
-    """Delete a conversation. Responses that were made in it stay, and what was said before them."""
+    """Delete a conversation. Responses that were made in it stay, with their earlier turns."""
     tenant = request.caller().tenant
     await _conversations(request).ask(lambda kept: kept.delete(id, tenant))
     return _answer({"id": id, "object": "conversation.deleted", "deleted": True})
@@ -54,22 +54,22 @@ async def delete_conversation(request: Request, id: str) -> Answer:
 
 async def list_items(request: Request, id: str) -> Answer:
     """List the items of a conversation, newest first unless `order=asc`."""
-    tenant, limit, after = request.caller().tenant, page_limit(request, 20, 100), asked(request, "after")
-    forward = asked(request, "order") == "asc"
+    tenant, limit, after = request.caller().tenant, page_limit(request, 20, 100), query_value(request, "after")
+    oldest_first = query_value(request, "order") == "asc"
     found = await _conversations(request).ask(
-        lambda kept: kept.page(id, tenant, after=after, limit=limit + 1, oldest_first=forward)
+        lambda kept: kept.page(id, tenant, after=after, limit=limit + 1, oldest_first=oldest_first)
     )
     return _answer(page_of([_shown(one) for one in found], limit))
 
 
 async def create_items(request: Request, id: str) -> Answer:
-    """Add items to the end of a conversation, twenty at most."""
+    """Add at most twenty items to the end of a conversation."""
     tenant, raw = request.caller().tenant, _body(request)
     items = await _items(request, tenant, raw)
     if not items:
         raise CallerError("Missing required parameter: 'items'.", param="items", code="missing_required_parameter")
-    kept = await _conversations(request).append(id, tenant, items)
-    return _answer(page_of([_shown(one) for one in kept], len(kept)))
+    added = await _conversations(request).append(id, tenant, items)
+    return _answer(page_of([_shown(one) for one in added], len(added)))
 
 
 async def get_item(request: Request, place: str) -> Answer:
@@ -79,10 +79,10 @@ async def get_item(request: Request, place: str) -> Answer:
 
 
 async def delete_item(request: Request, place: str) -> Answer:
-    """Delete one item of a conversation; the answer is the conversation."""
+    """Delete one item of a conversation, and return the conversation."""
     tenant, now_s, (id, item_id) = request.caller().tenant, request.services.clock(), _place(place)
-    told = await _conversations(request).ask(lambda kept: kept.remove(id, tenant, item_id, now_s))
-    return _answer(told.as_object())
+    conversation = await _conversations(request).ask(lambda kept: kept.remove(id, tenant, item_id, now_s))
+    return _answer(conversation.as_object())
 
 
 def _conversations(request: Request) -> ConversationService:
@@ -94,14 +94,14 @@ def _body(request: Request) -> Raw:
 
 
 async def _items(request: Request, tenant: str, raw: Raw) -> list[msgspec.Raw]:
-    """What they refer to is put in their places."""
+    """The body's items, with every reference to a stored item replaced by that item."""
     items = _conversations(request).items_of(raw)
     recalled = await request.services.responses.recalled({"input": msgspec.Raw(msgspec.json.encode(items))}, tenant)
     return msgspec.json.decode(recalled["input"], type=list[msgspec.Raw])
 
 
 def _place(place: str) -> tuple[str, str]:
-    """Of a path that names a conversation and one of its items."""
+    """The conversation's id and the item's id in `place`, which is `ID/ITEM_ID`."""
     id, _, item_id = place.partition("/")
     return id, item_id
 

@@ -1,4 +1,4 @@
-"""Health and metrics. Liveness asks nobody; readiness asks what this process needs to decide, and nothing else."""
+"""Health and metrics. Liveness checks nothing else; readiness checks only what this process needs to decide."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SELF_TEST = "What is two plus two?"
 
 
 async def healthz(request: Request, _: str) -> Answer:
-    """Answer 200 while this worker lives; nothing else is asked."""
+    """Answer 200 while this worker runs; nothing else is checked."""
     return 200, [JSON], b'{"status":"ok"}'
 
 
 async def readyz(request: Request, _: str) -> Answer:
-    """Say whether this worker can serve: every route's router makes a decision.
+    """Say whether this worker can serve: whether every route's router makes a decision.
 
-    One whose database or Redis is away serves on, and so does one that has lost a promoted router.
+    A worker stays ready while its database or Redis is unreachable, and where a promoted router could not be loaded.
     """
     broken = failing_routers(request.services)
     spool = request.services.spool
@@ -49,8 +49,8 @@ async def readyz(request: Request, _: str) -> Answer:
 
 
 def failing_routers(services: Services) -> dict[str, str]:
-    """Routes whose router can't decide a harmless question, and why."""
-    found = {}
+    """The routes whose router fails to decide a test query, with the reason."""
+    reasons = {}
     query = services.featurizer().describe(SELF_TEST, input_tokens=8)
     for name, route in services.book.routes.items():
         if route.router is None:
@@ -58,14 +58,14 @@ def failing_routers(services: Services) -> dict[str, str]:
         version = route.router.features_version
         if version.startswith(ENCODED):
             if services.embedder is None or services.embedder.version != version:
-                found[name] = f"reads features {version!r}, which [embedding] does not give"
+                reasons[name] = f"reads features {version!r}, which [embedding] does not give"
             continue
         candidates = [model.candidate for model in route.models]
         try:
             route.router.choose(query, candidates, Knobs(), 0.5)
         except (Undecided, ValueError, ArithmeticError) as error:
-            found[name] = str(error)
-    return found
+            reasons[name] = str(error)
+    return reasons
 
 
 def breakers(services: Services) -> list[Health]:
@@ -73,29 +73,29 @@ def breakers(services: Services) -> list[Health]:
 
 
 async def metrics(request: Request, _: str) -> Answer:
-    """Metrics of all workers, for Prometheus. Needs the master key, if there is one, unless asked from this machine.
+    """Metrics of all workers, for Prometheus. Needs the master key, if there is one, except from this machine.
 
-    This worker tells of now, the others as they last said.
+    This worker's metrics are current; those of the others are as last published.
     """
     services = request.services
     if services.config.auth.master_key and not is_loopback(request.arrival.host) and not request.caller().admin:
-        raise PolicyError("metrics are for the master key only")
+        raise PolicyError("metrics need the master key")
     try:
         others = await asyncio.to_thread(published, Path(services.config.server.run_dir), services.index)
-    except OSError as fault:  # without the others' the sums would fall, as if those had begun anew
-        raise HeadgateError(f"what the other workers said can't be read: {fault.strerror}", status=503) from None
+    except OSError as fault:  # sums without the other workers would fall, as if those had restarted
+        raise HeadgateError(f"the metrics of the other workers can't be read: {fault.strerror}", status=503) from None
     return 200, [TEXT], merge([services.metrics.snapshot(), *others])
 
 
 def published(run_dir: Path, own: int) -> list[bytes]:
-    """What the other workers last said of themselves; one may end meanwhile."""
-    found = []
+    """The metrics that the other workers published last; a worker may end while they are read."""
+    snapshots = []
     try:
-        names = [one for one in os.listdir(run_dir) if one.startswith("worker-") and one.endswith(".metrics")]
+        names = [name for name in os.listdir(run_dir) if name.startswith("worker-") and name.endswith(".metrics")]
     except FileNotFoundError:
         return []
     for name in names:
         if name != f"worker-{own}.metrics":
             with suppress(FileNotFoundError):
-                found.append((run_dir / name).read_bytes())
-    return found
+                snapshots.append((run_dir / name).read_bytes())
+    return snapshots

@@ -1,7 +1,7 @@
-"""/v1/messages/batches of Anthropic's API, on the engine that runs /v1/batches.
+"""/v1/messages/batches of Anthropic's API, run by the same engine as /v1/batches.
 
-A batch belongs to the key that made it: for any other, and for /v1/batches and /v1/files, there is none. Beyond
-Anthropic's fields it takes `headgate` (the SDK's `extra_body`): a budget, and a floor on quality.
+A batch is visible only to the key that created it, and neither in /v1/batches nor in /v1/files. Beyond Anthropic's
+fields it takes `headgate` (the SDK's `extra_body`): a budget, and a floor on quality.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
-from gateway.api.files import PIECE_BYTES, asked, content_of, page_limit
+from gateway.api.files import PIECE_BYTES, content_of, page_limit, query_value
 from gateway.asgi import Answer, Request
 from gateway.batch.origin import ANTHROPIC
 from gateway.config import Usd
@@ -32,7 +32,7 @@ JSON_LINES = (b"content-type", b"application/x-jsonl")
 
 
 class Extra(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What only this gateway understands."""
+    """The gateway's own fields of a batch of messages."""
 
     budget_usd: Usd | None = None
     min_quality: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -41,7 +41,7 @@ class Extra(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 async def create_message_batch(request: Request, _: str) -> Answer:
     """Start a batch of messages.
 
-    Answers once all requests are stored; each one's params are checked by whoever runs the batch.
+    Answers once all requests are stored; the params of each are checked when the batch runs.
     """
     from gateway.batch.requests import write_lines
 
@@ -54,12 +54,12 @@ async def create_message_batch(request: Request, _: str) -> Answer:
             async for piece in pieces:
                 body.write(piece)
             count, others = await store.of_files(lambda _: write_lines(_read(body), lines, server.max_body_bytes))
-        job = await _keep(services, caller, lines, count, _extra(others))
-    return _told(job, services)
+        job = await _store(services, caller, lines, count, _extra(others))
+    return _answer(job, services)
 
 
-async def _keep(services: Services, caller: Caller, lines: IO[bytes], count: int, extra: Extra) -> Job:
-    """The input, then the job: an input without one, where this process ends between the two, expires like any."""
+async def _store(services: Services, caller: Caller, lines: IO[bytes], count: int, extra: Extra) -> Job:
+    """Store the input, then the job. If this process ends between the two, the input expires like any other file."""
     from gateway.batch.jobs import Card
     from gateway.batch.requests import URL
     from gateway.batch.view import KEPT_S
@@ -82,24 +82,24 @@ async def _keep(services: Services, caller: Caller, lines: IO[bytes], count: int
 
 
 def _read(file: IO[bytes]) -> Iterator[bytes]:
-    """From its begin."""
+    """The file's content from its start, piece by piece."""
     file.seek(0)
     return iter(lambda: file.read(PIECE_BYTES), b"")
 
 
 def _extra(others: dict[str, msgspec.Raw]) -> Extra:
-    wanted = others.pop("headgate", msgspec.Raw(b"{}"))
+    own_fields = others.pop("headgate", msgspec.Raw(b"{}"))
     if others:
         raise CallerError(f"{next(iter(others))}: Extra inputs are not permitted", param=next(iter(others)))
     try:
-        return msgspec.json.decode(wanted, type=Extra)
+        return msgspec.json.decode(own_fields, type=Extra)
     except BAD_JSON as error:
         raise CallerError(f"headgate: {error}", param="headgate") from None
 
 
 async def get_message_batch(request: Request, id: str) -> Answer:
-    """Show a batch of messages and how far it is."""
-    return _told(await _find(request, id), request.services)
+    """Show a batch of messages and its progress."""
+    return _answer(await _find(request, id), request.services)
 
 
 async def list_message_batches(request: Request, _: str) -> Answer:
@@ -107,7 +107,7 @@ async def list_message_batches(request: Request, _: str) -> Answer:
     from gateway.batch.view import message_batch_object
 
     caller, services, limit = request.caller(), request.services, page_limit(request, 20, 1000)
-    before, after = asked(request, "before_id"), asked(request, "after_id")
+    before, after = query_value(request, "before_id"), query_value(request, "after_id")
     if before and after:
         raise CallerError("before_id and after_id can't both be given", param="before_id")
     found = await services.batches.of_jobs(
@@ -125,17 +125,17 @@ async def list_message_batches(request: Request, _: str) -> Answer:
 
 
 async def cancel_message_batch(request: Request, id: str) -> Answer:
-    """Cancel a batch of messages. What is answered by then is kept."""
+    """Cancel a batch of messages. Answers that it already has are kept."""
     services, job = request.services, await _find(request, id)
     _refuse_ended(job)
     job = await services.batches.of_jobs(lambda jobs: jobs.ask(job.id, "cancel", services.clock()))
     services.batches.mark()
     services.batches.asked.set()
-    return _told(job, services)
+    return _answer(job, services)
 
 
 async def delete_message_batch(request: Request, id: str) -> Answer:
-    """Delete a batch of messages that has ended, with its requests and results. What it cost stays in the journal."""
+    """Delete a batch of messages that has ended, with its requests and results. Its cost stays in the journal."""
     from gateway.batch.retention import delete_batch
 
     job = await _find(request, id)
@@ -145,14 +145,14 @@ async def delete_message_batch(request: Request, id: str) -> Answer:
 
 
 async def get_message_batch_results(request: Request, id: str) -> Answer:
-    """Download the results of a batch of messages: a line of JSON for each request, in no order."""
+    """Download the results of a batch of messages: one line of JSON per request, in no particular order."""
     from gateway.batch.view import message_batch_object
 
     services, job = request.services, await _find(request, id)
-    told = message_batch_object(job, services.clock())
-    if told["processing_status"] != "ended":
+    described = message_batch_object(job, services.clock())
+    if described["processing_status"] != "ended":
         raise CallerError(f"{job.id} has no results before its processing has ended")
-    if told["results_url"] is None:
+    if described["results_url"] is None:
         raise NotFound(f"The results of {job.id} are no longer kept.")
     file = await services.batches.of_files(lambda files: files.find(job.card.output_file, job.files_of))
     return 200, [JSON_LINES, (b"content-length", b"%d" % file.bytes)], content_of(request, file.id)
@@ -164,14 +164,14 @@ async def _find(request: Request, id: str) -> Job:
 
 
 def _refuse_ended(job: Job) -> None:
-    """With a status at which no client tries again."""
+    """Raises CallerError, whose status no client retries."""
     from gateway.batch.jobs import ENDED
 
     if job.state in ENDED:
         raise CallerError(f"{job.id} can't be canceled: its processing has ended")
 
 
-def _told(job: Job, services: Services) -> Answer:
+def _answer(job: Job, services: Services) -> Answer:
     from gateway.batch.view import message_batch_object
 
     return 200, [JSON], msgspec.json.encode(message_batch_object(job, services.clock()))

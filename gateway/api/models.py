@@ -1,4 +1,4 @@
-"""GET /v1/models: routes first, then the models behind them. Ids may hold slashes."""
+"""GET /v1/models: routes first, then the models that they use. Ids may contain slashes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.files import asked, page_limit, place_of
+from gateway.api.files import page_limit, place_of, query_value
 from gateway.asgi import Answer, Request
 from gateway.errors import UnknownModel
 from gateway.keys import Caller
 from gateway.reply import JSON
 
 CREATED = 1735689600
-"""Clients want a number; ours says nothing."""
+"""Unix time that every entry reports, since clients require the field; it has no meaning here."""
 
 
 async def list_models(request: Request, _: str) -> Answer:
@@ -28,15 +28,15 @@ async def list_models(request: Request, _: str) -> Answer:
 
 async def get_model(request: Request, name: str) -> Answer:
     """Show a route or a model."""
-    _known(request, request.caller(), name)
+    _check_known(request, request.caller(), name)
     shape = _anthropic(name) if request.is_anthropic else _openai(request, name)
     return 200, [JSON], msgspec.json.encode(shape)
 
 
 def _anthropic_page(request: Request, names: list[str]) -> dict[str, Any]:
-    """All of them, unless a page is asked for."""
+    """One page in the form of Anthropic's API."""
     limit = page_limit(request, 1000, 1000)
-    before = asked(request, "before_id")
+    before = query_value(request, "before_id")
     place = place_of(request, "before_id" if before else "after_id", names)
     rest = names[:place] if before else names[place + 1 :]
     shown = rest[-limit:] if before else rest[:limit]
@@ -48,7 +48,7 @@ def _anthropic_page(request: Request, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _known(request: Request, caller: Caller, name: str) -> None:
+def _check_known(request: Request, caller: Caller, name: str) -> None:
     if not caller.may_use(name):
         raise UnknownModel(f"The model '{name}' does not exist or this key may not use it.", param="model")
     request.services.book.find(name)

@@ -1,7 +1,7 @@
-"""GET /openapi.json: the data plane described for people and tools.
+"""GET /openapi.json: the data plane's description in OpenAPI.
 
-The paths come from the handlers' own table, so none can be missing; bodies are described as far as the gateway
-itself reads them. Fields that aren't listed go to the provider as they came.
+The paths come from the table of handlers, so none can be missing, and the handlers' docstrings are its texts. Bodies
+are described as far as the gateway reads them; fields that aren't listed are forwarded to the provider unchanged.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _BODIES: dict[str, Schema] = {
     },
 }  # fmt: skip
 _FILE: Schema = {"type": "string", "format": "binary"}
-_MODEL: Schema = {"model": {"type": "string", "description": "a model, or a route whose models are asked in turn"}}
+_MODEL: Schema = {"model": {"type": "string", "description": "a model, or a route whose models are tried in turn"}}
 _PICTURES: Schema = {"n": {"type": "integer", "minimum": 1, "maximum": 128}, "stream": {"type": "boolean"}}
 _PASSED: dict[str, Schema] = {
     "compact": {"properties": {**_MODEL, **_CONVERSED}, "required": ["model"]},
@@ -134,7 +134,7 @@ _REQUESTS: Schema = {
         "additionalProperties": False,
         "properties": {
             "custom_id": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
-            "params": {"type": "object", **_BODIES["messages"], "description": "of /v1/messages, without `stream`"},
+            "params": {"type": "object", **_BODIES["messages"], "description": "as for /v1/messages, without `stream`"},
         },
         "required": ["custom_id", "params"],
     },
@@ -197,7 +197,7 @@ _COMPONENTS: dict[str, Schema] = {
     "Part": {
         "type": "object",
         "description": (
-            "A text, an image, a file, or what else the surface's API knows. Where it names a file by the `file_id` "
+            "A text, an image, a file, or another part of the surface's API. If it names a file by the `file_id` "
             "of an upload to /v1/files, the model gets the file's content, whichever provider answers."
         ),
         "properties": {"type": _TEXT},
@@ -220,7 +220,7 @@ _COMPONENTS: dict[str, Schema] = {
 
 
 async def get_openapi(request: Request, _: str) -> Answer:
-    """This document. Needs no key: it holds nothing of this installation."""
+    """Show this document. It needs no key, since it reveals nothing about this installation."""
     return 200, [JSON], document()
 
 
@@ -252,7 +252,7 @@ def document() -> bytes:
 
 
 def answering(path: str, surface: str) -> Schema:
-    """A path that models answer."""
+    """The operation of a surface that models answer."""
     body = {"type": "object", **_BODIES[surface]}
     answer = {"200": {"description": "the answer, whole or as events", "content": _json({"type": "object"})}}
     answer["200"]["content"]["text/event-stream"] = {"schema": _TEXT}  # type: ignore[index]
@@ -265,11 +265,11 @@ def answering(path: str, surface: str) -> Schema:
 
 
 def passing(path: str, surface: str) -> Schema:
-    """A path whose requests and answers pass as they are."""
+    """The operation of a surface whose requests and answers are passed through."""
     body = {"type": "object", **_PASSED[surface]}
     return {
         "summary": _ANSWERS[surface],
-        "description": "The request and the answer pass unchanged, but for the model's name.",
+        "description": "The request and the answer are passed through unchanged, except for the model's name.",
         "operationId": _id("POST", path),
         "requestBody": _body(body),
         "responses": {"200": {"description": "JSON, text, sound or events"}, **_errors()},
@@ -277,28 +277,28 @@ def passing(path: str, surface: str) -> Schema:
 
 
 def operation(method: str, path: str, handler: Handler) -> Schema:
-    """Any other path: its handler says what it does."""
+    """The operation of any other path, described by its handler's docstring."""
     summary, _, more = (inspect.getdoc(handler) or "").partition("\n\n")
-    said: Schema = {
+    described: Schema = {
         "summary": summary,
         **({"description": more.replace("\n", " ")} if more else {}),
         "operationId": _id(method, path),
         "responses": {"2XX": {"description": "done"}, **_errors()},
     }
-    asked = _QUERIES.get((method, path), {})
+    query = _QUERIES.get((method, path), {})
     parameters = [
         *({"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"{(\w+)}", path)),
-        *({"name": name, "in": "query", "schema": schema} for name, schema in asked.items()),
+        *({"name": name, "in": "query", "schema": schema} for name, schema in query.items()),
     ]
     if parameters:
-        said["parameters"] = parameters
+        described["parameters"] = parameters
     if body := _OTHERS.get((method, path)):
-        said["requestBody"] = _body(body)
-    return said
+        described["requestBody"] = _body(body)
+    return described
 
 
 def paths_of(pattern: str) -> Iterator[str]:
-    """The paths of a handler's pattern, `{id}` for what it catches, `{item_id}` for a second."""
+    """The paths of a handler's pattern, with `{id}` for its first group and `{item_id}` for its second."""
     for one in pattern.split("|"):
         yield _CAUGHT.sub("{item_id}", _CAUGHT.sub("{id}", one, count=1)).replace("\\", "")
 
@@ -307,12 +307,12 @@ def _errors() -> dict[str, Schema]:
     error = {"content": _json({"$ref": "#/components/schemas/Error"})}
     return {
         "4XX": {"description": "what is wrong with the request, or why the caller may not send it", **error},
-        "5XX": {"description": "a provider's failure, or this gateway can't answer now", **error},
+        "5XX": {"description": "a provider failed, or the gateway can't answer now", **error},
     }
 
 
 def _body(schema: Schema) -> Schema:
-    """A form where a file is in it."""
+    """A request body of this schema: a form if it has a file, else JSON."""
     kind = "multipart/form-data" if _FILE in schema["properties"].values() else "application/json"
     return {"required": True, "content": {kind: {"schema": schema}}}
 

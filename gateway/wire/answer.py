@@ -1,4 +1,6 @@
-"""Whole answers: peeked without being rewritten, and put into another dialect by way of chat's."""
+"""Whole answers: read for billing and routing without being rewritten, and translated into another dialect by way of
+chat's.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +11,20 @@ from typing import Any
 import msgspec
 
 from gateway.errors import UpstreamError
-from gateway.wire.assemble import written
+from gateway.wire.assemble import arguments_json
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.call_ids import carrier, sealed
+from gateway.wire.call_ids import carrier, seal
 from gateway.wire.chunk import (
     BAD_JSON,
+    FAILED_FINISHES,
     FINISHES,
-    LOST,
     Choice,
     Chunk,
     Delta,
     LogprobSummary,
     Peek,
-    lost,
-    plain,
+    failure_of,
+    join_parts,
     read_chunk,
 )
 from gateway.wire.citations import annotations_of, citations_of
@@ -32,7 +34,7 @@ from gateway.wire.messages_writer import stop_reason
 from gateway.wire.pass_through import PASSED, peek_passed
 from gateway.wire.readers import STOP_TO_FINISH
 from gateway.wire.responses import (
-    as_asked,
+    as_requested,
     call_item,
     finish_response,
     message_item,
@@ -73,7 +75,9 @@ _decode_message = msgspec.json.Decoder(_Message).decode
 
 
 def peek(body: bytes, dialect: str) -> Peek:
-    """UpstreamError when the body is an error after all, or isn't what the dialect promises (bad_response)."""
+    """Read an answer of the upstream. Raises UpstreamError where the body is an error, or (bad_response) where it isn't
+    an answer in the dialect.
+    """
     try:
         if dialect == "messages":
             return _peek_message(body)
@@ -87,15 +91,15 @@ def peek(body: bytes, dialect: str) -> Peek:
 
 
 def _peek_chunk(chunk: Chunk, dialect: str) -> Peek:
-    """A whole answer is a single chunk whose choices have a message for a delta."""
+    """A whole answer is read as a single chunk whose choices have a message in place of a delta."""
     if chunk.error is not None and not chunk.choices:
         raise classify_in_stream(chunk.error)
     if dialect != "embeddings" and not chunk.choices:
         raise _bad("the upstream's answer has no choices")
     if len(chunk.choices) == 1 and (message := chunk.choices[0].message) is not None and not message.tool_calls:
-        if chunk.choices[0].finish_reason in LOST:
-            raise classify_in_stream(lost(chunk.choices[0]))
-        return _peek_plain(chunk, chunk.choices[0], message)
+        if chunk.choices[0].finish_reason in FAILED_FINISHES:
+            raise classify_in_stream(failure_of(chunk.choices[0]))
+        return _peek_single(chunk, chunk.choices[0], message)
     seen = Seen()
     for choice in chunk.choices:
         choice.delta, choice.message = choice.message, None
@@ -107,16 +111,16 @@ def _peek_chunk(chunk: Chunk, dialect: str) -> Peek:
     return seen.peek()
 
 
-def _peek_plain(chunk: Chunk, choice: Choice, message: Delta) -> Peek:
-    """Of one choice without tools, as nearly every answer is: nothing has to be put together."""
+def _peek_single(chunk: Chunk, choice: Choice, message: Delta) -> Peek:
+    """A faster way for one choice without tool calls, as nearly every answer is: nothing has to be accumulated."""
     logprobs = LogprobSummary()
     if choice.logprobs is not None:
         logprobs.take(choice.logprobs.values())
     usage = Usage.from_openai(chunk.usage)
     if message.executed_tools:
-        ran = Runs()
-        ran.executed(message.executed_tools)
-        usage = usage.with_runs(ran)
+        runs = Runs()
+        runs.executed(message.executed_tools)
+        usage = usage.with_runs(runs)
     return Peek(
         chunk.id or "",
         chunk.model or "",
@@ -149,20 +153,20 @@ def _peek_message(body: bytes) -> Peek:
         text,
         text if message.stop_reason == "refusal" else "",
         "".join(block.thinking or "" for block in blocks),
-        Usage.from_anthropic(message.usage).with_runs(_ran_in(message, blocks)),
+        Usage.from_anthropic(message.usage).with_runs(_runs_in(message, blocks)),
         tier=speed_of(message.usage or {}),
         tool_names=[tool.name or "" for tool in tools],
         tool_arguments=[bytes(tool.input).decode() for tool in tools],
     )
 
 
-def _ran_in(message: _Message, blocks: list[_Block]) -> Runs:
-    ran = Runs()
+def _runs_in(message: _Message, blocks: list[_Block]) -> Runs:
+    runs = Runs()
     for place, block in enumerate(blocks):
-        ran.block(place, block.type, block.name)
+        runs.block(place, block.type, block.name)
     if message.container is not None:
-        ran.container()
-    return ran
+        runs.container()
+    return runs
 
 
 class _OutputPart(msgspec.Struct):
@@ -205,11 +209,11 @@ def _peek_response(body: bytes) -> Peek:
     calls = [item for item in response.output if item.type in CALLS]
     thoughts = [part for item in response.output if item.type == "reasoning"
                 for part in (*(item.summary or ()), *(item.content or ()))]  # fmt: skip
-    ran = Runs()
+    runs = Runs()
     for place, item in enumerate(response.output):
-        ran.item(place, item)
-    why = (response.incomplete_details or {}).get("reason", "") if response.status == "incomplete" else None
-    finish = finish_of(why, any(item.type in CALLS for item in response.output))
+        runs.item(place, item)
+    reason = (response.incomplete_details or {}).get("reason", "") if response.status == "incomplete" else None
+    finish = finish_of(reason, any(item.type in CALLS for item in response.output))
     return Peek(
         response.id,
         response.model,
@@ -217,7 +221,7 @@ def _peek_response(body: bytes) -> Peek:
         "".join(part.text for part in parts if part.type == "output_text"),
         "".join(part.refusal for part in parts),
         "".join(part.text for part in thoughts),
-        Usage.from_responses(response.usage, sum(map(is_search, response.output))).with_runs(ran),
+        Usage.from_responses(response.usage, sum(map(is_search, response.output))).with_runs(runs),
         tier=response.service_tier if isinstance(response.service_tier, str) else "",
         tool_names=[call.name or "" for call in calls],
         tool_arguments=[str(call.arguments or "") for call in calls],
@@ -225,7 +229,7 @@ def _peek_response(body: bytes) -> Peek:
 
 
 def strip_logprobs(body: bytes) -> bytes:
-    """A chat or completions body or chunk with its choices' logprobs null; all else byte for byte."""
+    """A chat or completions body or chunk with its choices' logprobs set to null; all else stays byte for byte."""
     raw = msgspec.json.decode(body, type=Raw)
     choices = msgspec.json.decode(raw["choices"], type=list[Raw]) if "choices" in raw else []
     if not any("logprobs" in choice for choice in choices):
@@ -240,22 +244,23 @@ def strip_logprobs(body: bytes) -> bytes:
 def translate_answer(
     body: bytes | Json, src: str, dst: str, *, model: str, request: Raw, strip: bool = False
 ) -> bytes:
-    """From the upstream's dialect to the client's; equal ones keep the bytes, but for stripped logprobs.
+    """Translate an answer from the upstream's dialect `src` to the client's `dst`. Where they are equal the bytes are
+    kept, except for logprobs (`strip`) and what `as_requested` sets in a response.
 
-    `model` is the name a translated answer carries. UpstreamError (bad_response) when the body can't be read.
+    `model` is the name in a translated answer. Raises UpstreamError (bad_response) where the body can't be read.
     """
     try:
         if src == dst:
             same = body if isinstance(body, bytes) else encode_json(body)
             if src == "responses":
-                return as_asked(same, request, new_id("resp_"))
+                return as_requested(same, request, new_id("resp_"))
             return strip_logprobs(same) if strip else same
-        given: Json = msgspec.json.decode(body) if isinstance(body, bytes) else body
-        chat = message_to_chat(given) if src == "messages" else given
+        answer: Json = msgspec.json.decode(body) if isinstance(body, bytes) else body
+        chat = message_to_chat(answer) if src == "messages" else answer
         if strip:
             chat = {**chat, "choices": [{**choice, "logprobs": None} for choice in chat["choices"]]}
         if dst == "responses":
-            return encode_json(chat_to_response(chat, model, request, searches_in(given) if src == "messages" else ()))
+            return encode_json(chat_to_response(chat, model, request, searches_in(answer) if src == "messages" else ()))
         return encode_json(_from_chat(chat, dst, model))
     except (*BAD_JSON, KeyError, TypeError, AttributeError, IndexError) as error:
         raise _bad(f"the upstream's answer can't be translated: {error!r}") from None
@@ -268,11 +273,11 @@ def _from_chat(chat: Json, dst: str, model: str) -> Json:
         return chat_to_completion(chat, model)
     if dst == "messages":
         return chat_to_message(chat, model)
-    raise ValueError(f"no surface is called {dst}")
+    raise ValueError(f"there is no surface {dst!r}")
 
 
 def message_to_chat(message: Json) -> Json:
-    """Anthropic's message as a chat completion; thinking becomes `reasoning_content`."""
+    """Translate Anthropic's message into a chat completion; thinking becomes `reasoning_content`."""
     blocks = message.get("content") or []
     if isinstance(blocks, str):
         blocks = [{"type": "text", "text": blocks}]
@@ -345,9 +350,9 @@ def chat_to_message(chat: Json, model: str) -> Json:
         blocks.append({"type": "text", "text": text, **({"citations": citations} if citations else {})})
     for call in answer.get("tool_calls") or ():
         function = call["function"]
-        given, call_id = _arguments(written(function.get("arguments"))), call.get("id") or new_id("toolu_")
-        call_id = sealed(call_id, call.get("extra_content"))
-        blocks.append({"type": "tool_use", "id": call_id, "name": function["name"], "input": given})
+        arguments, call_id = _arguments(arguments_json(function.get("arguments"))), call.get("id") or new_id("toolu_")
+        call_id = seal(call_id, call.get("extra_content"))
+        blocks.append({"type": "tool_use", "id": call_id, "name": function["name"], "input": arguments})
     if thought := carrier(answer.get("extra_content"), {}):
         blocks.append({"type": "redacted_thinking", "data": thought})
     sequence = chat.get("stop_sequence")
@@ -365,9 +370,9 @@ def chat_to_message(chat: Json, model: str) -> Json:
 
 
 def _answer_of(choice: Json) -> Json:
-    """Its message, the content as text."""
+    """The choice's message, with content in parts joined into a text."""
     answer: Json = choice["message"]
-    return {**answer, **plain(answer["content"])} if isinstance(answer.get("content"), list) else answer
+    return {**answer, **join_parts(answer["content"])} if isinstance(answer.get("content"), list) else answer
 
 
 def _finish_of(choice: Json) -> str:
@@ -376,7 +381,7 @@ def _finish_of(choice: Json) -> str:
 
 
 def _arguments(text: str) -> Json:
-    """Anthropic's must be an object; a model's that aren't are shown as they came."""
+    """The input of Anthropic's tool_use block, which must be an object; arguments that are none go into `_raw`."""
     try:
         value = msgspec.json.decode(text or "{}")
     except BAD_JSON:
@@ -385,7 +390,9 @@ def _arguments(text: str) -> Json:
 
 
 def chat_to_response(chat: Json, model: str, request: Raw, searches: Iterable[tuple[str, bool]] = ()) -> Json:
-    """`searches`: what the provider looked for, and whether that worked."""
+    """Translate a chat completion into a response. `searches`: the query of each web search that the provider ran, and
+    whether it succeeded.
+    """
     choice = chat["choices"][0]
     answer = _answer_of(choice)
     finish = _finish_of(choice) or "stop"
@@ -413,8 +420,8 @@ def chat_to_response(chat: Json, model: str, request: Raw, searches: Iterable[tu
 
 def _call_item(call: Json, request: Raw, status: str) -> Json:
     function = call["function"]
-    call_id, arguments = call.get("id") or new_id("call_"), written(function.get("arguments"))
-    call_id = sealed(call_id, call.get("extra_content"))
+    call_id, arguments = call.get("id") or new_id("call_"), arguments_json(function.get("arguments"))
+    call_id = seal(call_id, call.get("extra_content"))
     return call_item(call_id, function["name"], arguments, request, status)
 
 
@@ -426,7 +433,7 @@ __all__ = ["Peek", "peek", "strip_logprobs", "translate_answer"]
 
 
 def with_text(body: bytes, dialect: str, text: str) -> bytes:
-    """The same answer saying something else: the first choice's text replaced, all else as it was."""
+    """The same answer with the first choice's text replaced; all else stays as it was."""
     answer: Json = msgspec.json.decode(body)
     if dialect == "messages":
         others = [block for block in answer["content"] if block.get("type") != "text"]
@@ -435,8 +442,7 @@ def with_text(body: bytes, dialect: str, text: str) -> bytes:
         answer["choices"][0]["text"] = text
     elif dialect == "responses":
         others = [item for item in answer["output"] if item.get("type") != "message"]
-        said = placed(message_item(text, ""), answer["id"], len(others))
-        answer["output"] = [*others, said]
+        answer["output"] = [*others, placed(message_item(text, ""), answer["id"], len(others))]
     else:
         message = answer["choices"][0]["message"]
         message["content"] = text

@@ -1,4 +1,4 @@
-"""A stream's payloads put together as the body that the same answer has without streaming."""
+"""Assembles a stream's events into the body of the same answer without streaming."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 
 from gateway.wire.body import encode_json
-from gateway.wire.chunk import plain, tells_another
+from gateway.wire.chunk import begins_new_call, join_parts
 
 Json = dict[str, Any]
 
 
 def assemble_chat(payloads: list[bytes]) -> bytes:
-    """From chat or completions chunks. Unknown fields are kept: strings join, of the rest the last counts."""
+    """Assemble chat or completions chunks. Unknown fields are kept: strings are joined, of other values the last stays.
+    """
     body: Json = {}
     choices: dict[int, Json] = {}
     for payload in payloads:
@@ -21,7 +22,7 @@ def assemble_chat(payloads: list[bytes]) -> bytes:
             continue
         chunk: Json = msgspec.json.decode(payload)
         for choice in chunk.pop("choices", None) or ():
-            _grow_choice(choices.setdefault(choice.get("index", 0), {}), choice)
+            _extend_choice(choices.setdefault(choice.get("index", 0), {}), choice)
         body |= {name: value for name, value in chunk.items() if value is not None or name not in body}
     body.pop("obfuscation", None)
     body["object"] = "text_completion" if body.get("object") == "text_completion" else "chat.completion"
@@ -29,10 +30,10 @@ def assemble_chat(payloads: list[bytes]) -> bytes:
     return encode_json(body)
 
 
-def _grow_choice(whole: Json, piece: Json) -> None:
+def _extend_choice(whole: Json, piece: Json) -> None:
     for name, value in piece.items():
         if name == "delta" and isinstance(value, dict):
-            _grow(whole.setdefault("delta", {}), value)
+            _extend(whole.setdefault("delta", {}), value)
         elif name == "logprobs" and isinstance(value, dict):
             logprobs = whole.get("logprobs") or {}
             whole["logprobs"] = logprobs
@@ -46,52 +47,53 @@ def _grow_choice(whole: Json, piece: Json) -> None:
             whole[name] = value
 
 
-def _grow(whole: Json, piece: Json) -> None:
+def _extend(whole: Json, piece: Json) -> None:
     for name, value in piece.items():
         if name == "tool_calls" and isinstance(value, list):
             calls = whole["tool_calls"] = whole.get("tool_calls") or []
             for call in value:
-                _grow_call(calls, call)
+                _extend_call(calls, call)
         elif name == "content" and isinstance(value, list):
-            _grow(whole, plain(value))
+            _extend(whole, join_parts(value))
         elif (
             isinstance(value, str) and isinstance(whole.get(name), str) and name not in ("role", "id", "type")
         ):
             whole[name] += value
         elif isinstance(value, dict) and isinstance(whole.get(name), dict):
-            _grow(whole[name], value)
+            _extend(whole[name], value)
         elif isinstance(value, list) and isinstance(whole.get(name), list):
             whole[name] = [*whole[name], *value]
         elif value is not None or name not in whole:
             whole[name] = value
 
 
-def _grow_call(calls: list[Json], piece: Json) -> None:
-    """As in `Seen`: a new id on a known index is a new call."""
+def _extend_call(calls: list[Json], piece: Json) -> None:
+    """Add a piece of a tool call. As in `Seen`, a new id on a known index begins a new call."""
     index, call_id = piece.get("index", 0), piece.get("id")
-    named = [call for call in calls if call_id and call.get("id") == call_id]
-    known = named[0] if named else next((call for call in reversed(calls) if call["index"] == index), None)
+    same_id = [one for one in calls if call_id and one.get("id") == call_id]
+    call = same_id[0] if same_id else next((one for one in reversed(calls) if one["index"] == index), None)
     function = piece.get("function") or {}
-    name, arguments = function.get("name"), written(function.get("arguments"))
-    target = (known.get("function") or {}) if known else {}
+    name, arguments = function.get("name"), arguments_json(function.get("arguments"))
+    known_function = (call.get("function") or {}) if call else {}
+    known_arguments = known_function.get("arguments") or ""
     if (
-        known is None
-        or (call_id and known.get("id") and call_id != known["id"])
-        or tells_another(call_id, name, target.get("name"), target.get("arguments") or "")
+        call is None
+        or (call_id and call.get("id") and call_id != call["id"])
+        or begins_new_call(call_id, name, known_function.get("name"), known_arguments)
     ):
         calls.append({**piece, "index": index, "function": {**function, "arguments": arguments}})
         return
-    known["function"] = {"name": target.get("name") or name, "arguments": (target.get("arguments") or "") + arguments}
+    call["function"] = {"name": known_function.get("name") or name, "arguments": known_arguments + arguments}
     if call_id:
-        known["id"] = call_id
+        call["id"] = call_id
     if piece.get("extra_content"):
-        known["extra_content"] = piece["extra_content"]
+        call["extra_content"] = piece["extra_content"]
 
 
-def written(arguments: Any) -> str:
-    """A call's arguments as JSON text, as the API has them; some servers give the object."""
-    given = arguments or ""
-    return given if isinstance(given, str) else encode_json(given).decode()
+def arguments_json(arguments: Any) -> str:
+    """A call's arguments as JSON text; some servers send them as an object."""
+    value = arguments or ""
+    return value if isinstance(value, str) else encode_json(value).decode()
 
 
 def _whole_choice(index: int, choice: Json) -> Json:
@@ -116,10 +118,10 @@ def _whole_call(call: Json) -> Json:
 
 
 def assemble_messages(payloads: list[bytes]) -> bytes:
-    """From Anthropic's events; blocks of kinds we don't know are kept as they started."""
+    """Assemble Anthropic's events; blocks of unknown types are kept as they started."""
     message: Json = {}
     blocks: dict[int, Json] = {}
-    inputs: dict[int, list[str]] = {}
+    input_pieces: dict[int, list[str]] = {}
     for payload in payloads:
         event: Json = msgspec.json.decode(payload)
         kind = event.get("type")
@@ -128,19 +130,19 @@ def assemble_messages(payloads: list[bytes]) -> bytes:
         elif kind == "content_block_start":
             blocks[event["index"]] = event["content_block"]
         elif kind == "content_block_delta" and event.get("index") in blocks:
-            _grow_block(blocks[event["index"]], event["delta"], inputs.setdefault(event["index"], []))
+            _extend_block(blocks[event["index"]], event["delta"], input_pieces.setdefault(event["index"], []))
         elif kind == "message_delta":
             message |= event["delta"]
             usage = {name: value for name, value in (event.get("usage") or {}).items() if value is not None}
             message["usage"] = (message.get("usage") or {}) | usage
-    for index, pieces in inputs.items():
+    for index, pieces in input_pieces.items():
         if text := "".join(pieces):
             blocks[index]["input"] = _json_or_empty(text)
     message["content"] = [blocks[index] for index in sorted(blocks)]
     return encode_json(message)
 
 
-def _grow_block(block: Json, delta: Json, pieces: list[str]) -> None:
+def _extend_block(block: Json, delta: Json, pieces: list[str]) -> None:
     kind = delta.get("type")
     if kind == "input_json_delta":
         pieces.append(delta.get("partial_json") or "")

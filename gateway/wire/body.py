@@ -1,8 +1,8 @@
 """The body of a request, decoded once and only one level deep.
 
-Values stay the bytes they came as, so what isn't changed reaches the upstream byte for byte. An object that gives a
-key twice is refused, however deep it lies: parsers differ in which of the two they go by, so an upstream might answer
-another request than the one that was read, priced and looked up here.
+Values stay in the bytes they came in, so what isn't changed reaches the upstream byte for byte. A key that occurs twice
+in one object is refused at any depth: parsers differ in which of the two they use, so an upstream might answer another
+request than the one that was read, priced and looked up here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 def decode(body: bytes) -> Raw:
-    """CallerError when the body isn't one JSON object in UTF-8, or an object in it gives a key twice."""
+    """Decode a body. Raises CallerError unless it is one JSON object in UTF-8 without duplicate keys."""
     try:
         if not body.isascii():
             body.decode()
@@ -45,29 +45,29 @@ def decode(body: bytes) -> Raw:
 
 
 def refuse_twins(body: bytes | msgspec.Raw) -> None:
-    """Raises CallerError for a key that one object in this JSON gives twice.
+    """Raises CallerError for a key that occurs twice in one object of this JSON.
 
-    Most bodies come back from a round trip as they were, spaces apart, which no twin survives; only others are read by
-    the parser that sees every pair, at twice the cost.
+    Most bodies are the same after decoding and encoding, apart from white space, which is impossible with a duplicate
+    key. Only the others are read by a parser that sees every pair, at twice the cost.
     """
     body = bytes(body)
-    if b"\\u" not in body:  # an escape that a round trip undoes
-        with suppress(msgspec.ValidationError):  # a number that nobody here reads, and no float holds
-            again = encode_json(_decode_any(body))
-            if again == body or again == msgspec.json.format(body, indent=-1):
+    if b"\\u" not in body:  # encoding would not restore such an escape
+        with suppress(msgspec.ValidationError):  # raised for a number too large for a float
+            encoded = encode_json(_decode_any(body))
+            if encoded == body or encoded == msgspec.json.format(body, indent=-1):
                 return
     _decode_pairs(body.decode())
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> None:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
     if len(dict(pairs)) < len(pairs):
         names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)[:80]
-        message = f"'{twin}' is given more than once in one object."
-        raise CallerError(message, param=twin, code="duplicate_parameter")
+        duplicate = next(name for name in names if names.count(name) > 1)[:80]
+        message = f"'{duplicate}' occurs more than once in one object."
+        raise CallerError(message, param=duplicate, code="duplicate_parameter")
 
 
-_decode_pairs = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int=str).decode
+_decode_pairs = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_float=str, parse_int=str).decode
 
 
 def encode(raw: Raw) -> bytes:
@@ -80,7 +80,7 @@ def _decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def read(raw: Raw, name: str, kind: type[T], default: D) -> T | D:
-    """One field, typed; absent and null give the default, a wrong type a CallerError that names it."""
+    """The field `name` as a `kind`; the default where it is absent or null. Raises CallerError for another type."""
     value = raw.get(name)
     if value is None:
         return default
@@ -94,13 +94,13 @@ def read(raw: Raw, name: str, kind: type[T], default: D) -> T | D:
 
 
 def is_set(raw: Raw, name: str) -> bool:
-    """Present and not null."""
+    """Whether the field is present and not null."""
     value = raw.get(name)
     return value is not None and bytes(value).strip() != b"null"
 
 
 def to_raw(fields: dict[str, object]) -> Raw:
-    """Each value as JSON; a `msgspec.Raw` stays as it is."""
+    """The fields with each value encoded as JSON, except those that are `msgspec.Raw`."""
     return {
         name: value if isinstance(value, msgspec.Raw) else msgspec.Raw(encode_json(value))
         for name, value in fields.items()

@@ -1,8 +1,8 @@
-"""One piece of a streamed answer, in the shape every dialect is read into: OpenAI's chunk.
+"""One piece of a streamed answer in the form that every dialect is read into: OpenAI's chunk.
 
-Typed so that a peek costs half a microsecond. Providers deviate in details (a number where a string belongs,
-content as a list), which must not end a stream that is otherwise fine: what doesn't fit the types is read
-again, loosely.
+The types make reading one cost half a microsecond. Providers deviate in details (a number in place of a string, content
+as a list), which must not end a stream that is otherwise sound, so a chunk that doesn't fit the types is read again
+leniently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.wire.usage import Usage
 NOTHING = msgspec.Raw()
 _decode_text = msgspec.json.Decoder(str).decode
 BAD_JSON = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What decoding bytes that aren't JSON raises."""
+"""The exceptions that decoding raises for bytes that aren't JSON."""
 
 
 class Function(msgspec.Struct):
@@ -31,7 +31,7 @@ class ToolDelta(msgspec.Struct):
     id: str | None = None
     function: Function | None = None
     extra_content: dict[str, Any] | None = None
-    """Gemini's signature, to be given back with the call."""
+    """Gemini's signature of the call, which must be returned with it."""
 
 
 class Delta(msgspec.Struct):
@@ -43,14 +43,14 @@ class Delta(msgspec.Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     signature: str | None = None
-    """Of a thinking block; only Anthropic has it."""
+    """Signature of a thinking block; only Anthropic's API has it."""
     audio: dict[str, Any] | None = None
     extra_content: dict[str, Any] | None = None
-    """Gemini's signature of what it said, which may be given back with it."""
+    """Gemini's signature of the text, which may be returned with it."""
     annotations: list[dict[str, Any]] | None = None
-    """What the text cites."""
+    """The citations of the text."""
     executed_tools: list[Any] | None = None
-    """That Groq's API ran itself."""
+    """Hosted tools that Groq's API ran."""
 
     @property
     def thought(self) -> str | None:
@@ -58,11 +58,11 @@ class Delta(msgspec.Struct):
 
 
 class Search(Delta):
-    """One that the provider ran itself."""
+    """A web search that the provider ran."""
 
     query: str = ""
     found: bool = True
-    """False: it failed."""
+    """Whether the search succeeded."""
 
 
 class TokenLogprob(msgspec.Struct):
@@ -75,7 +75,7 @@ class TokenLogprob(msgspec.Struct):
 class Logprobs(msgspec.Struct):
     content: list[TokenLogprob] | None = None
     token_logprobs: list[float | None] | None = None
-    """Of completions."""
+    """The form of completions."""
 
     def values(self) -> list[float]:
         if self.content is not None:
@@ -87,17 +87,17 @@ class Choice(msgspec.Struct):
     index: int = 0
     delta: Delta | None = None
     message: Delta | None = None
-    """In a whole answer, where a chunk has `delta`."""
+    """A whole answer has it in place of `delta`."""
     text: str | None = None
-    """Of completions."""
+    """The form of completions."""
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
     error: Any = None
-    """Why it ended so, as OpenRouter says it."""
+    """OpenRouter's reason for the finish reason `error`."""
 
     @property
     def is_real(self) -> bool:
-        """It carries something of the answer, not just a role."""
+        """Whether it carries a part of the answer, and not just a role."""
         if self.text or self.finish_reason:
             return True
         delta = self.delta
@@ -113,31 +113,32 @@ class Choice(msgspec.Struct):
 
     @property
     def chars(self) -> int:
-        """Of all that an upstream bills as output."""
+        """Characters of everything that an upstream bills as output."""
         delta = self.delta
-        said = len(self.text or "")
+        chars = len(self.text or "")
         if delta is None:
-            return said
-        called = (tool.function.arguments for tool in delta.tool_calls or () if tool.function is not None)
-        return said + len(delta.content or "") + len(delta.thought or "") + sum(len(one or "") for one in called)
+            return chars
+        arguments = (tool.function.arguments for tool in delta.tool_calls or () if tool.function is not None)
+        return chars + len(delta.content or "") + len(delta.thought or "") + sum(len(one or "") for one in arguments)
 
 
-LOST = {
+FAILED_FINISHES = {
     "error": "the upstream ended its answer with an error",
     "abort": "the upstream aborted its answer",
     "insufficient_system_resource": "the upstream ran out of resources inside its answer",
 }
-"""Finish reasons of answers that are not at their end: Mistral's and OpenRouter's, vLLM's, DeepSeek's."""
+"""Finish reasons of answers that failed before their end: Mistral's and OpenRouter's, vLLM's, DeepSeek's."""
 
 
-def lost(choice: Choice) -> Any:
-    """The error that such a choice tells."""
-    overload = choice.finish_reason == "insufficient_system_resource"
-    return choice.error or {"message": LOST[choice.finish_reason or "error"], "code": 503 if overload else 502}
+def failure_of(choice: Choice) -> Any:
+    """The error object of a choice that ended with one of FAILED_FINISHES."""
+    reason = choice.finish_reason or "error"
+    code = 503 if reason == "insufficient_system_resource" else 502
+    return choice.error or {"message": FAILED_FINISHES[reason], "code": code}
 
 
 FINISHES = {"model_length": "length", "max_tokens": "length"}
-"""Other names for OpenAI's finish reasons."""
+"""Other providers' names of OpenAI's finish reasons."""
 
 
 class Chunk(msgspec.Struct):
@@ -149,17 +150,16 @@ class Chunk(msgspec.Struct):
     error: Any = None
     object: str | None = None
     message: str | None = None
-    """Of a bare error object, as vLLM sends it."""
+    """Message of a bare error object, as vLLM sends it."""
     code: Any = None
     stop_sequence: str | None = None
     service_tier: msgspec.Raw = NOTHING
     x_groq: dict[str, Any] | None = None
-    """Where Groq tells usage at a stream's end, asked for or not."""
-
+    """Groq's report of usage at the end of a stream, requested or not."""
 
     @property
     def tier(self) -> str:
-        """The service tier that it names; empty: none that can be read."""
+        """The service tier; empty where it is absent or not a string."""
         try:
             return _decode_text(self.service_tier)
         except BAD_JSON:
@@ -167,7 +167,7 @@ class Chunk(msgspec.Struct):
 
 
 class LogprobSummary(msgspec.Struct):
-    """Log-probabilities of the answer's tokens, natural logarithm; NaN when there are none."""
+    """Summary of the log-probabilities (natural logarithm) of an answer's tokens; NaN where there are none."""
 
     count: int = 0
     sum: float = 0.0
@@ -189,12 +189,12 @@ class LogprobSummary(msgspec.Struct):
 
 
 class Peek(msgspec.Struct):
-    """What an answer shows without being rewritten. Text, refusal and tools are of the first choice only."""
+    """The contents of an answer that routing and billing need. Text, refusal and tools are the first choice's."""
 
     id: str = ""
     model: str = ""
     finish_reason: str = ""
-    """OpenAI's names: stop, length, tool_calls, content_filter."""
+    """In OpenAI's names: stop, length, tool_calls, content_filter."""
     text: str = ""
     refusal: str = ""
     thought: str = ""
@@ -202,29 +202,29 @@ class Peek(msgspec.Struct):
     logprobs: LogprobSummary = msgspec.field(default_factory=LogprobSummary)
     tool_names: list[str] = []
     tool_arguments: list[str] = []
-    """JSON text of each call, in order."""
+    """JSON text of each call's arguments, in order."""
     other_endings: list[str] = []
-    """Of the choices after the first."""
+    """Finish reasons of the choices after the first."""
     other_chars: int = 0
-    """Theirs, of all that an upstream bills as output."""
+    """Characters in the choices after the first of everything that an upstream bills as output."""
     tier: str = ""
-    """The service tier that gave it, as `tier_prices` names it; empty: it doesn't say."""
+    """The service tier that answered, as `tier_prices` names it; empty where the answer doesn't name one."""
 
 
 _decode = msgspec.json.Decoder(Chunk).decode
 
 
 def read_chunk(payload: bytes) -> Chunk:
-    """Raises one of BAD_JSON when the payload isn't a JSON object."""
+    """Raises one of BAD_JSON where the payload isn't a JSON object."""
     try:
         return _decode(payload)
     except msgspec.ValidationError:
-        return loosely(payload)
+        return read_leniently(payload)
 
 
-def strict(payload: bytes) -> bytes | None:
-    """JSON as lenient parsers read it, in the standard's form: without a byte order mark, null for NaN and infinity, ?
-    for half a surrogate pair. None: it was in that form, or is no JSON object at all.
+def to_strict_json(payload: bytes) -> bytes | None:
+    """JSON that only lenient parsers accept, in the standard's form: without a byte order mark, with null for NaN and
+    infinity and ? for half a surrogate pair. None where it already is valid JSON, or isn't a JSON object at all.
     """
     try:
         msgspec.json.decode(payload)
@@ -240,8 +240,8 @@ def strict(payload: bytes) -> bytes | None:
     return text.encode(errors="replace") if isinstance(value, dict) else None
 
 
-def loosely(payload: bytes) -> Chunk:
-    """The chunk with everything left out that doesn't fit the types."""
+def read_leniently(payload: bytes) -> Chunk:
+    """The chunk without the fields that don't fit the types."""
     value = msgspec.json.decode(payload)
     if not isinstance(value, dict):
         raise ValueError("not an object")
@@ -265,35 +265,35 @@ def _fit_choice(value: dict[str, Any]) -> Choice:
 def _fit_delta(value: dict[str, Any]) -> Delta:
     delta: Delta = _fit(value, Delta)
     if delta.content is None and isinstance(value.get("content"), list):
-        told = plain(value["content"])
-        delta.content = told["content"]
-        delta.reasoning_content = delta.reasoning_content or told.get("reasoning_content")
+        joined = join_parts(value["content"])
+        delta.content = joined["content"]
+        delta.reasoning_content = delta.reasoning_content or joined.get("reasoning_content")
     if delta.tool_calls is None and isinstance(value.get("tool_calls"), list):
         delta.tool_calls = [_fit_tool(tool) for tool in value["tool_calls"] if isinstance(tool, dict)]
     return delta
 
 
-def plain(parts: list[Any]) -> dict[str, str]:
-    """What a list of parts, as Mistral has it, says as `content` and, where one is thought, `reasoning_content`."""
+def join_parts(parts: list[Any]) -> dict[str, str]:
+    """Mistral's content, a list of parts, as the fields `content` and, if it has thoughts, `reasoning_content`."""
     thoughts = [_text(part["thinking"]) for part in parts if isinstance(part, dict) and part.get("type") == "thinking"]
-    said = {"content": _text(parts)}
-    return {**said, "reasoning_content": "".join(thoughts)} if thoughts else said
+    fields = {"content": _text(parts)}
+    return {**fields, "reasoning_content": "".join(thoughts)} if thoughts else fields
 
 
-def _text(given: Any) -> str:
-    if isinstance(given, list):
-        texts = (part.get("text") for part in given if isinstance(part, dict))
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, dict))
         return "".join(text for text in texts if isinstance(text, str))
-    return given if isinstance(given, str) else ""
+    return content if isinstance(content, str) else ""
 
 
-def tells_another(call_id: str | None, name: str | None, known: str | None, arguments: str) -> bool:
-    """Whether a piece of a call on a known index begins a new one. Where no id tells, its name does: another one, or
-    the same after arguments that are complete, as some servers repeat the name in each piece.
+def begins_new_call(call_id: str | None, name: str | None, known_name: str | None, arguments: str) -> bool:
+    """Whether a piece without an id, on the index of a known call, begins a new call. It does if its name differs, or
+    is the same and the known call's arguments are complete, since some servers repeat the name in each piece.
     """
-    if call_id or not name or not known:
+    if call_id or not name or not known_name:
         return False
-    return name != known or _is_whole(arguments)
+    return name != known_name or _is_whole(arguments)
 
 
 def _is_whole(arguments: str) -> bool:

@@ -1,7 +1,8 @@
-"""What a text cites, from one API's words into another's by way of chat's `url_citation`.
+"""Citations of a text, translated between APIs by way of chat's `url_citation`.
 
-Anthropic tells the passage that was read, OpenAI the piece of the answer that rests on it: that is the block which
-cites. What has no address, a document of the prompt, is a page without a URL in chat, a file in the Responses API.
+Anthropic's API names the passage that was read, OpenAI's the part of the answer that rests on it, which here is the
+whole text block with the citation. A document of the prompt has no address: in chat it is a page without a URL, in the
+Responses API a file.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ Json = dict[str, Any]
 
 
 def annotations_of(citations: Any, begins: int, ends: int) -> list[Json]:
-    """Anthropic's citations as chat's, of the characters from `begins` to `ends` of the answer."""
-    told = citations if isinstance(citations, list) else []
-    pages = [_page(one) for one in told if isinstance(one, dict)]
+    """Anthropic's citations as chat's annotations, for the characters of the answer from `begins` to `ends`."""
+    given = citations if isinstance(citations, list) else []
+    pages = [_page(one) for one in given if isinstance(one, dict)]
     place = {"start_index": begins, "end_index": ends}
     return [{"type": "url_citation", "url_citation": {**place, **page}} for page in pages]
 
 
 def _page(citation: Json) -> Json:
-    """`content` is OpenRouter's word for what was read there."""
+    """Chat's fields of a cited page; `content` is OpenRouter's name of the passage that was read."""
     url = citation.get("url") or citation.get("source") or ""
     title = citation.get("title") or citation.get("document_title") or url
     page = {"title": title, "url": url, "content": citation.get("cited_text") or ""}
@@ -30,33 +31,33 @@ def _page(citation: Json) -> Json:
 
 
 def pages_of(annotations: Any) -> list[Json]:
-    """Those of chat's annotations that cite."""
-    told = annotations if isinstance(annotations, list) else []
-    pages = [one.get("url_citation") for one in told if isinstance(one, dict) and one.get("type") == "url_citation"]
+    """The pages that chat's annotations cite."""
+    given = annotations if isinstance(annotations, list) else []
+    pages = [one.get("url_citation") for one in given if isinstance(one, dict) and one.get("type") == "url_citation"]
     return [page for page in pages if isinstance(page, dict)]
 
 
-def cited(annotations: Any, before: int = 0) -> list[Json]:
-    """Chat's citations as the Responses API has them. What it has no word for it would refuse in the next turn's input.
-    `before`: characters of the answer that stand before the part which they are of.
+def response_annotations(annotations: Any, before: int = 0) -> list[Json]:
+    """Chat's citations as annotations of the Responses API, without fields that the API would refuse in the next turn's
+    input. `before`: characters of the answer before the part that these annotations belong to.
     """
-    return [_cited(page, before) for page in pages_of(annotations)]
+    return [_response_annotation(page, before) for page in pages_of(annotations)]
 
 
-def _cited(page: Json, before: int) -> Json:
-    begins, ends = (max(0, _place(page.get(name)) - before) for name in ("start_index", "end_index"))
+def _response_annotation(page: Json, before: int) -> Json:
+    begins, ends = (max(0, _position(page.get(name)) - before) for name in ("start_index", "end_index"))
     title, url = page.get("title") or "", page.get("url") or ""
     if not url:
         return {"type": "file_citation", "file_id": page.get("file_id") or "", "filename": title, "index": ends}
     return {"type": "url_citation", "start_index": begins, "end_index": ends, "title": title, "url": url}
 
 
-def _place(given: Any) -> int:
-    return given if isinstance(given, int) else 0
+def _position(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def citations_of(annotations: Any) -> list[Json]:
-    """Chat's citations of pages as Anthropic's, marked as none that it made."""
+    """Chat's citations of pages as Anthropic's, marked as not made by Anthropic."""
     return [
         {"type": "web_search_result_location", "cited_text": page.get("content") or "", "encrypted_index": MARK,
          "title": page.get("title"), "url": page["url"]}
@@ -64,8 +65,8 @@ def citations_of(annotations: Any) -> list[Json]:
     ]  # fmt: skip
 
 
-def own_citations(citations: Any) -> Any:
-    """Without those that Anthropic didn't make, which it refuses."""
+def anthropics_own(citations: Any) -> Any:
+    """The citations without those that Anthropic didn't make, which it would refuse."""
     if not isinstance(citations, list):
         return citations
     return [one for one in citations if not (isinstance(one, dict) and is_carrier(one.get("encrypted_index")))]

@@ -1,7 +1,7 @@
-"""What a request asks for, peeked from its body: the part of reading a request that every one of them pays.
+"""Describes a request in numbers that routing and budgets need. Every request pays for this.
 
-The messages are decoded once, into typed structs that skip what we don't need. Validation goes as far as we
-rely on the fields; the rest is the upstream's to judge.
+The messages are decoded once, into typed structs without the fields that aren't needed. Only fields that the gateway
+relies on are validated; the rest is left to the upstream.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import msgspec
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, is_set, read
 from gateway.wire.chunk import BAD_JSON
-from gateway.wire.documents import DOCUMENTS, FILES, UNKNOWN_CONTEXT, holds_unbounded
+from gateway.wire.documents import DOCUMENT_TYPES, FILE_TYPES, UNKNOWN_CONTEXT, holds_unbounded
 from gateway.wire.hosted_tools import allowed, allowed_to_template, bounded
 from gateway.wire.tools import offered
 from gateway.wire.usage import Usage
 
 CHARS_PER_TOKEN = 3.6
-"""English prose has about 4, code and other languages fewer."""
+"""English prose has about 4; code and other languages have fewer."""
 TOKENS_PER_IMAGE = 1600
-"""Anthropic's cap for one image; OpenAI's high detail stays below it for common sizes."""
+"""Anthropic's maximum for one image; OpenAI's high detail stays below it for common sizes."""
 TOKENS_PER_MESSAGE = 4
 _PROMPT_FIELD = {"chat": "messages", "messages": "messages", "completions": "prompt", "responses": "input",
                  "embeddings": "input"}  # fmt: skip
@@ -35,75 +35,77 @@ _MAX_TOKENS_FIELDS = {
 _PROMPT_TOO = frozenset(
     {"tools", "system", "instructions", "functions", "response_format", "text", "output_config"}
 )
-"""Fields that models read as well."""
+"""Fields besides the prompt that models read."""
 BILLED = _PROMPT_TOO | {
     "model", "n", "best_of", "stream", "web_search_options", "search_parameters", "max_tool_calls", "mcp_servers",
     "prompt", "service_tier", "speed",
     *_PROMPT_FIELD.values(),
     *(name for names in _MAX_TOKENS_FIELDS.values() for name in names),
 }  # fmt: skip
-"""Fields that say who may ask and what it may cost."""
+"""Fields that decide which model is asked and what the answer may cost."""
 _SEARCHES = {"messages": "web_search_", "responses": "web_search"}
-"""How the types of tools begin with which a provider searches the web."""
+"""How the types of a provider's own web search tools begin."""
 _IMAGES = frozenset({"image_url", "image", "input_image", "computer_screenshot"})
 _SYSTEM = frozenset({"system", "developer"})
 _MAX_N = 128
 WEB_SEARCHES = 10
-"""Held for a request that offers a web search and bounds it nowhere. Where more are run than were held, the answer is
-charged with all of them and budgets are overrun by the rest (`Hold.settle`); so they are by what the results add to
+"""Web searches held for a request that offers the tool without a bound. If more are run, the answer is charged for all
+of them, and budgets are exceeded by the difference (`Hold.settle`). They are also exceeded by what the results add to
 the prompt beyond the model's `web_search_tokens`, as no provider bounds that.
 """
 CHAT_SEARCHES = 1
-"""Of a chat that asks for a search; OpenAI's models run one."""
+"""Web searches of a chat that requests one: OpenAI's models run exactly one."""
 LIVE_SOURCES = 20
-"""That xAI's Live Search reads at most where the request names no bound; each is billed."""
+"""Most sources that xAI's Live Search reads where the request sets no bound; each is billed."""
 
 
 class Described(msgspec.Struct):
-    """A request in numbers. Token counts are of the whole prompt, tools included."""
+    """A request in numbers. Token counts include the whole prompt and its tools."""
 
     text: str = ""
-    """Of the last user turn."""
+    """Text of the last user turn."""
     system_chars: int = 0
     turns: int = 0
     tools: int = 0
     images: int = 0
     attached: int = 0
-    """Parts that may name a file by its id."""
+    """Number of parts that may name a file by its id."""
     wants_json: bool = False
     schema: object = None
-    """What its JSON must look like; None: any JSON will do."""
+    """The JSON schema of the answer; None: it may be any JSON."""
     input_tokens: int = 0
-    """Estimate."""
+    """Estimated tokens of the prompt."""
     input_tokens_bound: int = 0
-    """No tokenizer gives more: a token is at least one byte."""
+    """Most tokens of the prompt with any tokenizer, since a token is at least one byte."""
     max_output_tokens: int | None = None
     stream: bool = False
     include_usage: bool = False
     n: int = 1
-    """Answers that the upstream makes, of several prompts to all of them."""
+    """Number of answers that the upstream makes, to all prompts together."""
     temperature: float | None = None
     has_user_content: bool = False
     logprobs: bool = False
     web_searches: int = 0
-    """Most that the provider runs for it, as far as the request says."""
+    """Most web searches that the provider runs, as far as the request bounds them."""
     surely_searches: bool = False
-    """It runs one, and its usage, in OpenAI's words, doesn't tell."""
+    """True: the upstream always runs a search, and doesn't report it in its usage (OpenAI's search models)."""
     tool_runs: dict[str, int] = {}
-    """Most that the provider runs of its other tools for it, by their kinds."""
+    """Most runs of the provider's other hosted tools, by kind."""
     unbounded: bool = False
-    """It names or holds what may have any number of tokens, as a PDF does: only the model's context bounds it."""
+    """True: a part of the prompt, such as a PDF, may have any number of tokens, so only the context bounds them."""
     predicted: int = 0
-    """Most tokens of a `prediction`, which are billed as output where the answer is another."""
+    """Most tokens of a `prediction`, which are billed as output where the answer differs from it."""
     units: int = 0
-    """Of a surface that passes through: most that may be billed by the piece."""
+    """Most units that a surface which passes through may be billed for (`Usage.units`)."""
     tier: str = ""
-    """The service tier asked for, as `tier_prices` names it; empty: none."""
+    """The requested service tier, as `tier_prices` names it; empty: none."""
     expected: Usage | None = None
-    """The same: what its answer has used where it doesn't say."""
+    """Usage to assume for an answer of a surface that passes through, where it reports none."""
 
     def prompt_bound(self, context_tokens: int, more: int = 0) -> int:
-        """Most tokens of the prompt at a model of that context (0: unknown). `more`: what is put before it."""
+        """Most tokens of the prompt at a model whose context has `context_tokens` (0: unknown). `more`: tokens that are
+        put before the prompt.
+        """
         known = self.input_tokens_bound + more
         return (context_tokens or max(known, UNKNOWN_CONTEXT)) if self.unbounded else known
 
@@ -112,14 +114,14 @@ class _Part(msgspec.Struct):
     type: str = ""
     text: str | None = None
     content: Any = None
-    """Of a tool result."""
+    """Content of a tool result."""
     output: Any = None
     source: Any = None
-    """Of Anthropic's documents."""
+    """Source of an image or document in Anthropic's API."""
     file: Any = None
-    """Of chat's files."""
+    """File of a part in chat."""
     file_data: Any = None
-    """Of the Responses API's."""
+    """File content in the Responses API."""
 
 
 class _Turn(msgspec.Struct):
@@ -128,7 +130,7 @@ class _Turn(msgspec.Struct):
     type: str = ""
     output: Any = None
     audio: Any = None
-    """Of an assistant's turn: what it said aloud, by its id."""
+    """Spoken answer of an assistant's turn, named by its id."""
 
 
 _decode_turns = msgspec.json.Decoder(list[_Turn]).decode
@@ -137,7 +139,7 @@ _decode_prompt = msgspec.json.Decoder(str | list[Any]).decode
 
 
 def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
-    """CallerError, with its param, for a missing prompt, a wrong type or more messages than allowed."""
+    """Describe a request. Raises CallerError, with its param, for a missing prompt, a wrong type or too many turns."""
     field = _PROMPT_FIELD[surface]
     value = raw.get(field)
     if value is None:
@@ -147,9 +149,9 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
     described = Described()
     _describe_prompt(described, value, field, surface, max_messages)
     _describe_options(described, raw, surface)
-    if surface == "responses" and "prompt" in raw and is_set(raw, "prompt"):  # a template, which lies at its provider
+    if surface == "responses" and "prompt" in raw and is_set(raw, "prompt"):  # a template at its provider
         described.unbounded, described.web_searches = True, response_searches(raw)
-        described.tool_runs = allowed_to_template(_most_runs(raw, surface))
+        described.tool_runs = allowed_to_template(_max_runs(raw, surface))
     size = len(memoryview(value))
     if not _PROMPT_TOO.isdisjoint(raw):
         size += sum(len(memoryview(raw[name])) for name in _PROMPT_TOO & raw.keys())
@@ -161,7 +163,9 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
 
 
 def moulded(raw: Raw, surface: str) -> Described | None:
-    """All that a chat asks for beside its messages, to be filled by `fill`; None where models read more than those."""
+    """The description of a chat without its messages, to be completed by `fill`; None where models read fields besides
+    the messages.
+    """
     if surface != "chat" or not _PROMPT_TOO.isdisjoint(raw):
         return None
     options = Described()
@@ -170,7 +174,9 @@ def moulded(raw: Raw, surface: str) -> Described | None:
 
 
 def fill(options: Described, messages: msgspec.Raw, *, max_messages: int = 4096) -> Described:
-    """What `describe` finds of a chat with these messages and those options, in half its time; the same errors."""
+    """The description of a chat with these messages and the options from `moulded`. It equals `describe`'s, takes half
+    its time and raises the same errors.
+    """
     described = msgspec.structs.replace(options)
     _describe_prompt(described, messages, "messages", "chat", max_messages)
     images = described.images * TOKENS_PER_IMAGE
@@ -180,7 +186,7 @@ def fill(options: Described, messages: msgspec.Raw, *, max_messages: int = 4096)
 
 
 def estimate_tokens(raw: Raw, surface: str, *, max_messages: int = 4096) -> int:
-    """Of the prompt; for providers without an endpoint that counts."""
+    """Estimated tokens of the prompt, at least 1; for providers that can't count them. Raises CallerError."""
     return max(1, describe(raw, surface, max_messages=max_messages).input_tokens)
 
 
@@ -188,33 +194,33 @@ def _extra_chars(raw: Raw) -> int:
     return sum(len(bytes(raw[name])) for name in ("tools", "functions") if name in raw)
 
 
-def _describe_prompt(described: Described, value: msgspec.Raw, field: str, surface: str, most: int) -> None:
+def _describe_prompt(described: Described, value: msgspec.Raw, field: str, surface: str, max_messages: int) -> None:
     try:
         if field == "messages":
-            _describe_turns(described, _decode_turns(value), field, most)
+            _describe_turns(described, _decode_turns(value), field, max_messages)
         elif surface == "responses":
             items = _decode_items(value)
             _describe_turns(
-                described, [_Turn("user", items)] if isinstance(items, str) else items, field, most
+                described, [_Turn("user", items)] if isinstance(items, str) else items, field, max_messages
             )
         else:
-            _describe_plain(described, _decode_prompt(value), field, most)
+            _describe_plain(described, _decode_prompt(value), field, max_messages)
     except msgspec.ValidationError as error:
         raise CallerError(f"Invalid type for '{field}': {error}", param=field, code="invalid_type") from None
     except BAD_JSON as error:
         raise CallerError(
             f"Invalid value for '{field}': {error}", param=field, code="invalid_value"
         ) from None
-    if described.unbounded:  # a part of a kind that may be; few requests have one
+    if described.unbounded:  # a part may be unbounded by its type; few requests have one
         described.unbounded = holds_unbounded(msgspec.json.decode(value))
 
 
-def _describe_turns(described: Described, turns: list[_Turn], field: str, most: int) -> None:
+def _describe_turns(described: Described, turns: list[_Turn], field: str, max_messages: int) -> None:
     if not turns:
         raise CallerError(f"'{field}' must not be empty.", param=field, code="empty_array")
-    if len(turns) > most:
+    if len(turns) > max_messages:
         raise CallerError(
-            f"'{field}' has {len(turns)} entries; at most {most} are allowed.",
+            f"'{field}' has {len(turns)} entries; at most {max_messages} are allowed.",
             param=field,
             code="array_above_max_length",
         )
@@ -222,7 +228,7 @@ def _describe_turns(described: Described, turns: list[_Turn], field: str, most: 
     for turn in turns:
         content = turn.content
         text = content if isinstance(content, str) else _text_of(described, content) if content else ""
-        if turn.audio is not None or turn.type in DOCUMENTS:
+        if turn.audio is not None or turn.type in DOCUMENT_TYPES:
             described.unbounded = True
         chars += len(text) if turn.output is None else len(text) + _chars_in(described, turn.output)
         if turn.role == "user":
@@ -243,13 +249,13 @@ def _text_of(described: Described, parts: list[_Part | str]) -> str:
             described.images += 1
             described.attached += part.type != "image_url"
         else:
-            if part.type in DOCUMENTS:
+            if part.type in DOCUMENT_TYPES:
                 described.unbounded = True
             if part.text is not None:
                 texts.append(part.text)
             if part.content is not None:
                 described.input_tokens += int(_chars_in(described, part.content) / CHARS_PER_TOKEN)
-            if part.type in FILES:
+            if part.type in FILE_TYPES:
                 described.attached += 1
                 described.input_tokens += int(
                     _chars_of_file(described, part.source, part.file_data or _data_of(part.file)) / CHARS_PER_TOKEN
@@ -258,7 +264,7 @@ def _text_of(described: Described, parts: list[_Part | str]) -> str:
 
 
 def _chars_of_file(described: Described, source: object, data: object) -> int:
-    """Characters of a file that is text. How many tokens a page of another kind has, only its provider knows."""
+    """Characters of a text file; 0 for any other, whose number of tokens only the provider knows."""
     if isinstance(source, dict):
         return _chars_in(described, source.get("data" if source.get("type") == "text" else "content"))
     return len(data) * 3 // 4 if isinstance(data, str) and data.startswith("data:text/") else 0
@@ -269,7 +275,7 @@ def _data_of(file: object) -> object:
 
 
 def _chars_in(described: Described, value: object) -> int:
-    """Characters of all strings in a tool's result, however it nests; its images are counted."""
+    """Characters of all strings in a tool's result, at any depth; its images are counted in `described`."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list):
@@ -279,23 +285,23 @@ def _chars_in(described: Described, value: object) -> int:
             described.images += 1
             described.attached += kind != "image_url"
             return 0
-        if isinstance(kind, str) and kind in DOCUMENTS:
+        if isinstance(kind, str) and kind in DOCUMENT_TYPES:
             described.unbounded = True
-        if isinstance(kind, str) and kind in FILES:
+        if isinstance(kind, str) and kind in FILE_TYPES:
             described.attached += 1
             return _chars_of_file(described, value.get("source"), value.get("file_data") or _data_of(value.get("file")))
         return sum(_chars_in(described, item) for key, item in value.items() if key != "data")
     return 0
 
 
-def _describe_plain(described: Described, prompt: str | list[Any], field: str, most: int) -> None:
-    """A string, strings, token numbers, or lists of them."""
+def _describe_plain(described: Described, prompt: str | list[Any], field: str, max_messages: int) -> None:
+    """Describe a prompt that is a string, strings, token numbers, or lists of token numbers."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     texts = [text for text in prompts if isinstance(text, str)]
     tokens = sum(len(item) if isinstance(item, list) else isinstance(item, int) for item in prompts)
-    if len(prompts) > most and not isinstance(prompts[0], int):
+    if len(prompts) > max_messages and not isinstance(prompts[0], int):
         raise CallerError(
-            f"'{field}' has more than {most} entries.", param=field, code="array_above_max_length"
+            f"'{field}' has more than {max_messages} entries.", param=field, code="array_above_max_length"
         )
     described.turns = 1
     if field == "prompt":
@@ -309,15 +315,15 @@ class _Format(msgspec.Struct):
     type: str = ""
     schema: Any = None
     json_schema: Any = None
-    """Of chat completions: holds the schema beside a name."""
+    """In chat it holds the schema and a name."""
 
 
 class _Tool(msgspec.Struct):
     type: Any = None
     max_uses: Any = None
-    """Of Anthropic's own tools."""
+    """Bound of a tool in Anthropic's API."""
     environment: Any = None
-    """Of the Responses API's shells."""
+    """Where a shell of the Responses API runs."""
 
 
 class _Live(msgspec.Struct):
@@ -352,14 +358,14 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         names = ("n", "best_of") if surface == "completions" else ("n",)
         described.n *= max(int(_within(name, read(raw, name, int, 1), 1, _MAX_N)) for name in names)
     if surface == "responses" or "tools" in raw:
-        own = surface != "responses"
-        tools = read(raw, "tools", list[_Tool], []) if own else msgspec.convert(offered(raw), list[_Tool])
+        is_response = surface == "responses"
+        tools = msgspec.convert(offered(raw), list[_Tool]) if is_response else read(raw, "tools", list[_Tool], [])
         described.tools = len(tools)
-        if surface in _SEARCHES and (found := [tool for tool in tools if _searches(tool, surface)]):
-            described.web_searches = _web_searches(raw, surface, found)
-        described.tool_runs = allowed(surface, tools, _most_runs(raw, surface))
+        if surface in _SEARCHES and (search_tools := [tool for tool in tools if _searches(tool, surface)]):
+            described.web_searches = _web_searches(raw, surface, search_tools)
+        described.tool_runs = allowed(surface, tools, _max_runs(raw, surface))
     if surface == "messages" and "mcp_servers" in raw and is_set(raw, "mcp_servers"):
-        described.tool_runs.setdefault("mcp", _most_runs(raw, surface))
+        described.tool_runs.setdefault("mcp", _max_runs(raw, surface))
     if surface == "chat":
         if "functions" in raw:
             described.tools += len(read(raw, "functions", list[dict[str, msgspec.Raw]], []))
@@ -369,12 +375,12 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
             described.web_searches = _live_sources(read(raw, "search_parameters", _Live, _Live("off")))
     for name in _MAX_TOKENS_FIELDS[surface]:
         if name in raw and (limit := read(raw, name, int, None)) is not None:
-            least = 0 if surface == "messages" else 1  # Anthropic reads the prompt into its cache for none
-            known = described.max_output_tokens  # servers differ in which of two limits they go by
+            least = 0 if surface == "messages" else 1  # with 0 Anthropic only caches the prompt
+            known = described.max_output_tokens  # where both limits are set, servers differ in which one they use
             described.max_output_tokens = max(known or 0, int(_within(name, limit, least, 2**31)))
-    wanted = _format(raw, surface)
-    if wanted is not None and wanted.type in ("json_object", "json_schema"):
-        described.wants_json, described.schema = True, _schema(wanted)
+    answer_format = _format(raw, surface)
+    if answer_format is not None and answer_format.type in ("json_object", "json_schema"):
+        described.wants_json, described.schema = True, _schema(answer_format)
     described.logprobs = "logprobs" in raw and surface == "chat" and read(raw, "logprobs", bool, False)
     if surface == "messages" and "system" in raw:
         system = read(raw, "system", str | list[_Part], "")  # type: ignore[arg-type]
@@ -397,11 +403,11 @@ def _web_searches(raw: Raw, surface: str, tools: list[_Tool]) -> int:
 
 
 def response_searches(raw: Raw) -> int:
-    """Held for a Responses request that offers a web search."""
+    """Most web searches to hold for a Responses request that offers them. Raises CallerError."""
     return bounded(read(raw, "max_tool_calls", int, None), WEB_SEARCHES)
 
 
-def _most_runs(raw: Raw, surface: str) -> int:
+def _max_runs(raw: Raw, surface: str) -> int:
     return bounded(read(raw, "max_tool_calls", int, None) if surface == "responses" else None)
 
 
@@ -416,10 +422,11 @@ def _format(raw: Raw, surface: str) -> _Format | None:
     return read(raw, name, _Text, _Text()).format if name in raw else None
 
 
-def _schema(wanted: _Format) -> object:
-    if wanted.type != "json_schema":
+def _schema(answer_format: _Format) -> object:
+    if answer_format.type != "json_schema":
         return None
-    return wanted.json_schema.get("schema") if isinstance(wanted.json_schema, dict) else wanted.schema
+    named = answer_format.json_schema
+    return named.get("schema") if isinstance(named, dict) else answer_format.schema
 
 
 def _within(name: str, value: float, low: float, high: float) -> float:

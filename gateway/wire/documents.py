@@ -1,4 +1,4 @@
-"""Parts of a prompt whose bytes don't bound its tokens: what a page of a PDF holds, only its provider knows."""
+"""Parts of a prompt whose bytes don't bound its tokens: only the provider knows how many a page of a PDF has."""
 
 from __future__ import annotations
 
@@ -6,41 +6,43 @@ from base64 import b64decode
 
 from gateway.wire.file_parts import is_ours
 
-FILES = frozenset({"document", "file", "input_file", "container_upload"})
-DOCUMENTS = FILES | {"video", "video_url", "input_video", "audio_url"}
-"""Parts that may be such."""
+FILE_TYPES = frozenset({"document", "file", "input_file", "container_upload"})
+DOCUMENT_TYPES = FILE_TYPES | {"video", "video_url", "input_video", "audio_url"}
+"""Types of parts that may be unbounded."""
 UNKNOWN_CONTEXT = 200_000
-"""Tokens that a prompt of such parts is taken to have at most where the model's configuration names no limit."""
+"""Most tokens to assume for a prompt with an unbounded part where the model's configuration names no context."""
 _HEAD_CHARS = 1368
-"""In which a PDF says that it is one: 1,024 bytes, in base64."""
+"""A PDF's signature is in its first 1,024 bytes; this is their length in base64."""
 
 
 def holds_unbounded(value: object) -> bool:
-    """Whether there is a part in it whose bytes don't bound its tokens."""
+    """Whether a JSON value holds, at any depth, a part whose bytes don't bound its tokens."""
     if isinstance(value, list):
         return any(map(holds_unbounded, value))
     if not isinstance(value, dict):
         return False
     kind, audio = value.get("type"), value.get("audio")
-    if isinstance(kind, str) and kind in DOCUMENTS and not _is_bounded(value):
+    if isinstance(kind, str) and kind in DOCUMENT_TYPES and not _is_bounded(value):
         return True
     return (isinstance(audio, dict) and "id" in audio) or any(map(holds_unbounded, value.values()))
 
 
 def _is_bounded(part: dict[str, object]) -> bool:
-    """A text; or a file of ours, which is described again once it is in its place, and which no upstream knows."""
+    """Whether the part is text, or names a file of this gateway, which is described again once its content is in
+    place.
+    """
     source, file = part.get("source"), part.get("file")
-    told = source if isinstance(source, dict) else file if isinstance(file, dict) else part
-    if told is source and source.get("type") in ("text", "content"):
+    holder = source if isinstance(source, dict) else file if isinstance(file, dict) else part
+    if holder is source and source.get("type") in ("text", "content"):
         return True
-    id, data = told.get("file_id"), told.get("file_data")
-    if told.get("file_url") or told.get("url"):
+    id, data = holder.get("file_id"), holder.get("file_data")
+    if holder.get("file_url") or holder.get("url"):
         return False
     return is_ours(id) and not data if isinstance(id, str) else _is_text(data)
 
 
 def _is_text(data: object) -> bool:
-    """Of a data URL: it says that it is text, and begins as no PDF and no archive, whatever it says."""
+    """Whether it is a data URL of a text type whose content isn't a PDF or an archive."""
     if not (isinstance(data, str) and data.startswith("data:text/")):
         return False
     head = data.partition(",")[2][:_HEAD_CHARS]

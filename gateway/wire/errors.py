@@ -1,8 +1,7 @@
-"""Errors in both directions: ours in the client's dialect, and an upstream's answer as one of ours.
+"""Errors in both directions: the gateway's in the client's dialect, and an upstream's error answers as UpstreamError.
 
-A client never sees an upstream's credentials problem as its own: 401, 402 and 403 from a provider are the fault
-of our configuration or account, and only the upstream's 4xx about the request itself are passed on with their
-message.
+Only an upstream's 4xx about the request itself is passed on with its message. 401, 402 and 403 are the fault of the
+gateway's configuration or account, so a client never sees them as its own.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _TOO_LONG = re.compile(
 _UNPAID = re.compile(r"credit balance is too low|insufficient (account )?balance", re.IGNORECASE)
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 _WORD = re.compile(r"[\w.:/-]{1,80}", re.ASCII)
-_MAX_MESSAGE = 2000
+_MAX_MESSAGE_CHARS = 2000
 _MAX_RETRY_AFTER_S = 86400.0
 
 
@@ -73,7 +72,7 @@ def error_object(exc: HeadgateError, surface: str, *, request_id: str | None = N
 
 
 def status_of(exc: HeadgateError, surface: str) -> int:
-    """Anthropic has a status of its own for an overload, which its clients look for; OpenAI's know 503."""
+    """The status of the answer: for Anthropic's clients an overload is 529, for OpenAI's it is 503."""
     overload = isinstance(exc, UpstreamError) and exc.upstream_status == 529 and surface == "messages"
     return 529 if overload else exc.status
 
@@ -97,32 +96,32 @@ def error_code(exc: HeadgateError) -> str | None:
 def classify(
     status: int, body: bytes, headers: Mapping[str, str] | None = None, dialect: str = "chat"
 ) -> UpstreamError:
-    """What an upstream's non-2xx answer means for us. `headers` have lower-case names."""
-    said = _said(body)
-    message = _text(said, "message") or f"the upstream answered {status}"
-    code = _text(said, "code") or _text(said, "type")
+    """The UpstreamError for an upstream's non-2xx answer. `headers` have names in lower case."""
+    fields = _error_fields(body)
+    message = _text(fields, "message") or f"the upstream answered {status}"
+    code = _text(fields, "code") or _text(fields, "type")
     failure = _failure(status, message, code)
     if failure == "unauthorized":  # providers repeat the credential in their message
-        ours = "account" if _is_unpaid(status, message) else "credential"
-        message = f"the provider refused the gateway's own {ours} ({status})"
+        refused = "account" if _is_unpaid(status, message) else "credential"
+        message = f"the provider refused the gateway's own {refused} ({status})"
     error = UpstreamError(
         failure,
-        message[:_MAX_MESSAGE],
+        message[:_MAX_MESSAGE_CHARS],
         status=_client_status(status, failure),
         retry_after_s=retry_after_s(headers or {}),
         body=body,
         upstream_status=status,
     )
     if failure in ("rejected", "unsupported"):
-        error.param = _text(said, "param") or None
-        error.code = _word(_text(said, "code"))
+        error.param = _text(fields, "param") or None
+        error.code = _code(_text(fields, "code"))
     return error
 
 
 def classify_in_stream(error: object) -> UpstreamError:
-    """What an error event inside a 200 stream means: a late 429 is still a 429."""
-    said = _inner(error)
-    status = _status_in(said)
+    """The UpstreamError for an error event inside a stream, by the status that it names, if it names one."""
+    fields = _inner(error)
+    status = _status_in(fields)
     body = msgspec.json.encode({"error": error})
     return classify(status, body)
 
@@ -135,7 +134,7 @@ def _failure(status: int, message: str, code: str) -> str:
     if status >= 500 or status < 400:
         return "server_error" if status >= 500 else "bad_response"
     if code == "context_length_exceeded" or (
-        status in (400, 413, 422) and _TOO_LONG.search(message[:_MAX_MESSAGE])
+        status in (400, 413, 422) and _TOO_LONG.search(message[:_MAX_MESSAGE_CHARS])
     ):
         return "context_length"
     if status in (401, 403) or _is_unpaid(status, message):
@@ -148,7 +147,7 @@ def _failure(status: int, message: str, code: str) -> str:
 
 
 def _is_unpaid(status: int, message: str) -> bool:
-    return status == 402 or (status == 400 and _UNPAID.search(message[:_MAX_MESSAGE]) is not None)
+    return status == 402 or (status == 400 and _UNPAID.search(message[:_MAX_MESSAGE_CHARS]) is not None)
 
 
 def _client_status(status: int, failure: str) -> int:
@@ -158,7 +157,7 @@ def _client_status(status: int, failure: str) -> int:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """From `retry-after-ms` or `retry-after` (seconds or an HTTP date); None when there is no usable one."""
+    """Seconds of `retry-after-ms` or `retry-after` (seconds or an HTTP date), at most a day; None without either."""
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
             return _bounded_s(float(milliseconds) / 1000)
@@ -175,8 +174,8 @@ def _bounded_s(seconds: float) -> float | None:
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S) if seconds == seconds else None
 
 
-def _said(body: bytes) -> dict[str, Any]:
-    """A body's error in any dialect: `{"error": {...}}`, `{"error": "..."}`, `{"detail": ...}` or bare."""
+def _error_fields(body: bytes) -> dict[str, Any]:
+    """The error in a body: `{"error": {...}}`, `{"error": "..."}`, `{"detail": ...}` or a bare object; {} if none."""
     try:
         return _inner(msgspec.json.decode(body))
     except BAD_JSON:
@@ -195,17 +194,17 @@ def _inner(value: object) -> dict[str, Any]:
         return inner
     if isinstance(inner, str):
         return {"message": inner}
-    said = next((value[name] for name in ("message", "detail", "errors", "msg") if value.get(name)), None)
-    return {**value, "message": _listed(said)}
+    message = next((value[name] for name in ("message", "detail", "errors", "msg") if value.get(name)), None)
+    return {**value, "message": _in_one_line(message)}
 
 
-def _listed(said: Any) -> Any:
-    """One line of what a validator found; Mistral and others of FastAPI's kind tell each field apart."""
-    if isinstance(said, dict):
-        said = said.get("detail")
-    if not isinstance(said, list):
-        return said
-    return "; ".join(_finding(one) for one in said if isinstance(one, dict))
+def _in_one_line(message: Any) -> Any:
+    """A message in one line; Mistral and other servers on FastAPI send a list with one entry per faulty field."""
+    if isinstance(message, dict):
+        message = message.get("detail")
+    if not isinstance(message, list):
+        return message
+    return "; ".join(_finding(one) for one in message if isinstance(one, dict))
 
 
 def _finding(one: dict[str, Any]) -> str:
@@ -215,25 +214,25 @@ def _finding(one: dict[str, Any]) -> str:
     return f"{where}: {what}" if where else what
 
 
-def _text(said: dict[str, Any], name: str) -> str:
-    value = said.get(name)
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
     return value if isinstance(value, str) else ""
 
 
-def _word(code: str) -> str | None:
-    """Codes are kept in spans and in the journal, where nobody's sentences belong."""
+def _code(code: str) -> str | None:
+    """The code, if it is a short word; None else, since spans and the journal keep codes and no sentences."""
     return code if _WORD.fullmatch(code) else None
 
 
-def _status_in(said: dict[str, Any]) -> int:
+def _status_in(fields: dict[str, Any]) -> int:
     for name in ("status", "status_code", "code"):
-        value = said.get(name)
+        value = fields.get(name)
         if isinstance(value, str) and value.isascii() and value.isdigit():
             value = int(value[:4])
         if isinstance(value, int) and 400 <= value < 600:
             return value
     for name in ("type", "code"):
-        status = _STATUS_OF_TYPE.get(_text(said, name))
+        status = _STATUS_OF_TYPE.get(_text(fields, name))
         if status is not None:
             return status
     return 500

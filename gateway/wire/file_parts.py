@@ -1,10 +1,10 @@
-"""Parts of a prompt that name an uploaded file by its id, and the same parts with the file itself in them.
+"""Replaces parts of a prompt that name an uploaded file by its id with parts that hold the file itself.
 
     prompt = find(raw, "chat")               # which files are named, and where
-    put(raw, "chat", prompt, contents)       # the request with them
+    put(raw, "chat", prompt, contents)       # the request with their contents
 
-Only ids of this gateway's own files are looked at: another id is its upstream's, and stays. What can be no file at all
-is refused here for every surface, before anything is read.
+Only ids of this gateway's own files are replaced; any other id is its upstream's, and stays. A part that can't name a
+file at all is refused for every surface, before any file is read.
 """
 
 from __future__ import annotations
@@ -24,55 +24,57 @@ from gateway.wire.chunk import BAD_JSON
 
 Json = dict[str, Any]
 FIELDS = {"chat": "messages", "messages": "messages", "responses": "input"}
-"""Where the parts of each surface's prompt are."""
+"""The field that holds each surface's prompt."""
 PDF = "application/pdf"
 IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-"""That Anthropic's API takes."""
+"""Image types that Anthropic's API accepts."""
 BINARY = "application/octet-stream"
 LONGEST_ID = 64
-"""Characters; none of this gateway's is longer."""
-MOST_TITLE = 500
-"""Characters of a document's title in Anthropic's API."""
+"""Length in characters of the longest file id of this gateway."""
+MAX_TITLE_CHARS = 500
+"""Most characters of a document's title in Anthropic's API."""
 _OURS = re.compile(r"file_[0-9a-f]{28}|file-batch_[0-9a-f]{28}-(?:output|errors)")
 _OURS_ANYWHERE = re.compile(_OURS.pattern.encode())
 _MARKS = {"chat": (b'"file_id"', b'"file"'), "responses": (b'"file_id"', b'"input_file"'), "messages": (b'"file_id"',
           b'"file"', b'"container_upload"')}  # fmt: skip
-"""One of them is in every prompt that names a file."""
+"""Every prompt that names a file contains one of these."""
 _SIGNS = ((b"%PDF-", PDF), (b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"),
           (b"GIF8", "image/gif"))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A file as it is put into a prompt."""
+    """A file in the form in which it is put into a prompt."""
 
     name: str
     media_type: str
     data: str
-    """Its text, where it is one and the surface takes text; else base64."""
+    """The text of a text file, if the surface accepts text; else the file in base64."""
     is_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one file is named."""
+    """A part of a prompt that names a file."""
 
     id: str
     param: str
     part: Json
-    """Within the prompt."""
+    """The part itself, inside the prompt's tree."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that names files of this gateway."""
+    """A decoded prompt that names files of this gateway."""
 
     tree: list[Any]
     places: list[Place]
 
 
 def media_type(name: str, data: bytes) -> str:
-    """By its first bytes where they tell, else by its name; what is text is so for every API, whatever its kind."""
+    """The media type by the first bytes where they are known, else by the name. A file that is text has a text type,
+    whatever its name.
+    """
     for sign, kind in _SIGNS:
         if data.startswith(sign):
             return kind
@@ -85,12 +87,12 @@ def media_type(name: str, data: bytes) -> str:
 
 
 def named_type(name: str) -> str:
-    """A file's kind by its name alone."""
-    return guess_type(f"./{name}")[0] or BINARY  # never a URL, whose scheme might name a kind of its own
+    """The media type by the file's name alone."""
+    return guess_type(f"./{name}")[0] or BINARY  # with a path, so that a name is never read as a data URL
 
 
 def content_of(name: str, data: bytes, surface: str) -> Content:
-    """As this surface takes it."""
+    """The file in the form that the surface accepts."""
     kind = media_type(name, data)
     if surface == "messages" and kind.startswith("text/"):
         if _is_text(data):
@@ -100,52 +102,54 @@ def content_of(name: str, data: bytes, surface: str) -> Content:
 
 
 def find(raw: Raw, surface: str) -> Prompt | None:
-    """None: it names no file of this gateway. CallerError, with its place, for a part that can name no file."""
+    """The prompt's parts that name files; None where there are none. Raises CallerError, with its param, for a part
+    that can't name a file.
+    """
     field = FIELDS.get(surface, "")
-    told = raw.get(field)
-    text = b"" if told is None else memoryview(told).tobytes()
+    value = raw.get(field)
+    text = b"" if value is None else memoryview(value).tobytes()
     if not any(mark in text for mark in _MARKS.get(surface, ())):
         return None
     try:
         tree = msgspec.json.decode(text)
     except (*BAD_JSON, msgspec.ValidationError):
-        return None  # its reader says so
+        return None  # `describe` refuses it
     if not isinstance(tree, list):
         return None
     places = list(_PLACES[surface](tree, field))
     return Prompt(tree, places) if places else None
 
 
-def put(raw: Raw, surface: str, prompt: Prompt, contents: Mapping[str, Content], most_bytes: int) -> Raw:
-    """The request with each named file in its place. Raises CallerError for a file that its part can't hold, and
-    TooLarge beyond `most_bytes`; the prompt is of no use after either.
+def put(raw: Raw, surface: str, prompt: Prompt, contents: Mapping[str, Content], max_bytes: int) -> Raw:
+    """The request with the content of each named file in its place. Raises CallerError for a file that its part can't
+    hold, and TooLarge for more than `max_bytes`. The prompt is changed in place, and can't be used again.
     """
     for place in prompt.places:
         _PUT[surface](place, contents[place.id])
     field = FIELDS[surface]
-    told = encode_json(prompt.tree)
-    if len(told) + sum(len(memoryview(value)) for name, value in raw.items() if name != field) > most_bytes:
-        raise too_large(most_bytes)
-    return {**raw, field: msgspec.Raw(told)}
+    encoded = encode_json(prompt.tree)
+    if len(encoded) + sum(len(memoryview(value)) for name, value in raw.items() if name != field) > max_bytes:
+        raise too_large(max_bytes)
+    return {**raw, field: msgspec.Raw(encoded)}
 
 
-def too_large(most_bytes: int) -> TooLarge:
-    said = f"with the files that it names the request is over {most_bytes} bytes: name fewer or smaller files"
-    return TooLarge(said, param="file_id")
+def too_large(max_bytes: int) -> TooLarge:
+    message = f"with the files that it names the request is over {max_bytes} bytes: name fewer or smaller files"
+    return TooLarge(message, param="file_id")
 
 
 def is_ours(id: str) -> bool:
-    """Whether an id is of the form of this gateway's; upstreams' own are not."""
+    """Whether a file's id has the form of this gateway's ids; upstreams' ids don't."""
     return _OURS.fullmatch(id) is not None
 
 
 def ids_in(text: bytes) -> set[str]:
-    """What may be ids of this gateway's files in requests that are not read."""
+    """Everything in a text that has the form of this gateway's file ids."""
     return {id.decode() for id in _OURS_ANYWHERE.findall(text)}
 
 
 def _is_text(data: bytes) -> bool:
-    """In UTF-8."""
+    """Whether it is UTF-8 without NUL."""
     try:
         data.decode()
     except UnicodeDecodeError:
@@ -157,27 +161,30 @@ def _bad(param: str, why: str) -> CallerError:
     return CallerError(f"'{param}' {why}", param=param, code="invalid_value")
 
 
-def _named(part: Json, param: str, told: Json, *others: str) -> Iterator[Place]:
-    """The file that a part names. `told`: the object in it that has the id, or one of `others` in its stead."""
-    id, where = told.get("file_id"), f"{param}.file_id"
-    given = [name for name in others if told.get(name) not in (None, "")]
+def _named(part: Json, param: str, holder: Json, *others: str) -> Iterator[Place]:
+    """The file that a part names, if it is one of this gateway. `holder`: the object in the part that must have either
+    `file_id` or one of the fields `others`; else CallerError is raised.
+    """
+    id, id_param = holder.get("file_id"), f"{param}.file_id"
+    given = [name for name in others if holder.get(name) not in (None, "")]
     if given:
         if isinstance(id, str) and is_ours(id):
             raise CallerError(f"'{param}' has 'file_id' and '{given[0]}': give one of them.", param=param,
                               code="mutually_exclusive_parameters")  # fmt: skip
         return
     if not id and (id is None or isinstance(id, str)):
-        wanted = " or ".join(f"'{name}'" for name in ("file_id", *others))
-        raise CallerError(f"'{param}' must name a file: give it {wanted}.", param=where,
+        fields = " or ".join(f"'{name}'" for name in ("file_id", *others))
+        raise CallerError(f"'{param}' must name a file: give it {fields}.", param=id_param,
                           code="missing_required_parameter")  # fmt: skip
     if not isinstance(id, str):
-        raise CallerError(f"'{where}' must be a string: the id of an uploaded file.", param=where, code="invalid_type")
+        why = f"'{id_param}' must be a string: the id of an uploaded file."
+        raise CallerError(why, param=id_param, code="invalid_type")
     if is_ours(id):
-        yield Place(id, where, part)
+        yield Place(id, id_param, part)
 
 
 def _parts(content: Any, param: str) -> Iterator[tuple[Json, str]]:
-    """The parts of a turn or of a tool's result."""
+    """The parts of a turn or of a tool's result, each with its param."""
     for index, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, dict):
             yield part, f"{param}[{index}]"
@@ -267,15 +274,15 @@ def _put_in_messages(place: Place, content: Content) -> None:
     elif content.media_type == PDF:
         block["source"] = {"type": "base64", "media_type": PDF, "data": content.data}
     else:
-        held = "an image: name it in a block of type 'image'" if content.media_type in IMAGES else (
+        why = "an image: name it in a block of type 'image'" if content.media_type in IMAGES else (
             f"neither PDF nor text in UTF-8, but {content.media_type}: convert it, and upload it again")  # fmt: skip
-        raise _bad(place.param, f"names a file that is {held}.")
+        raise _bad(place.param, f"names a file that is {why}.")
     if not block.get("title"):
-        block["title"] = content.name[:MOST_TITLE]
+        block["title"] = content.name[:MAX_TITLE_CHARS]
 
 
 def _as_image(place: Place, content: Content) -> Content:
-    """The same; raises CallerError where it is none."""
+    """The content itself. Raises CallerError where it isn't an image."""
     if content.media_type not in IMAGES:
         raise _bad(place.param, f"names a file that is no PNG, JPEG, GIF or WebP image, but {content.media_type}.")
     return content

@@ -1,6 +1,6 @@
-"""Tools that a provider runs itself and bills by the piece: how often a request lets it, and how often an answer tells
-that it did. Searches of the web have counts and prices of their own (`gateway.wire.web_search`), and what the client
-runs, such as a computer, costs nothing but tokens.
+"""Hosted tools, which a provider runs itself and bills per run: how many runs a request allows, and how many an answer
+reports. Web searches are counted and priced separately (`gateway.wire.web_search`), and tools that the client runs,
+such as a computer, cost only tokens.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 CONTAINER = "container"
-"""What code runs in. One that several runs use counts once an answer."""
+"""The container that code runs in. One that several runs share counts once per answer."""
 _CODE = "code_execution"
 RUNS = 10
-"""Held of each kind for a request that bounds it nowhere."""
-_MOST = 1 << 20
-"""A larger bound bounds nothing."""
+"""Runs held for each kind of tool that a request doesn't bound."""
+_MAX_BOUND = 1 << 20
+"""A larger bound is treated as none."""
 _RESPONSES = frozenset({"code_interpreter", "file_search", "image_generation", "mcp", "shell"})
-"""Types of the Responses API's tools; their runs are items of these types with `_call` behind."""
+"""Types of the Responses API's tools; the type of a run's item is the tool's with `_call` appended."""
 _MESSAGES = {"advisor_": "advisor", "code_execution_": _CODE, "mcp_toolset": "mcp", "web_fetch_": "web_fetch"}
-"""How the types of Anthropic's tools begin."""
+"""How the types of Anthropic's tools begin, and the kinds they are counted as."""
 _CHAT = {"browser_search": "browser", "code_interpreter": "python"}
-"""Types of tools that Groq's API runs in a chat, and what its answer calls them otherwise."""
-_SAME = {"bash_code_execution": _CODE, "text_editor_code_execution": _CODE}
-"""Other names of Claude's runs of code."""
+"""Types of tools that Groq's API runs in a chat, and how their names in an answer begin."""
+_ALIASES = {"bash_code_execution": _CODE, "text_editor_code_execution": _CODE}
+"""Anthropic's other names of code runs."""
 
 
 class _Tool(Protocol):
@@ -40,12 +40,12 @@ class _Item(Protocol):
 
 
 def bounded(stated: object, otherwise: int = RUNS) -> int:
-    """How often a tool may be run, where a request may have stated that."""
-    return stated if type(stated) is int and 0 <= stated <= _MOST else otherwise
+    """The bound that a request states; `otherwise` where it states none, or one that isn't usable."""
+    return stated if type(stated) is int and 0 <= stated <= _MAX_BOUND else otherwise
 
 
 def allowed(surface: str, tools: Iterable[_Tool], most: int) -> dict[str, int]:
-    """Most runs by kind, of the tools that are offered; `most`: of each that states no bound of its own."""
+    """Most runs by kind of the offered tools. `most`: bound of a tool that states none of its own."""
     runs: Counter[str] = Counter()
     for tool in tools:
         kind = _kind(surface, tool)
@@ -57,12 +57,12 @@ def allowed(surface: str, tools: Iterable[_Tool], most: int) -> dict[str, int]:
 
 
 def allowed_to_template(most: int) -> dict[str, int]:
-    """The same of a template that lies at its provider, which may offer any tool."""
+    """Most runs by kind of a template that is stored at its provider, and may offer any tool."""
     return {**dict.fromkeys(_RESPONSES, most), CONTAINER: 2}
 
 
 def _kind(surface: str, tool: _Tool) -> str:
-    """Empty: the client runs it, or it costs nothing but tokens."""
+    """The kind that a tool's runs are counted as; empty where the client runs it, or it costs only tokens."""
     if not isinstance(tool.type, str):
         return ""
     if surface == "messages":
@@ -72,25 +72,25 @@ def _kind(surface: str, tool: _Tool) -> str:
 
 
 def _is_remote(environment: Any) -> bool:
-    """A shell that says nothing of it is the client's."""
+    """Whether a shell runs at the provider; without an environment it is the client's."""
     return isinstance(environment, dict) and environment.get("type") != "local"
 
 
 class Runs:
-    """What an answer tells of such tools, piece by piece. Told again, at the same place, a run counts once."""
+    """The runs that an answer reports, piece by piece. A run that is reported again at the same place counts once."""
 
     __slots__ = ("_containers", "_kinds")
 
     def __init__(self) -> None:
         self._kinds: dict[Hashable, str] = {}
         self._containers: dict[Hashable, object] = {}
-        """Of the runs that tell theirs."""
+        """Container ids by the place of the run that names one."""
 
     def __bool__(self) -> bool:
         return bool(self._kinds or self._containers)
 
     def item(self, place: int, item: _Item) -> None:
-        """Of a response's output, begun or done. A picture that failed is none."""
+        """Take an item of a response's output, begun or done. A failed image generation doesn't count."""
         kind = item.type.removesuffix("_call")
         if kind not in _RESPONSES or kind == item.type or (kind == "shell" and not _is_remote(item.environment)):
             return
@@ -102,25 +102,25 @@ class Runs:
             self._containers[place] = str(container)
 
     def block(self, place: Hashable, type: str, name: str | None) -> None:
-        """Of a message's content."""
+        """Take a block of a message's content."""
         kind = "mcp" if type == "mcp_tool_use" else name or ""
-        if type not in ("server_tool_use", "mcp_tool_use") or _SAME.get(kind, kind) not in _MESSAGES.values():
+        if type not in ("server_tool_use", "mcp_tool_use") or _ALIASES.get(kind, kind) not in _MESSAGES.values():
             return
-        self._kinds[place] = _SAME.get(kind, kind)
+        self._kinds[place] = _ALIASES.get(kind, kind)
         if self._kinds[place] == _CODE:
             self.container()
 
     def container(self) -> None:
-        """A message has one at most."""
+        """Count the message's container, of which it has at most one."""
         self._containers[CONTAINER] = CONTAINER
 
-    def executed(self, told: Iterable[Any]) -> None:
-        """What a chat's message or one of its pieces tells."""
-        for number, one in enumerate(told):
-            names = [str(one.get(name)) for name in ("type", "name")] if isinstance(one, dict) else []
+    def executed(self, entries: Iterable[Any]) -> None:
+        """Take the `executed_tools` of a chat's message or delta."""
+        for number, entry in enumerate(entries):
+            names = [str(entry.get(name)) for name in ("type", "name")] if isinstance(entry, dict) else []
             for kind, begins in _CHAT.items():
                 if any(name.startswith((kind, begins)) for name in names):
-                    self._kinds[one.get("index", number)] = kind
+                    self._kinds[entry.get("index", number)] = kind
 
     def counts(self) -> dict[str, int]:
         containers = len(set(self._containers.values()))
@@ -128,7 +128,9 @@ class Runs:
 
 
 def billed(ran: Mapping[str, int], may_run: Mapping[str, int]) -> dict[str, int]:
-    """Of what ran at Claude: its searches run code of their own, free of charge, where none was offered a request."""
+    """The runs that are billed. Anthropic's web search runs code free of charge, so code counts only where the request
+    offered it.
+    """
     return {kind: count for kind, count in ran.items() if kind not in (_CODE, CONTAINER) or kind in may_run}
 
 

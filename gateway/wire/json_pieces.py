@@ -1,6 +1,6 @@
-"""A JSON text read value by value as it comes, so that of a body of many megabytes no more than one value is held.
+"""Reads a JSON text value by value as its bytes come, so that only one value of a large body is in memory.
 
-What a value is made of is not judged here: whoever decodes it does that.
+The contents of a value are not checked here, but by whoever decodes it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import msgspec
 from gateway.errors import CallerError, TooLarge
 from gateway.wire.chunk import BAD_JSON
 
-MOST_NAME_BYTES = 256
+MAX_NAME_BYTES = 256
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _SCALAR = re.compile(rb"[^ \t\r\n,:\"{}\[\]]*+")
 _TO_BRACKET = re.compile(rb'[^"{}\[\]]*+(?:"(?:[^"\\]++|\\.)*+"[^"{}\[\]]*+)*+', re.DOTALL)
-"""Over everything to the next bracket, or to a string that goes on in the next piece."""
+"""Matches everything up to the next bracket, or up to a string that continues in the next piece."""
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
 
 class JsonPieces:
-    """One text. `names` and `items` stand at each value in turn, which is to be read before they go on."""
+    """One JSON text. `names` and `items` stop before each value, which must be read with `value` before they go on."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
@@ -31,7 +31,7 @@ class JsonPieces:
         self._at = 0
 
     def names(self) -> Iterator[str]:
-        """Of an object. Raises CallerError where there is none."""
+        """The names of an object's fields. Raises CallerError where there is no object."""
         self._take("{")
         if self.peek() == "}":
             self._take("}")
@@ -44,7 +44,7 @@ class JsonPieces:
                 return
 
     def items(self) -> Iterator[int]:
-        """Of an array, each one's place. Raises CallerError where there is none."""
+        """The indices of an array's items. Raises CallerError where there is no array."""
         self._take("[")
         if self.peek() == "]":
             self._take("]")
@@ -55,7 +55,7 @@ class JsonPieces:
                 return
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that isn't white space; empty at the end."""
         while True:
             found = _SPACE.match(self._piece, self._at)
             assert found is not None, "it matches nothing too"
@@ -65,8 +65,8 @@ class JsonPieces:
             if not self._next():
                 return ""
 
-    def value(self, most_bytes: int) -> bytes:
-        """The next value as it came. TooLarge where it is longer; CallerError where it doesn't end."""
+    def value(self, max_bytes: int) -> bytes:
+        """The bytes of the next value. Raises TooLarge above `max_bytes`, and CallerError for an incomplete value."""
         begins, start = self.peek(), self._at
         parts: list[bytes] = []
         size = depth = 0
@@ -82,8 +82,8 @@ class JsonPieces:
                 ended = self._at < len(self._piece)
             parts.append(self._piece[start : self._at])
             size += len(parts[-1])
-            if size > most_bytes:
-                raise TooLarge(f"longer than {most_bytes:,} bytes")
+            if size > max_bytes:
+                raise TooLarge(f"longer than {max_bytes:,} bytes")
             if ended:
                 return b"".join(parts)
             if not self._next():
@@ -91,18 +91,20 @@ class JsonPieces:
             start = self._at
 
     def end(self) -> None:
-        """Raises CallerError where there is more."""
+        """Raises CallerError where the text continues."""
         if more := self.peek():
             raise CallerError(f"not JSON: {more!r} behind its end")
 
     def _walk(self, depth: int, in_string: bool) -> tuple[int, bool, bool]:
-        """On to the end of a string, object or array, or of the piece; the last says whether it was the former."""
+        """Advance to the end of a string, object or array, or of the piece. Returns the depth, whether that is inside a
+        string, and whether the value has ended.
+        """
         piece, at = self._piece, self._at
         while at < len(piece):
             found = (_IN_STRING if in_string else _TO_BRACKET).match(piece, at)
             assert found is not None, "it matches nothing too"
             at = found.end()
-            if at == len(piece) or (in_string and piece[at] == 92):  # a backslash whose other half comes with the next
+            if at == len(piece) or (in_string and piece[at] == 92):  # a backslash whose other half is in the next piece
                 break
             mark, at = piece[at], at + 1
             if mark == 34:  # a quotation mark
@@ -116,11 +118,11 @@ class JsonPieces:
         return depth, in_string, False
 
     def _name(self) -> str:
-        name = self.value(MOST_NAME_BYTES)
+        name = self.value(MAX_NAME_BYTES)
         try:
             return msgspec.json.decode(name, type=str)
         except BAD_JSON:
-            raise CallerError(f"not JSON: {name[:40]!r} is no field's name") from None
+            raise CallerError(f"not JSON: {name[:40]!r} is not a field's name") from None
 
     def _take(self, *marks: str) -> str:
         found = self.peek()
@@ -130,7 +132,7 @@ class JsonPieces:
         return found
 
     def _next(self) -> bool:
-        """The next piece, behind what is left of this one; False: there is none."""
+        """Append the next piece to the rest of this one; False where there is none."""
         for piece in self._pieces:
             if piece:
                 self._piece, self._at = self._piece[self._at :] + piece, 0

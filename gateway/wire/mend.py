@@ -1,8 +1,8 @@
-"""Whole answers that came in another form than was asked for. Looked at only where one can't be read as it is."""
+"""Repairs whole answers that came in another form than requested. Used only where an answer can't be read as it is."""
 
 from __future__ import annotations
 
-from gateway.wire.chunk import strict
+from gateway.wire.chunk import to_strict_json
 from gateway.wire.relay import relay
 
 _STREAMED = (b"data:", b"event:", b":")
@@ -10,12 +10,12 @@ _DIALECTS = frozenset({"chat", "completions", "messages", "responses"})
 
 
 def whole(body: bytes, dialect: str) -> bytes | None:
-    """The answer that a stream tells, or JSON that only needs to be made strict; None: nothing of the kind.
+    """The answer as a whole body, assembled from an event stream or made valid JSON; None where it is neither.
 
-    Raises UpstreamError where the stream tells of an error, or not its end.
+    Raises UpstreamError where the stream holds an error, or is incomplete.
     """
     if dialect not in _DIALECTS or not body.lstrip().startswith(_STREAMED):
-        return strict(body)
+        return to_strict_json(body)
     flow = relay(dialect, dialect, model="", request={}, collect=True)
     flow.feed(body)
     if flow.end():

@@ -1,4 +1,4 @@
-"""Chunks as Anthropic's event stream: content blocks that open, grow and close in order."""
+"""Writes chunks as Anthropic's event stream: content blocks that open, grow and close in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.errors import HeadgateError
 from gateway.wire.body import encode_json
-from gateway.wire.call_ids import carrier, sealed
+from gateway.wire.call_ids import carrier, seal
 from gateway.wire.chunk import Choice, Chunk, Delta, ToolDelta
 from gateway.wire.citations import citations_of
 from gateway.wire.errors import render_error
@@ -24,8 +24,8 @@ FINISH_TO_STOP = {
 
 
 def stop_reason(finish_reason: str, stop_sequence: str | None, calls: bool) -> str:
-    """`calls`: the answer calls tools. OpenAI ends that with `stop` too, where the request forced the tool, others with
-    words of their own.
+    """Anthropic's stop reason. `calls`: the answer calls tools, in which case OpenAI's finish reason may be `stop` too
+    (for a forced tool), and other providers use names of their own.
     """
     if calls and finish_reason not in ("length", "content_filter"):
         return "tool_use"
@@ -33,11 +33,14 @@ def stop_reason(finish_reason: str, stop_sequence: str | None, calls: bool) -> s
 
 
 class MessagesWriter:
-    """One block is open at a time, as the API promises: of parallel tools, whose arguments may interleave,
-    the calls after the first are written at the end.
+    """Keeps one block open at a time, as the API promises. Arguments of parallel calls may interleave, so calls after
+    the first are written at the end.
     """
 
-    __slots__ = ("_cited", "_ids", "_index", "_late", "_model", "_open", "_parked", "_said", "_started", "_tool")
+    __slots__ = (
+        "_call_extras", "_citations", "_ids", "_index", "_model", "_open", "_parked", "_started", "_text_extra",
+        "_tool",
+    )  # fmt: skip
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -45,16 +48,16 @@ class MessagesWriter:
         self._index = -1
         self._open = ""
         """Type of the open block."""
-        self._cited: list[dict[str, Any]] = []
-        """What came before the text that it is of."""
+        self._citations: list[dict[str, Any]] = []
+        """Citations that came before the text block that they belong to."""
         self._tool = -1
-        """Which call the open tool_use block is."""
+        """Index of the call in the open tool_use block."""
         self._ids: dict[int, str] = {}
-        """Of the calls begun."""
-        self._said: dict[str, Any] | None = None
-        """What came beside the text, to be given back with it."""
-        self._late: dict[str, Any] = {}
-        """The same of calls, by their ids, where it came after those."""
+        """Sent ids of the calls, by index."""
+        self._text_extra: dict[str, Any] | None = None
+        """The `extra_content` of the text, which the client must return with it."""
+        self._call_extras: dict[str, Any] = {}
+        """The `extra_content` of calls, by id, that came after the id had been sent."""
         self._parked: dict[int, list[ToolDelta]] = {}
 
     def write(self, chunk: Chunk) -> bytes:
@@ -91,12 +94,12 @@ class MessagesWriter:
         if text:
             out += self._grow("text", {"text": ""}, "text_delta", "text", text)
         if delta.annotations:
-            self._cited += citations_of(delta.annotations)
-        if self._cited and self._open == "text":
-            out += b"".join([self._delta({"type": "citations_delta", "citation": one}) for one in self._cited])
-            self._cited = []
+            self._citations += citations_of(delta.annotations)
+        if self._citations and self._open == "text":
+            out += b"".join([self._delta({"type": "citations_delta", "citation": one}) for one in self._citations])
+            self._citations = []
         if delta.extra_content:
-            self._said = delta.extra_content
+            self._text_extra = delta.extra_content
         for tool in delta.tool_calls or ():
             out += self._write_tool(tool)
         return out
@@ -116,12 +119,12 @@ class MessagesWriter:
         if self._open != "tool_use":
             self._tool = tool.index
             name = tool.function.name if tool.function else None
-            call_id = sealed(tool.id or "toolu_" + uuid.uuid4().hex, tool.extra_content)
+            call_id = seal(tool.id or "toolu_" + uuid.uuid4().hex, tool.extra_content)
             self._ids[tool.index] = call_id
             block = {"type": "tool_use", "id": call_id, "name": name or "", "input": {}}
             out = self._close() + self._begin("tool_use", block)
         elif tool.extra_content:
-            self._late[self._ids[tool.index]] = tool.extra_content
+            self._call_extras[self._ids[tool.index]] = tool.extra_content
         if tool.function and tool.function.arguments:
             out += self._delta({"type": "input_json_delta", "partial_json": tool.function.arguments})
         return out
@@ -156,7 +159,7 @@ class MessagesWriter:
     def tail(self, seen: Seen) -> bytes:
         out = b"" if self._started else self._start(seen.id)
         out += self._unpark() + self._close()
-        if thought := carrier(self._said, self._late):
+        if thought := carrier(self._text_extra, self._call_extras):
             out += self._begin("redacted_thinking", {"type": "redacted_thinking", "data": thought}) + self._close()
         reason = stop_reason(seen.finish_reason, seen.stop_sequence, bool(seen.tools))
         reason = "refusal" if seen.refusals else reason

@@ -1,4 +1,4 @@
-"""multipart/form-data (RFC 7578), as far as an upload needs it: fields and a file, read as they come."""
+"""multipart/form-data (RFC 7578), as far as uploads need it: fields and files, parsed as their bytes come."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gateway.errors import CallerError
 _BOUNDARY = re.compile(rb"""multipart/form-data\s*;.*?boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))""", re.I | re.S)
 _NAME = re.compile(rb'(?:^|[;\s])name="((?:[^"\\]|\\.)*)"', re.I)
 _FILENAME = re.compile(rb'filename="((?:[^"\\]|\\.)*)"', re.I)
-MOST_PARTS = 64
-MOST_HEAD_BYTES = 16 * 1024
-"""Of one part."""
+MAX_PARTS = 64
+MAX_HEAD_BYTES = 16 * 1024
+"""Most bytes of one part's headers."""
 
 
 class Part:
@@ -23,10 +23,10 @@ class Part:
     def __init__(self, name: str, filename: str, file: IO[bytes]) -> None:
         self.name = name
         self.filename = filename
-        """Empty: a plain field."""
+        """Empty for a plain field."""
         self.file = file
         self.begins = 0
-        """Where its data stand in the form."""
+        """Offset of its data in the form, in bytes."""
         self.bytes = 0
 
     @property
@@ -36,7 +36,7 @@ class Part:
 
 
 class Form:
-    """A form on its way in. CallerError for anything that isn't one."""
+    """Parses a form incrementally. Raises CallerError for anything that isn't a form."""
 
     def __init__(self, content_type: bytes, open_part: Callable[[], IO[bytes]]) -> None:
         match = _BOUNDARY.match(content_type.strip())
@@ -44,12 +44,12 @@ class Form:
             raise CallerError("the content type must be multipart/form-data with a boundary", code="invalid_upload")
         self.parts: list[Part] = []
         self.fence = b"--" + (match[1] or match[2])
-        """What parts begin with."""
+        """The delimiter before each part: `--` and the boundary."""
         self._fence = b"\r\n" + self.fence
         self._open_part = open_part
         self._held = bytearray(b"\r\n")  # the first fence need not begin a line
         self._passed = -2
-        """Bytes of the form in front of those held."""
+        """Bytes of the form before those in `_held`."""
         self._step: Callable[[], bool] = self._pass
         self._part: Part | None = None
 
@@ -59,9 +59,9 @@ class Form:
             pass
 
     def end(self) -> dict[str, Part]:
-        """Parts by their names, the last of a name; raises CallerError where the end is missing."""
+        """Parts by name, the last one of each name. Raises CallerError where the form is incomplete."""
         if self._step != self._ignore:
-            raise CallerError("the upload broke off", code="invalid_upload")
+            raise CallerError("the upload is incomplete", code="invalid_upload")
         return {part.name: part for part in self.parts}
 
     def _drop(self, size: int) -> None:
@@ -69,7 +69,7 @@ class Form:
         self._passed += size
 
     def _pass(self) -> bool:
-        """A part's data up to the fence behind it; what stands before the first one is nobody's."""
+        """Take a part's data up to the next fence; data before the first fence is ignored."""
         at = self._held.find(self._fence)
         size = max(0, len(self._held) - len(self._fence)) if at < 0 else at
         if self._part is not None:
@@ -81,16 +81,17 @@ class Form:
         return at >= 0
 
     def _begin(self) -> bool:
-        """A part's head, or the end of all."""
+        """Take a part's headers, or the end of the form."""
         if self._held.startswith(b"--"):
             self._step = self._ignore
             return True
         head, split, _ = self._held.partition(b"\r\n\r\n")
-        if not split and len(head) <= MOST_HEAD_BYTES:
+        if not split and len(head) <= MAX_HEAD_BYTES:
             return False
         name, filename = _named(bytes(head))
-        if not split or name is None or len(self.parts) >= MOST_PARTS:
-            raise CallerError("a part of the upload has not one name, or there are too many", code="invalid_upload")
+        if not split or name is None or len(self.parts) >= MAX_PARTS:
+            why = f"a part of the upload has not exactly one name, or there are more than {MAX_PARTS} parts"
+            raise CallerError(why, code="invalid_upload")
         self._part = Part(name, filename, self._open_part())
         self.parts.append(self._part)
         self._drop(len(head) + 4)
@@ -104,14 +105,16 @@ class Form:
 
 
 def read_multipart(content_type: bytes, body: bytes) -> dict[str, Part]:
-    """The parts of a form that is here whole."""
+    """The parts of a complete form. Raises CallerError."""
     form = Form(content_type, BytesIO)
     form.feed(body)
     return form.end()
 
 
 def _named(head: bytes) -> tuple[str | None, str]:
-    """Name and file's name; None where there is no name, or more than one: readers differ in which they go by."""
+    """The part's name and file name. The name is None where there is none or more than one, since parsers differ in
+    which one they use.
+    """
     lines = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")]
     line = lines[0] if len(lines) == 1 else b""
     names, filename = _NAME.findall(line), _FILENAME.search(line)

@@ -1,7 +1,7 @@
-"""A streamed answer that passes as it is: sound, or events that tell of pictures and text on their way.
+"""A streamed answer that is passed through: sound, or events with pictures and text.
 
-The last event is kept back until the answer is settled, as any stream's end is. Sound has no event that could: there
-the end of the message says that it is whole, and nothing but a broken connection that it isn't.
+The last event is kept back until the answer is settled, as at the end of any stream. Sound has no events: there the end
+of the HTTP message shows that the answer is complete, and only a broken connection that it isn't.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gateway.wire.sse import COMMENT, EventTooLong, Splitter, data_of, frame
 from gateway.wire.usage import Usage
 
 _ENDS = (".completed", ".done")
-"""How the types of events end that say what became of it all."""
+"""How the types of final events end."""
 
 
 class PassStream(Relay):
-    """The same seam as a stream that is read and translated has."""
+    """Has the interface of `Relay`, without reading or translating the content."""
 
     __slots__ = ("_done", "_held", "_of_events", "_surface", "_usage")
 
@@ -56,21 +56,21 @@ class PassStream(Relay):
         if payload is None:
             return event
         try:
-            told = read_passing(payload)
+            answer = read_passing(payload)
         except UpstreamError as error:
             return self._fail("stream_error", error)
-        if told is not None:
-            self._count(usage_of(told, self._surface))
-        is_end = payload.strip() == b"[DONE]" if told is None else str(told.type).endswith(_ENDS)
+        if answer is not None:
+            self._count(usage_of(answer, self._surface))
+        is_end = payload.strip() == b"[DONE]" if answer is None else str(answer.type).endswith(_ENDS)
         if not is_end:
             return event
         before, self._held = self._held, event
         return before
 
-    def _count(self, told: Usage) -> None:
-        """Tokens are told as they stand by then, so the last count is the whole; pictures come one by one."""
-        units = self._usage.units + told.units if self._surface in COUNTED else max(self._usage.units, told.units)
-        self._usage = replace(told if told.total else self._usage, units=units, known=self._usage.known or told.known)
+    def _count(self, new: Usage) -> None:
+        """Token counts are cumulative, so the last one counts; pictures are reported one by one, and added."""
+        units = self._usage.units + new.units if self._surface in COUNTED else max(self._usage.units, new.units)
+        self._usage = replace(new if new.total else self._usage, units=units, known=self._usage.known or new.known)
 
     def end(self) -> str | None:
         if self.fault is None and self._of_events and not self._held:
@@ -85,12 +85,12 @@ class PassStream(Relay):
         return frame(render_error(exc, self._surface)) if self._of_events else None
 
     def answer(self) -> bytes:
-        """Nobody keeps it."""
+        """Empty: such answers are not stored."""
         return b""
 
     @property
     def sign(self) -> bytes:
-        """Sound has none."""
+        """A keep-alive comment; empty for sound, which has none."""
         return COMMENT if self._of_events else b""
 
     @property

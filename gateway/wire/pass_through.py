@@ -1,7 +1,7 @@
-"""Surfaces whose requests and answers pass as they are: pictures, sound, moderation, reranking, compaction.
+"""Surfaces whose requests and answers are passed through: pictures, sound, moderation, reranking, compaction.
 
-No query in them tells one model from another and no other API has words for them, so the model that is named gets the
-client's own bytes, but for its name. Only what limits and money need is read: tokens, and units where something is
+They have no query to choose a model by, and no counterpart in another API, so the named model gets the client's own
+bytes, except for the model's name. Only what limits and budgets need is read: tokens, and units where answers are
 billed by the piece.
 """
 
@@ -35,55 +35,55 @@ PASSED = {
     "translations": "/audio/translations",
     "rerank": "/rerank",
 }
-"""Each surface's path behind the API's version."""
+"""Each surface's path after the API's version."""
 PASSED_PATHS = {"/v1" + path: surface for surface, path in PASSED.items()} | {"/v2/rerank": "rerank"}
-"""As clients ask for them; Cohere's have another version."""
+"""Surfaces by the paths that clients request; Cohere's API has another version."""
 DEFAULT_MODELS = {"moderations": "omni-moderation-latest"}
-"""What a request without `model` means: the official client sends none."""
+"""The model of a request without `model`, which OpenAI's client may omit."""
 
 TOKENS_PER_DETAILED_IMAGE = 6500
-"""Of a picture to edit with `input_fidelity` high."""
+"""Tokens of a picture to edit with high `input_fidelity`."""
 TOKENS_PER_SECOND = 10
-"""Of sound heard, as OpenAI counts."""
+"""Tokens of a second of audio input, as OpenAI counts them."""
 SPOKEN_TOKENS_PER_CHAR = 1.4
-"""20 tokens for each of the second's 15 characters."""
+"""A second of speech has about 20 tokens and 15 characters."""
 LEAST_BYTES_PER_SECOND = 750
-"""Of speech in the leanest codecs: no upload of so many bytes lasts longer."""
+"""Bytes of a second of speech in the most efficient codecs, which bounds the duration of an upload."""
 USUAL_BYTES_PER_SECOND = 16_000
-"""MP3 at 128 kbit/s."""
+"""Bytes of a second of MP3 at 128 kbit/s, for estimates."""
 DOCUMENTS_PER_SEARCH = 100
-_MOST_N = 128
+_MAX_N = 128
 _PIECE_BYTES = 64 * 1024
 _PICTURES = ("image", "images", "mask")
-"""Fields that are counted by the picture and not by their length."""
+"""Fields that hold pictures, whose length doesn't count as text."""
 COUNTED = ("images", "image_edits", "image_variations")
-"""Surfaces billed by how many pictures come."""
-_HEARD = ("transcriptions", "translations")
-_ONCE = frozenset({"model", "n", "prompt", "stream", "input_fidelity"})
-"""Fields of a form that are read here: of two, an upstream may go by the other one."""
+"""Surfaces billed by the number of pictures in the answer."""
+_AUDIO_INPUT = ("transcriptions", "translations")
+_UNIQUE = frozenset({"model", "n", "prompt", "stream", "input_fidelity"})
+"""Form fields that are read here. They may occur only once, as an upstream might use the other of two."""
 
 
-class _Nowhere(BytesIO):
-    """The file of a part that stays where it is, in the form."""
+class _Discard(BytesIO):
+    """A part's file that discards its data, since it stays available in the form's body."""
 
     def write(self, data: Any) -> int:
         return len(data)
 
 
 class Upload(msgspec.Struct, frozen=True):
-    """A form that is here whole."""
+    """A complete form."""
 
     body: bytes
     fence: bytes
     fields: Mapping[str, str]
     text_bytes: int
-    """Of all fields."""
+    """Bytes of all fields together, without files."""
     files: Sequence[memoryview]
     model_at: tuple[int, int] | None
-    """Where the model's name stands; None: nowhere."""
+    """Start and end of the model's name in `body`; None where it has none."""
 
     def named(self, model: str) -> bytes:
-        """The same form with that model's name."""
+        """The body with the name of this model."""
         if self.model_at is None:
             head = b'%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (self.fence, model.encode())
             return head + self.body
@@ -92,8 +92,8 @@ class Upload(msgspec.Struct, frozen=True):
 
 
 def read_upload(content_type: bytes, body: bytes) -> Upload:
-    """Raises CallerError for what is no whole form."""
-    form = Form(content_type, _Nowhere)
+    """Parse a form. Raises CallerError where it is malformed or incomplete."""
+    form = Form(content_type, _Discard)
     for at in range(0, len(body), _PIECE_BYTES):
         form.feed(body[at : at + _PIECE_BYTES])
     fields, text_bytes, files, model_at, view = {}, 0, [], None, memoryview(body)
@@ -103,8 +103,8 @@ def read_upload(content_type: bytes, body: bytes) -> Upload:
         if part.filename:
             files.append(data)
             continue
-        if part.name in fields and part.name in _ONCE:
-            raise CallerError(f"'{part.name}' is given more than once.", param=part.name, code="invalid_upload")
+        if part.name in fields and part.name in _UNIQUE:
+            raise CallerError(f"'{part.name}' occurs more than once.", param=part.name, code="invalid_upload")
         fields[part.name] = bytes(data).decode("utf-8", "replace")
         text_bytes += part.bytes
         if part.name == "model":
@@ -113,8 +113,8 @@ def read_upload(content_type: bytes, body: bytes) -> Upload:
 
 
 def read_fields(raw: Raw) -> tuple[dict[str, Any], int]:
-    """What a JSON body says, and the bytes of it that a model may read as text. Raises CallerError for what can't be
-    read.
+    """The decoded fields of a JSON body, and the bytes of it that a model may read as text. Raises CallerError for
+    invalid JSON.
     """
     fields, text_bytes = {}, 0
     for name, value in raw.items():
@@ -129,12 +129,12 @@ def read_fields(raw: Raw) -> tuple[dict[str, Any], int]:
 def describe_passed(
     surface: str, fields: Mapping[str, Any], text_bytes: int, files: Sequence[memoryview] = ()
 ) -> Described:
-    """CallerError, with its param, where what is to be worked on is missing or of a wrong type."""
+    """Describe a request. Raises CallerError, with its param, where its input is missing or has a wrong type."""
     described = Described(stream=surface == "speech" or str(fields.get("stream", "")).lower() in ("true", "1"))
     described.input_tokens_bound = text_bytes
     if surface in COUNTED:
         _describe_pictures(described, surface, fields, files)
-    elif surface in _HEARD:
+    elif surface in _AUDIO_INPUT:
         _describe_sound(described, fields, files)
     elif surface == "speech":
         _describe_speech(described, _text(fields, "input"))
@@ -149,11 +149,11 @@ def describe_passed(
 def _describe_pictures(
     described: Described, surface: str, fields: Mapping[str, Any], files: Sequence[memoryview]
 ) -> None:
-    """Pictures are billed by the piece, or by tokens of which only the model's own limit bounds the answer's."""
+    """Pictures are billed by the piece or by tokens; those of the answer are bounded only by the model's own limit."""
     prompt = "" if surface == "image_variations" else _text(fields, "prompt")
     described.n = _count(fields, "n", 1)
-    named = fields.get("images")
-    described.images = len(files) + (len(named) if isinstance(named, list) else 0)
+    images = fields.get("images")
+    described.images = len(files) + (len(images) if isinstance(images, list) else 0)
     each = TOKENS_PER_DETAILED_IMAGE if fields.get("input_fidelity") == "high" else TOKENS_PER_IMAGE
     _expect(described, len(prompt), units=described.n, more=described.images * each)
     described.input_tokens += described.images * each
@@ -163,32 +163,33 @@ def _describe_sound(described: Described, fields: Mapping[str, Any], files: Sequ
     if not files:
         raise CallerError("Missing required parameter: 'file'.", param="file", code="missing_required_parameter")
     prompt = fields.get("prompt", "")
-    told = sum(map(wav_seconds, files))
-    usual, longest = (told or sum(map(len, files)) / rate for rate in (USUAL_BYTES_PER_SECOND, LEAST_BYTES_PER_SECOND))
-    _expect(described, len(prompt), units=math.ceil(longest), more=math.ceil(longest * TOKENS_PER_SECOND))
-    heard = math.ceil(usual * TOKENS_PER_SECOND)
-    described.input_tokens += heard
-    described.expected = Usage(audio_input_tokens=heard, output_tokens=heard // 3, units=math.ceil(usual))
+    stated_s = sum(map(wav_seconds, files))
+    size = sum(map(len, files))
+    usual_s, longest_s = stated_s or size / USUAL_BYTES_PER_SECOND, stated_s or size / LEAST_BYTES_PER_SECOND
+    _expect(described, len(prompt), units=math.ceil(longest_s), more=math.ceil(longest_s * TOKENS_PER_SECOND))
+    tokens = math.ceil(usual_s * TOKENS_PER_SECOND)
+    described.input_tokens += tokens
+    described.expected = Usage(audio_input_tokens=tokens, output_tokens=tokens // 3, units=math.ceil(usual_s))
 
 
 def _describe_speech(described: Described, text: str) -> None:
     described.max_output_tokens = 4 * len(text) + 64
     _expect(described, len(text), units=len(text))
-    spoken = math.ceil(len(text) * SPOKEN_TOKENS_PER_CHAR)
+    audio_tokens = math.ceil(len(text) * SPOKEN_TOKENS_PER_CHAR)
     described.expected = Usage(
-        input_tokens=described.input_tokens, audio_output_tokens=spoken, units=described.units
+        input_tokens=described.input_tokens, audio_output_tokens=audio_tokens, units=described.units
     )
 
 
 def _describe_documents(described: Described, query: str, documents: Sequence[str]) -> None:
-    """Some count the query once for every document."""
+    """The query is counted once per document, as some providers do."""
     chars = sum(map(len, documents)) + len(query) * len(documents)
     searches = -(-len(documents) // DOCUMENTS_PER_SEARCH)
     _expect(described, chars, units=searches, more=len(query.encode()) * len(documents))
 
 
 def _expect(described: Described, chars: int, *, units: int, more: int = 0) -> None:
-    """`more`: tokens at most, beside those of the text."""
+    """Set the estimates of a text of `chars` characters. `more`: most tokens in addition to those of the text."""
     described.input_tokens = math.ceil(chars / CHARS_PER_TOKEN)
     described.input_tokens_bound += more
     described.units = units
@@ -196,7 +197,7 @@ def _expect(described: Described, chars: int, *, units: int, more: int = 0) -> N
 
 
 def wav_seconds(data: memoryview) -> float:
-    """How long an uncompressed recording lasts; 0 for any other."""
+    """Duration in seconds of an uncompressed WAV recording; 0 for any other file."""
     head = bytes(data[:36])
     if len(head) < 36 or head[:4] != b"RIFF" or head[8:16] != b"WAVEfmt ":
         return 0.0
@@ -215,7 +216,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _texts(fields: Mapping[str, Any], name: str) -> list[str]:
-    """A text or a list; of parts and documents that are objects, the texts in them."""
+    """A field that is a text or a list; items of the list that aren't texts are taken as their JSON."""
     value = fields.get(name)
     if not isinstance(value, list):
         return [_text(fields, name)]
@@ -232,15 +233,15 @@ def _count(fields: Mapping[str, Any], name: str, default: int) -> int:
         count = int(value)
     except (TypeError, ValueError):
         raise CallerError(f"Invalid type for '{name}': expected an integer.", param=name, code="invalid_type") from None
-    if isinstance(value, bool) or not 1 <= count <= _MOST_N:
+    if isinstance(value, bool) or not 1 <= count <= _MAX_N:
         raise CallerError(
-            f"Invalid '{name}': {count} is not between 1 and {_MOST_N}.", param=name, code="value_out_of_range"
+            f"Invalid '{name}': {count} is not between 1 and {_MAX_N}.", param=name, code="value_out_of_range"
         )
     return count
 
 
 class Answer(msgspec.Struct):
-    """What an answer, or an event of one, tells of itself."""
+    """The fields of an answer, or of one of its events, that usage and errors are read from."""
 
     error: Any = None
     usage: Any = None
@@ -249,22 +250,22 @@ class Answer(msgspec.Struct):
     meta: Any = None
     duration: Any = None
     type: Any = ""
-    """Of an event."""
+    """Type of an event."""
 
 
 _decode = msgspec.json.Decoder(Answer).decode
 
 
 def peek_passed(body: bytes, surface: str) -> Peek:
-    """What a whole answer says that it used. UpstreamError where it is an error after all; text and sound say nothing,
-    and neither does what can't be read: it is the client's to make sense of.
+    """The usage that a whole answer reports. Raises UpstreamError where it is an error. Text, sound and unreadable
+    answers report none, and are passed on to the client.
     """
     answer = read_passing(body)
     return Peek(usage=usage_of(answer, surface)) if answer is not None else Peek()
 
 
 def read_passing(body: bytes) -> Answer | None:
-    """None: it is no JSON object. UpstreamError where it is an error."""
+    """The answer; None where it isn't a JSON object. Raises UpstreamError where it is an error."""
     try:
         answer = _decode(body)
     except BAD_JSON:
@@ -279,39 +280,39 @@ def usage_of(answer: Answer, surface: str) -> Usage:
     if surface == COMPACT:
         return Usage.from_responses(usage)
     units = _units(surface, answer, usage)
-    known = Usage.from_openai(_spelled(usage, surface) if "input_tokens" in usage else usage)
+    known = Usage.from_openai(_as_chat_usage(usage, surface) if "input_tokens" in usage else usage)
     if not known.known and not units:
         return Usage()
     return msgspec.structs.replace(known, units=units, known=True)
 
 
-def _spelled(usage: Mapping[str, Any], surface: str) -> dict[str, Any]:
-    """As chat's answers tell it. What is spoken is sound."""
-    spoken = {"audio_tokens": usage.get("output_tokens")} if surface == "speech" else None
+def _as_chat_usage(usage: Mapping[str, Any], surface: str) -> dict[str, Any]:
+    """The usage with chat's field names; output of the surface `speech` is audio."""
+    details = {"audio_tokens": usage.get("output_tokens")} if surface == "speech" else None
     return {
         "prompt_tokens": usage["input_tokens"],
         "completion_tokens": usage.get("output_tokens"),
         "prompt_tokens_details": usage.get("input_token_details", usage.get("input_tokens_details")),
-        "completion_tokens_details": spoken,
+        "completion_tokens_details": details,
     }
 
 
 def _units(surface: str, answer: Answer, usage: Mapping[str, Any]) -> int:
-    """Pieces that the answer tells of."""
+    """The units that the answer reports (`Usage.units`)."""
     if surface in COUNTED:
         return len(answer.data) if isinstance(answer.data, list) else int(str(answer.type).endswith(".completed"))
     if surface == "moderations":
         return len(answer.results) if isinstance(answer.results, list) else 0
     if surface == "rerank":
         billed = answer.meta.get("billed_units") if isinstance(answer.meta, dict) else None
-        return _whole(billed.get("search_units")) if isinstance(billed, dict) else 0
-    return _whole(usage.get("seconds", answer.duration))
+        return _rounded_up(billed.get("search_units")) if isinstance(billed, dict) else 0
+    return _rounded_up(usage.get("seconds", answer.duration))
 
 
-def _whole(number: object) -> int:
-    """Rounded up; what is no number, or none that can be meant, is 0."""
+def _rounded_up(number: object) -> int:
+    """The number rounded up; 0 for what isn't a number, or is out of range."""
     try:
-        found = math.ceil(float(number))  # type: ignore[arg-type]
+        rounded = math.ceil(float(number))  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return 0
-    return found if 0 < found < 2**31 else 0
+    return rounded if 0 < rounded < 2**31 else 0

@@ -1,7 +1,7 @@
-"""A turn that Claude paused: what is sent for it to go on, and its parts as one message.
+"""Paused turns of Anthropic's API: the request that continues one, and its parts joined into one message.
 
-Anthropic ends an answer with `pause_turn` where its own tools have run for long: whoever sends back what was said gets
-the rest. Clients of its API do that themselves; to others the turn is told whole.
+Anthropic ends an answer with `pause_turn` where its hosted tools have run for long; a request with the answer so far
+gets the rest. Clients of Anthropic's API do that themselves; for other clients the gateway continues the turn.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from gateway.wire.web_search import NAME
 Json = dict[str, Any]
 PAUSED = "pause_turn"
 MOST_PAUSES = 8
-"""Of one turn. With as many the answer ends as one that reached its limit."""
+"""Most pauses of one turn. After as many the answer ends as if it had reached its token limit."""
 
 
 class Onward(NamedTuple):
-    """A request that lets a turn go on, and what bounds its cost."""
+    """A request that continues a paused turn, with the bounds of its cost."""
 
     body: bytes
     max_tokens: int
@@ -28,7 +28,7 @@ class Onward(NamedTuple):
 
 
 def paused(body: bytes) -> Json | None:
-    """The message, where its turn is paused."""
+    """The message, if its turn is paused; None else."""
     if PAUSED.encode() not in body:
         return None
     message: Json = msgspec.json.decode(body)
@@ -36,20 +36,20 @@ def paused(body: bytes) -> Json | None:
 
 
 def onward(asked: bytes, said: Json) -> Onward:
-    """`asked`: the request that was answered by `said`. What was searched before counts as the request's searches do;
-    one that was forced has been run.
+    """The request that continues the turn of `said`, which answered the request `asked`. Searches that have been run
+    count against the request's bound, and a forced search is no longer forced.
     """
     fields: Json = msgspec.json.decode(asked)
     turns, content = fields["messages"], said["content"]
     if turns[-1]["role"] != "assistant":
         turns.append({"role": "assistant", "content": []})
     turns[-1]["content"] += [block for block in content if block["type"] != "text" or block["text"].strip()]
-    searched = sum(block["type"] == "web_search_tool_result" for block in content)
+    searches_run = sum(block["type"] == "web_search_tool_result" for block in content)
     searches = 0
     for tool in fields.get("tools") or ():
         if "max_uses" in tool:
-            left = tool["max_uses"] - searched
-            searches = tool["max_uses"] = max(left, 1)  # the API has no word for none
+            left = tool["max_uses"] - searches_run
+            searches = tool["max_uses"] = max(left, 1)  # the API has no 0
             if left < 1:
                 fields["tool_choice"] = {"type": "none"}
     choice = fields.get("tool_choice") or {}

@@ -1,6 +1,6 @@
-"""Upstream streams, event by event, as chunks in OpenAI's shape.
+"""Readers of upstream streams: they turn each event into a chunk in OpenAI's form.
 
-A reader knows its dialect's markers: which event ends the stream, which one is an error, where usage hides.
+A reader knows which events of its dialect end the stream, which are errors, and which report usage.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _PROMPT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_toke
 
 
 class Reader(Protocol):
-    """`read` raises one of BAD_JSON when a payload isn't what the dialect promises."""
+    """`read` raises one of BAD_JSON for a payload that isn't in the dialect."""
 
     done: bool
-    """The end marker came."""
+    """Whether the event that ends the stream has come."""
     withheld: bool
-    """The payload just read is terminal: it goes to the client only after settlement."""
+    """Whether the payload just read is terminal: it goes to the client only once the answer is settled."""
 
     def read(self, payload: bytes, seen: Seen) -> Chunk | None: ...
 
 
 class ChatReader:
-    """chat and completions: chunks, then a usage chunk without choices, then [DONE]."""
+    """Reads chat and completions: chunks, then a usage chunk without choices, then [DONE]."""
 
     __slots__ = ("done", "withheld")
 
@@ -58,7 +58,7 @@ class ChatReader:
         chunk = read_chunk(payload)
         self.withheld = chunk.usage is not None and not chunk.choices
         if chunk.usage is not None:
-            seen.told_usage = payload
+            seen.usage_payload = payload
         seen.take(chunk)
         return chunk
 
@@ -68,14 +68,14 @@ class _Part(msgspec.Struct):
     text: str | None = None
     thinking: str | None = None
     container: Any = None
-    """Of a message's end: what its code ran in."""
+    """In the event that ends a message: the container that its code ran in."""
     signature: str | None = None
     partial_json: str | None = None
     id: str | None = None
     name: str | None = None
     input: msgspec.Raw = msgspec.Raw(b"{}")
     content: msgspec.Raw = msgspec.Raw(b"")
-    """Of what a provider's own tool found: a list, or an error."""
+    """Result of a hosted tool: a list, or an error."""
     tool_use_id: str | None = None
     citation: Any = None
     stop_reason: str | None = None
@@ -103,14 +103,14 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 
 
 class MessagesReader:
-    """Anthropic's events. Usage comes in parts: input at the start, output (cumulative) at the end.
+    """Reads Anthropic's events. Usage comes in parts: input at the start, output (cumulative) at the end.
 
-    `pauses`: the end of a paused turn is none, as it will go on.
+    `pauses`: a paused turn doesn't end the answer, since it will be continued.
     """
 
     __slots__ = (
-        "_begins", "_cited", "_goes_on", "_pauses", "_queries", "_query", "_tool_of_block", "_unsaid", "_usage", "done",
-        "paused", "withheld",
+        "_begins", "_citations", "_goes_on", "_initial_inputs", "_pauses", "_queries", "_query", "_tool_of_block",
+        "_usage", "done", "paused", "withheld",
     )  # fmt: skip
 
     def __init__(self, pauses: bool = False) -> None:
@@ -120,19 +120,19 @@ class MessagesReader:
         self._pauses, self._goes_on = pauses, False
         self._usage: dict[str, Any] = {}
         self._tool_of_block: dict[int, int] = {}
-        self._unsaid: dict[int, str] = {}
-        """What a tool's block began with, until a delta says its input: of one without any, all that there is."""
+        self._initial_inputs: dict[int, str] = {}
+        """The input that each tool's block began with, until a delta replaces it; some servers send no deltas."""
         self._begins = 0
-        """Pieces of text before the block that was begun last."""
-        self._cited: list[Any] = []
-        """By that block: before its text or behind it."""
+        """Number of pieces of text before the block that was begun last."""
+        self._citations: list[Any] = []
+        """Citations of that block, which come before its text or after it."""
         self._query: list[str] | None = None
-        """Where that block is a tool of the provider's own: its input, as far as it has come."""
+        """If that block is the call of a hosted tool, its input as far as it has come."""
         self._queries: dict[str | None, list[str]] = {}
-        """All of them, by their ids."""
+        """The inputs of all calls of hosted tools, by id."""
 
     def resume(self) -> None:
-        """What comes now is the rest of the turn."""
+        """Continue with the stream that holds the rest of a paused turn."""
         self.done = self.withheld = self.paused = False
         self._goes_on, self._usage = True, {}
 
@@ -172,53 +172,54 @@ class MessagesReader:
             return _end_chunk(event.delta)
         if event.type == "error":
             return Chunk(error=event.error or {"message": "the upstream sent an error event"})
-        return None  # ping, and what is still to be invented
+        return None  # ping, and unknown events
 
     def _count(self, usage: dict[str, Any] | None, seen: Seen, *, whole: bool = True) -> None:
-        """A prompt that was counted stays counted: some servers end with zeros for what they began with."""
+        """Take a report of usage. If its prompt counts are all zero, earlier ones stay: some servers end with zeros."""
         if usage:
-            told = {name: value for name, value in usage.items() if value is not None}
-            seen.counted = whole and "output_tokens" in told
-            if not any(told.get(name) for name in _PROMPT):
-                told = {name: value for name, value in told.items() if name not in _PROMPT or name not in self._usage}
-            self._usage |= told
+            counts = {name: value for name, value in usage.items() if value is not None}
+            seen.counted = whole and "output_tokens" in counts
+            if not any(counts.get(name) for name in _PROMPT):
+                known = self._usage
+                counts = {name: n for name, n in counts.items() if name not in _PROMPT or name not in known}
+            self._usage |= counts
             seen.usage, seen.tier = Usage.from_anthropic(self._usage), speed_of(self._usage)
 
     def _block_end(self, index: int, seen: Seen) -> Delta | None:
-        if index in self._unsaid:
-            return self._arguments(index, self._unsaid[index])
-        if not self._cited:
+        if index in self._initial_inputs:
+            return self._arguments(index, self._initial_inputs[index])
+        if not self._citations:
             return None
         begins = sum(map(len, seen.texts[: self._begins]))
         ends = begins + sum(map(len, seen.texts[self._begins :]))
-        cited, self._cited = self._cited, []
-        return Delta(annotations=annotations_of(cited, begins, ends))
+        citations, self._citations = self._citations, []
+        return Delta(annotations=annotations_of(citations, begins, ends))
 
     def _block(self, index: int, block: _Part, seen: Seen) -> Delta | None:
-        self._begins, self._cited, self._query = len(seen.texts), [], None
+        self._begins, self._citations, self._query = len(seen.texts), [], None
         seen.ran.block(block.id or index, block.type, block.name)
         if block.type == "tool_use":
             slot = self._tool_of_block[index] = len(self._tool_of_block)
-            given = bytes(block.input).decode()
-            self._unsaid[index] = "{}" if given == "null" else given
+            tool_input = bytes(block.input).decode()
+            self._initial_inputs[index] = "{}" if tool_input == "null" else tool_input
             return Delta(tool_calls=[ToolDelta(slot, block.id, Function(block.name, ""))])
         if block.type == "text" and block.text:
             return Delta(content=block.text)
         if block.type == "thinking" and block.thinking:
             return Delta(reasoning_content=block.thinking)
         if block.type == "server_tool_use":
-            given = bytes(block.input).decode()
-            self._query = self._queries[block.id] = [] if given in ("{}", "null") else [given]
+            tool_input = bytes(block.input).decode()
+            self._query = self._queries[block.id] = [] if tool_input in ("{}", "null") else [tool_input]
         if block.type == "web_search_tool_result":
             return self._searched(block, seen)
         return None
 
     def _searched(self, block: _Part, seen: Seen) -> Search:
-        found = bytes(block.content).startswith(b"[")
-        if found:
-            searches = seen.usage.web_searches + 1  # paid, even if no end comes, which tells the number
+        succeeded = bytes(block.content).startswith(b"[")
+        if succeeded:
+            searches = seen.usage.web_searches + 1  # billed even if the stream breaks off before it reports the number
             seen.usage = msgspec.structs.replace(seen.usage, web_searches=searches)
-        return Search(query=query_of("".join(self._queries.get(block.tool_use_id, ()))), found=found)
+        return Search(query=query_of("".join(self._queries.get(block.tool_use_id, ()))), found=succeeded)
 
     def _delta(self, index: int, part: _Part) -> Delta | None:
         if part.type == "text_delta":
@@ -232,12 +233,12 @@ class MessagesReader:
         if part.type == "signature_delta":
             return Delta(signature=part.signature)
         if part.type == "citations_delta":
-            self._cited.append(part.citation)
+            self._citations.append(part.citation)
         return None
 
     def _arguments(self, index: int, text: str | None) -> Delta:
         if text:
-            self._unsaid.pop(index, None)
+            self._initial_inputs.pop(index, None)
         return Delta(tool_calls=[ToolDelta(self._tool_of_block[index], None, Function(None, text))])
 
 

@@ -1,12 +1,11 @@
-"""A streamed answer on its way from an upstream to the client, without I/O.
+"""Relays a streamed answer from an upstream to the client, without I/O.
 
-`feed` gives what may go out now; the terminal events are kept back for `tail`, which the driver sends only
-once the answer is settled. So a client that saw the end can rely on it, and a stream cut, stalled or spoilt
-in the middle can never look like a clean one: it ends with an error event and no terminal.
+`feed` returns what may go out now. The terminal events are kept back for `tail`, which the driver sends only once the
+answer is settled. So a client that saw the end can rely on it, and a stream that is cut, stalled or malformed in the
+middle never looks complete: it ends with an error event and without a terminal event.
 
-Between equal dialects the bytes pass as they came, save for what the client didn't ask for: the usage chunk
-and the `"usage": null` of OpenAI's chunks when it didn't ask for usage, and log-probabilities that a cascade
-wanted.
+Between equal dialects the bytes are passed on unchanged, except for what the client didn't request: the usage chunk and
+the `"usage": null` of OpenAI's chunks, and log-probabilities that a cascade requested.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from gateway.errors import HeadgateError, UpstreamError
 from gateway.wire.answer import strip_logprobs, translate_answer
 from gateway.wire.assemble import assemble_chat, assemble_messages
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, LogprobSummary, Peek, strict
+from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, LogprobSummary, Peek, to_strict_json
 from gateway.wire.errors import classify_in_stream
 from gateway.wire.hosted_tools import Runs
 from gateway.wire.pause import joined
 from gateway.wire.readers import MessagesReader, Reader, reader_of
-from gateway.wire.responses import as_asked
+from gateway.wire.responses import as_requested
 from gateway.wire.responses_reader import ResponsesReader
 from gateway.wire.responses_writer import ResponsesWriter
 from gateway.wire.seen import Seen
@@ -38,20 +37,20 @@ from gateway.wire.writers import DONE, Writer, writer_of
 Json = dict[str, Any]
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 TYPED = frozenset({"messages", "responses"})
-"""Dialects whose events have types, one of which is the end."""
+"""Dialects whose events have types, one of which ends the stream."""
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 
 
 class Relay:
-    """One upstream stream. Once `fault` is set, nothing more comes out but `error`."""
+    """One upstream stream. Once `fault` is set, only `error` returns anything for the client."""
 
     __slots__ = (
+        "_chars_before",
         "_collected",
         "_dst",
         "_include_usage",
         "_late",
         "_model",
-        "_paid",
         "_parts",
         "_reader",
         "_request",
@@ -61,7 +60,7 @@ class Relay:
         "_src",
         "_strip_logprobs",
         "_terminal",
-        "_told_before",
+        "_usage_before",
         "_usage_events",
         "_writer",
         "cause",
@@ -79,26 +78,26 @@ class Relay:
         self._strip_logprobs = options.strip_logprobs
         self._collected: list[bytes] | None = [] if options.collect or options.pauses else None
         self._parts: list[Json] = []
-        """Of a turn that was paused: the messages before the one under way."""
-        self._paid = Usage()
-        """Theirs."""
-        self._told_before = (0, 0)
-        """Characters in them of the answer and of what was thought."""
+        """The messages of a paused turn before the current one."""
+        self._usage_before = Usage()
+        """The usage of those messages."""
+        self._chars_before = (0, 0)
+        """Characters of text and of thoughts in those messages."""
         self._splitter = Splitter()
         self._seen = Seen()
         self._terminal: list[bytes] = []
         self._usage_events: list[bytes] = []
         self._late = b""
         self.unread = b""
-        """What came behind the last event and is none."""
+        """Bytes after the last event that aren't an event."""
         self.events = 0
-        """Whole events that have come, pings and comments included: the upstream's signs of life."""
+        """Complete events received, pings and comments included, which show that the upstream is alive."""
         self.fault: str | None = None
         self.cause: UpstreamError | None = None
-        """Of the fault, when the upstream said it: a late 429 is told from an overload."""
+        """The error behind `fault`, which distinguishes a late 429 from an overload."""
 
     def feed(self, data: bytes) -> bytes:
-        """What may go to the client now."""
+        """Take bytes of the upstream, and return those that may go to the client now."""
         if self.fault is not None or self._reader.done:
             return b""
         if not self.events:
@@ -121,7 +120,7 @@ class Relay:
         try:
             chunk = self._reader.read(payload, self._seen)
         except BAD_JSON:
-            if (mended := strict(payload)) is not None:
+            if (mended := to_strict_json(payload)) is not None:
                 return self._take(frame(mended, name_of(event).decode()))
             message = "the upstream sent an event that isn't JSON"
             return self._fail("stream_malformed", UpstreamError("stream_malformed", message))
@@ -135,7 +134,7 @@ class Relay:
 
     def _pass(self, event: bytes, payload: bytes) -> bytes:
         if isinstance(self._writer, ResponsesWriter) and isinstance(self._reader, ResponsesReader):
-            event = self._told_of(payload, self._writer.id) if self._reader.tells_response else event
+            event = self._as_requested(payload, self._writer.id) if self._reader.has_response else event
         if self._reader.withheld:
             if self._reader.done:
                 self._terminal.append(event)
@@ -151,25 +150,23 @@ class Relay:
             event = plain if len(plain) < len(event) else _NULL_USAGE.sub(b"", event)
         return event
 
-    def _told_of(self, payload: bytes, id: str) -> bytes:
-        """An event of the Responses API whose response tells of the request what the client sent, under this id."""
-        told = msgspec.json.decode(payload, type=Raw)
-        told["response"] = msgspec.Raw(as_asked(bytes(told["response"]), self._request, id))
-        return frame(encode_json(told), msgspec.json.decode(told["type"]))
+    def _as_requested(self, payload: bytes, id: str) -> bytes:
+        """An event of the Responses API whose response has this id and repeats the client's own request fields."""
+        fields = msgspec.json.decode(payload, type=Raw)
+        fields["response"] = msgspec.Raw(as_requested(bytes(fields["response"]), self._request, id))
+        return frame(encode_json(fields), msgspec.json.decode(fields["type"]))
 
     def _fail(self, fault: str, cause: UpstreamError) -> bytes:
         self.fault, self.cause = fault, cause
         return b""
 
     def end(self) -> str | None:
-        """The upstream closed: None when the answer is whole, else its fault."""
+        """The upstream has closed the stream: None where the answer is complete, else the fault."""
         if self.fault is None and not self._reader.done:
             self._take_last(self._splitter.flush())
         if self.fault is None and not self.finished and not self.paused:
             if self._src not in TYPED and self._seen.ended and not self._reader.done:
-                self._reader.done = (
-                    True  # a finish reason, then a clean close: some providers never send [DONE]
-                )
+                self._reader.done = True  # a finish reason, then a clean close: some providers never send [DONE]
             else:
                 self._fail(
                     "stream_cut", UpstreamError("stream_cut", "the upstream's stream ended without its end")
@@ -177,23 +174,23 @@ class Relay:
         return self.fault
 
     def _take_last(self, held: bytes) -> None:
-        """A last event whose blank line is missing counts if it is whole, and is cut short if it isn't."""
+        """Take a last event without its blank line, if it is complete; an incomplete one is ignored."""
         payload = data_of(held + b"\n\n") if held.strip() else None
         if payload is None:
             self.unread = held
             return
         try:
-            whole = payload.strip() == b"[DONE]" or isinstance(msgspec.json.decode(payload), dict)
+            is_whole = payload.strip() == b"[DONE]" or isinstance(msgspec.json.decode(payload), dict)
         except BAD_JSON:
             return
-        if whole:
+        if is_whole:
             self._late = self._take(held.rstrip(b"\r\n") + b"\n\n")
 
     def tail(self) -> bytes:
-        """The terminal bytes; only when `finished`."""
+        """The terminal events; may be called only when `finished`."""
         assert self.finished, "a stream that isn't finished has no tail"
         if self._parts:
-            self._seen.usage += self._paid
+            self._seen.usage += self._usage_before
         if not self._same:
             return self._late + self._writer.tail(self._seen)
         if self._src in TYPED:
@@ -204,37 +201,37 @@ class Relay:
         return self._late + usage + (b"".join(self._terminal) or DONE)
 
     def message(self) -> Json:
-        """What came of a paused turn since it began or went on."""
+        """The message since the turn began or was last continued."""
         return msgspec.json.decode(self._assembled(assemble_messages))  # type: ignore[no-any-return]
 
     def resume(self, said: Json) -> None:
-        """The rest of the turn will come as a stream of its own. `said`: the `message` so far."""
+        """Continue a paused turn, whose rest comes as another stream. `said`: the `message` so far."""
         assert self.paused and isinstance(self._reader, MessagesReader)
         self._parts.append(said)
-        self._paid += self._seen.usage
-        self._told_before = len("".join(self._seen.texts)), len("".join(self._seen.thoughts))
+        self._usage_before += self._seen.usage
+        self._chars_before = len("".join(self._seen.texts)), len("".join(self._seen.thoughts))
         self._seen.usage, self._seen.ran = Usage(), Runs()
         self._collected, self._splitter = [], Splitter()
         self._reader.resume()
 
     def leave_off(self) -> bytes:
-        """End a paused turn that will not go on, as one that reached its limit."""
+        """End a paused turn that won't be continued, as if it had reached its token limit."""
         chunk = Chunk([Choice(delta=Delta(), finish_reason="length")])
         self._seen.take(chunk)
         return self._writer.write(chunk)
 
     def error(self, exc: HeadgateError) -> bytes | None:
-        """The in-band error that ends a stream which can't be finished; None: nothing but a broken connection does."""
+        """The error event that ends an incomplete stream; None where only closing the connection can end it."""
         if self._same and isinstance(self._reader, ResponsesReader) and isinstance(self._writer, ResponsesWriter):
             self._writer.resume(self._reader.response, self._reader.sequence)
         return self._writer.error(exc)
 
     def answer(self) -> bytes:
-        """The answer as it is without streaming, in the client's dialect; after `tail`, with collect=True."""
+        """The answer as a whole body in the client's dialect. Needs `collect=True`, and must be called after `tail`."""
         assert self._collected is not None and self.finished
         if isinstance(self._writer, ResponsesWriter):
             if isinstance(self._reader, ResponsesReader):
-                return as_asked(self._reader.response, self._request, self._writer.id)
+                return as_requested(self._reader.response, self._request, self._writer.id)
             return encode_json(self._writer.whole(self._seen))
         body = self._assembled(assemble_messages if self._src == "messages" else assemble_chat)
         if self._parts:
@@ -253,12 +250,12 @@ class Relay:
 
     @property
     def sign(self) -> bytes:
-        """What may stand between any two events and says only that the stream lives."""
+        """An event that may be sent between any two others to keep the connection alive."""
         return PING if self._dst == "messages" else COMMENT
 
     @property
     def started(self) -> bool:
-        """Something of the answer has come: content, a tool's delta, an end; not a role, ping or comment."""
+        """Whether a part of the answer has come: content, a tool's delta or an end; not a role, ping or comment."""
         return self._seen.started
 
     @property
@@ -267,17 +264,17 @@ class Relay:
 
     @property
     def paused(self) -> bool:
-        """The turn is to go on: `resume` it, or `leave_off`."""
+        """Whether the turn is paused: `resume` must continue it, or `leave_off` end it."""
         return isinstance(self._reader, MessagesReader) and self._reader.paused and not self._seen.ended
 
     @property
     def over(self) -> bool:
-        """Nothing more comes of this stream."""
+        """Whether the stream has ended or failed."""
         return self._reader.done or self.fault is not None
 
     @property
     def usage(self) -> Usage:
-        """Of a turn that went on, since then."""
+        """The usage since the turn began or was last continued."""
         return self._seen.usage.with_runs(self._seen.ran)
 
     @property
@@ -296,21 +293,21 @@ class Relay:
         return self._seen.peek()
 
     def part(self) -> Peek:
-        """The same, of a turn that went on since then."""
-        seen, (texts, thoughts) = self._seen.peek(), self._told_before
+        """As `peek`, with the text and thoughts since the turn began or was last continued."""
+        seen, (text_chars, thought_chars) = self._seen.peek(), self._chars_before
         if not self._parts:
             return seen
-        return msgspec.structs.replace(seen, text=seen.text[texts:], thought=seen.thought[thoughts:])
+        return msgspec.structs.replace(seen, text=seen.text[text_chars:], thought=seen.thought[thought_chars:])
 
 
 class Options(msgspec.Struct, frozen=True):
     include_usage: bool = False
-    """The client asked for the usage chunk."""
+    """The client requested the usage chunk."""
     strip_logprobs: bool = False
     collect: bool = False
     """Keep the payloads for `answer`."""
     pauses: bool = False
-    """Of Anthropic's streams for other clients: a paused turn is no end, whoever reads the stream lets it go on."""
+    """For Anthropic's streams to clients of other APIs: a paused turn doesn't end the answer, but is continued."""
 
 
 def relay(
@@ -324,7 +321,7 @@ def relay(
     collect: bool = False,
     pauses: bool = False,
 ) -> Relay:
-    """From the upstream's dialect `src` to the client's `dst`; translated events carry the name `model`."""
+    """A relay from the upstream's dialect `src` to the client's `dst`; translated events have the name `model`."""
     options = Options(include_usage, strip_logprobs, collect, pauses)
     return Relay(src, dst, model=model, request=request, options=options)
 

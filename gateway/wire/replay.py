@@ -1,4 +1,4 @@
-"""A stored answer as the stream that it could have come as."""
+"""Replays a stored answer as a stream."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Json = dict[str, Any]
 
 
 def replay(body: bytes, surface: str, *, include_usage: bool = False) -> bytes:
-    """The whole stream, terminal events included; text comes in one piece.
+    """The whole stream, including terminal events; text is in one piece.
 
-    Ids, model and usage are the stored ones. UpstreamError (bad_response) when the body isn't the surface's.
+    Ids, model and usage are the stored ones. Raises UpstreamError (bad_response) where the body isn't the surface's.
     """
     try:
         answer: Json = msgspec.json.decode(body)
@@ -75,7 +75,7 @@ def _messages(message: Json) -> bytes:
     }
     events = [_event("message_start", message=start)]
     for index, block in enumerate(message["content"]):
-        empty, deltas = _unfolded(block)
+        empty, deltas = _start_and_deltas(block)
         events.append(_event("content_block_start", index=index, content_block=empty))
         events += [_event("content_block_delta", index=index, delta=delta) for delta in deltas]
         events.append(_event("content_block_stop", index=index))
@@ -84,8 +84,8 @@ def _messages(message: Json) -> bytes:
     return b"".join([*events, _event("message_stop")])
 
 
-def _unfolded(block: Json) -> tuple[Json, list[Json]]:
-    """A block as it starts, and what it grows by; kinds we don't know start whole."""
+def _start_and_deltas(block: Json) -> tuple[Json, list[Json]]:
+    """A block as it starts, and its deltas; a block of unknown type starts complete."""
     kind = block.get("type")
     if kind == "text":
         deltas: list[Json] = [{"type": "text_delta", "text": block["text"]}]

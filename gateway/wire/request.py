@@ -1,4 +1,4 @@
-"""Requests: reading a body, describing it, putting it into another dialect. The names that others import."""
+"""The functions for requests that other packages import: read a body, describe it, translate it."""
 
 from __future__ import annotations
 

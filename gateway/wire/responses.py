@@ -1,7 +1,7 @@
-"""The Responses API's object, its input items, and what of a turn is stored for the next one.
+"""The Responses API's object, its input items, and the part of a turn that is stored for the next one.
 
-A conversation is kept turn by turn, each as its items, input and output in order; `previous_response_id` means the
-items of the turns before come first. Instructions are of one turn only, as the API has it.
+A conversation is stored turn by turn, each as its input and output items in order. With `previous_response_id` the
+items of the earlier turns come first. Instructions belong to one turn only, as in the API.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import msgspec
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, read
-from gateway.wire.citations import cited
-from gateway.wire.tools import meant, text_of
+from gateway.wire.citations import response_annotations
+from gateway.wire.tools import target_of, text_of
 from gateway.wire.usage import Usage
 
 Item = dict[str, Any]
 Items = list[Item]
 REFERENCE = "item_reference"
-_PLACED = re.compile(r"[a-z]+_([0-9a-f]{32})[0-9a-f]{4}")
-_ECHOED: dict[str, Any] = {
+_ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})[0-9a-f]{4}")
+_REPEATED: dict[str, Any] = {
     "instructions": None,
     "max_output_tokens": None,
     "max_tool_calls": None,
@@ -53,7 +53,7 @@ def new_id(prefix: str) -> str:
 
 
 def input_items(raw: Raw) -> Items:
-    """The request's input as items: a bare string is a user message."""
+    """The request's input as items; a bare string is a user message. Raises CallerError."""
     given = raw.get("input")
     if given is None:
         raise CallerError(
@@ -66,22 +66,24 @@ def input_items(raw: Raw) -> Items:
 
 
 class Turn(msgspec.Struct):
-    """A request as a conversation's next turn."""
+    """A request as the next turn of a conversation."""
 
     raw: Raw
-    """With the turns before it."""
+    """The request, with the items of earlier turns."""
     previous: str = ""
-    """What it continues: a response, or a conversation as it was then."""
+    """Id of the response that it continues, or of the conversation's state; empty for a first turn."""
     conversation: str = ""
-    """The conversation that it is added to."""
+    """Id of the conversation that it is added to; empty for none."""
     before: bytes = b"[]"
-    """The items of the turns before it, as JSON."""
+    """The items of the earlier turns, as JSON."""
     own: bytes = b""
-    """What it adds, as JSON, where it continues one."""
+    """Its own items, as JSON, where it continues a turn."""
 
     @property
     def stored(self) -> bytes:
-        """Its own items. Where that isn't all, in a shape that a release which takes it for all can't read."""
+        """Its own items as they are stored. Those of a continued turn are in an object, so that an older release, which
+        would take them for the whole input, can't read them.
+        """
         return b'{"adds":%b}' % self.own if self.previous else input_json(self.raw)
 
 
@@ -93,19 +95,19 @@ _decode_turn = msgspec.json.Decoder(list[msgspec.Raw] | _Adds).decode
 
 
 def turn_items(stored: bytes) -> list[msgspec.Raw]:
-    """A stored turn's own items."""
-    told = _decode_turn(stored)
-    return told.adds if isinstance(told, _Adds) else told
+    """The items of a stored turn."""
+    turn = _decode_turn(stored)
+    return turn.adds if isinstance(turn, _Adds) else turn
 
 
 def input_json(raw: Raw) -> bytes:
-    """A request's items as JSON, as they came where they came as such."""
-    told = bytes(raw["input"])
-    return told if told.lstrip().startswith(b"[") else encode_json(input_items(raw))
+    """A request's input items as JSON, in their original bytes unless the input is a string."""
+    given = bytes(raw["input"])
+    return given if given.lstrip().startswith(b"[") else encode_json(input_items(raw))
 
 
 def responses_input(previous: Sequence[Item | msgspec.Raw], raw: Raw) -> Raw:
-    """The request with the items of earlier turns first; `previous_response_id` stays, to be echoed."""
+    """The request with the items of earlier turns first; `previous_response_id` stays, since responses repeat it."""
     if not previous:
         return raw
     return {**raw, "input": msgspec.Raw(encode_json([*previous, *input_items(raw)]))}
@@ -114,11 +116,11 @@ def responses_input(previous: Sequence[Item | msgspec.Raw], raw: Raw) -> Raw:
 def response_object(
     request: Raw, *, response_id: str, model: str, created_s: int, status: str = "in_progress"
 ) -> dict[str, Any]:
-    """The response as it stands before any output, the request's settings echoed."""
-    echoed = {name: request.get(name, default) for name, default in _ECHOED.items()}
+    """The response before any output, with the request's settings."""
+    repeated = {name: request.get(name, default) for name, default in _REPEATED.items()}
     for name in ("metadata", "parallel_tool_calls", "tool_choice", "tools", "text", "reasoning"):
-        if isinstance(echoed[name], msgspec.Raw) and bytes(echoed[name]).strip() == b"null":
-            echoed[name] = _ECHOED[name]
+        if isinstance(repeated[name], msgspec.Raw) and bytes(repeated[name]).strip() == b"null":
+            repeated[name] = _REPEATED[name]
     return {
         "id": response_id,
         "object": "response",
@@ -129,27 +131,27 @@ def response_object(
         "incomplete_details": None,
         "model": model,
         "output": [],
-        **echoed,
+        **repeated,
         "usage": None,
     }
 
 
-def as_asked(body: bytes, request: Raw, id: str) -> bytes:
-    """An upstream's response with what it was not told: it takes every turn for a first one that nobody keeps. `id`: of
-    ours, since upstreams may call many responses the same.
+def as_requested(body: bytes, request: Raw, id: str) -> bytes:
+    """An upstream's response with the fields of the client's request that the upstream didn't get, as it is sent every
+    turn as a first one that isn't stored. `id`: the gateway's own, since an upstream's ids may not be unique.
     """
     response = msgspec.json.decode(body, type=Raw)
     response["id"] = msgspec.Raw(encode_json(id))
     for name in ("previous_response_id", "conversation", "store"):
-        response[name] = request.get(name, msgspec.Raw(encode_json(_ECHOED[name])))
+        response[name] = request.get(name, msgspec.Raw(encode_json(_REPEATED[name])))
     return encode_json(response)
 
 
 def finish_response(
     response: dict[str, Any], output: Items, finish_reason: str, usage: Usage, service_tier: Any
 ) -> dict[str, Any]:
-    """The response with its output: completed, or incomplete for a limit or a filter. `service_tier`: the upstream's,
-    which need not be the one that was asked for.
+    """The response with its output: completed, or incomplete because of a limit or filter. `service_tier`: the one
+    that the upstream used, which may differ from the requested one.
     """
     incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish_reason)
     return {
@@ -164,13 +166,13 @@ def finish_response(
 
 
 def placed(item: Item, response_id: str, index: int) -> Item:
-    """The item as the response's at that place: its id says so, to whoever is referred to it."""
+    """The item with an id that names its response and its place there, so that references to it can be resolved."""
     return {**item, "id": f"{item['id']}{response_id.removeprefix('resp_')}{index:04x}"}
 
 
 def owner_of(item_id: str) -> str:
-    """The response whose item that is; empty where it is none of ours."""
-    match = _PLACED.fullmatch(item_id)
+    """Id of the response that an item belongs to; empty for ids that the gateway didn't assign."""
+    match = _ITEM_ID.fullmatch(item_id)
     return f"resp_{match.group(1)}" if match else ""
 
 
@@ -179,8 +181,8 @@ def message_item(
 ) -> Item:
     content: Items = []
     if text or not refusal:
-        part = {"type": "output_text", "text": text, "annotations": cited(annotations), "logprobs": logprobs or []}
-        content.append(part)
+        listed = response_annotations(annotations)
+        content.append({"type": "output_text", "text": text, "annotations": listed, "logprobs": logprobs or []})
     if refusal:
         content.append({"type": "refusal", "refusal": refusal})
     return {
@@ -193,14 +195,14 @@ def message_item(
 
 
 def call_item(call_id: str, name: str, arguments: str, request: Raw, status: str = "completed") -> Item:
-    tool = meant(name, request)
-    if tool["type"] == "custom_tool_call":
-        return {"id": "ctc_", "status": status, "call_id": call_id, **tool, "input": text_of(arguments)}
-    return {"id": "fc_", "status": status, "call_id": call_id, **tool, "arguments": arguments}
+    target = target_of(name, request)
+    if target["type"] == "custom_tool_call":
+        return {"id": "ctc_", "status": status, "call_id": call_id, **target, "input": text_of(arguments)}
+    return {"id": "fc_", "status": status, "call_id": call_id, **target, "arguments": arguments}
 
 
 def sealed_item(sealed: str) -> Item:
-    """A thought that only who had it can read."""
+    """A reasoning item with an encrypted thought."""
     return {"id": "rs_", "type": "reasoning", "summary": [], "encrypted_content": sealed, "status": "completed"}
 
 

@@ -1,4 +1,4 @@
-"""Chunks as the Responses API's typed events, numbered in sequence."""
+"""Writes chunks as the Responses API's typed events, numbered in sequence."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import msgspec
 
 from gateway.errors import HeadgateError
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.call_ids import carrier, sealed
+from gateway.wire.call_ids import carrier, seal
 from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, Logprobs, Search, TokenLogprob, ToolDelta
-from gateway.wire.citations import cited
+from gateway.wire.citations import response_annotations
 from gateway.wire.errors import error_code
 from gateway.wire.responses import (
     Item,
@@ -35,26 +35,26 @@ _DELTAS = {
     "refusal": "response.refusal.delta",
     "reasoning_text": "response.reasoning_text.delta",
 }
-_CITES = "response.output_text.annotation.added"
+_ANNOTATION_ADDED = "response.output_text.annotation.added"
 _EMPTY: dict[str, Item] = {"function_call": {"arguments": ""}, "custom_tool_call": {"input": ""}}
 _REPLAYED = frozenset({"message", "reasoning", *_EMPTY})
-"""Items whose parts come one by one; of others the API has many, and their own events."""
+"""Types of items that are replayed with their parts; all others are replayed as complete items."""
 _FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
 
 
-class _Served(msgspec.Struct):
+class _TierOnly(msgspec.Struct):
     service_tier: str | None = None
 
 
-_decode_served = msgspec.json.Decoder(_Served).decode
+_decode_tier = msgspec.json.Decoder(_TierOnly).decode
 
 
 class ResponsesWriter:
-    """A text-like item is open at a time; calls stay open beside one another until the end."""
+    """Keeps one item of text or thoughts open at a time; calls all stay open until the end."""
 
     __slots__ = (
-        "_before", "_calls", "_cited", "_late", "_logprobs", "_open", "_output", "_parts", "_request", "_response",
-        "_said", "_sequence", "_started", "_told",
+        "_annotations", "_before", "_call_extras", "_calls", "_early_annotations", "_logprobs", "_open", "_output",
+        "_parts", "_request", "_response", "_sequence", "_started", "_text_extra",
     )  # fmt: skip
 
     def __init__(self, model: str, request: Raw) -> None:
@@ -67,22 +67,22 @@ class ResponsesWriter:
         self._started = False
         self._output: Items = []
         self._open: tuple[int, str] | None = None
-        """Output index and part type of the open text-like item."""
+        """Output index and part type of the open item of text or thoughts."""
         self._parts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        """Of the open text's tokens, where the upstream gives them."""
-        self._cited: Items = []
-        """Of the open text."""
-        self._told: Items = []
-        """What came before the text that it is of."""
+        """Log-probabilities of the open text's tokens, where the upstream reports them."""
+        self._annotations: Items = []
+        """Annotations of the open text."""
+        self._early_annotations: Items = []
+        """Annotations that came before the text that they belong to."""
         self._before = 0
-        """Characters of the texts before it, which an answer's citations count too."""
-        self._said: dict[str, Any] | None = None
-        """What came beside the text, to be given back with it."""
-        self._late: dict[str, Any] = {}
-        """The same of calls, by their ids, where it came after those."""
+        """Characters of the texts before the open one: chat's citations count from the start of the answer."""
+        self._text_extra: dict[str, Any] | None = None
+        """The `extra_content` of the text, which the client must return with it."""
+        self._call_extras: dict[str, Any] = {}
+        """The `extra_content` of calls, by id, that came after the id had been sent."""
         self._calls: dict[int, tuple[int, list[str]]] = {}
-        """Call index to output index and argument pieces."""
+        """Output index and argument pieces of each call, by its index in the stream."""
 
     def write(self, chunk: Chunk) -> bytes:
         out = b"" if self._started else self._start()
@@ -104,14 +104,14 @@ class ResponsesWriter:
         if delta.content:
             out += self._grow("output_text", delta.content, choice.logprobs)
         if delta.annotations:
-            self._told += cited(delta.annotations, self._before)
-        if self._told and self._open is not None and self._open[1] == "output_text":
+            self._early_annotations += response_annotations(delta.annotations, self._before)
+        if self._early_annotations and self._open is not None and self._open[1] == "output_text":
             out += self._cite()
         if delta.refusal:
             out += self._grow("refusal", delta.refusal)
         if isinstance(delta, Search):
             out += self._search(delta)
-        self._said = delta.extra_content or self._said
+        self._text_extra = delta.extra_content or self._text_extra
         for tool in delta.tool_calls or ():
             out += self._write_tool(tool)
         return out
@@ -119,11 +119,11 @@ class ResponsesWriter:
     def _cite(self) -> bytes:
         out = b""
         assert self._open is not None
-        for one in self._told:
-            place = {**self._place(self._open[0]), "content_index": 0, "annotation_index": len(self._cited)}
-            out += self._event(_CITES, **place, annotation=one)
-            self._cited.append(one)
-        self._told = []
+        for one in self._early_annotations:
+            place = {**self._place(self._open[0]), "content_index": 0, "annotation_index": len(self._annotations)}
+            out += self._event(_ANNOTATION_ADDED, **place, annotation=one)
+            self._annotations.append(one)
+        self._early_annotations = []
         return out
 
     def _grow(self, part: str, text: str, logprobs: Logprobs | None = None) -> bytes:
@@ -142,7 +142,7 @@ class ResponsesWriter:
         item = reasoning_item("") if part == "reasoning_text" else message_item("", "", "in_progress")
         item |= {"content": [], "status": "in_progress"}
         index = len(self._output)
-        self._open, self._parts, self._logprobs, self._cited = (index, part), [], [], []
+        self._open, self._parts, self._logprobs, self._annotations = (index, part), [], [], []
         out = self._add(placed(item, self._response["id"], index))
         empty = _part(part, "")
         return out + self._event(
@@ -169,8 +169,8 @@ class ResponsesWriter:
         whole = _part(part, text) | extra
         if part == "output_text":
             self._before += len(text)
-        if self._cited:
-            whole["annotations"] = self._cited
+        if self._annotations:
+            whole["annotations"] = self._annotations
         out += self._event("response.content_part.done", **place, content_index=0, part=whole)
         return out + self._done(index, content=[whole], status=status)
 
@@ -182,18 +182,18 @@ class ResponsesWriter:
         out = b""
         if tool.index not in self._calls:
             name = tool.function.name if tool.function else None
-            call_id = sealed(tool.id or new_id("call_"), tool.extra_content)
+            call_id = seal(tool.id or new_id("call_"), tool.extra_content)
             call = call_item(call_id, name or "", "", self._request, "in_progress")
             out = self._close() + self._add(placed(call, self._response["id"], len(self._output)))
             self._calls[tool.index] = (len(self._output) - 1, [])
         elif tool.extra_content:
-            self._late[self._output[self._calls[tool.index][0]]["call_id"]] = tool.extra_content
+            self._call_extras[self._output[self._calls[tool.index][0]]["call_id"]] = tool.extra_content
         index, parts = self._calls[tool.index]
         if tool.function and tool.function.arguments:
             parts.append(tool.function.arguments)
             delta = tool.function.arguments
             if self._output[index]["type"] == "custom_tool_call":
-                return out  # its text lies inside what the model writes, and is known when that is whole
+                return out  # the text is inside the model's JSON, so it is known only once that is complete
             out += self._event("response.function_call_arguments.delta", **self._place(index), delta=delta)
         return out
 
@@ -232,22 +232,22 @@ class ResponsesWriter:
         out = b"" if self._started else self._start()
         status = "incomplete" if seen.finish_reason in ("length", "content_filter") else "completed"
         if not self._calls and all(item["type"] != "message" for item in self._output):
-            out += self._close() + self._begin("output_text")  # an answer is a message, and be it an empty one
+            out += self._close() + self._begin("output_text")  # an answer has a message, even if it is empty
         out += self._close(status) + self._close_calls(status)
         self._calls = {}
-        if sealed_thought := carrier(self._said, self._late):
+        if sealed_thought := carrier(self._text_extra, self._call_extras):
             index = len(self._output)
             out += self._add(placed(sealed_item(sealed_thought), self._response["id"], index)) + self._done(index)
         response = self.whole(seen)
         return out + self._event(f"response.{response['status']}", response=response)
 
     def whole(self, seen: Seen) -> dict[str, Any]:
-        """The response as the last event has it; after `tail`."""
-        tier = _tier(seen.told_usage)
+        """The response in the last event; may be called after `tail`."""
+        tier = _tier(seen.usage_payload)
         return finish_response(self._response, self._output, seen.finish_reason, seen.usage, tier)
 
     def error(self, exc: HeadgateError) -> bytes:
-        """`response.failed`; its code is one of the API's own few."""
+        """The event `response.failed`, whose code must be one of the API's own."""
         out = b"" if self._started else self._start()
         code = "rate_limit_exceeded" if error_code(exc) == "rate_limit_exceeded" else "server_error"
         error = {"code": code, "message": exc.message}
@@ -256,11 +256,13 @@ class ResponsesWriter:
 
     @property
     def id(self) -> str:
-        """The response's."""
+        """Id of the response."""
         return str(self._response["id"])
 
     def resume(self, response: bytes, sequence: int) -> None:
-        """Go on behind events that others wrote: the response as it began, and the last event's number."""
+        """Continue after events that were passed on. `response`: the last one that they held, or empty. `sequence`: the
+        last event's number.
+        """
         if response:
             self._response = {**msgspec.json.decode(response), "id": self.id}
             self._sequence, self._started = sequence + 1, True
@@ -289,7 +291,7 @@ class ResponsesWriter:
         out = self._event("response.content_part.added", **place, part=_part(kind, ""))
         out += self._event(_DELTAS[kind], **place, delta=text, **extra)
         for at, one in enumerate(part.get("annotations") or ()):
-            out += self._event(_CITES, **place, annotation_index=at, annotation=one)
+            out += self._event(_ANNOTATION_ADDED, **place, annotation_index=at, annotation=one)
         out += self._event(
             _DELTAS[kind].replace(".delta", ".done"), **place, **{_FIELDS[kind]: text}, **extra
         )
@@ -302,9 +304,9 @@ class ResponsesWriter:
 
 
 def _tier(chunk: bytes) -> str | None:
-    """What a chat's chunk says of the service tier, where that can be read: an answer is not lost for it."""
+    """The service tier of a chat's chunk; None where there is none, or it can't be read, which is no reason to fail."""
     try:
-        return _decode_served(chunk).service_tier
+        return _decode_tier(chunk).service_tier
     except BAD_JSON:
         return None
 
@@ -316,7 +318,7 @@ def _part(kind: str, text: str) -> dict[str, Any]:
 
 
 def replay_response(response: dict[str, Any]) -> bytes:
-    """A stored response as its stream, with its own ids."""
+    """A stored response as a stream, with its own ids."""
     writer = ResponsesWriter("", {})
     writer._response = response | {"status": "in_progress", "output": [], "usage": None}
     events = [writer._start()]

@@ -1,18 +1,28 @@
-"""What has been seen of a streamed answer: enough to bill it, judge it and know whether it ended.
+"""What has been seen of a streamed answer: enough to bill it, judge it and know whether it is complete.
 
-Fed with chunks of any upstream dialect. Parts accumulate in lists and are joined when asked for, so a chunk
-costs well under a microsecond here.
+It takes chunks of any upstream dialect. Parts are kept in lists and joined on demand, so a chunk costs well under a
+microsecond here.
 """
 
 from __future__ import annotations
 
-from gateway.wire.chunk import FINISHES, LOST, Choice, Chunk, LogprobSummary, Peek, ToolDelta, lost, tells_another
+from gateway.wire.chunk import (
+    FAILED_FINISHES,
+    FINISHES,
+    Choice,
+    Chunk,
+    LogprobSummary,
+    Peek,
+    ToolDelta,
+    begins_new_call,
+    failure_of,
+)
 from gateway.wire.hosted_tools import Runs
 from gateway.wire.usage import Usage
 
 
 class ToolCall:
-    """One call as far as it has come."""
+    """One tool call, as far as it has been received."""
 
     __slots__ = ("arguments", "id", "name")
 
@@ -23,11 +33,11 @@ class ToolCall:
 
 
 class Seen:
-    """Accumulates the first choice's content, every choice's end, and usage."""
+    """Accumulates the first choice's content, every choice's finish reason, and the usage."""
 
     __slots__ = (
         "_slots", "counted", "finish_reason", "id", "logprobs", "model", "open", "other_chars", "other_endings",
-        "ran", "refusals", "started", "stop_sequence", "texts", "thoughts", "tier", "told_usage", "tools", "usage",
+        "ran", "refusals", "started", "stop_sequence", "texts", "thoughts", "tier", "tools", "usage", "usage_payload",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -35,7 +45,7 @@ class Seen:
         self.model = ""
         self.started = False
         self.open: dict[int, bool] = {}
-        """Choice index to whether it has ended."""
+        """Whether each choice, by its index, has ended."""
         self.finish_reason = ""
         self.other_endings: list[str] = []
         self.other_chars = 0
@@ -47,18 +57,18 @@ class Seen:
         self._slots: dict[int, int] = {}
         self.logprobs = LogprobSummary()
         self.usage = Usage()
-        """Without `ran`."""
+        """Usage without the tool runs of `ran`."""
         self.ran = Runs()
-        """Tools of the provider's own: paid, even if no end comes."""
+        """Runs of the provider's hosted tools, which are billed even if the stream breaks off."""
         self.tier = ""
-        self.told_usage = b""
-        """Chat's last event that tells usage."""
+        self.usage_payload = b""
+        """The last event of a chat stream that reports usage."""
         self.counted = True
-        """False: usage is from the answer's start and knows nothing of the rest."""
+        """False: the usage was reported at the start of the answer and doesn't include its output."""
 
     @property
     def ended(self) -> bool:
-        """Every choice seen has a finish reason."""
+        """Whether every choice has a finish reason."""
         return bool(self.open) and all(self.open.values())
 
     def take(self, chunk: Chunk) -> None:
@@ -75,8 +85,8 @@ class Seen:
                 self.open[index] = True
                 if chunk.x_groq is not None and not self.usage.known:
                     self.usage = Usage.from_openai(chunk.x_groq.get("usage"))
-                if choice.finish_reason in LOST and chunk.error is None:
-                    chunk.error = lost(choice)
+                if choice.finish_reason in FAILED_FINISHES and chunk.error is None:
+                    chunk.error = failure_of(choice)
                 if index:
                     self.other_endings.append(choice.finish_reason)
             elif index not in self.open:
@@ -112,9 +122,11 @@ class Seen:
             self.ran.executed(delta.executed_tools)
 
     def _take_tool(self, tool: ToolDelta) -> None:
-        """Some providers number every call 0: a new id is a new call, or a new name. The delta is renumbered."""
+        """Add a piece of a call, and set its index to the call's place. Some providers give every call the index 0, so
+        a new id, or a new name, begins a new call.
+        """
         slot = self._slots.get(tool.index)
-        if slot is None or (tool.id and tool.id != self.tools[slot].id) or self._is_another(tool, self.tools[slot]):
+        if slot is None or (tool.id and tool.id != self.tools[slot].id) or self._is_new_call(tool, self.tools[slot]):
             slot = self._slots[tool.index] = self._slot_of(tool.id)
         tool.index = slot
         call = self.tools[slot]
@@ -123,9 +135,9 @@ class Seen:
             if tool.function.arguments:
                 call.arguments.append(tool.function.arguments)
 
-    def _is_another(self, tool: ToolDelta, call: ToolCall) -> bool:
+    def _is_new_call(self, tool: ToolDelta, call: ToolCall) -> bool:
         name = tool.function.name if tool.function is not None else None
-        return bool(name) and tells_another(tool.id, name, call.name, "".join(call.arguments))
+        return bool(name) and begins_new_call(tool.id, name, call.name, "".join(call.arguments))
 
     def _slot_of(self, call_id: str | None) -> int:
         for slot, call in enumerate(self.tools):

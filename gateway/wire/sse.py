@@ -1,8 +1,8 @@
-"""Server-sent events cut out of a byte stream that may be split anywhere.
+"""Splits a byte stream, which may be cut anywhere, into server-sent events.
 
-Events are handed on as the bytes they came in, terminator included, so a relay can pass them untouched. Lines
-end with LF, CRLF or CR (HTML standard, 9.2.6). An event beyond `max_event_bytes` is refused: a peer that
-never ends one must not fill our memory.
+Events are returned in the bytes they came in, terminator included, so a relay can pass them on unchanged. Lines end
+with LF, CRLF or CR (HTML standard, 9.2.6). An event longer than `max_event_bytes` is refused, so that a peer that never
+ends one can't fill the memory.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")  # atomic: the CR and LF of one CRLF are not two line ends
 BOM = b"\xef\xbb\xbf"
 COMMENT = b": still here\n\n"
-"""Nothing to whoever reads events, a sign of life to what stands between."""
+"""A comment that keeps the connection alive; readers of events ignore it."""
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 
 class EventTooLong(ValueError):
-    """One event is longer than the bound."""
+    """An event is longer than `max_event_bytes`."""
 
 
 class Splitter:
-    """Incremental; `feed` returns the events that are now complete."""
+    """Splits incrementally: `feed` returns the events that are now complete, and raises EventTooLong."""
 
     __slots__ = ("_held", "_max_bytes", "_scanned")
 
@@ -59,13 +59,13 @@ class Splitter:
         return event
 
     def flush(self) -> bytes:
-        """What is left at the end of the stream: an event without its blank line, or nothing."""
+        """The rest at the end of the stream: an event without its blank line, or b""."""
         held, self._held, self._scanned = self._held, b"", 0
         return held
 
 
 def data_of(event: bytes) -> bytes | None:
-    """The event's data, lines joined by LF; None when it has none (a comment, a bare `event:`)."""
+    """The event's data, with lines joined by LF; None where it has none (a comment, or a bare `event:`)."""
     start = 6
     if event.startswith(b"event: "):
         start += event.find(b"\n") + 1
@@ -80,7 +80,7 @@ def data_of(event: bytes) -> bytes | None:
 
 
 def name_of(event: bytes) -> bytes:
-    """The event's `event:` field; empty when it has none."""
+    """The event's `event:` field; empty where it has none."""
     return next((value for name, value in _fields(event) if name == b"event"), b"")
 
 
@@ -94,7 +94,7 @@ def _fields(event: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def frame(payload: bytes, name: str = "") -> bytes:
-    """One event of JSON data, which holds no line end."""
+    """Encode one event. The payload is JSON without line ends."""
     if name:
         return b"event: " + name.encode() + b"\ndata: " + payload + b"\n\n"
     return b"data: " + payload + b"\n\n"

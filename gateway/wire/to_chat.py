@@ -1,4 +1,4 @@
-"""Requests of completions and messages as chat requests, and what all that becomes chat shares."""
+"""Translates requests of completions and messages into chat's, with what other translations into chat share."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from typing import Any
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
-from gateway.wire.call_ids import call_of, give_back, opened
+from gateway.wire.call_ids import call_of, restore, unseal
 
 Json = dict[str, Any]
-_PASSED = ("model", "stream", "temperature", "top_p", "user", "seed", "headgate")
-_PASSED_COMPLETIONS = (
+_KEPT = ("model", "stream", "temperature", "top_p", "user", "seed", "headgate")
+_KEPT_COMPLETIONS = (
     "n", "stop", "max_tokens", "frequency_penalty", "presence_penalty", "logit_bias", "stream_options",
 )  # fmt: skip
 _OPAQUE = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 HOSTED = "the gateway's setting `hosted_tools` can leave such tools out"
-_SPOKEN = ("text", "tool_use", "thinking", "redacted_thinking")
-"""Blocks of an assistant's turn that another API has a word for, or can do without."""
+_TRANSLATED = ("text", "tool_use", "thinking", "redacted_thinking")
+"""Types of an assistant's blocks that can be translated or left out."""
 
 
 def refuse(param: str, why: str) -> CallerError:
     return CallerError(f"'{param}': {why}", param=param, code="unsupported_parameter")
 
 
-def passed(raw: Raw, *names: str) -> Raw:
-    return {name: raw[name] for name in (*_PASSED, *names) if name in raw}
+def kept(raw: Raw, *names: str) -> Raw:
+    return {name: raw[name] for name in (*_KEPT, *names) if name in raw}
 
 
 def opaque(user: str) -> str:
-    """A user's name as every API takes it: OpenAI and others limit its length and signs, Anthropic wants no address."""
+    """A user's name in a form that every API accepts: others are hashed, since OpenAI and others limit its length and
+    characters, and Anthropic wants no e-mail address.
+    """
     return user if _OPAQUE.fullmatch(user) else sha256(user.encode()).hexdigest()
 
 
 def refuse_set(raw: Raw, names: tuple[str, ...], why: str) -> None:
-    """Refuse fields that are there and neither null nor their neutral value."""
+    """Raises CallerError for a field that is present and neither null nor neutral (0, false or empty)."""
     for name in names:
         if is_set(raw, name) and bytes(raw[name]).strip() not in (
             b"0",
@@ -49,29 +51,33 @@ def refuse_set(raw: Raw, names: tuple[str, ...], why: str) -> None:
 
 
 def with_tools(tools: list[Json], choice: Json) -> Json:
-    """Chat refuses an empty list of tools, and a choice among none, even one that says nothing."""
+    """The fields of chat for tools and their choice. Without tools both are left out, as chat refuses them then, unless
+    the choice forces a tool.
+    """
     if tools:
         return {"tools": tools, **choice}
     return {} if choice.get("tool_choice", "auto") in ("auto", "none") else choice
 
 
 def allowed(tools: list[Json], choice: Json) -> tuple[list[Json], str]:
-    """Of these tools those that a choice `allowed_tools` leaves, and its mode; a model isn't shown the others."""
-    given = choice.get("allowed_tools", choice)  # chat has them there
-    mode, named = (given.get("mode"), given.get("tools")) if isinstance(given, dict) else (None, None)
+    """The tools that a `tool_choice` of type `allowed_tools` allows, and its mode; the model isn't sent the others.
+    Raises CallerError.
+    """
+    allowance = choice.get("allowed_tools", choice)  # chat has an object of that name, the Responses API doesn't
+    mode, named = (allowance.get("mode"), allowance.get("tools")) if isinstance(allowance, dict) else (None, None)
     if mode not in ("auto", "required") or not isinstance(named, list):
-        why = "'tool_choice' of type 'allowed_tools' has 'mode' ('auto' or 'required') and 'tools'."
-        raise CallerError(why, param="tool_choice", code="invalid_value")
-    wanted = [_identity(tool) for tool in named]
-    left = [tool for tool in tools if _identity(tool) in wanted]
-    if not left or any(one not in map(_identity, left) for one in wanted):
-        why = "'tool_choice' allows a tool that isn't among 'tools'."
-        raise CallerError(why, param="tool_choice", code="invalid_value")
+        message = "'tool_choice' of type 'allowed_tools' has 'mode' ('auto' or 'required') and 'tools'."
+        raise CallerError(message, param="tool_choice", code="invalid_value")
+    identities = [_identity(tool) for tool in named]
+    left = [tool for tool in tools if _identity(tool) in identities]
+    if not left or any(one not in map(_identity, left) for one in identities):
+        message = "'tool_choice' allows a tool that isn't among 'tools'."
+        raise CallerError(message, param="tool_choice", code="invalid_value")
     return left, mode
 
 
 def _identity(tool: Any) -> Any:
-    """Type and name, wherever the API has it."""
+    """Type and name of a tool in chat or in the Responses API."""
     if not isinstance(tool, dict):
         return None
     function = tool.get("function")
@@ -82,7 +88,7 @@ def _identity(tool: Any) -> Any:
 
 
 def completions_to_chat(raw: Raw) -> Raw:
-    """One text prompt becomes one user message."""
+    """Translate a completions request; its text prompt becomes a user message. Raises CallerError."""
     refuse_set(raw, ("suffix", "echo", "logprobs"), "this model has no text completion API.")
     if read(raw, "best_of", int, 1) > 1:
         raise refuse("best_of", "this model has no text completion API.")
@@ -92,7 +98,7 @@ def completions_to_chat(raw: Raw) -> Raw:
             raise refuse("prompt", "this model takes one prompt of text, not tokens or several prompts.")
         prompt = prompt[0]
     messages = [{"role": "user", "content": prompt}]
-    return passed(raw, *_PASSED_COMPLETIONS) | to_raw({"messages": messages})
+    return kept(raw, *_KEPT_COMPLETIONS) | to_raw({"messages": messages})
 
 
 # messages
@@ -101,10 +107,10 @@ def completions_to_chat(raw: Raw) -> Raw:
 def messages_to_chat(raw: Raw) -> Raw:
     refuse_set(raw, ("container", "mcp_servers"), "this model's API has no equivalent.")
     for edit in read(raw, "context_management", Json, {}).get("edits") or ():
-        if not str(edit.get("type")).startswith("clear_thinking"):  # another API's model is shown none anyway
+        if not str(edit.get("type")).startswith("clear_thinking"):  # thinking is left out anyway
             raise refuse("context_management", f"this model's API has no edit {edit.get('type')!r}.")
     if read(raw, "inference_geo", str, "global") != "global":
-        raise refuse("inference_geo", "this model's API can't be bound to a region.")
+        raise refuse("inference_geo", "this model's API can't be restricted to a region.")
     if read(raw, "max_tokens", int, 1) == 0:
         raise refuse("max_tokens", "this model's API can't read a prompt without answering it.")
     messages: list[Json] = []
@@ -125,7 +131,7 @@ def messages_to_chat(raw: Raw) -> Raw:
     user = read(raw, "metadata", Json, {}).get("user_id")
     if isinstance(user, str):
         fields["user"] = opaque(user)
-    return passed(raw) | to_raw(fields)
+    return kept(raw) | to_raw(fields)
 
 
 def _joined(content: Any, param: str) -> str:
@@ -154,10 +160,12 @@ def _from_anthropic(message: Json) -> list[Json]:
 
 
 def _assistant_turn(blocks: list[Json]) -> list[Json]:
-    """Thinking is left out: only who thought it can read its signature. What chat gave with it goes back."""
+    """An assistant's turn. Thinking is left out, since only its own provider can read its signature; `extra_content`
+    that an upstream's chat sent is restored.
+    """
     for block in blocks:
-        if block.get("type") not in _SPOKEN:
-            raise refuse("messages", f"this model can't be given a block of type {block.get('type')!r}.")
+        if block.get("type") not in _TRANSLATED:
+            raise refuse("messages", f"this model doesn't accept a block of type {block.get('type')!r}.")
     texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
     turn: Json = {"role": "assistant", "content": "".join(texts) or None}
     calls = [_call_from_anthropic(block) for block in blocks if block.get("type") == "tool_use"]
@@ -167,7 +175,7 @@ def _assistant_turn(blocks: list[Json]) -> list[Json]:
         turn["content"] = ""
     for block in blocks:
         if block.get("type") == "redacted_thinking":
-            give_back(turn, block.get("data"))
+            restore(turn, block.get("data"))
     return [turn]
 
 
@@ -177,8 +185,8 @@ def _call_from_anthropic(block: Json) -> Json:
 
 
 def _user_turn(blocks: list[Json]) -> list[Json]:
-    """Tool results become messages of their own, before what the user says; what isn't text in them goes with the user.
-    That one is an error is said in words, as chat has no mark for it.
+    """A user's turn. Tool results become messages of their own before it, and their parts that aren't text go into the
+    user's message. An error is marked by the text `Error:`, as chat has no field for it.
     """
     results: list[Json] = []
     parts: list[Json] = []
@@ -186,12 +194,12 @@ def _user_turn(blocks: list[Json]) -> list[Json]:
         if block.get("type") != "tool_result":
             parts += _parts_from_anthropic(block)
             continue
-        given = _parts_of(block.get("content"))
-        parts += [part for part in given if part["type"] != "text"]
-        tool_id, _ = opened(str(block.get("tool_use_id", "")))
-        said = "\n".join(part["text"] for part in given if part["type"] == "text")
-        said = f"Error: {said}" if block.get("is_error") else said
-        results.append({"role": "tool", "tool_call_id": tool_id, "content": said})
+        result_parts = _parts_of(block.get("content"))
+        parts += [part for part in result_parts if part["type"] != "text"]
+        tool_id, _ = unseal(str(block.get("tool_use_id", "")))
+        text = "\n".join(part["text"] for part in result_parts if part["type"] == "text")
+        text = f"Error: {text}" if block.get("is_error") else text
+        results.append({"role": "tool", "tool_call_id": tool_id, "content": text})
     if not parts:
         return results
     only_text = all(part["type"] == "text" for part in parts) and len(parts) == 1
@@ -205,15 +213,15 @@ def _parts_from_anthropic(block: Json) -> list[Json]:
     if kind == "search_result":
         _refuse_citing(block)
         return [*_texts(block.get("title"), block.get("source")), *_parts_of(block.get("content"))]
-    held = source.get("type") if isinstance(source, dict) else None
-    if kind == "image" and held == "url":
+    source_type = source.get("type") if isinstance(source, dict) else None
+    if kind == "image" and source_type == "url":
         return [{"type": "image_url", "image_url": {"url": source["url"]}}]
-    if kind == "image" and held == "base64":
+    if kind == "image" and source_type == "base64":
         return [{"type": "image_url", "image_url": {"url": _data_url(source)}}]
-    if kind == "document" and held in ("text", "base64", "content"):
+    if kind == "document" and source_type in ("text", "base64", "content"):
         return _document(block, source)
-    whose = f" with a source of type {held!r}" if held else ""
-    raise refuse("messages", f"this model can't be given a block of type {kind!r}{whose}.")
+    source_note = f" with a source of type {source_type!r}" if source_type else ""
+    raise refuse("messages", f"this model doesn't accept a block of type {kind!r}{source_note}.")
 
 
 def _parts_of(content: Any) -> list[Json]:
@@ -228,7 +236,7 @@ def _refuse_citing(block: Json) -> None:
 
 
 def _document(block: Json, source: Json) -> list[Json]:
-    """What it is called and what is said of it come before it."""
+    """A document as chat's parts, preceded by its title and context."""
     _refuse_citing(block)
     title, context = block.get("title"), block.get("context")
     if source["type"] != "base64":
@@ -237,12 +245,12 @@ def _document(block: Json, source: Json) -> list[Json]:
     return [*_texts(context), {"type": "file", "file": file}]
 
 
-def _texts(*said: Any) -> list[Json]:
-    return [_text(one) for one in said if one]
+def _texts(*values: Any) -> list[Json]:
+    return [_text(one) for one in values if one]
 
 
-def _text(said: Any) -> Json:
-    return {"type": "text", "text": str(said)}
+def _text(value: Any) -> Json:
+    return {"type": "text", "text": str(value)}
 
 
 def _data_url(source: Json) -> str:
@@ -256,7 +264,7 @@ def _tool_from_anthropic(tool: Json) -> Json:
     if "description" in tool:
         function["description"] = tool["description"]
     if "strict" in tool:
-        function["strict"] = tool["strict"] and _is_closed(function["parameters"])
+        function["strict"] = tool["strict"] and _is_strict(function["parameters"])
     return {"type": "function", "function": function}
 
 
@@ -283,20 +291,20 @@ def _effort_and_format(raw: Raw) -> Json:
     config = read(raw, "output_config", Json, {})
     if config.get("effort") and thinking.get("type") != "disabled":
         fields["reasoning_effort"] = config["effort"]
-    wanted = config.get("format")
-    if isinstance(wanted, dict):
-        schema = wanted.get("schema") or {}
-        named = {"name": "answer", "schema": schema, "strict": _is_closed(schema)}
+    answer_format = config.get("format")
+    if isinstance(answer_format, dict):
+        schema = answer_format.get("schema") or {}
+        named = {"name": "answer", "schema": schema, "strict": _is_strict(schema)}
         fields["response_format"] = {"type": "json_schema", "json_schema": named}
     return fields
 
 
-def _is_closed(schema: Any) -> bool:
-    """Every object has each of its properties and no others, as OpenAI demands of a strict schema; Anthropic lets a
-    property be absent.
+def _is_strict(schema: Any) -> bool:
+    """Whether every object in the schema requires all its properties and allows no others, as OpenAI demands of a
+    strict schema; Anthropic's API allows optional properties.
     """
     if isinstance(schema, list):
-        return all(_is_closed(one) for one in schema)
+        return all(_is_strict(one) for one in schema)
     if not isinstance(schema, dict):
         return True
     properties = schema.get("properties")
@@ -304,4 +312,4 @@ def _is_closed(schema: Any) -> bool:
         required = set(schema.get("required") or ())
         if not properties.keys() <= required or schema.get("additionalProperties") is not False:
             return False
-    return all(_is_closed(one) for one in schema.values())
+    return all(_is_strict(one) for one in schema.values())

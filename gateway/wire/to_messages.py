@@ -1,7 +1,7 @@
-"""Chat requests as Anthropic's.
+"""Translates chat requests into Anthropic's.
 
-`thinking`, `cache_control` and a file's `citations` are Anthropic's own words, which OpenAI's clients can say too
-(`extra_body`, any part or tool); they pass as they came.
+`thinking`, `cache_control` and a file's `citations` are Anthropic's own fields, which OpenAI's clients can send as well
+(in `extra_body`, a part or a tool); they are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import msgspec
 
 from gateway.errors import CallerError
 from gateway.wire.body import Raw, encode_json, is_set, read, to_raw
-from gateway.wire.call_ids import holds_sealed, is_carrier, opened
+from gateway.wire.call_ids import holds_sealed, is_carrier, unseal
 from gateway.wire.chunk import BAD_JSON
-from gateway.wire.citations import own_citations
+from gateway.wire.citations import anthropics_own
 from gateway.wire.to_chat import allowed, opaque, refuse, refuse_set
 from gateway.wire.web_search import chat_search
 
@@ -27,7 +27,7 @@ _IMPOSSIBLE = (
     "frequency_penalty", "presence_penalty", "logit_bias", "audio", "moderation",
 )  # fmt: skip
 _FOREIGN = re.compile(r"[^a-zA-Z0-9_-]")
-"""What Anthropic takes in no id of a call, and others write: `functions.now:0`."""
+"""Characters that Anthropic refuses in a call's id, and that other APIs use: `functions.now:0`."""
 _EFFORTS = {
     "minimal": "low",
     "low": "low",
@@ -39,20 +39,22 @@ _EFFORTS = {
 
 
 def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS, search: Json | None = None) -> Raw:
-    """`search`: Anthropic's tool for the web search that was asked for in other words than chat's."""
+    """Translate a request. Raises CallerError for what can't be translated. `search`: Anthropic's tool for a web search
+    that another surface than chat requested.
+    """
     refuse_set(raw, _IMPOSSIBLE, "this model's API has no equivalent.")
     refuse_set(raw, ("functions", "function_call"), "is deprecated; send 'tools' and 'tool_choice'.")
     if read(raw, "n", int, 1) > 1:
-        raise refuse("n", "this model gives one answer a request.")
+        raise refuse("n", "this model gives one answer per request.")
     if "audio" in read(raw, "modalities", list[str], []):
         raise refuse("modalities", "this model gives no audio.")
-    fields: Json = _conversation([*read(raw, "messages", list[Json], []), *_asked_for_json(raw)])
+    fields: Json = _conversation([*read(raw, "messages", list[Json], []), *_json_instruction(raw)])
     fields["max_tokens"] = _limit(raw, max_tokens)
     if is_set(raw, "stop"):
         stop: Any = read(raw, "stop", str | list[str], "")  # type: ignore[arg-type]
         fields["stop_sequences"] = sequences = [stop] if isinstance(stop, str) else stop
         if not all(map(str.strip, sequences)):
-            raise refuse("stop", "this model can't stop at nothing but white space.")
+            raise refuse("stop", "this model can't stop at a text of only white space.")
     search = search or chat_search(raw)
     if search or is_set(raw, "tools"):
         tools = read(raw, "tools", list[Json], [])
@@ -73,37 +75,37 @@ def chat_to_messages(raw: Raw, max_tokens: int = DEFAULT_MAX_TOKENS, search: Jso
 
 
 def signed(messages: msgspec.Raw) -> msgspec.Raw:
-    """A conversation of Anthropic's without what other APIs' models left in it: thinking, which nobody signed and
-    Anthropic refuses, what their calls' ids carry, and what they cited; the same object where there is none.
+    """Messages of Anthropic's API without what other APIs' models left in them and Anthropic refuses: unsigned
+    thinking, signatures sealed into the calls' ids, and citations. The same object where there is none.
     """
     text = memoryview(messages).tobytes()
-    thought = b'"signature":' in text and any(mark in text for mark in _UNSIGNED)
-    if not thought and not holds_sealed(text):
+    has_unsigned = b'"signature":' in text and any(mark in text for mark in _UNSIGNED)
+    if not has_unsigned and not holds_sealed(text):
         return messages
     turns: list[Any] = msgspec.json.decode(text)
     for turn in turns:
         if isinstance(turn, dict) and isinstance(turn.get("content"), list):
-            turn["content"] = [_plain(block) for block in turn["content"] if not _unsigned(block)]
+            turn["content"] = [_without_foreign(block) for block in turn["content"] if not _is_unsigned(block)]
     return msgspec.Raw(encode_json([turn for turn in turns if turn.get("content") != []]))
 
 
-def _plain(block: Any) -> Any:
+def _without_foreign(block: Any) -> Any:
     if not isinstance(block, dict):
         return block
     named = {name: block[name] for name in ("id", "tool_use_id") if isinstance(block.get(name), str)}
-    plain = {**block, **{name: opened(value)[0] for name, value in named.items()}}
-    return {**plain, "citations": own_citations(block["citations"])} if block.get("citations") else plain
+    plain = {**block, **{name: unseal(value)[0] for name, value in named.items()}}
+    return {**plain, "citations": anthropics_own(block["citations"])} if block.get("citations") else plain
 
 
-def _unsigned(block: Any) -> bool:
+def _is_unsigned(block: Any) -> bool:
     if not isinstance(block, dict):
         return False
     is_ours = block.get("type") == "redacted_thinking" and is_carrier(block.get("data"))
     return is_ours or (block.get("type") == "thinking" and block.get("signature") == "")
 
 
-def _asked_for_json(raw: Raw) -> list[Json]:
-    """Anthropic's API can only hold an answer to a schema; where there is none, the model is asked."""
+def _json_instruction(raw: Raw) -> list[Json]:
+    """An instruction to answer in JSON where the request wants JSON without a schema, as the API can't enforce that."""
     if read(raw, "response_format", Json, {}).get("type") != "json_object":
         return []
     return [{"role": "system", "content": "Answer with one JSON object and nothing else."}]
@@ -117,8 +119,8 @@ def _limit(raw: Raw, default: int) -> int:
 
 
 def _conversation(messages: list[Json]) -> Json:
-    """System texts go to the top; neighbours of one role join, as tool results must stay together. Where nobody else
-    says anything, they are what is asked: Anthropic answers no prompt without a turn.
+    """The fields `messages` and `system`. Consecutive turns of one role are merged, as tool results must stay together.
+    Without any turn the system text becomes the user's turn, since Anthropic requires one.
     """
     system: list[Json] = []
     turns: list[Json] = []
@@ -134,10 +136,12 @@ def _conversation(messages: list[Json]) -> Json:
             turns.append({"role": role, "content": blocks})
     if not system:
         return {"messages": turns}
-    told: Any = system
+    system_field: Any = system
     if not any("cache_control" in part for part in system):
-        told = "\n\n".join(part["text"] for part in system)
-    return {"messages": turns, "system": told} if turns else {"messages": [{"role": "user", "content": told}]}
+        system_field = "\n\n".join(part["text"] for part in system)
+    if not turns:
+        return {"messages": [{"role": "user", "content": system_field}]}
+    return {"messages": turns, "system": system_field}
 
 
 def _turn(role: str, message: Json) -> tuple[str, list[Json]]:
@@ -145,29 +149,31 @@ def _turn(role: str, message: Json) -> tuple[str, list[Json]]:
     if role == "user":
         return "user", _blocks(content)
     if role == "assistant":
-        return "assistant", _said(message) + [_call(call) for call in message.get("tool_calls") or ()]
+        return "assistant", _assistant_blocks(message) + [_tool_use(call) for call in message.get("tool_calls") or ()]
     if role == "tool":
         result = content if isinstance(content, str) else _blocks(content)
         block = {"type": "tool_result", "tool_use_id": _id(message.get("tool_call_id")), "content": result}
         return "user", [block]
-    raise CallerError(f"Role {role!r} can't be served by this model.", param="messages", code="invalid_value")
+    raise CallerError(f"This model doesn't accept the role {role!r}.", param="messages", code="invalid_value")
 
 
-def _said(message: Json) -> list[Json]:
-    """What a model refused with was said as well."""
+def _assistant_blocks(message: Json) -> list[Json]:
+    """The blocks of an assistant's message; a refusal becomes text."""
     for name in ("audio", "function_call"):
         if message.get(name):
-            raise refuse("messages", f"this model can't be given an answer's {name!r}.")
+            raise refuse("messages", f"this model doesn't accept an answer's {name!r}.")
     refusal = message.get("refusal")
     return _blocks(message.get("content")) + _blocks(refusal if isinstance(refusal, str) else None)
 
 
-def _id(given: Any) -> Any:
-    return _FOREIGN.sub("_", given) if isinstance(given, str) else given
+def _id(value: Any) -> Any:
+    return _FOREIGN.sub("_", value) if isinstance(value, str) else value
 
 
 def _blocks(content: Any) -> list[Json]:
-    """Texts of nothing but white space are left out, which Anthropic refuses, and what another model thought."""
+    """Content as Anthropic's blocks, without texts of only white space, which Anthropic refuses, and without thinking
+    of other models.
+    """
     if content is None:
         return []
     if isinstance(content, str):
@@ -198,9 +204,9 @@ def _block(part: Json) -> Json:
         if source["type"] == "base64" and source["media_type"].startswith("text/"):
             text = b64decode(source["data"]).decode()
             source = {"type": "text", "media_type": "text/plain", "data": text}
-        told = {"title": file.get("filename"), "citations": part.get("citations")}
-        return {"type": "document", "source": source, **{name: value for name, value in told.items() if value}}
-    raise refuse("messages", f"this model can't be given a part of type {kind!r}.")
+        optional = {"title": file.get("filename"), "citations": part.get("citations")}
+        return {"type": "document", "source": source, **{name: value for name, value in optional.items() if value}}
+    raise refuse("messages", f"this model doesn't accept a part of type {kind!r}.")
 
 
 def _source(url: str) -> Json:
@@ -217,19 +223,17 @@ def _source(url: str) -> Json:
     raise CallerError("An image or a file must be an http(s) or a data URL.", param="messages", code="invalid_value")
 
 
-def _call(call: Any) -> Json:
+def _tool_use(call: Any) -> Json:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
-        raise refuse("messages", "only calls of functions can be served by this model.")
+        raise refuse("messages", "this model accepts only calls of functions.")
     try:
-        given = msgspec.json.decode(function.get("arguments") or "{}")
+        tool_input = msgspec.json.decode(function.get("arguments") or "{}")
     except (*BAD_JSON, TypeError):
-        given = None
-    if not isinstance(given, dict):
-        given = {
-            "_raw": function.get("arguments")
-        }  # a model's own bad arguments mustn't end the conversation
-    return {"type": "tool_use", "id": _id(call.get("id")), "name": function.get("name"), "input": given}
+        tool_input = None
+    if not isinstance(tool_input, dict):
+        tool_input = {"_raw": function.get("arguments")}  # a model's own invalid arguments mustn't end the conversation
+    return {"type": "tool_use", "id": _id(call.get("id")), "name": function.get("name"), "input": tool_input}
 
 
 def _tool(tool: Json) -> Json:
@@ -244,24 +248,26 @@ def _tool(tool: Json) -> Json:
     return written
 
 
-def _tool_choice(raw: Raw, given: Any) -> Json:
+def _tool_choice(raw: Raw, requested: Any) -> Json:
     serial = is_set(raw, "parallel_tool_calls") and not read(raw, "parallel_tool_calls", bool, True)
-    if isinstance(given, dict):
-        function = given.get("function")
-        if given.get("type") != "function" or not isinstance(function, dict):
-            raise refuse("tool_choice", f"unknown type {given.get('type')!r}.")
+    if isinstance(requested, dict):
+        function = requested.get("function")
+        if requested.get("type") != "function" or not isinstance(function, dict):
+            raise refuse("tool_choice", f"unknown type {requested.get('type')!r}.")
         choice: Json = {"type": "tool", "name": function.get("name")}
-    elif given in ("", "auto", "required", "none"):
-        choice = {"type": {"required": "any", "none": "none"}.get(given, "auto")}
+    elif requested in ("", "auto", "required", "none"):
+        choice = {"type": {"required": "any", "none": "none"}.get(requested, "auto")}
     else:
-        raise CallerError(f"Unknown 'tool_choice' {given!r}.", param="tool_choice", code="invalid_value")
+        raise CallerError(f"Unknown 'tool_choice' {requested!r}.", param="tool_choice", code="invalid_value")
     if serial and choice["type"] != "none":
         choice["disable_parallel_tool_use"] = True
-    return {"tool_choice": choice} if given or serial else {}
+    return {"tool_choice": choice} if requested or serial else {}
 
 
 def _output_config(raw: Raw, *, thinks: bool) -> Json:
-    """`thinks`: a forced tool is called without thinking, as Anthropic has it; the effort holds all the same."""
+    """The fields for effort and answer format. `thinks`: False for a forced tool, which Anthropic allows only without
+    thinking; the effort is set all the same.
+    """
     fields: Json = {}
     config: Json = {}
     effort = read(raw, "reasoning_effort", str, "")
@@ -275,9 +281,9 @@ def _output_config(raw: Raw, *, thinks: bool) -> Json:
         config["effort"] = _EFFORTS[effort]
         if thinks:
             fields["thinking"] = {"type": "adaptive"}
-    wanted = read(raw, "response_format", Json, {})
-    if wanted.get("type") == "json_schema":
-        schema = wanted.get("json_schema")
+    answer_format = read(raw, "response_format", Json, {})
+    if answer_format.get("type") == "json_schema":
+        schema = answer_format.get("json_schema")
         if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
             raise CallerError(
                 "'response_format' lacks its schema.", param="response_format", code="invalid_value"

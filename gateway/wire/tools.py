@@ -1,6 +1,4 @@
-"""Tools that chat has no word for: those in namespaces, those that take plain text, and those that an API's own
-provider runs.
-"""
+"""Tools that chat lacks: tools in namespaces, custom tools (whose input is plain text) and hosted tools."""
 
 from __future__ import annotations
 
@@ -14,28 +12,28 @@ from gateway.errors import CallerError
 from gateway.wire.body import Raw, read, to_raw
 
 Json = dict[str, Any]
-LONGEST_NAME = 64
-"""Of a function, in every API."""
+MAX_NAME_CHARS = 64
+"""Longest name of a function, in characters, that every API accepts."""
 ADDED = "additional_tools"
-"""Type of an item that offers tools from its place in a conversation on."""
+"""Type of an item that adds tools in the middle of a conversation."""
 _ADDED = f'"{ADDED}"'.encode()
-_OURS = {"responses": ("function", "namespace", "custom"), "messages": (None, "custom")}
-"""Kinds of tools that the client runs, per surface."""
+_CLIENT_TYPES = {"responses": ("function", "namespace", "custom"), "messages": (None, "custom")}
+"""Types of tools that the client runs, per surface."""
 
 
 def folded(namespace: str, name: str) -> str:
-    """What a tool in a namespace is called where there are none."""
+    """The name, in APIs without namespaces, of a tool in a namespace."""
     whole = f"{namespace}__{name}"
-    return whole if len(whole) <= LONGEST_NAME else f"{whole[:55]}_{sha256(whole.encode()).hexdigest()[:8]}"
+    return whole if len(whole) <= MAX_NAME_CHARS else f"{whole[:55]}_{sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def adds_tools(raw: Raw) -> bool:
-    """Whether an item of a Responses request's input offers tools."""
+    """Whether an item in the input of a Responses request adds tools."""
     return _ADDED in memoryview(raw.get("input", b"")).tobytes()
 
 
 def offered(raw: Raw) -> list[Json]:
-    """All tools of a Responses request: its own, and those that items of its input offer."""
+    """All tools of a Responses request: its own, and those that items of its input add. Raises CallerError."""
     tools = read(raw, "tools", list[Json], [])
     for item in _adding(raw):
         tools += item["tools"]
@@ -48,12 +46,12 @@ def _adding(raw: Raw) -> list[Json]:
     for item in found:
         tools = item.get("tools")
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-            raise CallerError(f"An item {ADDED!r} has 'tools'.", param="input", code="invalid_type")
+            raise CallerError(f"An item {ADDED!r} must have a list 'tools'.", param="input", code="invalid_type")
     return found
 
 
 def unfolded(tools: list[Json]) -> Iterator[Json]:
-    """Each tool by itself, those of a namespace under their folded names."""
+    """All tools, with those in a namespace under their folded names."""
     for tool in tools:
         if tool.get("type") != "namespace":
             yield tool
@@ -62,17 +60,17 @@ def unfolded(tools: list[Json]) -> Iterator[Json]:
                 yield {**inner, "name": folded(tool["name"], inner["name"])}
 
 
-def called(item: Json) -> Any:
-    """The name, in chat, of the function that a call's item calls."""
+def chat_name(item: Json) -> Any:
+    """The name in chat of the function that an item calls."""
     return folded(item["namespace"], item["name"]) if item.get("namespace") else item.get("name")
 
 
-def meant(name: str, request: Raw) -> Json:
-    """Of the tool that a model calls by this name: `type` of the call's item, `name`, and `namespace` where the request
-    has it in one.
+def target_of(name: str, request: Raw) -> Json:
+    """The fields of a call's item that name the tool which a model calls by `name`: `type`, `name`, and `namespace` if
+    the request has the tool in one.
     """
-    told = memoryview(request.get("tools", b"")).tobytes()
-    if b'"namespace"' in told or b'"custom"' in told or adds_tools(request):
+    tools_json = memoryview(request.get("tools", b"")).tobytes()
+    if b'"namespace"' in tools_json or b'"custom"' in tools_json or adds_tools(request):
         for tool in offered(request):
             is_space = tool.get("type") == "namespace"
             for inner in (tool.get("tools") or ()) if is_space else (tool,):
@@ -83,38 +81,41 @@ def meant(name: str, request: Raw) -> Json:
 
 
 def as_function(tool: Json) -> Json:
-    """A tool that takes plain text, for models that know functions only: one with a text in it. A grammar, which
-    nobody else can hold a model to, is told it.
+    """A custom tool as a function with one argument, its text. A grammar, which other APIs can't enforce, is put into
+    the description.
     """
-    told, form = [tool.get("description")], tool.get("format") or {}
-    if form.get("type") == "grammar":
-        told.append(f"The input follows this grammar ({form.get('syntax')}):\n{form.get('definition')}")
+    description, input_format = [tool.get("description")], tool.get("format") or {}
+    if input_format.get("type") == "grammar":
+        syntax, definition = input_format.get("syntax"), input_format.get("definition")
+        description.append(f"The input follows this grammar ({syntax}):\n{definition}")
     text = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"],
             "additionalProperties": False}  # fmt: skip
-    return {"name": tool.get("name"), "description": "\n\n".join(filter(None, told)), "parameters": text}
+    return {"name": tool.get("name"), "description": "\n\n".join(filter(None, description)), "parameters": text}
 
 
 def text_of(arguments: str) -> str:
-    """What a model put into such a function; all of it where that is no text in an object."""
+    """The text in the arguments of a function that stands for a custom tool; the arguments themselves where they aren't
+    an object with a text.
+    """
     try:
-        found = msgspec.json.decode(arguments)
+        decoded = msgspec.json.decode(arguments)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return arguments
-    text = found.get("input") if isinstance(found, dict) else None
+    text = decoded.get("input") if isinstance(decoded, dict) else None
     return text if isinstance(text, str) else arguments
 
 
 def without_hosted(raw: Raw, surface: str) -> Raw:
-    """The request without the tools that its API's own provider would run."""
-    if surface not in _OURS:
+    """The request without hosted tools, which its API's own provider would run."""
+    if surface not in _CLIENT_TYPES:
         return {name: value for name, value in raw.items() if name != "web_search_options"}
     tools = read(raw, "tools", list[Json], [])
-    kept = [tool for tool in tools if tool.get("type") in _OURS[surface]]
+    kept = [tool for tool in tools if tool.get("type") in _CLIENT_TYPES[surface]]
     raw = raw if len(kept) == len(tools) else {**raw, **to_raw({"tools": kept})}
     if surface != "responses" or not _adding(raw):
         return raw
     items = read(raw, "input", list[Json], [])
     for item in items:
         if item.get("type") == ADDED:
-            item["tools"] = [tool for tool in item["tools"] if tool.get("type") in _OURS[surface]]
+            item["tools"] = [tool for tool in item["tools"] if tool.get("type") in _CLIENT_TYPES[surface]]
     return {**raw, **to_raw({"input": items})}

@@ -1,9 +1,9 @@
-"""Requests from the client's dialect into the upstream's, by way of chat's.
+"""Translates requests from the client's dialect into the upstream's, by way of chat's.
 
-What the target can't do is refused with the parameter's name. Left out without a word is only what changes
-how an answer comes about and not what was asked for: `seed`, `logprobs`, `store`, `metadata`, `service_tier`,
-`speed`, `top_k`, `prediction`, `truncation`, cache hints that the target doesn't know; and towards Anthropic
-`temperature`, `top_p` and `verbosity`, which its API no longer has or never had.
+What the target can't do is refused with the parameter's name. Only parameters that change how an answer is made, and
+not what was requested, are dropped silently: `seed`, `logprobs`, `store`, `metadata`, `service_tier`, `speed`, `top_k`,
+`prediction`, `truncation` and cache hints that the target doesn't know; and towards Anthropic also `temperature`,
+`top_p` and `verbosity`, which its API no longer has or never had.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ _TO_CHAT = {"completions": completions_to_chat, "messages": messages_to_chat}
 def translate_request(
     raw: Raw, src: str, dst: str, *, max_tokens: int = DEFAULT_MAX_TOKENS, hosted_tools: str = "refuse"
 ) -> Raw:
-    """The request in `dst`; the same object when nothing is to be done. Responses are never asked to be kept.
+    """The request in the dialect `dst`; the same object where nothing changes. An upstream is never asked to store a
+    response. Raises CallerError for what can't be translated.
 
-    `max_tokens` is what Anthropic, which demands a limit, is told when the client named none; `hosted_tools`, what
-    becomes of tools that the source's provider runs itself: refuse or leave_out.
+    `max_tokens` is the limit for Anthropic's API, which requires one, where the client set none. `hosted_tools` is
+    `refuse` or `leave_out`, for tools that the source's own provider would run.
     """
     if src == dst:
         return to_responses(raw) if dst == "responses" else raw
     if src not in _PROMPT or dst not in ("chat", "messages"):
-        raise CallerError(f"A model that speaks {dst} can't serve {src}.", param="model")
+        raise CallerError(f"A model whose API is {dst} can't answer requests of {src}.", param="model")
     try:
         if hosted_tools == "leave_out":
             raw = without_hosted(raw, src)
@@ -44,11 +45,11 @@ def translate_request(
         return chat_to_messages(chat, max_tokens, search_of(raw) if src == "responses" else None)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         param = _PROMPT[src]
-        raise CallerError(f"'{param}' isn't as the API has it: {error!r}", param=param) from None
+        raise CallerError(f"'{param}' doesn't have the form that the API requires: {error!r}", param=param) from None
 
 
 def ask_usage(raw: Raw) -> Raw:
-    """A streamed chat or completions request that asks for the usage chunk, whatever the client asked for."""
+    """A streamed chat or completions request with the usage chunk requested, whatever the client requested."""
     options = (
         dict(read(raw, "stream_options", dict[str, object], {})) if is_set(raw, "stream_options") else {}
     )

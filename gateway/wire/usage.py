@@ -1,9 +1,8 @@
-"""Token usage as disjoint buckets, whatever shape the provider reports it in.
+"""Token usage in disjoint buckets, whatever form the provider reports it in.
 
-OpenAI counts cached tokens inside the prompt and reasoning inside the completion; Anthropic counts cache
-reads and writes beside the input. Adding either up as the other bills wrongly, so every shape is read into
-one here, once. A field that is absent, null, negative or no number counts as 0, and a part never exceeds its
-whole.
+OpenAI includes cached tokens in the prompt and reasoning in the completion; Anthropic counts cache reads and writes
+apart from the input. Mixing them up would bill wrongly, so every form is read into one here. A field that is absent,
+null, negative or not a number counts as 0, and a part never exceeds its whole.
 """
 
 from __future__ import annotations
@@ -17,47 +16,47 @@ from msgspec.structs import replace
 from gateway.wire.hosted_tools import Runs, sum_of
 
 Json = Mapping[str, object]
-MOST = 2**31
-"""Larger counts are no counts, and what they cost might be more than the journal or Redis can hold."""
-MOST_USD = 1_000_000
-"""Nor is a larger cost one."""
+MAX_COUNT = 2**31
+"""Counts from here on are ignored as invalid: their cost could exceed what the journal or Redis can hold."""
+MAX_USD = 1_000_000
+"""A larger reported cost in US dollars is ignored."""
 _FEES = frozenset({"cost", "search_context_size", "num_search_queries", "num_sources_used", "server_tool_use"})
-"""What tells of fees: of OpenRouter, Perplexity and xAI."""
+"""Usage fields of OpenRouter, Perplexity and xAI that report fees."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens, searches and runs of tools of one answer; the buckets don't overlap, so a cost is their weighted sum."""
+    """Tokens, searches and tool runs of one answer. The buckets don't overlap, so the cost is their weighted sum."""
 
     input_tokens: int = 0
-    """Uncached text (and images) of the prompt."""
+    """Uncached tokens of text and images in the prompt."""
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
-    """Those for an hour are apart."""
+    """Tokens written to the cache, except those of `cache_write_1h_tokens`."""
     output_tokens: int = 0
-    """Neither reasoning nor audio."""
+    """Tokens of the answer, without reasoning and audio."""
     reasoning_tokens: int = 0
     audio_input_tokens: int = 0
     audio_output_tokens: int = 0
     known: bool = False
-    """False: the provider reported no tokens, the zeros mean nothing."""
+    """False: the provider reported no usage, and the zeros have no meaning."""
     cache_write_1h_tokens: int = 0
-    """Only Anthropic tells them from those that are kept for five minutes."""
+    """Tokens written to a cache that is kept for an hour; only Anthropic reports them separately."""
     web_searches: int = 0
-    """That the provider ran, and bills one by one."""
+    """Web searches that the provider ran, each of which is billed."""
     told_nanousd: int = 0
-    """What the provider says the answer cost, fees and all; 0: it doesn't say."""
+    """Cost that the provider reports, fees included, in billionths of a US dollar; 0 where it reports none."""
     units: int = 0
-    """What is billed by the piece: pictures, seconds of sound heard, characters spoken, searches among documents."""
+    """What is billed by the piece: pictures, seconds of audio input, characters spoken, searches among documents."""
     tool_runs: dict[str, int] = {}
-    """Of other tools that the provider ran, by their kinds."""
+    """Runs of other hosted tools, by kind."""
 
     def with_runs(self, ran: Runs) -> Usage:
-        """The same, with those tools of the provider's own."""
+        """The same usage, with these runs of hosted tools."""
         return replace(self, tool_runs=ran.counts()) if ran else self
 
     @property
     def tells(self) -> bool:
-        """Whether it says anything: some servers report zeros where they haven't counted."""
+        """Whether the report has counts; some servers report zeros where they haven't counted."""
         return self.known and (self.output_tokens > 0 or self.total > 0 or self.units > 0)
 
     @property
@@ -72,7 +71,7 @@ class Usage(msgspec.Struct, frozen=True):
 
     @property
     def cache_written_tokens(self) -> int:
-        """For whatever time."""
+        """Tokens written to the cache, however long it is kept."""
         return self.cache_write_tokens + self.cache_write_1h_tokens
 
     @property
@@ -84,7 +83,7 @@ class Usage(msgspec.Struct, frozen=True):
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Usage) -> Usage:
-        """The sum; known when either part is, since an unknown part adds nothing."""
+        """The sum. It is known where either part is, since an unknown part adds nothing."""
         return Usage(
             self.input_tokens + other.input_tokens,
             self.cache_read_tokens + other.cache_read_tokens,
@@ -103,32 +102,32 @@ class Usage(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_openai(cls, usage: Json | None) -> Usage:
-        """From chat, completions or embeddings; DeepSeek's and xAI's ways of counting included."""
+        """Read the usage of chat, completions or embeddings, including DeepSeek's and xAI's ways of counting."""
         if not _has(usage, "prompt_tokens", "completion_tokens", "total_tokens"):
             return cls()
         prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        inside, outside = _part(usage, "prompt_tokens_details"), _part(usage, "completion_tokens_details")
+        in_prompt, in_completion = _part(usage, "prompt_tokens_details"), _part(usage, "completion_tokens_details")
         read = write = audio_in = reasoning = audio_out = 0
-        if inside:
-            read, write = _count(inside, "cached_tokens"), _count(inside, "cache_write_tokens")
-            audio_in = _count(inside, "audio_tokens")
-        if outside:
-            reasoning, audio_out = _count(outside, "reasoning_tokens"), _count(outside, "audio_tokens")
+        if in_prompt:
+            read, write = _count(in_prompt, "cached_tokens"), _count(in_prompt, "cache_write_tokens")
+            audio_in = _count(in_prompt, "audio_tokens")
+        if in_completion:
+            reasoning, audio_out = _count(in_completion, "reasoning_tokens"), _count(in_completion, "audio_tokens")
         read = read or _count(usage, "prompt_cache_hit_tokens") or _count(usage, "cached_tokens")
-        beside = _count(usage, "total_tokens") - prompt - completion
-        if reasoning > completion or 0 < beside == reasoning:
-            completion += reasoning  # some providers report it beside the completion; only the total tells
-        elif beside > 0 and (beside == read + write or "prompt_tokens" not in usage):
-            prompt += beside
-        elif beside > 0 and not reasoning:  # Gemini's compatible endpoint tells of thinking nowhere else
-            reasoning, completion = beside, completion + beside
-        found = _buckets(prompt, completion, read, write, reasoning, audio_in, audio_out)
-        return found if _FEES.isdisjoint(usage) else _with_fees(found, usage)
+        unassigned = _count(usage, "total_tokens") - prompt - completion
+        if reasoning > completion or 0 < unassigned == reasoning:
+            completion += reasoning  # some providers report it in addition to the completion; only the total shows that
+        elif unassigned > 0 and (unassigned == read + write or "prompt_tokens" not in usage):
+            prompt += unassigned
+        elif unassigned > 0 and not reasoning:  # Gemini's compatible endpoint reports thinking only in the total
+            reasoning, completion = unassigned, completion + unassigned
+        buckets = _buckets(prompt, completion, read, write, reasoning, audio_in, audio_out)
+        return buckets if _FEES.isdisjoint(usage) else _with_fees(buckets, usage)
 
     @classmethod
     def from_anthropic(cls, usage: Json | None) -> Usage:
-        """From messages: cache reads and writes lie beside `input_tokens`, thinking inside the output, writes for an
-        hour inside all writes.
+        """Read the usage of messages: cache reads and writes are not part of `input_tokens`, thinking is part of the
+        output, and writes for an hour are part of all writes.
         """
         if not _has(usage, "input_tokens", "output_tokens"):
             return cls()
@@ -146,18 +145,18 @@ class Usage(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_responses(cls, usage: Json | None, web_searches: int = 0) -> Usage:
-        """From the Responses API: details lie inside the totals, as in chat. Searches are items of its output, which
-        whoever reads that counts.
+        """Read the usage of the Responses API, whose details are parts of its totals, as in chat. `web_searches`: the
+        searches among the items of its output, which usage doesn't report.
         """
         if not _has(usage, "input_tokens", "output_tokens"):
             return cls(web_searches=web_searches)
-        inside, outside = _part(usage, "input_tokens_details"), _part(usage, "output_tokens_details")
+        input_details, output_details = _part(usage, "input_tokens_details"), _part(usage, "output_tokens_details")
         found = _buckets(
             _count(usage, "input_tokens"),
             _count(usage, "output_tokens"),
-            _count(inside, "cached_tokens"),
-            _count(inside, "cache_write_tokens"),
-            _count(outside, "reasoning_tokens"),
+            _count(input_details, "cached_tokens"),
+            _count(input_details, "cache_write_tokens"),
+            _count(output_details, "reasoning_tokens"),
         )
         found = replace(found, web_searches=web_searches) if web_searches else found
         return found if _FEES.isdisjoint(usage) else _with_fees(found, usage)
@@ -203,7 +202,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 def speed_of(usage: Json) -> str:
-    """How fast Anthropic's API says that it answered: standard, or fast, which costs more. Empty: it doesn't say."""
+    """The speed that Anthropic's API reports, `standard` or `fast`, which costs more; empty where it reports none."""
     speed = usage.get("speed")
     return speed if isinstance(speed, str) else ""
 
@@ -211,7 +210,7 @@ def speed_of(usage: Json) -> str:
 def _buckets(
     prompt: int, completion: int, read: int, write: int, reasoning: int, audio_in: int = 0, audio_out: int = 0
 ) -> Usage:
-    """Take the parts out of their wholes, in turn, so that no bucket is negative and the sums stay."""
+    """Subtract the parts from their wholes, in turn, so that no bucket is negative and the sums stay the same."""
     if read or write or audio_in:
         read = min(read, prompt)
         write = min(write, prompt - read)
@@ -232,9 +231,11 @@ def _buckets(
 
 
 def _with_fees(found: Usage, usage: Json) -> Usage:
-    """Perplexity bills searches, or each request where it names none; xAI's Live Search the sources that it read."""
+    """Add the reported fees. Perplexity bills searches, or each request where it reports none; xAI's Live Search bills
+    the sources that it read.
+    """
     cost = usage.get("cost")
-    told = _part(usage, "cost").get("total_cost") if isinstance(cost, dict) else cost
+    cost_usd = _part(usage, "cost").get("total_cost") if isinstance(cost, dict) else cost
     searches = max(
         found.web_searches,
         _count(usage, "num_search_queries"),
@@ -242,7 +243,7 @@ def _with_fees(found: Usage, usage: Json) -> Usage:
         _count(_part(usage, "server_tool_use"), "web_search_requests"),
         int("search_context_size" in usage),
     )
-    usd = told if _is_count(told) and told <= MOST_USD else 0
+    usd = cost_usd if _is_count(cost_usd) and cost_usd <= MAX_USD else 0
     return replace(found, web_searches=searches, told_nanousd=round(usd * 1e9))
 
 
@@ -259,10 +260,10 @@ def _count(usage: Json, name: str) -> int:
     if name not in usage:
         return 0
     value = usage[name]
-    if type(value) is int and 0 <= value < MOST:  # nearly always
+    if type(value) is int and 0 <= value < MAX_COUNT:  # nearly always
         return value
     return int(value) if _is_count(value) else 0
 
 
 def _is_count(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_COUNT

@@ -1,5 +1,5 @@
-"""A search of the web that a client of OpenAI's API asks for, as the tool that Anthropic runs itself, and what came of
-it as the Responses API tells that. The model may run as many as the request's hold covers, and no more.
+"""Translates a web search that a client of OpenAI's API requests into Anthropic's hosted tool, and its result into an
+item of the Responses API. The tool is limited to as many searches as the request's hold covers.
 """
 
 from __future__ import annotations
@@ -22,28 +22,30 @@ _FILTERS = frozenset({"allowed_domains", "blocked_domains"})
 
 
 def is_search(tool: Json) -> bool:
-    """Of a Responses request's tools; what has a name is somebody else's."""
+    """Whether a tool of a Responses request is the hosted web search; a tool with a name is the client's."""
     return str(tool.get("type")).startswith("web_search") and "name" not in tool
 
 
 def chat_search(raw: Raw) -> Json | None:
-    """None: the chat asks for none."""
+    """Anthropic's tool for the web search that a chat requests; None where it requests none. Raises CallerError."""
     if not is_set(raw, "web_search_options"):
         return None
     return _server_tool(read(raw, "web_search_options", Json, {}), CHAT_SEARCHES, "web_search_options")
 
 
 def response_search(raw: Raw, tools: list[Json]) -> Json | None:
-    """`tools`: those that the request's choice leaves. None: no search is among them, or none is allowed."""
+    """Anthropic's tool for the web search among `tools`, which are those that the request's `tool_choice` allows. None
+    where it isn't among them, or no search is allowed. Raises CallerError.
+    """
     found, uses = [tool for tool in tools if is_search(tool)], response_searches(raw)
     return _server_tool(found[-1], uses, "tools") if found and uses else None
 
 
-def _server_tool(asked: Json, uses: int, param: str) -> Json:
-    if asked.get("external_web_access") is False:
+def _server_tool(options: Json, uses: int, param: str) -> Json:
+    if options.get("external_web_access") is False:
         raise refuse(param, "this model searches the web as it is now, or not at all.")
-    place, filters = (_part(asked, name, param) for name in ("user_location", "filters"))
-    place = _part(place, "approximate", param) or place  # where chat has it
+    place, filters = (_part(options, name, param) for name in ("user_location", "filters"))
+    place = _part(place, "approximate", param) or place  # chat has another level
     if unknown := [name for name, value in filters.items() if value and name not in _FILTERS]:
         raise refuse(param, f"this model's search has no filter {unknown[0]!r}.")
     located = {name: place[name] for name in _PLACE if place.get(name)}
@@ -55,32 +57,32 @@ def _server_tool(asked: Json, uses: int, param: str) -> Json:
     }
 
 
-def _part(asked: Json, name: str, param: str) -> Json:
-    part = asked.get(name) or {}
+def _part(options: Json, name: str, param: str) -> Json:
+    part = options.get(name) or {}
     if not isinstance(part, dict):
         raise CallerError(f"'{name}' of '{param}' must be an object.", param=param, code="invalid_type")
     return part
 
 
-def query_of(told: str) -> str:
-    """What was looked for, of the tool's input."""
+def query_of(tool_input: str) -> str:
+    """The query in the JSON of a search tool's input; empty where it can't be read."""
     try:
-        return _query(msgspec.json.decode(told or "{}"))
+        return _query(msgspec.json.decode(tool_input or "{}"))
     except BAD_JSON:
         return ""
 
 
-def _query(given: Any) -> str:
-    return str(given.get("query", "")) if isinstance(given, dict) else ""
+def _query(tool_input: Any) -> str:
+    return str(tool_input.get("query", "")) if isinstance(tool_input, dict) else ""
 
 
 def searches_in(message: Json) -> list[tuple[str, bool]]:
-    """What Anthropic's whole answer looked for, and whether that worked."""
+    """The query of each web search in a message of Anthropic's, and whether it succeeded."""
     content = message.get("content")
     blocks = content if isinstance(content, list) else []
-    asked = {block.get("id"): block.get("input") for block in blocks if block.get("type") == "server_tool_use"}
+    inputs = {block.get("id"): block.get("input") for block in blocks if block.get("type") == "server_tool_use"}
     return [
-        (_query(asked.get(block.get("tool_use_id"))), isinstance(block.get("content"), list))
+        (_query(inputs.get(block.get("tool_use_id"))), isinstance(block.get("content"), list))
         for block in blocks if block.get("type") == "web_search_tool_result"
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Chunks as the client's stream: OpenAI's chat and completions here, the typed streams in their own files."""
+"""Writers of the client's stream: OpenAI's chat and completions here, the others in their own files."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ DONE = b"data: [DONE]\n\n"
 
 class Writer(Protocol):
     def write(self, chunk: Chunk) -> bytes:
-        """What the client may have now; never a terminal event."""
+        """The events for a chunk, which may go to the client now; never a terminal event."""
         ...
 
     def usage(self, seen: Seen) -> bytes:
-        """The usage event of its own, in dialects that have one."""
+        """The separate usage event, in dialects that have one; else b""."""
         ...
 
     def tail(self, seen: Seen) -> bytes:
-        """The end of a whole answer."""
+        """The terminal events of a complete answer."""
         ...
 
     def error(self, exc: HeadgateError) -> bytes:
-        """The end of an answer that can't be finished."""
+        """The event that ends an incomplete answer."""
         ...
 
 
 class ChatWriter:
-    """chat.completion.chunk events."""
+    """Writes chat.completion.chunk events."""
 
     kind = "chat.completion.chunk"
     prefix = "chatcmpl-"
@@ -48,7 +48,7 @@ class ChatWriter:
         self._id = ""
         self._model = model
         self._created = int(time.time())
-        self._cited: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
 
     def write(self, chunk: Chunk) -> bytes:
         self._id = self._id or chunk.id or self.prefix + uuid.uuid4().hex
@@ -56,12 +56,12 @@ class ChatWriter:
         return frame(self._chunk(choices, None)) if choices else b""
 
     def _choice(self, choice: Choice) -> dict[str, Any] | None:
-        told = choice.delta or Delta()
-        delta = _delta(told)
-        if told.annotations:
-            self._cited += told.annotations
-        if choice.finish_reason and self._cited:  # with the end, as OpenAI tells them: its client can't join lists
-            delta["annotations"] = self._cited
+        source = choice.delta or Delta()
+        delta = _delta(source)
+        if source.annotations:
+            self._annotations += source.annotations
+        if choice.finish_reason and self._annotations:  # at the end, as OpenAI's client can't merge lists
+            delta["annotations"] = self._annotations
         if not delta and not choice.finish_reason:
             return None
         logprobs = choice.logprobs
@@ -98,7 +98,7 @@ class ChatWriter:
 
 
 class CompletionsWriter(ChatWriter):
-    """text_completion events."""
+    """Writes text_completion events."""
 
     kind = "text_completion"
     prefix = "cmpl-"

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from gateway.providers.scripted_answer import UNSIGNED, signature_of
-from gateway.wire.call_ids import holds_sealed, opened, sealed, style_of
+from gateway.wire.call_ids import holds_sealed, seal, style_of, unseal
 from tests.conformance.house import House, house
 from tests.conformance.test_surfaces import CHAT_TOOLS, MESSAGES_TOOLS, RESPONSES_TOOLS
 
@@ -253,7 +253,7 @@ def test_whose_ids_are_peculiar(stated: str, name: str, style: str) -> None:
 def test_an_id_carries_anything_and_gives_it_back(id: str) -> None:
     """Whatever the id and whatever is beside it; an id that only looks like one is left as it is."""
     extra = {"google": {"thought_signature": "ä+/=" * 500}}
-    assert opened(sealed(id, extra)) == (id, extra) and sealed(id, None) == id
-    assert all(sign.isalnum() or sign in "_-" for sign in sealed("call_1", extra))
+    assert unseal(seal(id, extra)) == (id, extra) and seal(id, None) == id
+    assert all(sign.isalnum() or sign in "_-" for sign in seal("call_1", extra))
     if not id.endswith("eyJhIjoxfQ"):
-        assert opened(id) == (id, None)
+        assert unseal(id) == (id, None)

@@ -141,7 +141,7 @@ async def test_events_of_a_transcription(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize(
     ("said", "error"),
     [(Said(events_of(DELTA), "text/event-stream"), "without its end"),
-     (Said(events_of(DELTA), "text/event-stream", cut=True), "broke"),
+     (Said(events_of(DELTA), "text/event-stream", cut=True), "closed the connection"),
      (Said(events_of(DELTA, {"type": "error", "error": {"message": "no ear"}}), "text/event-stream"), "no ear"),
      (Said([*events_of(DELTA), b"data: " + b"x" * 9_000_000], "text/event-stream"), "exceeds")],
 )  # fmt: skip
