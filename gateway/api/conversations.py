@@ -30,7 +30,7 @@ async def create_conversation(request: Request, _: str) -> Answer:
 async def get_conversation(request: Request, id: str) -> Answer:
     """Show a conversation."""
     tenant = request.caller().tenant
-    return _answer((await _conversations(request).ask(lambda kept: kept.find(id, tenant))).as_object())
+    return _answer((await _conversations(request).ask(lambda store: store.find(id, tenant))).as_object())
 
 
 async def update_conversation(request: Request, id: str) -> Answer:
@@ -41,14 +41,14 @@ async def update_conversation(request: Request, id: str) -> Answer:
                           code="missing_required_parameter")  # fmt: skip
     metadata = metadata_of(raw)
     return _answer(
-        (await _conversations(request).ask(lambda kept: kept.describe(id, tenant, metadata, now_s))).as_object()
+        (await _conversations(request).ask(lambda store: store.describe(id, tenant, metadata, now_s))).as_object()
     )
 
 
 async def delete_conversation(request: Request, id: str) -> Answer:
     """Delete a conversation. Responses that were made in it stay, with their earlier turns."""
     tenant = request.caller().tenant
-    await _conversations(request).ask(lambda kept: kept.delete(id, tenant))
+    await _conversations(request).ask(lambda store: store.delete(id, tenant))
     return _answer({"id": id, "object": "conversation.deleted", "deleted": True})
 
 
@@ -57,7 +57,7 @@ async def list_items(request: Request, id: str) -> Answer:
     tenant, limit, after = request.caller().tenant, page_limit(request, 20, 100), query_value(request, "after")
     oldest_first = query_value(request, "order") == "asc"
     found = await _conversations(request).ask(
-        lambda kept: kept.page(id, tenant, after=after, limit=limit + 1, oldest_first=oldest_first)
+        lambda store: store.page(id, tenant, after=after, limit=limit + 1, oldest_first=oldest_first)
     )
     return _answer(page_of([_shown(one) for one in found], limit))
 
@@ -75,13 +75,13 @@ async def create_items(request: Request, id: str) -> Answer:
 async def get_item(request: Request, place: str) -> Answer:
     """Show one item of a conversation."""
     tenant, (id, item_id) = request.caller().tenant, _place(place)
-    return _answer(_shown(await _conversations(request).ask(lambda kept: kept.item(id, tenant, item_id))))
+    return _answer(_shown(await _conversations(request).ask(lambda store: store.item(id, tenant, item_id))))
 
 
 async def delete_item(request: Request, place: str) -> Answer:
     """Delete one item of a conversation, and return the conversation."""
     tenant, now_s, (id, item_id) = request.caller().tenant, request.services.clock(), _place(place)
-    conversation = await _conversations(request).ask(lambda kept: kept.remove(id, tenant, item_id, now_s))
+    conversation = await _conversations(request).ask(lambda store: store.remove(id, tenant, item_id, now_s))
     return _answer(conversation.as_object())
 
 

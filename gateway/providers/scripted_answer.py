@@ -360,8 +360,8 @@ def completion_events(answer: Answer, include_usage: bool) -> Iterator[Json]:
 
 def embeddings(request: Json) -> Json:
     """Hashed bags of words, so texts that share words have similar vectors. Raises ValueError for bad `dimensions`."""
-    given = request.get("input", "")
-    texts = [given] if isinstance(given, str) else list(given)
+    value = request.get("input", "")
+    texts = [value] if isinstance(value, str) else list(value)
     dimensions = int(request.get("dimensions") or DIMENSIONS)
     if not 0 < dimensions <= MAX_DIMENSIONS:
         raise ValueError(f"dimensions must be between 1 and {MAX_DIMENSIONS}")

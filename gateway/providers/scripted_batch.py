@@ -96,8 +96,8 @@ class Batches:
 
 def _upload(content_type: str, body: bytes) -> bytes:
     """The bytes of the file in a multipart form; empty where there is none."""
-    found = _BOUNDARY.search(content_type)
-    fence = b"--" + (found[1] if found else "").encode()
+    boundary = _BOUNDARY.search(content_type)
+    fence = b"--" + (boundary[1] if boundary else "").encode()
     for part in body.split(fence):
         head, _, data = part.partition(b"\r\n\r\n")
         if b"filename=" in head:

@@ -50,9 +50,9 @@ def _runs(answer: Answer) -> Iterator[Json]:
     for number, kind in enumerate(answer.ran):
         id = f"srvtoolu_{answer.id}_ran_{number}"
         name = {"code_execution": "bash_code_execution"}.get(kind, kind)
-        given = {"url": "https://example.org"} if kind == "web_fetch" else {"command": "ls"}
+        tool_input = {"url": "https://example.org"} if kind == "web_fetch" else {"command": "ls"}
         failed = {"type": f"{name}_tool_result_error", "error_code": "unavailable"}
-        yield {"type": "server_tool_use", "id": id, "name": name, "input": given}
+        yield {"type": "server_tool_use", "id": id, "name": name, "input": tool_input}
         yield {"type": f"{name}_tool_result", "tool_use_id": id, "content": failed}
 
 

@@ -401,7 +401,7 @@ def chat_to_response(chat: Json, model: str, request: Raw, searches: Iterable[tu
     output = []
     if thought := answer.get("reasoning_content") or answer.get("reasoning"):
         output.append(reasoning_item(thought))
-    output += [search_item(query, found) for query, found in searches]
+    output += [search_item(query, succeeded) for query, succeeded in searches]
     text, refusal = answer.get("content") or "", answer.get("refusal") or ""
     if text or refusal or not calls:
         logprobs = (choice.get("logprobs") or {}).get("content")

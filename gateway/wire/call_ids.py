@@ -108,8 +108,8 @@ def suited(messages: msgspec.Raw, style: Style) -> msgspec.Raw:
 
 
 def _suit(turn: Json, style: Style) -> bool:
-    given = turn.get("tool_calls")
-    calls = [call for call in given if isinstance(call, dict)] if isinstance(given, list) else []
+    tool_calls = turn.get("tool_calls")
+    calls = [call for call in tool_calls if isinstance(call, dict)] if isinstance(tool_calls, list) else []
     if style == "signed":
         if not calls or any(call.get("extra_content") for call in calls):
             return False

@@ -16,8 +16,8 @@ Json = dict[str, Any]
 
 def annotations_of(citations: Any, begins: int, ends: int) -> list[Json]:
     """Anthropic's citations as chat's annotations, for the characters of the answer from `begins` to `ends`."""
-    given = citations if isinstance(citations, list) else []
-    pages = [_page(one) for one in given if isinstance(one, dict)]
+    listed = citations if isinstance(citations, list) else []
+    pages = [_page(one) for one in listed if isinstance(one, dict)]
     place = {"start_index": begins, "end_index": ends}
     return [{"type": "url_citation", "url_citation": {**place, **page}} for page in pages]
 
@@ -32,8 +32,8 @@ def _page(citation: Json) -> Json:
 
 def pages_of(annotations: Any) -> list[Json]:
     """The pages that chat's annotations cite."""
-    given = annotations if isinstance(annotations, list) else []
-    pages = [one.get("url_citation") for one in given if isinstance(one, dict) and one.get("type") == "url_citation"]
+    listed = annotations if isinstance(annotations, list) else []
+    pages = [one.get("url_citation") for one in listed if isinstance(one, dict) and one.get("type") == "url_citation"]
     return [page for page in pages if isinstance(page, dict)]
 
 

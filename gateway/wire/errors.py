@@ -207,10 +207,10 @@ def _in_one_line(message: Any) -> Any:
     return "; ".join(_finding(one) for one in message if isinstance(one, dict))
 
 
-def _finding(one: dict[str, Any]) -> str:
-    place = one.get("loc")
+def _finding(entry: dict[str, Any]) -> str:
+    place = entry.get("loc")
     where = ".".join(str(step) for step in place if step != "body") if isinstance(place, list) else ""
-    what = _text(one, "msg") or _text(one, "message")
+    what = _text(entry, "msg") or _text(entry, "message")
     return f"{where}: {what}" if where else what
 
 

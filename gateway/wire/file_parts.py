@@ -166,10 +166,10 @@ def _named(part: Json, param: str, holder: Json, *others: str) -> Iterator[Place
     `file_id` or one of the fields `others`; else CallerError is raised.
     """
     id, id_param = holder.get("file_id"), f"{param}.file_id"
-    given = [name for name in others if holder.get(name) not in (None, "")]
-    if given:
+    present = [name for name in others if holder.get(name) not in (None, "")]
+    if present:
         if isinstance(id, str) and is_ours(id):
-            raise CallerError(f"'{param}' has 'file_id' and '{given[0]}': give one of them.", param=param,
+            raise CallerError(f"'{param}' has 'file_id' and '{present[0]}': give one of them.", param=param,
                               code="mutually_exclusive_parameters")  # fmt: skip
         return
     if not id and (id is None or isinstance(id, str)):

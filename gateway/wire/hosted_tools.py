@@ -44,21 +44,21 @@ def bounded(stated: object, otherwise: int = RUNS) -> int:
     return stated if type(stated) is int and 0 <= stated <= _MAX_BOUND else otherwise
 
 
-def allowed(surface: str, tools: Iterable[_Tool], most: int) -> dict[str, int]:
-    """Most runs by kind of the offered tools. `most`: bound of a tool that states none of its own."""
+def allowed(surface: str, tools: Iterable[_Tool], max_runs: int) -> dict[str, int]:
+    """Most runs by kind of the offered tools. `max_runs`: bound of a tool that states none."""
     runs: Counter[str] = Counter()
     for tool in tools:
         kind = _kind(surface, tool)
         if kind:
-            runs[kind] += bounded(tool.max_uses, most)
+            runs[kind] += bounded(tool.max_uses, max_runs)
         if kind in (_CODE, "code_interpreter", "shell"):
             runs[CONTAINER] += surface != "chat"
     return dict(runs)
 
 
-def allowed_to_template(most: int) -> dict[str, int]:
+def allowed_to_template(max_runs: int) -> dict[str, int]:
     """Most runs by kind of a template that is stored at its provider, and may offer any tool."""
-    return {**dict.fromkeys(_RESPONSES, most), CONTAINER: 2}
+    return {**dict.fromkeys(_RESPONSES, max_runs), CONTAINER: 2}
 
 
 def _kind(surface: str, tool: _Tool) -> str:

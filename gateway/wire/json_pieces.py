@@ -57,9 +57,9 @@ class JsonPieces:
     def peek(self) -> str:
         """The next character that isn't white space; empty at the end."""
         while True:
-            found = _SPACE.match(self._piece, self._at)
-            assert found is not None, "it matches nothing too"
-            self._at = found.end()
+            space = _SPACE.match(self._piece, self._at)
+            assert space is not None, "it matches nothing too"
+            self._at = space.end()
             if self._at < len(self._piece):
                 return chr(self._piece[self._at])
             if not self._next():
@@ -76,9 +76,9 @@ class JsonPieces:
             if begins and begins in '"{[':
                 depth, in_string, ended = self._walk(depth, in_string)
             else:
-                found = _SCALAR.match(self._piece, self._at)
-                assert found is not None, "it matches nothing too"
-                self._at = found.end()
+                scalar = _SCALAR.match(self._piece, self._at)
+                assert scalar is not None, "it matches nothing too"
+                self._at = scalar.end()
                 ended = self._at < len(self._piece)
             parts.append(self._piece[start : self._at])
             size += len(parts[-1])
@@ -101,9 +101,9 @@ class JsonPieces:
         """
         piece, at = self._piece, self._at
         while at < len(piece):
-            found = (_IN_STRING if in_string else _TO_BRACKET).match(piece, at)
-            assert found is not None, "it matches nothing too"
-            at = found.end()
+            match = (_IN_STRING if in_string else _TO_BRACKET).match(piece, at)
+            assert match is not None, "it matches nothing too"
+            at = match.end()
             if at == len(piece) or (in_string and piece[at] == 92):  # a backslash whose other half is in the next piece
                 break
             mark, at = piece[at], at + 1
@@ -125,11 +125,11 @@ class JsonPieces:
             raise CallerError(f"not JSON: {name[:40]!r} is not a field's name") from None
 
     def _take(self, *marks: str) -> str:
-        found = self.peek()
-        if found not in marks or not found:
-            raise CallerError(f"not JSON: {' or '.join(map(repr, marks))} expected, not {found!r}")
+        mark = self.peek()
+        if mark not in marks or not mark:
+            raise CallerError(f"not JSON: {' or '.join(map(repr, marks))} expected, not {mark!r}")
         self._at += 1
-        return found
+        return mark
 
     def _next(self) -> bool:
         """Append the next piece to the rest of this one; False where there is none."""

@@ -90,7 +90,7 @@ class Form:
             return False
         name, filename = _named(bytes(head))
         if not split or name is None or len(self.parts) >= MAX_PARTS:
-            why = f"a part of the upload has not exactly one name, or there are more than {MAX_PARTS} parts"
+            why = f"a part of the upload has not exactly one name or a head too long, or there are over {MAX_PARTS}"
             raise CallerError(why, code="invalid_upload")
         self._part = Part(name, filename, self._open_part())
         self.parts.append(self._part)

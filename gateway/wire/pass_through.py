@@ -280,10 +280,10 @@ def usage_of(answer: Answer, surface: str) -> Usage:
     if surface == COMPACT:
         return Usage.from_responses(usage)
     units = _units(surface, answer, usage)
-    known = Usage.from_openai(_as_chat_usage(usage, surface) if "input_tokens" in usage else usage)
-    if not known.known and not units:
+    reported = Usage.from_openai(_as_chat_usage(usage, surface) if "input_tokens" in usage else usage)
+    if not reported.known and not units:
         return Usage()
-    return msgspec.structs.replace(known, units=units, known=True)
+    return msgspec.structs.replace(reported, units=units, reported=True)
 
 
 def _as_chat_usage(usage: Mapping[str, Any], surface: str) -> dict[str, Any]:

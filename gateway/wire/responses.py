@@ -102,8 +102,8 @@ def turn_items(stored: bytes) -> list[msgspec.Raw]:
 
 def input_json(raw: Raw) -> bytes:
     """A request's input items as JSON, in their original bytes unless the input is a string."""
-    given = bytes(raw["input"])
-    return given if given.lstrip().startswith(b"[") else encode_json(input_items(raw))
+    body = bytes(raw["input"])
+    return body if body.lstrip().startswith(b"[") else encode_json(input_items(raw))
 
 
 def responses_input(previous: Sequence[Item | msgspec.Raw], raw: Raw) -> Raw:

@@ -42,12 +42,12 @@ def offered(raw: Raw) -> list[Json]:
 
 def _adding(raw: Raw) -> list[Json]:
     items: Any = read(raw, "input", str | list[Json], "") if adds_tools(raw) else ()  # type: ignore[arg-type]
-    found = [item for item in items if isinstance(item, dict) and item.get("type") == ADDED]
-    for item in found:
+    adding = [item for item in items if isinstance(item, dict) and item.get("type") == ADDED]
+    for item in adding:
         tools = item.get("tools")
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise CallerError(f"An item {ADDED!r} must have a list 'tools'.", param="input", code="invalid_type")
-    return found
+    return adding
 
 
 def unfolded(tools: list[Json]) -> Iterator[Json]:

@@ -134,13 +134,13 @@ class Usage(msgspec.Struct, frozen=True):
         read, write = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
         thinking = _count(_part(usage, "output_tokens_details"), "thinking_tokens")
         prompt = _count(usage, "input_tokens") + read + write
-        found = _buckets(prompt, _count(usage, "output_tokens"), read, write, thinking)
+        buckets = _buckets(prompt, _count(usage, "output_tokens"), read, write, thinking)
         hour = min(_count(_part(usage, "cache_creation"), "ephemeral_1h_input_tokens"), write) if write else 0
         searches = _count(_part(usage, "server_tool_use"), "web_search_requests")
         if not (hour or searches):
-            return found
+            return buckets
         return replace(
-            found, cache_write_tokens=write - hour, cache_write_1h_tokens=hour, web_searches=searches
+            buckets, cache_write_tokens=write - hour, cache_write_1h_tokens=hour, web_searches=searches
         )
 
     @classmethod
@@ -151,15 +151,15 @@ class Usage(msgspec.Struct, frozen=True):
         if not _has(usage, "input_tokens", "output_tokens"):
             return cls(web_searches=web_searches)
         input_details, output_details = _part(usage, "input_tokens_details"), _part(usage, "output_tokens_details")
-        found = _buckets(
+        buckets = _buckets(
             _count(usage, "input_tokens"),
             _count(usage, "output_tokens"),
             _count(input_details, "cached_tokens"),
             _count(input_details, "cache_write_tokens"),
             _count(output_details, "reasoning_tokens"),
         )
-        found = replace(found, web_searches=web_searches) if web_searches else found
-        return found if _FEES.isdisjoint(usage) else _with_fees(found, usage)
+        buckets = replace(buckets, web_searches=web_searches) if web_searches else buckets
+        return buckets if _FEES.isdisjoint(usage) else _with_fees(buckets, usage)
 
     def to_openai(self) -> dict[str, object]:
         return {
@@ -230,21 +230,21 @@ def _buckets(
     )
 
 
-def _with_fees(found: Usage, usage: Json) -> Usage:
+def _with_fees(buckets: Usage, usage: Json) -> Usage:
     """Add the reported fees. Perplexity bills searches, or each request where it reports none; xAI's Live Search bills
     the sources that it read.
     """
     cost = usage.get("cost")
     cost_usd = _part(usage, "cost").get("total_cost") if isinstance(cost, dict) else cost
     searches = max(
-        found.web_searches,
+        buckets.web_searches,
         _count(usage, "num_search_queries"),
         _count(usage, "num_sources_used"),
         _count(_part(usage, "server_tool_use"), "web_search_requests"),
         int("search_context_size" in usage),
     )
     usd = cost_usd if _is_count(cost_usd) and cost_usd <= MAX_USD else 0
-    return replace(found, web_searches=searches, told_nanousd=round(usd * 1e9))
+    return replace(buckets, web_searches=searches, told_nanousd=round(usd * 1e9))
 
 
 def _has(usage: Json | None, *names: str) -> TypeGuard[Json]:

@@ -37,8 +37,8 @@ def response_search(raw: Raw, tools: list[Json]) -> Json | None:
     """Anthropic's tool for the web search among `tools`, which are those that the request's `tool_choice` allows. None
     where it isn't among them, or no search is allowed. Raises CallerError.
     """
-    found, uses = [tool for tool in tools if is_search(tool)], response_searches(raw)
-    return _server_tool(found[-1], uses, "tools") if found and uses else None
+    searches, uses = [tool for tool in tools if is_search(tool)], response_searches(raw)
+    return _server_tool(searches[-1], uses, "tools") if searches and uses else None
 
 
 def _server_tool(options: Json, uses: int, param: str) -> Json:
@@ -87,6 +87,6 @@ def searches_in(message: Json) -> list[tuple[str, bool]]:
     ]  # fmt: skip
 
 
-def search_item(query: str, found: bool) -> Json:
+def search_item(query: str, succeeded: bool) -> Json:
     action = {"type": "search", "query": query, "queries": [query]}
-    return {"id": "ws_", "type": "web_search_call", "status": "completed" if found else "failed", "action": action}
+    return {"id": "ws_", "type": "web_search_call", "status": "completed" if succeeded else "failed", "action": action}

@@ -1,4 +1,4 @@
-"""What an upstream may do wrong, and the one way in which each request must end.
+"""The faults of an upstream, and the one way in which each request must end.
 
 `before`: nothing of the answer has reached the client, so another model answers, or the client gets one error
 in its own shape. `inside`: the client has begun to see it, so it ends with one error event and no terminal.
@@ -15,7 +15,7 @@ Where = Literal["before", "inside", "none", "late"]
 TEXT = "one two three four"
 FALLBACK_TEXT = "the other one"
 PACED = {"gap_s": 0.03}
-"""So that what comes before a fault isn't read together with it."""
+"""Pauses between events, so that what comes before a fault isn't read together with it."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Fault:
     step: dict[str, Any]
     where: Where
     failure: str = ""
-    """Of the attempt it spoils."""
+    """The recorded failure of the attempt."""
     status: int = 502
-    """What the client gets where nobody else can answer."""
+    """The client's status where no other model can answer."""
     at_typed: Where | None = None
-    """Where dialects whose events have types judge otherwise."""
+    """The place of the failure in dialects whose events have types, where it differs."""
     billed: bool = True
-    """The attempt it spoils costs something: its upstream had begun to work."""
+    """Whether the failed attempt is billed, because its upstream had begun to work."""
 
     @property
     def is_silence(self) -> bool:
@@ -43,7 +43,7 @@ class Fault:
 
 
 def _refusals(*, late: bool) -> list[Fault]:
-    """Answers that say no before any work is done."""
+    """Error answers before any work is done."""
     statuses = [(429, "rate_limited", 429), (500, "server_error", 502), (503, "overloaded", 503),
                 (529, "overloaded", 503), (401, "unauthorized", 502), (404, "not_found", 502)]  # fmt: skip
     faults = [
@@ -127,7 +127,7 @@ WHOLE = [
 
 @dataclass(frozen=True)
 class Case:
-    """A fault met on one surface, at one kind of provider, with or without another model to turn to."""
+    """A fault on one surface, at one kind of provider, with or without a fallback model."""
 
     fault: Fault
     surface: str

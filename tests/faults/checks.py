@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.faults.stage import Result
 
 TRIED_AGAIN = {"timeout": 1, "unauthorized": 1, "not_found": 1}
-"""Attempts on the only model; every other failure may pass, so it is tried twice."""
+"""Attempts on the only model where the failure can't be retried; after any other failure there are two."""
 
 
 def check(result: Result) -> None:
@@ -43,7 +43,7 @@ def check_status(result: Result) -> None:
 
 
 def check_money(result: Result) -> None:
-    """Held is given back, spent is the attempts' sum, and what an upstream began to do is billed."""
+    """Holds are released, the spend is the sum of the attempts, and work that an upstream began is billed."""
     case, record = result.case, result.record
     costs = [attempt.cost_nanousd for attempt in record.attempts]
     assert result.held == 0

@@ -1,4 +1,4 @@
-"""How an answer ended, as its own client would see it."""
+"""How an answer ended, as a client would see it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ERRORS = {"error", "response.failed"}
 
 @dataclass(slots=True)
 class Streamed:
-    """What a stream held."""
+    """The contents of a stream."""
 
     text: str = ""
     terminals: int = 0
@@ -25,7 +25,7 @@ class Streamed:
 
 
 def read_stream(body: bytes | bytearray) -> Streamed:
-    """Any surface's events; whatever is no JSON and no [DONE] raises."""
+    """Read the events of any surface. Raises for data that is neither JSON nor [DONE]."""
     seen = Streamed()
     assert body.endswith(b"\n\n"), body[-100:]
     for event in body[:-2].split(b"\n\n"):

@@ -1,4 +1,4 @@
-"""A live gateway with a model, a route and a key for each case, and the proof that nothing is left behind."""
+"""A live gateway with a model, a route and a key for each case, and checks that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.live import Live, live
 from tests.until import until
 
 SILENCE_S = 1.5
-"""Waited for where a fault is silence; elsewhere a busy machine gets all the time it needs."""
+"""Timeout in seconds for cases whose fault is silence; other cases get as long as a busy machine needs."""
 DEADLINE_S = 1.0
 PRICES = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0}
 
 
 @dataclass(slots=True)
 class Result:
-    """How a case ended and what it left in the books."""
+    """How a case ended, and what it left in the ledger and the journal."""
 
     case: Case
     heard: Heard
@@ -39,12 +39,12 @@ class Result:
     held: int
     """After the end."""
     counted: int
-    """Failures of the faulty deployment, as its breaker was told."""
+    """Failures that the breaker of the faulty deployment counted."""
 
 
 @asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
-    """No task and no open file more than before."""
+    """Checks that no tasks and open files are left."""
     tasks, files = asyncio.all_tasks(), open_files()
     yield
     try:
@@ -59,7 +59,7 @@ def open_files() -> int:
 
 @asynccontextmanager
 async def stage(folder: Path, cases: Sequence[Case]) -> AsyncIterator[Live]:
-    """A gateway that knows every case by its name."""
+    """A gateway with a route, a model and a key for every case, under the case's name."""
     with socket.socket() as deaf:  # bound and not listening: connections are refused
         deaf.bind(("127.0.0.1", 0))
         deaf_url = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"

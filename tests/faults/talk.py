@@ -1,4 +1,4 @@
-"""A client of bytes: what really came over the socket, and whether the message came to its proper end."""
+"""A client on raw sockets: the bytes that came, and whether the HTTP message is complete."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ QUESTION = "say one two three"
 
 @dataclass(slots=True)
 class Heard:
-    """An answer as it came. The parser calls `on_...`."""
+    """An answer as it was received. The parser calls `on_...`."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
     heads: int = 0
     whole: bool = False
-    """The message ended as HTTP says it must."""
+    """Whether the HTTP message is complete."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.decode().lower()] = value.decode("latin-1")

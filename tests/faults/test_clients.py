@@ -1,4 +1,4 @@
-"""Clients that leave, or read slowly: the upstream is cancelled, its work is billed, nothing is left."""
+"""Clients that disconnect or read slowly: the upstream is cancelled, its work is billed, and nothing is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.until import until
 
 SURFACES = [(s, p) for s in ("chat", "messages", "responses", "completions") for p in ("up", "claude")]
 LONG = " ".join(["x" * 20_000] * 400)
-"""More than sockets hold on their own."""
+"""A text larger than the sockets' buffers."""
 LEAVES = {  # what the upstream is doing when the client leaves
     "before the headers": {"fault": "silent"},
     "before the first chunk": {"fault": "stall", "after": 0},
@@ -34,7 +34,7 @@ def models(scripts: dict[str, object]) -> list[dict[str, object]]:
 
 
 async def leave(gateway: Live, surface: str, model: str, *, stream: bool, reads: int) -> None:
-    """Ask, read so many bytes of the answer's events, and go."""
+    """Send a request, read this many bytes of the answer's events, and disconnect."""
     async with asked(gateway.url, surface, question(surface, model, stream=stream)) as (reader, _):
         if reads:
             await reader.readuntil(b"\r\n\r\n")
@@ -51,7 +51,7 @@ def check_left(record: DecisionRecord, cost_at_least: int = 1) -> None:
 
 @pytest.mark.parametrize("when", LEAVES)
 async def test_a_client_that_leaves_a_stream(tmp_path: Path, when: str) -> None:
-    """Whenever it leaves, its upstream is left as well, and what was done by then is billed."""
+    """Whenever the client disconnects, its upstream is cancelled, and the work until then is billed."""
     scripts = {"m": [LEAVES[when]]}
     async with nothing_left():
         async with live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
@@ -67,7 +67,7 @@ async def test_a_client_that_leaves_a_stream(tmp_path: Path, when: str) -> None:
 
 
 async def test_a_client_that_leaves_before_a_whole_answer(tmp_path: Path) -> None:
-    """Without streaming too: the upstream is cancelled and its input billed."""
+    """Without streaming, too, the upstream is cancelled and its input billed."""
     scripts = {"m": [{"fault": "silent"}]}
     async with nothing_left(), live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
         await leave_all(gateway, stream=False, reads=0)
@@ -99,7 +99,7 @@ async def stay_a_while(
 
 
 async def test_a_client_that_leaves_during_a_back_off(tmp_path: Path) -> None:
-    """No attempt is under way, so none is cancelled; the wait ends with the client."""
+    """The wait between two attempts ends when the client disconnects."""
     scripts = {"m": [{"status": 429, "retry_after_s": 20}]}
     async with nothing_left(), live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
         async with asked(gateway.url, "chat", question("chat", "up-m")):
@@ -112,7 +112,7 @@ async def test_a_client_that_leaves_during_a_back_off(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_leaves_its_own_request_unfinished(tmp_path: Path) -> None:
-    """Half a body is no request: nothing is held, nothing recorded."""
+    """For an incomplete request nothing is held and nothing recorded."""
     async with nothing_left(), live(tmp_path) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         for sent in (b"POST /v1/chat/completions HTTP/1.1\r\n", b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
@@ -129,7 +129,7 @@ async def test_a_client_that_leaves_its_own_request_unfinished(tmp_path: Path) -
 
 @pytest.mark.parametrize("surface", ["chat", "messages"])
 async def test_a_client_that_reads_slowly(tmp_path: Path, surface: str) -> None:
-    """Its slowness stops the upstream instead of filling memory, and is not counted as the upstream's silence."""
+    """A slow client pauses the upstream and doesn't fill the memory, and isn't counted as the upstream's silence."""
     scripts = {"m": [{"text": LONG, "coalesce": True}]}
     server = {"stall_timeout_s": 1.5}
     async with (
@@ -150,7 +150,7 @@ async def test_a_client_that_reads_slowly(tmp_path: Path, surface: str) -> None:
 
 
 async def test_a_client_that_never_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps its connection and takes nothing: after a while it counts as gone, and its upstream is left."""
+    """A client that keeps its connection and reads nothing counts as gone after a while; its upstream is cancelled."""
     monkeypatch.setattr(listen, "UNREAD_S", 1.0)
     scripts = {"m": [{"text": LONG, "coalesce": True}]}
     async with nothing_left(), live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
@@ -164,7 +164,7 @@ async def test_a_client_that_never_reads(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_a_slow_reader_that_leaves(tmp_path: Path) -> None:
-    """While the gateway waits for it to read, its leaving is noticed."""
+    """A disconnect is noticed while the gateway waits for the client to read."""
     scripts = {"m": [{"text": LONG, "coalesce": True}]}
     async with nothing_left(), live(tmp_path, scripts=scripts, models=models(scripts)) as gateway:
         asking = question("chat", "up-m", stream=True, max_tokens=100_000)

@@ -1,4 +1,4 @@
-"""Any sequence of upstream behaviours, on live sockets: every climb ends once, within its attempts and its deadline."""
+"""Any sequence of upstream behaviours, on real sockets: every cascade ends once, within its attempts and deadline."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.live import Live, live
 
 MODELS = ("small", "medium", "large")
 RESENT = {"close", "rst"}
-"""What ends a kept-alive connection without a byte: the pool may send such a request a second time."""
+"""Faults that end a kept-alive connection without a byte, after which the pool may send the request again."""
 LONGEST_S = 3.0
-"""A stream begun in time may go on until then."""
+"""Seconds until a stream that began in time must end."""
 SLACK_S = 30.0
-"""For a busy machine; without a deadline that holds, a retry-after of a minute would be waited for."""
+"""Seconds to add for a busy machine; less than the retry-after of a minute, which no deadline allows."""
 
 STEPS: list[dict[str, Any]] = [
     {"text": "fine"},
@@ -101,7 +101,7 @@ def models(world: World) -> list[dict[str, Any]]:
 
 
 async def climb(world: World, folder: Path) -> None:
-    """Send the requests together, then hold the world to what must be true of every one."""
+    """Send the requests at the same time, and check what must be true of each of them."""
     config = {
         "auth": {"keys": [{"name": "k", "key": "hg-k", "budget_usd": 1.0}]},
         "server": {"first_byte_timeout_s": 0.2, "stall_timeout_s": 0.2, "request_timeout_s": LONGEST_S},
@@ -129,7 +129,7 @@ async def one(gateway: Live, world: World, surface: str, stream: bool) -> Heard:
 
 
 def check_ending(surface: str, heard: Heard, *, stream: bool) -> None:
-    """One head, one end: an answer, an error in its own shape, or a stream with exactly one last word."""
+    """Each request has one head and one end: an answer, an error in its API's form, or a stream with one terminal."""
     assert heard.heads == 1 and heard.whole, heard
     if heard.status != 200:
         assert_error_shape(surface, heard)
@@ -141,7 +141,7 @@ def check_ending(surface: str, heard: Heard, *, stream: bool) -> None:
 
 
 def check_bounds(world: World, record: DecisionRecord, *, stream: bool) -> None:
-    """Attempts, money and time within what the request was given."""
+    """Attempts, cost and time are within the request's limits."""
     assert len(record.attempts) <= world.route["max_attempts"], record
     assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
     assert record.latency_s is not None
@@ -151,7 +151,7 @@ def check_bounds(world: World, record: DecisionRecord, *, stream: bool) -> None:
 
 
 def check_books(gateway: Live, world: World, records: list[DecisionRecord]) -> None:
-    """The ledger is even, and the upstream saw no call that isn't on record."""
+    """All holds are released, and the upstream got no call that isn't recorded."""
     services = gateway.services
     caller = services.keyring.identify(b"Bearer hg-k", None, "127.0.0.1", 0)
     spent, held = services.ledger.balance(caller.accounts[0])  # type: ignore[attr-defined]
@@ -173,7 +173,7 @@ CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, Heal
 @given(worlds())
 @settings(CALM, max_examples=25)
 def test_every_climb_ends_once(world: World) -> None:
-    """Whatever upstreams do, together and one after the other."""
+    """Every cascade ends once, whatever upstreams do."""
     run(world)
 
 
@@ -181,5 +181,5 @@ def test_every_climb_ends_once(world: World) -> None:
 @given(worlds())
 @settings(CALM, max_examples=400)
 def test_every_climb_ends_once_at_length(world: World) -> None:
-    """The long form."""
+    """The same with many more examples."""
     run(world)

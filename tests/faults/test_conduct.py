@@ -1,4 +1,4 @@
-"""How the gateway conducts itself when upstreams fail: attempts, waiting, breakers, hedges, money, overload."""
+"""The gateway's behaviour when upstreams fail: attempts, waiting, breakers, hedges, costs, overload."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def route(*models: str, **more: Any) -> list[dict[str, Any]]:
 
 
 def priced(*names: str) -> list[dict[str, Any]]:
-    """Dearer from one to the next."""
+    """Models, each more expensive than the one before."""
     return [{"name": name, "input_usd_per_mtok": 1.0 + at, "output_usd_per_mtok": 4.0} for at, name in enumerate(names)]
 
 
@@ -36,7 +36,7 @@ async def chat(gateway: Live, model: str = "auto", *, stream: bool = False, **he
 
 
 async def test_retry_after_is_waited_for(tmp_path: Path) -> None:
-    """The same model is asked again, and not before its upstream said it may be."""
+    """The same model is tried again, and not before its upstream's retry-after."""
     scripts = {"m": [{"status": 429, "retry_after_s": 0.3}, {"text": "now"}]}
     async with live(tmp_path, scripts=scripts, models=priced("m"), routes=route("m")) as gateway:
         heard = await chat(gateway)
@@ -47,7 +47,7 @@ async def test_retry_after_is_waited_for(tmp_path: Path) -> None:
 
 
 async def test_a_long_retry_after_moves_on_to_the_next_model(tmp_path: Path) -> None:
-    """Nobody waits half a minute while another model could answer at once."""
+    """A long retry-after is not waited for while another model could answer at once."""
     scripts = {"m": [{"status": 429, "retry_after_s": 30}], "n": [{"text": "here"}]}
     routes = route("m", fallback=["n"], retries=2)
     async with live(tmp_path, scripts=scripts, models=priced("m", "n"), routes=routes) as gateway:
@@ -58,7 +58,7 @@ async def test_a_long_retry_after_moves_on_to_the_next_model(tmp_path: Path) -> 
 
 
 async def test_a_retry_after_beyond_the_deadline_is_passed_on(tmp_path: Path) -> None:
-    """The client learns how long to wait, and that its own retries would be in vain now."""
+    """The client is told how long to wait, and not to retry until then."""
     scripts = {"m": [{"status": 429, "retry_after_s": 30}]}
     async with live(tmp_path, scripts=scripts, models=priced("m")) as gateway:
         heard = await chat(gateway, "m", x_stainless_read_timeout="5")
@@ -72,7 +72,7 @@ async def test_a_retry_after_beyond_the_deadline_is_passed_on(tmp_path: Path) ->
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_failures_open_the_breaker_where_operators_look(tmp_path: Path, stream: bool) -> None:
-    """Five in a row, in whole answers or inside streams; then the route leaves that model out."""
+    """After five failures in a row, in whole answers or inside streams, the route leaves the model out."""
     spoilt = {"fault": "cut", "after": 1} if stream else {"status": 500}
     routes = route("m", "n", retries=0)
     async with live(tmp_path, scripts={"m": [spoilt]}, models=priced("m", "n"), routes=routes) as gateway:
@@ -90,7 +90,7 @@ async def test_failures_open_the_breaker_where_operators_look(tmp_path: Path, st
 
 
 async def test_a_breaker_half_opens_and_closes(tmp_path: Path) -> None:
-    """One 429 opens it for as long as it says; the first answer after that closes it again."""
+    """One 429 opens the breaker for its retry-after; the first answer after that closes it again."""
     scripts = {"m": [{"status": 429, "retry_after_s": 3600}, {"text": "well again"}]}
     routes = route("m", retries=0)
     async with live(tmp_path, scripts=scripts, models=priced("m"), routes=routes) as gateway:
@@ -105,7 +105,7 @@ async def test_a_breaker_half_opens_and_closes(tmp_path: Path) -> None:
 
 
 async def breaker_states(gateway: Live) -> dict[str, str]:
-    """As /readyz has them; closed ones are not listed."""
+    """The breakers in /readyz, which doesn't list closed ones."""
     async with httpx.AsyncClient() as client:
         answer = await client.get(gateway.url + "/readyz")
     assert answer.status_code == 200
@@ -137,7 +137,7 @@ async def test_a_late_first_byte_is_hedged(tmp_path: Path, stream: bool) -> None
 
 
 async def test_a_hedge_that_fails_leaves_the_first_its_time(tmp_path: Path) -> None:
-    """A failure of one twin is no answer while the other may still give one."""
+    """If the hedge fails, the first attempt may still answer."""
     scripts = {"m": [{"delay_s": 3, "text": "patience"}, {"status": 500}]}
     async with live(tmp_path, scripts=scripts, models=priced("m"), routes=route("m", hedge_after_s=0.05)) as gateway:
         heard = await chat(gateway)
@@ -147,7 +147,7 @@ async def test_a_hedge_that_fails_leaves_the_first_its_time(tmp_path: Path) -> N
 
 
 async def test_twins_that_end_together_count_the_answer() -> None:
-    """Whichever order a failure and an answer are looked at in, the answer wins."""
+    """If one attempt fails and the other answers at the same time, the answer is used, in either order."""
     for failing in range(8):
         twins = {asyncio.ensure_future(_twin(at == failing)) for at in range(8)}
         await asyncio.wait(twins)
@@ -161,7 +161,7 @@ async def _twin(answers: bool) -> str:
 
 
 async def test_a_hedge_counts_against_the_attempts(tmp_path: Path) -> None:
-    """One hedge a request, and with it no more upstream calls than the route allows."""
+    """A request has at most one hedge, which counts against the route's limit of attempts."""
     scripts = {"m": [{"delay_s": 0.3, "status": 500}], "n": [{"delay_s": 0.3, "status": 500}]}
     routes = route("m", fallback=["n"], retries=3, max_attempts=3, hedge_after_s=0.03, hedge_max_share=1.0)
     async with live(tmp_path, scripts=scripts, models=priced("m", "n"), routes=routes) as gateway:
@@ -195,7 +195,7 @@ async def test_a_late_answer_is_not_waited_for_twice(tmp_path: Path) -> None:
 
 
 async def test_a_stream_that_never_says_anything_ends_with_the_deadline(tmp_path: Path) -> None:
-    """Silence up to the client's own deadline is a 504, not one more attempt."""
+    """Silence up to the client's own deadline is answered with 504, without another attempt."""
     scripts = {"m": [{"fault": "stall", "after": 0}]}
     async with live(tmp_path, scripts=scripts, models=priced("m")) as gateway:
         heard = await chat(gateway, "m", stream=True, x_stainless_read_timeout="1.5")
@@ -205,7 +205,7 @@ async def test_a_stream_that_never_says_anything_ends_with_the_deadline(tmp_path
 
 
 async def test_a_dribbling_stream_is_silence(tmp_path: Path) -> None:
-    """Bytes that complete no event are no sign of life, before the first chunk and after it."""
+    """Bytes that don't complete an event don't extend the timeout, neither before the first chunk nor after it."""
     for before in (True, False):
         async with dribbling(b"" if before else CHUNK) as url:
             server = {"first_byte_timeout_s": 1.5, "stall_timeout_s": 1.5, "request_timeout_s": 60}
@@ -245,7 +245,7 @@ async def dribbling(first: bytes) -> AsyncIterator[str]:
 
 
 async def test_a_stream_has_an_end_in_time(tmp_path: Path) -> None:
-    """However lively, a stream ends with the server's own limit for a request."""
+    """A stream ends at the server's time limit for a request, even while events keep coming."""
     scripts = {"m": [{"text": "on and " * 200, "gap_s": 0.05}]}
     server = {"request_timeout_s": 0.6}
     async with live(tmp_path, scripts=scripts, models=priced("m"), server=server) as gateway:
@@ -261,7 +261,7 @@ async def test_a_stream_has_an_end_in_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("surface", ["chat", "messages"])
 async def test_one_request_too_many_is_refused_at_once(tmp_path: Path, surface: str) -> None:
-    """503 in the client's own shape; those in flight are not touched and nothing of it is held."""
+    """It gets a 503 in its API's form; requests in flight aren't affected, and nothing is held for it."""
     scripts = {"echo": [{"delay_s": 2}]}
     async with live(tmp_path, scripts=scripts, server={"max_concurrency": 2}) as gateway:
         busy = [asyncio.create_task(chat(gateway, "echo")) for _ in range(2)]
@@ -275,7 +275,7 @@ async def test_one_request_too_many_is_refused_at_once(tmp_path: Path, surface: 
 
 
 async def test_a_budget_is_never_overspent_by_200_at_once(tmp_path: Path) -> None:
-    """Requests pass as long as their worst case fits; what is spent in the end is what they cost."""
+    """Requests are admitted while their worst case fits the budget, and settled at their actual cost."""
     keys = [{"name": "k", "key": "hg-k", "budget_usd": 0.004}]
     scripts = {"m": [{"delay_s": 0.02}, {"fault": "cut"}, {"status": 500}, {"text": "one two three"}]}
     routes = route("m", budget_usd_per_day=0.003)
@@ -297,7 +297,7 @@ async def test_a_budget_is_never_overspent_by_200_at_once(tmp_path: Path) -> Non
 
 
 async def test_a_rate_limit_holds_for_200_at_once(tmp_path: Path) -> None:
-    """Exactly a minute's requests pass; the others are told how long to wait."""
+    """Exactly the allowed number of requests is admitted; the others are told how long to wait."""
     keys = [{"name": "k", "key": "hg-k", "rpm": 20}]
     async with live(tmp_path, auth={"keys": keys}) as gateway:
         begun_s = gateway.services.now()

@@ -1,4 +1,4 @@
-"""Any sequence of upstream behaviours while small questions are asked together: each ends once, within bounds."""
+"""Any sequence of upstream behaviours while small questions share upstream calls: each ends once, within its limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.faults.test_climbs import CALM, World, run, worlds
 
 @st.composite
 def gathering(draw: st.DrawFn) -> World:
-    """A world whose route may ask its plain questions in one call; streams and other surfaces stay alone."""
+    """A world whose route may combine plain questions in one call, but no streams and no other surfaces."""
     world = draw(worlds())
     route = {
         **world.route,
@@ -31,7 +31,7 @@ def gathering(draw: st.DrawFn) -> World:
 @given(gathering())
 @settings(CALM, max_examples=20)
 def test_every_gathered_question_ends_once(world: World) -> None:
-    """Whatever becomes of the call they share: an answer or an error each, their money and their time."""
+    """Whatever happens to the shared call, each question ends with an answer or an error, within its cost and time."""
     run(world)
 
 
@@ -39,5 +39,5 @@ def test_every_gathered_question_ends_once(world: World) -> None:
 @given(gathering())
 @settings(CALM, max_examples=400)
 def test_every_gathered_question_ends_once_at_length(world: World) -> None:
-    """The long form."""
+    """The same with many more examples."""
     run(world)

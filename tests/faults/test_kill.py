@@ -25,7 +25,7 @@ from tests.until import until
 
 
 def write_config(folder: Path, *, workers: int, drain_timeout_s: float = 60) -> tuple[Path, int]:
-    """A gateway over the managed scripted upstream, which takes its time."""
+    """A gateway in front of a managed scripted upstream that answers slowly."""
     port, admin_port = free_port(), free_port()
     path = folder / "headgate.toml"
     path.write_text(f"""
@@ -67,7 +67,7 @@ output_usd_per_mtok = 0.4
 
 @dataclass(slots=True)
 class Load:
-    """Clients that ask, note what they saw whole, and come again when their worker dies."""
+    """Clients that send requests, record complete answers, and retry when their worker dies."""
 
     url: str
     answered: list[str] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Load:
                 await asyncio.sleep(0.05)
 
     async def one(self, draw: random.Random, *, stream: bool) -> bool:
-        """True: it was answered whole."""
+        """Whether a request got a complete answer."""
         surface = draw.choice(("chat", "messages"))
         model = draw.choice(("quick", "quick", "slow"))
         try:
@@ -112,7 +112,7 @@ class Load:
 
 
 async def kill_worker(pid: int, draw: random.Random) -> int:
-    """SIGKILL to one of them, as soon as there is one; returns which."""
+    """Send SIGKILL to one of the processes, as soon as there is one; returns which."""
     while not (running := workers_of(pid)):
         await asyncio.sleep(0.02)
     victim = draw.choice(running)
@@ -151,7 +151,7 @@ async def run_with_kills(folder: Path, *, clients: int, requests: int, kills: in
 
 
 async def find_all(url: str, ids: list[str]) -> None:
-    """Every decision can be asked for at the worker that was started again."""
+    """Check that the restarted worker finds every decision."""
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         for id in ids:
             answer = await client.get(f"/v1/decisions/{id}")
@@ -160,7 +160,7 @@ async def find_all(url: str, ids: list[str]) -> None:
 
 
 def check_store(folder: Path, load: Load) -> None:
-    """After the end everything is in the database, once."""
+    """Check that after the shutdown everything is in the database exactly once."""
     engine = open_engine(f"sqlite:///{folder}/journal.db")
     with engine.connect() as connection:
         stored = list(connection.execute(sa.select(decisions.c.id)).scalars())
@@ -172,18 +172,18 @@ def check_store(folder: Path, load: Load) -> None:
 
 
 async def test_a_killed_worker_loses_nothing_it_answered(tmp_path: Path) -> None:
-    """kill -9 twice under load: each decision whose answer arrived and each acknowledged feedback is stored."""
+    """After two kills under load, each decision whose answer arrived and each acknowledged feedback is stored."""
     await run_with_kills(tmp_path, clients=30, requests=10, kills=2, workers=1)
 
 
 @pytest.mark.slow
 async def test_many_kills_of_several_workers(tmp_path: Path) -> None:
-    """The long form: more load, more workers, more deaths."""
+    """The same with more load, more workers and more kills."""
     await run_with_kills(tmp_path, clients=60, requests=60, kills=8, workers=3)
 
 
 async def test_draining_refuses_the_new_and_finishes_the_old(tmp_path: Path) -> None:
-    """At SIGTERM streams and whole answers in flight arrive, new connections are refused, and nothing is left."""
+    """After SIGTERM answers in flight are completed, new connections are refused, and nothing is left."""
     async with started(tmp_path, workers=1) as (process, url):
         asking = [
             asyncio.create_task(ask(url, surface, question(surface, "patient", stream=stream)))
@@ -206,7 +206,7 @@ async def test_draining_refuses_the_new_and_finishes_the_old(tmp_path: Path) -> 
 
 
 async def test_a_killed_supervisor_takes_its_children_along(tmp_path: Path) -> None:
-    """None goes on unseen, on a port that the next supervisor wants: that one starts at once, and nothing is lost."""
+    """The children of a killed supervisor end, so the next supervisor gets the port at once, and nothing is lost."""
     async with started(tmp_path, workers=2) as (process, url):
         load = Load(url)
         await load.client(1, 3)
@@ -220,7 +220,7 @@ async def test_a_killed_supervisor_takes_its_children_along(tmp_path: Path) -> N
 
 
 async def in_flight(url: str, count: int) -> None:
-    """Until so many requests are under way at the worker."""
+    """Wait until this many requests are in flight at the worker."""
     async with httpx.AsyncClient(base_url=url) as client:
         while f"headgate_in_flight_requests {count}.0" not in (await client.get("/metrics")).text:
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Any sequence of upstream behaviours under every strategy, on live sockets: each climb ends once, within bounds."""
+"""Any sequence of upstream behaviours under every strategy, on real sockets: each cascade ends once, within limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECKS: list[dict[str, Any]] = [
 
 @st.composite
 def climbing(draw: st.DrawFn) -> World:
-    """A world whose route climbs by any strategy, with two or three models before its fallbacks."""
+    """A world whose route uses any strategy, with two or three models before its fallbacks."""
     world, strategy = draw(worlds()), draw(st.sampled_from(STRATEGIES))
     stepped = draw(st.integers(2, len(MODELS)))
     route = {
@@ -46,7 +46,7 @@ def climbing(draw: st.DrawFn) -> World:
 @given(climbing())
 @settings(CALM, max_examples=20)
 def test_every_strategy_ends_once(world: World) -> None:
-    """Whatever upstreams do, with checks that hang and with models asked side by side."""
+    """Every cascade ends once whatever upstreams do, with checks that hang and with models asked in parallel."""
     run(world)
 
 
@@ -54,5 +54,5 @@ def test_every_strategy_ends_once(world: World) -> None:
 @given(climbing())
 @settings(CALM, max_examples=600)
 def test_every_strategy_ends_once_at_length(world: World) -> None:
-    """The long form."""
+    """The same with many more examples."""
     run(world)

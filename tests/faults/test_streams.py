@@ -1,4 +1,4 @@
-"""Every fault of an upstream, on every surface, over real sockets: one defined ending, exact money, nothing left."""
+"""Every fault of an upstream, on every surface, over real sockets: one defined ending, exact costs, nothing left."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.faults.stage import run_cases
 
 @pytest.mark.parametrize("fault", STREAMED, ids=lambda fault: fault.name)
 async def test_a_fault_in_a_stream(tmp_path: Path, fault: Fault) -> None:
-    """A stream ends whole, in one error before its headers, or in one error event without a terminal."""
+    """A stream ends complete, with an error before its headers, or with one error event and no terminal event."""
     for result in await run_cases(tmp_path, list(cases_of(fault, stream=True))):
         check(result)
 
 
 @pytest.mark.parametrize("fault", WHOLE, ids=lambda fault: fault.name)
 async def test_a_fault_in_a_whole_answer(tmp_path: Path, fault: Fault) -> None:
-    """An answer without streaming is whole, another model's, or one error in the client's own shape."""
+    """Without streaming the client gets the answer, another model's, or one error in its API's form."""
     for result in await run_cases(tmp_path, list(cases_of(fault, stream=False))):
         check(result)

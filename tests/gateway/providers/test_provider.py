@@ -1,4 +1,4 @@
-"""Heads of every kind of provider: paths, credentials, what passes and what is refused."""
+"""Request heads of every kind of provider: paths, credentials, and which headers are forwarded or refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def lines(head: bytes) -> tuple[str, dict[str, str]]:
     ],
 )  # fmt: skip
 async def test_paths(kind: str, base_url: str, version: str, dialect: str, target: str) -> None:
-    """Each kind puts each dialect where its API expects it."""
+    """Each kind of provider uses its API's path for each dialect."""
     head = provider(kind, base_url, api_version=version).head(MODEL, dialect, False, {})
     assert lines(head)[0] == f"POST {target} HTTP/1.1"
 
@@ -64,7 +64,7 @@ async def test_paths(kind: str, base_url: str, version: str, dialect: str, targe
     ],
 )
 def test_credentials(kind: str, name: str, value: str) -> None:
-    """Our key goes out as the API wants it, the client's never, and no key means no header."""
+    """The provider's key goes out in its API's header and the client's never; without a key there is no header."""
     dialect = "messages" if kind == "anthropic" else "chat"
     client = {b"authorization": b"Bearer sk-client", b"x-api-key": b"sk-client", b"api-key": b"sk-client",
               b"cookie": b"sk-client", b"x-anything": b"sk-client"}  # fmt: skip
@@ -76,7 +76,7 @@ def test_credentials(kind: str, name: str, value: str) -> None:
 
 
 def test_what_passes() -> None:
-    """Trace context passes everywhere; version and beta headers only where they mean something."""
+    """Trace context is forwarded everywhere, version and beta headers only to Anthropic's API."""
     client = {b"traceparent": b"00-1-2-01", b"anthropic-version": b"2099-01-01", b"anthropic-beta": b"a,b"}
     claude = lines(provider("anthropic").head(MODEL, "messages", True, client))[1]
     assert claude["traceparent"] == "00-1-2-01"
@@ -93,7 +93,7 @@ def test_what_passes() -> None:
 
 @given(value=st.binary(max_size=40))
 def test_no_header_can_be_injected(value: bytes) -> None:
-    """Whatever a client sends as a forwarded header, the head has one line more, or the call is refused."""
+    """Any value of a forwarded header adds exactly one line to the head, or is refused."""
     upstream = provider()
     plain = upstream.head(MODEL, "chat", False, {}).count(b"\n")
     try:
@@ -141,7 +141,7 @@ def test_dialects() -> None:
 
 
 async def test_managed_child(tmp_path: Path) -> None:
-    """A provider without a base URL listens on a socket of ours and is ready once it answers there."""
+    """A provider without a base URL listens on a unix socket, and is ready once it answers there."""
     config = ProviderConfig(name="p", kind="scripted", options={"scripts": {"small": [{"text": "hi"}]}})
     server = Server(run_dir=str(tmp_path))
     child = managed(config, server)
@@ -160,6 +160,6 @@ async def test_managed_child(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 120])
 def test_managed_names(name: str) -> None:
-    """A name that is no plain file name, or makes too long a socket path, is refused."""
+    """A name that isn't a plain file name, or makes the socket's path too long, is refused."""
     with pytest.raises(ConfigError):
         managed(ProviderConfig(name=name, kind="local"), SERVER)

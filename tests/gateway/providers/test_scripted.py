@@ -1,4 +1,4 @@
-"""The scripted upstream keeps its word: honest by default, and each fault is what its name says."""
+"""The scripted upstream: it answers correctly by default, and each fault does what its name says."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def request(dialect: str, model: str, **fields: Any) -> dict[str, Any]:
 async def ask(
     server: ScriptedServer, dialect: str, body: dict[str, Any], *, head_s: float = 60.0, stall_s: float = 60.0
 ) -> tuple[int, bytes]:
-    """Status and all bytes that came; UpstreamError as the pool raises it."""
+    """Status and body of an answer. Raises UpstreamError as the pool does."""
     pool = Pool(Endpoint.parse(server.url), max_connections=1, connect_timeout_s=60)
     head = b"POST %b HTTP/1.1\r\nhost: x\r\n" % PATHS[dialect].encode()
     try:
@@ -167,7 +167,7 @@ async def test_steps_are_consumed_and_the_last_repeats() -> None:
     ],
 )
 async def test_faults_of_the_connection(dialect: str, fault: str, failure: str) -> None:
-    """A fault of the transport is seen as what it is, in every dialect, streaming or not."""
+    """A fault of the transport raises its own failure in every dialect, streamed or not."""
     async with ScriptedServer({"m": [{"fault": fault, "after": 1}]}) as server:
         for stream in (False, True):
             with pytest.raises(UpstreamError) as caught:
@@ -179,7 +179,7 @@ async def test_faults_of_the_connection(dialect: str, fault: str, failure: str) 
 @pytest.mark.parametrize("dialect", ["chat", "completions", "messages"])
 @pytest.mark.parametrize("fault", ["malformed", "late_error", "no_done", "no_finish"])
 async def test_faults_of_content(dialect: str, fault: str) -> None:
-    """A fault of content comes over a healthy connection, behind `after` pieces of text."""
+    """A fault of content comes over a sound connection, after `after` pieces of text."""
     async with ScriptedServer({"m": [{"fault": fault, "after": 2}]}) as server:
         _, stream = await ask(server, dialect, request(dialect, "m", stream=True))
     end = b"message_stop" if dialect == "messages" else b"[DONE]"
@@ -192,7 +192,7 @@ async def test_faults_of_content(dialect: str, fault: str) -> None:
 
 
 async def test_faults_before_any_content() -> None:
-    """`after = 0` lets the opening event through and no text; -1 only the head."""
+    """With `after = 0` only the opening events are sent and no text; with -1 only the head."""
     table = {"0": [{"fault": "late_error", "after": 0}], "-1": [{"fault": "late_error", "after": -1}]}
     async with ScriptedServer(table) as server:
         _, opened = await ask(server, "chat", request("chat", "0", stream=True))
@@ -202,13 +202,13 @@ async def test_faults_before_any_content() -> None:
 
 
 async def test_loris_is_slow_and_right() -> None:
-    """One byte at a time is still the whole answer."""
+    """An answer that is sent one byte at a time is complete."""
     async with ScriptedServer({"m": [{"text": "slow", "fault": "loris"}]}) as server:
         assert b'"slow"' in (await ask(server, "chat", request("chat", "m")))[1]
 
 
 async def test_usage_can_be_missing_or_dictated() -> None:
-    """Scripts decide what usage is told."""
+    """A script decides which usage is reported, if any."""
     told = {"input_tokens": 100, "output_tokens": 7, "cached_tokens": 40, "reasoning_tokens": 5}
     async with ScriptedServer({"quiet": [{"usage": False}], "m": [told]}) as server:
         quiet = json.loads((await ask(server, "chat", request("chat", "quiet")))[1])
@@ -240,7 +240,7 @@ def test_instances_fit_their_schema() -> None:
 
 
 async def test_runs_as_a_command(tmp_path: Path) -> None:
-    """The command listens where it is told, follows its scripts and ends on SIGTERM."""
+    """The command listens on the given socket, follows its scripts and ends on SIGTERM."""
     socket = tmp_path / "s.sock"
     command = [
         "-m",

@@ -1,4 +1,4 @@
-"""Upstream streams written by hand from the SDKs' types, and readers that parse ours with those types."""
+"""Upstream streams written by hand after the SDKs' types, and parsers of the gateway's streams with those types."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ UPSTREAMS = {"chat": [CHAT, TOOLS], "messages": [MESSAGES], "completions": [COMP
 
 
 def payloads(stream: bytes) -> list[Json]:
-    """The JSON events of a whole stream of ours, [DONE] left out."""
+    """The JSON events of a whole stream that the gateway wrote, without [DONE]."""
     found = []
     for block in stream.decode().split("\n\n"):
         for line in block.split("\n"):

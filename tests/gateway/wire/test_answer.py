@@ -1,4 +1,4 @@
-"""Whole answers: peeked, stripped, translated and replayed."""
+"""Whole answers: read, stripped of logprobs, translated and replayed."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def put(body: Json, src: str, dst: str, **options: Any) -> bytes:
 
 @pytest.mark.parametrize(("src", "dst", "body"), CASES)
 def test_translated_answers_are_the_sdks_types(src: str, dst: str, body: Json) -> None:
-    """And they show the same text, usage and calls as the original."""
+    """A translated answer parses as the SDK's type, with the original's text, usage and calls."""
     out = put(body, src, dst)
     KINDS[dst].model_validate_json(out)
     before, after = peek(json.dumps(body).encode(), src), peek(out, dst)
@@ -101,13 +101,13 @@ def test_translated_answers_are_the_sdks_types(src: str, dst: str, body: Json) -
 
 
 def test_the_same_dialect_keeps_its_bytes() -> None:
-    """Spacing and unknown fields too."""
+    """Between equal dialects an answer keeps its bytes, white space and unknown fields included."""
     body = json.dumps({**CHAT, "x_new": 1}, indent=2).encode()
     assert translate_answer(body, "chat", "chat", model="shown", request={}) == body
 
 
 def test_peek_reads_evidence() -> None:
-    """Log-probabilities, refusals and tools, without rewriting anything."""
+    """`peek` reads log-probabilities, refusals and tools without rewriting the answer."""
     body = chat(content="ab")
     body["choices"][0]["logprobs"] = LOGPROBS
     seen = peek(json.dumps(body).encode(), "chat")
@@ -123,7 +123,7 @@ def test_peek_reads_evidence() -> None:
 
 
 def test_strip_logprobs() -> None:
-    """Only they become null."""
+    """Log-probabilities become null, and nothing else changes."""
     body = chat(content="ab")
     body["choices"][0]["logprobs"] = LOGPROBS
     raw = json.dumps(body).encode()
@@ -132,7 +132,7 @@ def test_strip_logprobs() -> None:
 
 
 def test_responses_echo_the_request() -> None:
-    """Settings come back as they were sent, null ones as their defaults."""
+    """A response has the request's settings as they were sent, and defaults for null ones."""
     request = {
         "instructions": msgspec.Raw(b'"S"'),
         "tools": msgspec.Raw(b"null"),
@@ -144,7 +144,7 @@ def test_responses_echo_the_request() -> None:
 
 
 def test_arguments_that_are_no_json_survive() -> None:
-    """A model's bad arguments reach an Anthropic client as it gave them."""
+    """A model's invalid arguments reach an Anthropic client unchanged, in `_raw`."""
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"city": Ber'}}
     [block] = json.loads(put(chat("tool_calls", tool_calls=[call]), "chat", "messages"))["content"]
     assert block["input"] == {"_raw": '{"city": Ber'}
@@ -167,7 +167,7 @@ def test_arguments_that_are_no_json_survive() -> None:
     )
 )
 def test_junk_is_a_bad_response(dialect: str, junk: bytes) -> None:
-    """An upstream that answers nonsense fails as such, in every function."""
+    """An unreadable answer raises `bad_response` in every function."""
     for act in (
         lambda: peek(junk, dialect),
         lambda: translate_answer(
@@ -192,13 +192,13 @@ REPLAYED += [
 
 @pytest.mark.parametrize(("surface", "body"), REPLAYED)
 def test_a_replayed_answer_is_a_valid_stream(surface: str, body: Json) -> None:
-    """Each event is the SDK's type."""
+    """Each event of a replay parses as the SDK's type."""
     assert parsed(replay(json.dumps(body).encode(), surface, include_usage=True), surface)
 
 
 @pytest.mark.parametrize(("surface", "body"), [case for case in REPLAYED if case[0] != "responses"])
 def test_a_replayed_answer_collects_to_itself(surface: str, body: Json) -> None:
-    """Replay and assembly are each other's inverse."""
+    """Assembling a replayed answer gives the answer again."""
     it = relay(surface, surface, model="", request={}, include_usage=True, collect=True)
     it.feed(replay(json.dumps(body).encode(), surface, include_usage=True))
     assert it.end() is None
@@ -206,7 +206,7 @@ def test_a_replayed_answer_collects_to_itself(surface: str, body: Json) -> None:
 
 
 def test_a_replayed_response_ends_with_itself() -> None:
-    """Its ids are the stored ones."""
+    """The last event of a replayed response holds the response with its stored ids."""
     for surface, body in REPLAYED:
         if surface == "responses":
             events = payloads(replay(json.dumps(body).encode(), "responses"))
@@ -215,7 +215,7 @@ def test_a_replayed_response_ends_with_itself() -> None:
 
 
 def test_usage_is_replayed_only_when_asked_for() -> None:
-    """As a live stream would."""
+    """A replay has a usage chunk only where the client requested it, as a live stream does."""
     events = payloads(replay(json.dumps(CHAT).encode(), "chat"))
     assert all("usage" not in one for one in events)
     assert payloads(replay(json.dumps(CHAT).encode(), "chat", include_usage=True))[-1]["usage"] == USAGE
@@ -223,7 +223,7 @@ def test_usage_is_replayed_only_when_asked_for() -> None:
 
 @pytest.mark.parametrize("dialect", ["chat", "messages", "responses"])
 def test_another_text_cites_nothing(dialect: str) -> None:
-    """Whose words a cascade puts in an answer's place: what stood there was cited, this was not."""
+    """A text that a cascade puts in the place of another doesn't keep the other's citations."""
     page = {"start_index": 0, "end_index": 4, "title": "Greetings", "url": "https://example.com"}
     body = json.dumps(chat(content="Grüß Gott", annotations=[{"type": "url_citation", "url_citation": page}])).encode()
     told = body if dialect == "chat" else translate_answer(body, "chat", dialect, model="m", request={})

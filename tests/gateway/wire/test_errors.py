@@ -1,4 +1,4 @@
-"""Errors rendered for clients, and upstream answers classed as ours."""
+"""Errors rendered for clients, and upstream answers classified as UpstreamError."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ CASES: list[tuple[int, bytes, str, int]] = [
 
 @pytest.mark.parametrize(("status", "body", "failure", "seen"), CASES)
 def test_upstream_answers_are_classed(status: int, body: bytes, failure: str, seen: int) -> None:
-    """What may be tried again elsewhere is told from what is the request's own fault."""
+    """Failures that another model may avoid are distinguished from the request's own faults."""
     error = classify(status, body, {})
     assert (error.failure, error.status, error.upstream_status) == (failure, seen, status)
 
 
 def test_a_rejected_request_keeps_the_upstreams_words() -> None:
-    """The client learns which parameter was wrong, as if it had asked the provider itself."""
+    """The client gets the upstream's message and the parameter that was wrong."""
     error = classify(400, _openai("bad temperature", "invalid_value"))
     body = json.loads(render_error(error, "chat"))["error"]
     assert body == {
@@ -112,7 +112,7 @@ _FINDING = {"type": "extra_forbidden", "loc": ["body", "messages", 0, "foo"], "m
     ],
 )  # fmt: skip
 def test_what_a_validator_found_is_told(said: object, message: str) -> None:
-    """Mistral and others name each field that they refuse, in lists of their own."""
+    """A list of refused fields, as Mistral and others send it, becomes one message."""
     assert classify(422, json.dumps(said).encode(), {}).message == message
 
 
@@ -130,7 +130,7 @@ def test_what_a_validator_found_is_told(said: object, message: str) -> None:
     ],
 )
 def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
-    """Seconds, milliseconds or a date; nonsense is no wish."""
+    """Seconds, milliseconds and dates are read; anything else counts as absent."""
     assert retry_after_s(headers) == seconds
 
 
@@ -141,7 +141,7 @@ def test_retry_after_a_date_ahead() -> None:
 
 @given(st.integers(200, 599), st.binary(max_size=80))
 def test_any_answer_has_a_class(status: int, body: bytes) -> None:
-    """Junk bodies never raise."""
+    """Any status with any body is classified without an exception."""
     assert classify(status, body, {"retry-after": "x"}).failure in FAILURES
 
 
@@ -157,5 +157,5 @@ def test_any_answer_has_a_class(status: int, body: bytes) -> None:
     )
 )
 def test_any_error_event_has_a_class(error: Any) -> None:
-    """So do error events inside a stream."""
+    """Any error event inside a stream is classified without an exception."""
     assert classify_in_stream(error).failure in FAILURES

@@ -1,4 +1,4 @@
-"""Parts that name files: found on every surface, replaced by the files themselves, refused where they can name none."""
+"""Parts that name files: found on every surface, replaced by the contents, and refused if they can't name one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def raw(surface: str, *parts: Any) -> Raw:
 
 
 def resolved(surface: str, part: Any, name: str, data: bytes, most: int = 10_000) -> Any:
-    """The part with the file in it."""
+    """The part with the file's content."""
     asked = raw(surface, {"type": "text", "text": "hi"}, part)
     prompt = find(asked, surface)
     assert prompt is not None
@@ -99,7 +99,7 @@ def test_files_in_results_of_tools_are_found(surface: str, turn: Any) -> None:
     ("messages", {"type": "tool_use", "id": "t", "name": "read", "input": {"file": {"file_id": OURS}}}),
 ])  # fmt: skip
 def test_other_ids_and_other_things_stay(surface: str, part: Any) -> None:
-    """An upstream's own id is the upstream's to judge."""
+    """An upstream's own id is passed on, and so are parts without an id."""
     assert find(raw(surface, part), surface) is None
 
 
@@ -147,7 +147,7 @@ def test_a_file_of_the_wrong_kind_is_refused(surface: str, part: Any, data: byte
 
 
 def test_the_whole_request_has_a_limit() -> None:
-    """As it is once the files are in it: each place counts, and what JSON makes of a text."""
+    """The limit holds for the encoded request with all contents, and each place that names a file counts."""
     assert resolved("messages", block("document"), "a", b"x" * 500, most=700)
     with pytest.raises(TooLarge):
         resolved("messages", block("document"), "a", b"\n" * 500, most=700)
@@ -174,7 +174,7 @@ def test_whose_an_id_is() -> None:
     ("messages", block("document")),
 ])  # fmt: skip
 def test_estimates_are_of_the_file_itself(surface: str, part: Any) -> None:
-    """Of a text, as if it stood in the prompt; the bound covers every byte of any kind."""
+    """A text file is estimated as if it were in the prompt; the bound covers every byte of any file."""
     asked = raw(surface, part)
     prompt, text = find(asked, surface), b"word " * 7200
     assert prompt is not None

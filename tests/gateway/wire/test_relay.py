@@ -1,4 +1,4 @@
-"""Streams of every dialect through the relay: what passes, what is kept back, and what a fault looks like."""
+"""Streams of every dialect through the relay: what is passed on, what is kept back, and how faults end."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def make(src: str, dst: str, **options: Any) -> Relay:
 
 
 def drain(it: Relay, *pieces: bytes) -> bytes:
-    """The client's whole stream; asserts that it ended well."""
+    """The client's whole stream; asserts that it is complete."""
     out = b"".join(it.feed(piece) for piece in pieces)
     assert it.end() is None
     return out + it.tail()
 
 
 def test_chat_passes_byte_for_byte_when_usage_was_asked_for() -> None:
-    """Bytes in are bytes out, terminal events last."""
+    """With usage requested, a chat stream is passed on byte for byte, with its terminal events last."""
     it = make("chat", "chat", include_usage=True)
     assert it.feed(CHAT) + it.tail() == CHAT
 
@@ -85,7 +85,7 @@ def test_what_a_chat_cites_is_cited_in_responses(place: int) -> None:
 
 
 def test_what_comes_with_text_is_cited_at_the_end_of_a_chat() -> None:
-    """Not lost where citations stand beside text, or the end beside more of it."""
+    """Citations are kept where they come with text, or with the finish reason."""
     writer, page = ChatWriter("m", include_usage=False), {"type": "url_citation", "url_citation": {"url": "u"}}
     first = writer.write(Chunk(choices=[Choice(delta=Delta(content="a", annotations=[page]))]))
     last = writer.write(Chunk(choices=[Choice(delta=Delta(content="b"), finish_reason="stop")]))
@@ -95,12 +95,12 @@ def test_what_comes_with_text_is_cited_at_the_end_of_a_chat() -> None:
 
 @pytest.mark.parametrize("stream", [MESSAGES])
 def test_messages_pass_byte_for_byte(stream: bytes) -> None:
-    """Thinking signatures, pings and block order reach the client untouched."""
+    """Thinking signatures, pings and the order of blocks reach the client unchanged."""
     assert drain(make("messages", "messages"), stream) == stream
 
 
 def test_terminal_events_wait_for_tail() -> None:
-    """The driver settles before the client learns that the answer is whole."""
+    """The terminal events are returned only by `tail`, so the answer is settled before the client sees its end."""
     for src, stream, last in (("chat", CHAT, b"[DONE]"), ("messages", MESSAGES, b"message_stop")):
         it = make(src, src)
         assert last not in it.feed(stream)
@@ -109,7 +109,7 @@ def test_terminal_events_wait_for_tail() -> None:
 
 
 def test_usage_not_asked_for_is_stripped() -> None:
-    """The extra chunk and the null fields are gone, the same words inside the text are not."""
+    """The usage chunk and the null fields are removed, and the same characters inside the text are kept."""
     out = drain(make("chat", "chat"), CHAT)
     assert all("usage" not in payload for payload in payloads(out))
     text = "".join(payload["choices"][0]["delta"].get("content", "") for payload in payloads(out))
@@ -126,7 +126,7 @@ def test_usage_null_is_stripped_however_it_is_spaced(null: str) -> None:
 
 
 def test_usage_and_evidence_are_read() -> None:
-    """What the driver bills and judges by."""
+    """Usage, log-probabilities and tools of a stream are read."""
     it = make("chat", "chat")
     drain(it, CHAT)
     assert (it.text, it.usage.known, it.usage.cache_read_tokens, it.usage.reasoning_tokens) == (
@@ -152,7 +152,7 @@ def test_anthropic_usage_adds_start_and_delta() -> None:
 
 
 def test_a_prompt_once_counted_stays_counted() -> None:
-    """Some servers end with zeros for what they began with; others begin with zeros."""
+    """Zeros at the end of a stream don't replace the prompt's counts from its start."""
     zero = {"input_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
     for first, last in (({"input_tokens": 7}, zero), (zero, {"input_tokens": 7})):
         it = make("messages", "chat")
@@ -163,7 +163,7 @@ def test_a_prompt_once_counted_stays_counted() -> None:
 
 
 def test_missing_usage_is_unknown() -> None:
-    """A provider that reports none leaves zeros that say so."""
+    """Without a report the usage is not known."""
     it = make("chat", "chat", include_usage=True)
     out = drain(it, ROLE + chunk({"content": "x"}) + chunk({}, "stop") + DONE)
     assert not it.usage.known
@@ -171,7 +171,7 @@ def test_missing_usage_is_unknown() -> None:
 
 
 def test_usage_inside_the_last_chunk_is_given_as_a_chunk() -> None:
-    """A provider that puts usage beside the finish reason still serves include_usage."""
+    """Usage in the chunk with the finish reason is sent as the usage chunk that the client requested."""
     stream = chunk({"content": "x"}) + chunk({}, "stop", usage=USAGE) + DONE
     last = payloads(drain(make("chat", "chat", include_usage=True), stream))[-1]
     assert last["choices"] == [] and last["usage"]["total_tokens"] == 32
@@ -181,7 +181,7 @@ def test_usage_inside_the_last_chunk_is_given_as_a_chunk() -> None:
 @given(cuts=st.lists(st.integers(0, 3000), max_size=12))
 @settings(max_examples=12, deadline=None)
 def test_any_split_gives_the_same_bytes(src: str, dst: str, stream: bytes, cuts: list[int]) -> None:
-    """Network reads may cut the stream anywhere, inside a character too."""
+    """The stream may be split anywhere, even inside a character."""
     places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     pieces = [stream[a:b] for a, b in itertools.pairwise(places)]
     whole, cut = make(src, dst), make(src, dst)
@@ -190,7 +190,7 @@ def test_any_split_gives_the_same_bytes(src: str, dst: str, stream: bytes, cuts:
 
 
 def _stable(stream: bytes) -> str:
-    """The stream without ids and times of our own making."""
+    """The stream without ids and times that the gateway makes."""
     events = payloads(stream)
     names: dict[str, str] = {}
 
@@ -210,7 +210,7 @@ def _stable(stream: bytes) -> str:
 @given(size=st.integers(1, 40))
 @settings(max_examples=10, deadline=None)
 def test_every_line_ending_is_understood(ending: bytes, size: int) -> None:
-    """CRLF and CR streams split at any byte carry the same answer."""
+    """Streams with CRLF or CR, split at any byte, give the same answer."""
     stream = b": hello\n\n".replace(b"\n", ending) + TOOLS.replace(b"\n", ending)
     it = make("chat", "messages")
     drain(it, *[stream[at : at + size] for at in range(0, len(stream), size)])
@@ -219,13 +219,13 @@ def test_every_line_ending_is_understood(ending: bytes, size: int) -> None:
 
 @pytest.mark.parametrize(("src", "dst", "stream"), CASES)
 def test_every_event_parses_as_the_sdks_type(src: str, dst: str, stream: bytes) -> None:
-    """Translated streams have every field that the official types demand."""
+    """Translated streams have every field that the official types require."""
     assert parsed(drain(make(src, dst, include_usage=True), stream), dst)
 
 
 @pytest.mark.parametrize(("src", "dst", "stream"), CASES)
 def test_collected_answer_parses_as_the_sdks_type(src: str, dst: str, stream: bytes) -> None:
-    """What the cache stores is the answer that would have come without streaming."""
+    """The collected answer is the one that would have come without streaming, and parses as the SDK's type."""
     it = make(src, dst, collect=True)
     drain(it, stream)
     kinds: dict[str, Any] = {
@@ -243,7 +243,7 @@ def test_collected_answer_parses_as_the_sdks_type(src: str, dst: str, stream: by
 
 
 def test_parallel_tools_become_blocks_in_order() -> None:
-    """Interleaved arguments are sorted into one block after the other, as Anthropic's stream promises."""
+    """Interleaved arguments are written one block after the other, as Anthropic's API promises."""
     blocks: dict[int, Any] = {}
     open_block = None
     for one in parsed(drain(make("chat", "messages"), TOOLS), "messages"):
@@ -283,14 +283,14 @@ def test_responses_events_are_numbered_and_whole() -> None:
     ids=["alone", "beside the end", "no text", "no UTF-8", "beside a number too large"],
 )
 def test_the_service_tier_is_told_with_usage(end: bytes, tier: str | None) -> None:
-    """Wherever that stands; one that can't be read costs nobody the answer."""
+    """The service tier is found in any chunk; one that can't be read doesn't fail the answer."""
     stream = chunk({"content": "x"}) + end + DONE
     last = parsed(drain(make("chat", "responses"), stream), "responses")[-1]
     assert (last.type, last.response.service_tier) == ("response.completed", tier)
 
 
 def test_length_ends_a_response_as_incomplete() -> None:
-    """A cut-off answer isn't called complete."""
+    """A response that reached its token limit is incomplete."""
     stream = chunk({"content": "x"}) + chunk({}, "length") + DONE
     last = parsed(drain(make("chat", "responses"), stream), "responses")[-1]
     assert (last.type, last.response.incomplete_details.reason) == (
@@ -300,7 +300,7 @@ def test_length_ends_a_response_as_incomplete() -> None:
 
 
 def test_calls_all_numbered_zero_are_told_apart_by_id() -> None:
-    """Some providers never count the index up."""
+    """Calls that all have the index 0, as some providers send them, are separated by their ids."""
     calls = [
         {"tool_calls": [{"index": 0, "id": f"c{n}", "function": {"name": f"f{n}", "arguments": "{}"}}]}
         for n in (1, 2)
@@ -312,7 +312,7 @@ def test_calls_all_numbered_zero_are_told_apart_by_id() -> None:
 
 
 def test_calls_without_ids_are_told_apart_by_their_names() -> None:
-    """Another name is another call, and the same one after whole arguments; a name repeated in each piece is not."""
+    """Without ids another name begins a new call, and so does the same name after complete arguments."""
     pieces = [("f", '{"a"'), ("f", ":1}"), ("f", '{"a":2}'), ("g", None), (None, "{}")]
     it = make("chat", "messages", collect=True)
     calls = [{"tool_calls": [{"function": {"name": name, "arguments": said}}]} for name, said in pieces]
@@ -324,8 +324,8 @@ def test_calls_without_ids_are_told_apart_by_their_names() -> None:
 
 
 @pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
-def test_a_lost_answer_has_no_end(reason: str) -> None:
-    """A finish reason may say that the answer is not at its end."""
+def test_a_failure_as_finish_reason_is_an_error(reason: str) -> None:
+    """An answer whose finish reason is a failure ends with an error."""
     it = make("chat", "chat")
     assert it.feed(chunk({"content": "x"})) and not it.feed(chunk({}, reason) + DONE)
     assert it.end() == "stream_error"
@@ -333,7 +333,7 @@ def test_a_lost_answer_has_no_end(reason: str) -> None:
 
 
 def test_started_needs_something_real() -> None:
-    """A role, a comment or a ping commits to nothing."""
+    """A role, a comment or a ping doesn't count as the start of the answer."""
     it = make("chat", "chat")
     it.feed(b": processing\n\n" + ROLE)
     assert not it.started
@@ -348,7 +348,7 @@ def test_started_needs_something_real() -> None:
     ("src", "stream"), [("chat", CHAT), ("messages", MESSAGES), ("completions", COMPLETIONS)]
 )
 def test_every_cut_is_a_fault(src: str, stream: bytes) -> None:
-    """Wherever the upstream breaks off before its end, the stream doesn't count as finished."""
+    """A stream that is cut anywhere before its end isn't finished."""
     ends = stream.rindex(b'"finish_reason":"') if src != "messages" else stream.rindex(b"message_stop")
     for at in range(0, ends, 7):
         it = make(src, src)
@@ -360,20 +360,20 @@ def test_every_cut_is_a_fault(src: str, stream: bytes) -> None:
 
 
 def test_finish_reason_then_close_is_a_clean_end() -> None:
-    """A provider that never sends [DONE] is still believed, and the client gets its [DONE]."""
+    """A stream with a finish reason and without [DONE] is complete, and the client gets its [DONE]."""
     stream = chunk({"content": "x"}) + chunk({}, "stop")
     assert drain(make("chat", "chat", include_usage=True), stream) == stream + DONE
 
 
 def test_done_without_finish_reason_is_a_cut() -> None:
-    """Some proxies append [DONE] to whatever broke off."""
+    """[DONE] without a finish reason, which some proxies append to a cut stream, doesn't end it."""
     it = make("chat", "chat")
     it.feed(chunk({"content": "x"}) + DONE)
     assert it.end() == "stream_cut"
 
 
 def test_last_event_may_lack_its_blank_line() -> None:
-    """A server that closes right after [DONE] has ended well."""
+    """A last event without its blank line counts."""
     assert drain(make("chat", "chat", include_usage=True), CHAT[:-1]) == CHAT
     assert drain(make("chat", "chat", include_usage=True), CHAT[:-2]) == CHAT
 
@@ -384,7 +384,7 @@ def test_last_event_may_lack_its_blank_line() -> None:
 )
 @pytest.mark.parametrize(("src", "dst"), PAIRS)
 def test_malformed_chunk_is_a_fault(src: str, dst: str, bad: bytes) -> None:
-    """Nothing comes out after a chunk that isn't JSON, and the client is told in its own dialect."""
+    """After an event that isn't JSON only an error is sent, in the client's dialect."""
     it = make(src, dst)
     it.feed(bad)
     assert (it.fault, it.feed(CHAT), it.end()) == ("stream_malformed", b"", "stream_malformed")
@@ -408,7 +408,7 @@ def test_malformed_chunk_is_a_fault(src: str, dst: str, bad: bytes) -> None:
     ],
 )
 def test_error_events_are_classed(src: str, line: bytes, failure: str) -> None:
-    """A late 429 is told from an overload, though both come after a 200."""
+    """Error events inside a stream are classified: a late 429 is distinguished from an overload."""
     it = make(src, src)
     it.feed((ROLE if src == "chat" else streams.MESSAGE_START) + line)
     assert it.fault == "stream_error"
@@ -416,7 +416,7 @@ def test_error_events_are_classed(src: str, line: bytes, failure: str) -> None:
 
 
 def test_errors_in_each_dialect() -> None:
-    """What the SDKs raise on: `error` in a chunk, `event: error`, `response.failed`."""
+    """Errors have the form that the SDKs raise for: `error` in a chunk, `event: error`, `response.failed`."""
     exc = UpstreamError("stream_cut", "cut")
     assert set(payloads(make("chat", "chat").error(exc))[0]["error"]) == {"message", "type", "param", "code"}
     assert make("chat", "messages").error(exc).startswith(b"event: error\n")
@@ -424,7 +424,7 @@ def test_errors_in_each_dialect() -> None:
 
 
 def test_logprobs_are_read_and_stripped() -> None:
-    """A cascade reads confidence that the client never asked for."""
+    """Log-probabilities that a cascade requested are read, and removed from the client's stream."""
     logprobs = {
         "content": [{"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": []}],
         "refusal": None,
@@ -439,7 +439,7 @@ def test_logprobs_are_read_and_stripped() -> None:
 
 
 def test_deviant_chunks_are_read_loosely() -> None:
-    """An index that is a string or content as parts doesn't end an otherwise good stream."""
+    """An index that is a string, or content in parts, doesn't end an otherwise sound stream."""
     it = make("chat", "messages")
     it.feed(data({"choices": [{"index": "0", "delta": {"content": [{"type": "text", "text": "hi"}]}}]}))
     assert (it.fault, it.text) == (None, "hi")
@@ -467,7 +467,7 @@ def test_deviant_chunks_are_read_loosely() -> None:
 )
 @settings(max_examples=40, deadline=None)
 def test_junk_never_raises(src: str, dst: str, junk: list[bytes]) -> None:
-    """Whatever a peer sends ends as an answer or as one of the defined failures."""
+    """Any bytes end as an answer or as one of the defined failures."""
     it = make(src, dst, collect=True, strip_logprobs=True)
     for piece in junk:
         it.feed(piece)

@@ -20,7 +20,7 @@ def described(surface: str, **body: Any) -> Described:
 
 
 def test_untouched_values_keep_their_bytes() -> None:
-    """Spacing, escapes, big numbers and unknown fields reach the upstream as they came."""
+    """White space, escapes, large numbers and unknown fields reach the upstream unchanged."""
     body = (
         b'{ "model" : "a",\n "messages": [ {"role":"user", "content":"\\u00e9\\/ 1e3"} ], "x_new": 1.00e+2 }'
     )
@@ -46,7 +46,7 @@ def test_untouched_values_keep_their_bytes() -> None:
     ],
 )
 def test_bodies_that_are_no_object_are_refused(body: bytes) -> None:
-    """Malformed JSON, another type, bad UTF-8 and bottomless nesting are the caller's 400."""
+    """Malformed JSON, another type, invalid UTF-8 and too deep nesting are answered with 400."""
     with pytest.raises(CallerError) as caught:
         decode(body)
     assert caught.value.status == 400
@@ -66,7 +66,7 @@ def test_bodies_that_are_no_object_are_refused(body: bytes) -> None:
     ],
 )
 def test_a_key_given_twice_is_refused(body: bytes, twin: str) -> None:
-    """However deep, however spelled, and where what is longer after a round trip hides that a key has gone."""
+    """A duplicate key is refused at any depth and in any spelling, even if the re-encoded body has the same length."""
     with pytest.raises(CallerError) as caught:
         decode(body)
     assert (caught.value.status, caught.value.code, caught.value.param) == (400, "duplicate_parameter", twin)
@@ -164,14 +164,14 @@ def test_an_image_that_a_tool_gave_counts(output: Any) -> None:
 
 @pytest.mark.parametrize("odd", [{"type": ["image"]}, {"type": None}, {"type": {}}, [7, None], 1.5])
 def test_a_tools_result_may_hold_anything(odd: Any) -> None:
-    """It is data, and its upstream's to judge."""
+    """The gateway doesn't validate the content of a tool's result."""
     result = {"type": "tool_result", "tool_use_id": "t", "content": [odd, "x" * 360]}
     it = described("messages", max_tokens=1, messages=[{"role": "user", "content": [result]}])
     assert it.input_tokens >= 100 and not it.images and not it.unbounded
 
 
 def test_a_file_that_a_tool_gave_counts() -> None:
-    """As text where it is one, and as a file that may be named by its id."""
+    """A file in a tool's result counts as text if it is text, and as a part that may name a file."""
     file = {"type": "document", "source": {"type": "text", "data": "x" * 360}}
     result = {"type": "tool_result", "tool_use_id": "t", "content": [file]}
     it = described("messages", max_tokens=1, messages=[{"role": "user", "content": [result]}])
@@ -190,14 +190,14 @@ SCHEMA = {"type": "object"}
     ],
 )
 def test_the_schema_is_found(surface: str, asked: dict) -> None:
-    """Where each surface puts it; nowhere is no schema."""
+    """The JSON schema is read from each surface's own field."""
     prompt = {"input": "hi"} if surface == "responses" else {"messages": [{"role": "user", "content": "hi"}]}
     assert described(surface, max_tokens=5, **prompt, **asked).schema == SCHEMA
     assert described(surface, max_tokens=5, **prompt).schema is None
 
 
 def test_describe_messages() -> None:
-    """System and output format are top-level fields there."""
+    """In Anthropic's API the system text and the output format are top-level fields."""
     it = described(
         "messages",
         max_tokens=5,
@@ -218,7 +218,7 @@ def test_describe_messages() -> None:
 
 
 def test_describe_responses() -> None:
-    """A string is a user turn; items are turns or tools' results."""
+    """In the Responses API a string is a user turn, and items are turns or tool results."""
     assert described("responses", input="hi").text == "hi"
     it = described(
         "responses",
@@ -244,7 +244,7 @@ def test_describe_responses() -> None:
     ],
 )
 def test_describe_plain_prompts(surface: str, body: dict[str, Any], text: str, tokens: int) -> None:
-    """Strings, lists of them, and token numbers."""
+    """Prompts may be strings, lists of strings, and token numbers."""
     it = described(surface, **body)
     assert (it.text, it.input_tokens, it.has_user_content) == (text, tokens, True)
 
@@ -271,14 +271,14 @@ def test_describe_plain_prompts(surface: str, body: dict[str, Any], text: str, t
     ],
 )
 def test_wrong_types_name_their_param(surface: str, body: dict[str, Any], param: str) -> None:
-    """The caller learns which field to mend."""
+    """A wrong type is refused with the field's name."""
     with pytest.raises(CallerError) as caught:
         described(surface, **body)
     assert caught.value.param == param
 
 
 def test_too_many_messages_are_refused() -> None:
-    """The limit holds before anything costs money."""
+    """Too many messages are refused before any work is done."""
     raw = decode(json.dumps({"messages": [{"role": "user", "content": "x"}] * 5}).encode())
     assert describe(raw, "chat", max_messages=5).turns == 5
     with pytest.raises(CallerError) as caught:
@@ -311,7 +311,7 @@ def test_the_bound_is_above_the_estimate(text: str, system: str) -> None:
 
 
 def test_estimate_grows_with_the_prompt() -> None:
-    """For providers that have no endpoint to count."""
+    """The estimate for providers that can't count tokens grows with the prompt."""
     raws = [
         decode(json.dumps({"messages": [{"role": "user", "content": "word " * n}]}).encode()) for n in (1, 99)
     ]
@@ -381,7 +381,7 @@ def test_junk_requests_raise_only_caller_errors(body: dict[str, Any], surface: s
 
 
 def test_ask_usage() -> None:
-    """Other stream options stay."""
+    """Requesting the usage chunk keeps the other stream options."""
     raw = ask_usage(decode(b'{"stream_options":{"include_obfuscation":false}}'))
     assert json.loads(encode(raw))["stream_options"] == {"include_obfuscation": False, "include_usage": True}
     assert ask_usage(raw) is raw
@@ -407,7 +407,7 @@ PDF = "JVBERi0xLjcK"
     ],
 )
 def test_a_documents_tokens_are_bounded_by_the_context(surface: str, part: dict[str, Any]) -> None:
-    """A few bytes may be a thousand pages, however the part's type is spelled; what is plain text is no longer."""
+    """A document of few bytes may have many pages, so only the context bounds its tokens; plain text isn't affected."""
     field = "input" if surface == "responses" else "messages"
     body = json.dumps({field: [{"role": "user", "content": [{"type": "text", "text": "x" * 5000}, part]}]})
     spelled = body.replace(f'"type": "{part["type"]}"', f'"type": "\\u{ord(part["type"][0]):04x}{part["type"][1:]}"')
@@ -418,7 +418,7 @@ def test_a_documents_tokens_are_bounded_by_the_context(surface: str, part: dict[
 
 
 def test_what_else_is_longer_than_its_bytes() -> None:
-    """A template that lies at its provider, a tool's file, and sound that is named by its id."""
+    """Templates stored at the provider, files in tool results and audio named by its id are unbounded as well."""
     output = [{"type": "input_file", "file_id": "file-1"}]
     assert described("responses", input=[{"type": "function_call_output", "call_id": "c", "output": output}]).unbounded
     assert described("responses", input="x", prompt={"id": "pmpt_1"}).unbounded
@@ -437,7 +437,7 @@ def test_what_else_is_longer_than_its_bytes() -> None:
     ],
 )
 def test_a_text_is_no_longer_than_its_bytes(surface: str, part: dict[str, Any]) -> None:
-    """Nor is the id of a file that is stored here, which is read before it is asked; but what is hidden in one is."""
+    """Text is bounded by its bytes, and so is the id of a file stored here; a PDF declared as text is not."""
     field = "input" if surface == "responses" else "messages"
     it = described(surface, **{field: [{"role": "user", "content": [part]}]})
     assert not it.unbounded and it.prompt_bound(10**6) == it.input_tokens_bound < 200
@@ -446,7 +446,7 @@ def test_a_text_is_no_longer_than_its_bytes(surface: str, part: dict[str, Any]) 
 
 
 def test_a_prediction_is_billed_where_it_fails() -> None:
-    """As output, token for token."""
+    """The tokens of a prediction are held as output."""
     prediction = {"type": "content", "content": "x" * 3000}
     it = described("chat", messages=[{"role": "user", "content": "x"}], prediction=prediction)
     assert 3000 <= it.predicted < 3100

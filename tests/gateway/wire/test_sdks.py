@@ -1,4 +1,4 @@
-"""The official clients read our streams: their own parsers and accumulators, with a transport of ours."""
+"""The official clients parse the gateway's streams, which a transport of the test gives to them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_openai_chat_stream(src: str, stream: bytes) -> None:
 
 @pytest.mark.parametrize(("src", "stream"), [("chat", CHAT), ("chat", TOOLS), ("messages", MESSAGES)])
 def test_openai_responses_stream(src: str, stream: bytes) -> None:
-    """Deltas and final response agree."""
+    """The deltas add up to the final response."""
     client = _openai(_relayed(stream, src, "responses"))
     text, final = "", None
     with client.responses.stream(model="m", input="hi") as events:
@@ -87,7 +87,7 @@ def test_anthropic_stream(src: str, stream: bytes) -> None:
 
 
 def test_a_fault_raises_in_the_sdks() -> None:
-    """A cut stream is an exception for the user, never a short answer."""
+    """A cut stream raises an exception, and never looks like a short answer."""
     exc = UpstreamError("stream_cut", "the stream was cut")
     it = relay("chat", "chat", model="m", request={})
     cut = it.feed(ROLE + chunk({"content": "x"})) + it.error(exc)

@@ -1,4 +1,4 @@
-"""Cutting server-sent events out of bytes."""
+"""Splitting bytes into server-sent events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pieces = st.lists(
 
 @given(pieces, st.lists(st.integers(0, 80), max_size=8))
 def test_splitting_anywhere_finds_the_same_events(parts: list[bytes], cuts: list[int]) -> None:
-    """Reads may end inside a line end."""
+    """The same events are found wherever the bytes are split, even inside a line end."""
     stream = b"".join(parts) + b"x"
     places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     whole, cut = Splitter(), Splitter()
@@ -41,7 +41,7 @@ def test_splitting_anywhere_finds_the_same_events(parts: list[bytes], cuts: list
     ],
 )
 def test_data_of_an_event(event: bytes, data: bytes | None) -> None:
-    """As the HTML standard has it: lines join, one leading space goes, comments are nothing."""
+    """As in the HTML standard, data lines are joined, one leading space is removed, and comments have no data."""
     assert data_of(event) == data
 
 
@@ -51,7 +51,7 @@ def test_name_of_an_event() -> None:
 
 
 def test_an_endless_event_is_refused() -> None:
-    """A peer that never ends its event doesn't fill our memory."""
+    """An event that never ends is refused before it fills the memory."""
     splitter = Splitter(max_event_bytes=100)
     with pytest.raises(EventTooLong):
         for _ in range(20):

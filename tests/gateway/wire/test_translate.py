@@ -1,4 +1,4 @@
-"""Requests put from one dialect into another, checked against the SDKs' parameter types."""
+"""Requests translated from one dialect into another, checked against the SDKs' parameter types."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def chat(**more: Any) -> Json:
 
 
 def test_the_same_dialect_is_the_same_object() -> None:
-    """Unknown fields pass, nothing is copied."""
+    """Between equal dialects the request is the same object, so unknown fields are passed on."""
     raw = decode(b'{"model":"m","x":1}')
     assert translate_request(raw, "chat", "chat") is raw
 
@@ -112,7 +112,7 @@ def test_images_to_messages_and_back() -> None:
     ],
 )
 def test_tool_choice_there_and_back(choice: Any, parallel: bool | None, wanted: Json | None) -> None:
-    """Every choice has a twin in the other dialect."""
+    """Every `tool_choice` has a counterpart in the other dialect."""
     body = chat(tools=[TOOL], tool_choice=choice, parallel_tool_calls=parallel)
     out = put({name: value for name, value in body.items() if value is not None}, "chat", "messages")
     assert out.get("tool_choice") == wanted
@@ -125,7 +125,7 @@ def test_tool_choice_there_and_back(choice: Any, parallel: bool | None, wanted: 
 
 @pytest.mark.parametrize("told", [[], [{"role": "system", "content": "Be brief."}]])
 def test_a_json_object_is_asked_for_in_words(told: list[Json]) -> None:
-    """Anthropic's API holds an answer to a schema only; without one the model is told, behind what else it is told."""
+    """Anthropic's API can only enforce a schema; without one an instruction follows the system text."""
     asked = chat(response_format={"type": "json_object"}) | {"messages": [*told, {"role": "user", "content": "hi"}]}
     out = put(asked, "chat", "messages")
     *before, last = out["system"].split("\n\n")
@@ -145,7 +145,7 @@ def test_structured_output_there_and_back() -> None:
 
 
 def test_effort_limits_stop_and_user() -> None:
-    """Names differ, meanings don't."""
+    """Effort, limits, stop sequences and the user are translated into the other API's fields."""
     body = chat(
         reasoning_effort="high", max_tokens=5, max_completion_tokens=7, stop="x", user="u", stream=True
     )
@@ -158,7 +158,7 @@ def test_effort_limits_stop_and_user() -> None:
 
 
 def test_thinking_budget_becomes_effort() -> None:
-    """A budget of tokens is the nearest of three efforts."""
+    """A thinking budget becomes the nearest of three efforts."""
     body = {"model": "m", "max_tokens": 9000, "messages": [{"role": "user", "content": "hi"}]}
     thinking = {"type": "enabled", "budget_tokens": 8000}
     assert put({**body, "thinking": thinking}, "messages", "chat")["reasoning_effort"] == "medium"
@@ -167,7 +167,7 @@ def test_thinking_budget_becomes_effort() -> None:
 
 
 def test_anthropic_turns_to_chat() -> None:
-    """Tool results come before the user's words; thinking stays behind."""
+    """Tool results come before the user's text, and thinking is left out."""
     out = put(
         {
             "model": "m",
@@ -242,7 +242,7 @@ def test_responses_items_to_chat_and_messages() -> None:
 
 
 def test_audio_and_cache_hints_of_responses_reach_a_chat_model() -> None:
-    """Chat has both in the same words; Anthropic's API takes no audio, and says so."""
+    """Chat has the same fields for both; a model of Anthropic's API refuses audio by its name."""
     sound = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
     hints = {"prompt_cache_key": "k", "prompt_cache_options": {"mode": "explicit"}}
     asked = {"model": "m", "input": [{"role": "user", "content": [sound]}], **hints}
@@ -255,7 +255,7 @@ def test_audio_and_cache_hints_of_responses_reach_a_chat_model() -> None:
 
 
 def test_earlier_turns_come_first() -> None:
-    """This turn's input and the answer's items."""
+    """The items of earlier turns come before this turn's input."""
     first = decode(b'{"model":"m","input":"one"}')
     answer = {
         "output": [
@@ -306,14 +306,14 @@ REFUSED = [
 
 @pytest.mark.parametrize(("src", "dst", "body", "param"), REFUSED)
 def test_what_cannot_be_put_over_is_refused_by_name(src: str, dst: str, body: Json, param: str) -> None:
-    """Never answered as if it hadn't been asked."""
+    """A parameter that can't be translated is refused by its name."""
     with pytest.raises(CallerError) as caught:
         translate_request(decode(json.dumps(body).encode()), src, dst)
     assert caught.value.param == param
 
 
 def test_neutral_values_are_not_refused() -> None:
-    """Clients send zeros and empty objects by default."""
+    """Zeros and empty objects, which clients send by default, are not refused."""
     put(chat(n=1, logit_bias={}, frequency_penalty=0, presence_penalty=0.0, audio=None), "chat", "messages")
 
 

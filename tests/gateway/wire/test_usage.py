@@ -1,4 +1,4 @@
-"""Usage of each provider's shape into disjoint buckets."""
+"""Usage in each provider's form, read into disjoint buckets."""
 
 from __future__ import annotations
 
@@ -135,13 +135,13 @@ OPENAI: dict[str, tuple[dict[str, Any], Usage]] = {
 
 @pytest.mark.parametrize("name", OPENAI)
 def test_openai_shapes(name: str) -> None:
-    """Cached tokens lie inside the prompt, reasoning and audio inside the completion."""
+    """Cached tokens are part of the prompt, reasoning and audio part of the completion."""
     shape, wanted = OPENAI[name]
     assert Usage.from_openai(shape) == wanted
 
 
 def test_anthropic_shape() -> None:
-    """Cache reads and writes lie beside the input, thinking inside the output."""
+    """Cache reads and writes are not part of the input, and thinking is part of the output."""
     shape = {
         "input_tokens": 50,
         "cache_read_input_tokens": 1000,
@@ -155,7 +155,7 @@ def test_anthropic_shape() -> None:
 
 
 def test_anthropics_writes_for_an_hour_are_apart() -> None:
-    """They lie inside all writes, and never exceed them."""
+    """Cache writes for an hour are part of all writes, and never exceed them."""
     written = {"ephemeral_5m_input_tokens": 50, "ephemeral_1h_input_tokens": 150}
     shape = {"input_tokens": 50, "cache_creation_input_tokens": 200, "cache_creation": written, "output_tokens": 3}
     usage = Usage.from_anthropic(shape)
@@ -166,7 +166,7 @@ def test_anthropics_writes_for_an_hour_are_apart() -> None:
 
 
 def test_anthropics_searches_are_no_tokens() -> None:
-    """They are counted beside them."""
+    """Anthropic's web searches are counted apart from tokens."""
     shape = {"input_tokens": 5, "output_tokens": 3, "server_tool_use": {"web_search_requests": 2}}
     usage = Usage.from_anthropic(shape)
     assert usage == Usage(5, 0, 0, 3, known=True, web_searches=2) and usage.total == 8
@@ -195,7 +195,7 @@ def test_a_responses_searches_are_items_of_its_output(usage: Any) -> None:
 
 
 def test_a_messages_searches_are_counted_before_its_end_tells_them() -> None:
-    """Results are; errors are free. What the end tells holds."""
+    """Search results are counted as they come, and errors are free; the number in the last event replaces the count."""
     reader, seen = MessagesReader(), Seen()
     read(reader, seen, type="message_start", message={"id": "msg_1", "usage": {"input_tokens": 5, "output_tokens": 1}})
     for content in ([], [{"type": "web_search_result"}], {"type": "web_search_tool_result_error"}, None):
@@ -221,7 +221,7 @@ def test_responses_shape() -> None:
 
 @pytest.mark.parametrize("nothing", [None, {}, {"prompt_tokens": None}, "x"])
 def test_nothing_reported_is_unknown(nothing: Any) -> None:
-    """Zero tokens and no report are told apart."""
+    """No report is distinguished from a report of zero tokens."""
     assert not Usage.from_openai(nothing).known
     assert not Usage.from_anthropic(nothing).known
     assert not Usage.from_responses(nothing).known
@@ -233,7 +233,7 @@ def test_nothing_reported_is_unknown(nothing: Any) -> None:
      ("x", 0)],
 )  # fmt: skip
 def test_a_cost_that_is_told_is_one(told: Any, nano: int) -> None:
-    """Nonsense is none."""
+    """A reported cost counts if it is a valid amount."""
     assert Usage.from_openai({"prompt_tokens": 1, "completion_tokens": 1, "cost": told}).told_nanousd == nano
 
 
@@ -244,7 +244,7 @@ some = st.integers(0, 9)
 def test_parts_never_exceed_their_wholes(
     prompt: int, answer: int, read: int, written: int, heard: int, thought: int, spoken: int
 ) -> None:
-    """Whatever an upstream says of them, no bucket is below nothing, and all of them together are the whole."""
+    """Whatever an upstream reports, no bucket is negative, and the buckets add up to the whole."""
     inside = {"cached_tokens": read, "cache_write_tokens": written, "audio_tokens": heard}
     outside = {"reasoning_tokens": thought, "audio_tokens": spoken}
     whole = {"input_tokens": prompt, "output_tokens": answer}
@@ -263,7 +263,7 @@ def test_parts_never_exceed_their_wholes(
 
 @pytest.mark.parametrize("part", ["input_tokens", "output_tokens"])
 def test_half_a_report_is_one(part: str) -> None:
-    """As in the middle of a stream."""
+    """A report with only one part, as in the middle of a stream, counts."""
     assert Usage.from_anthropic({part: 5}).total == Usage.from_responses({part: 5}).total == 5
 
 
@@ -274,7 +274,7 @@ all_usages = st.builds(Usage, *[counts] * 7, st.just(True), counts, counts)
 
 @given(usages)
 def test_openai_round_trip_loses_nothing(usage: Usage) -> None:
-    """What is written in OpenAI's shape reads back the same, and is the SDK's type."""
+    """Usage written in OpenAI's form reads back the same, and parses as the SDK's type."""
     assert Usage.from_openai(CompletionUsage.model_validate(usage.to_openai()).model_dump()) == usage
 
 
@@ -290,7 +290,7 @@ def test_other_round_trips_keep_totals(usage: Usage) -> None:
 
 @given(all_usages, all_usages)
 def test_adding_adds_every_bucket(a: Usage, b: Usage) -> None:
-    """A climb's usage is the sum of its legs', and an unknown leg adds nothing."""
+    """A cascade's usage is the sum of its attempts', and an unknown one adds nothing."""
     assert (a + b).total == a.total + b.total
     assert (a + b).web_searches == a.web_searches + b.web_searches
     runs = Usage(tool_runs={"mcp": 1, "shell": 2}) + a + Usage(tool_runs={"mcp": 3})
