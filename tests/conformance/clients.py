@@ -1,4 +1,4 @@
-"""The official clients, sync and async behind one face, so that one test speaks for both.
+"""The official clients, sync and async behind one interface, so that one test covers both.
 
     sdk = Sdk("openai", "sync", url)
     answer = await sdk.do("chat.completions.create", model=..., messages=...)
@@ -21,7 +21,7 @@ import openai
 
 MODES = ("async", "sync")
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Reading the machine's certificates for every client would cost more than the tests do."""
+"""Shared, since loading the machine's certificates for every client would take longer than the tests."""
 _AZURE = {"api_version": "2024-10-21"}
 
 
@@ -58,13 +58,13 @@ class Sdk:
         return await asyncio.to_thread(lambda: list(method(**body)))
 
     async def responded(self, streamed: bool, **body: Any) -> Any:
-        """A response, whole or as its stream's last event has it."""
+        """A response: the whole answer, or the one in its stream's last event."""
         if streamed:
             return (await self.events("responses.create", **body, stream=True))[-1].response
         return await self.do("responses.create", **body)
 
     async def helped(self, path: str, final: str, **body: Any) -> tuple[list[Any], Any]:
-        """A call of a stream helper: its events, and what its method `final` makes of them."""
+        """A call of a stream helper: its events, and the result of its method `final`."""
         method = self._find(path)
         if self.is_async:
             async with method(**body) as stream:
@@ -77,7 +77,7 @@ class Sdk:
         return await asyncio.to_thread(read)
 
     async def parsed(self, raw: Any) -> Any:
-        """What a raw response holds; Anthropic's async client awaits it, OpenAI's doesn't."""
+        """The parsed content of a raw response, which must be awaited only from Anthropic's async client."""
         found = raw.parse()
         return await found if inspect.isawaitable(found) else found
 

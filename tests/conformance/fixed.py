@@ -27,11 +27,11 @@ class Fixed:
     def __init__(self, answer: Json | list[Json] | bytes) -> None:
         self.answer = answer
         self.then: list[Json | list[Json] | bytes] = []
-        """Answers after that one, in turn."""
+        """The answers to further requests, in order."""
         self.heard: list[Json] = []
-        """All that was asked."""
+        """All requests that it received."""
         self.silent_after: int | None = None
-        """Of these answers the one which is left without an end, and without a word."""
+        """Index of the answer that stops without an end, while its connection stays open."""
         self.url = ""
         self.gateway: Live | None = None
         self.asked: Json = {}
@@ -72,7 +72,7 @@ class Fixed:
 
 
 def streamed(events: list[Json]) -> bytes:
-    """As an API writes them."""
+    """Server-sent events of these payloads."""
     names = [f"event: {event['type']}\n" if "type" in event else "" for event in events]
     written = [f"{name}data: {json.dumps(event)}\n\n" for name, event in zip(names, events, strict=True)]
     return "".join([*written, "" if names[-1] else "data: [DONE]\n\n"]).encode()
@@ -116,7 +116,7 @@ def message(*content: Json, stop: str = "end_turn", **more: Any) -> Json:
 
 
 def message_events(*content: tuple[Json, list[Json]], stop: str = "end_turn") -> list[Json]:
-    """The same as a stream: each block as it starts, and its deltas."""
+    """The events of the same message as a stream: each block as it starts, and its deltas."""
     events: list[Json] = [{"type": "message_start", "message": {**message(), "stop_reason": None}}]
     for index, (block, deltas) in enumerate(content):
         events.append({"type": "content_block_start", "index": index, "content_block": block})
@@ -134,7 +134,7 @@ def completion(finish: str = "stop", **said: Any) -> Json:
 
 
 def completion_events(*deltas: Json, finish: str = "stop") -> list[Json]:
-    """The same as a stream."""
+    """The chunks of the same answer as a stream."""
     head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "up"}
     ends = [*((delta, None) for delta in deltas), ({}, finish)]
     chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in ends]

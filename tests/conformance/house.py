@@ -15,7 +15,7 @@ from tests.live import Live, live
 
 PROVIDERS = {"openai": "up", "azure": "az", "azure-v1": "az1", "anthropic": "claude", "scripted": "play",
              "local": "near", "native": "own", "azure-native": "az2"}  # fmt: skip
-"""Kind to provider's name; `azure-v1` is Azure's newer surface, `native` serves the Responses API itself."""
+"""The provider's name by kind; `azure-v1` is Azure's newer API, and `native` serves the Responses API itself."""
 KINDS = tuple(kind for kind in PROVIDERS if kind != "azure-native")
 WEATHER, TIME = {"city": "Bern", "days": 2}, {"zone": "CET"}
 SCRIPTS: dict[str, list[Mapping[str, Any]]] = {
@@ -53,7 +53,7 @@ class House:
         self.sdks: dict[str, Sdk] = {}
 
     def sdk(self, kind: str, mode: str = "async", **options: Any) -> Sdk:
-        """A client of its own where it has options, else the one of its kind and mode."""
+        """A new client where options are given, else the shared one of this kind and mode."""
         name = f"{kind}/{mode}/{len(self.sdks) if options else ''}"
         if name not in self.sdks:
             self.sdks[name] = Sdk(kind, mode, self.url, **options)
@@ -61,12 +61,12 @@ class House:
 
     @property
     def requests(self) -> int:
-        """That reached an upstream."""
+        """Number of requests that reached an upstream."""
         return self.gateway.upstream.seen.requests
 
     @property
     def last(self) -> dict[str, Any]:
-        """What an upstream saw last: path, headers, body."""
+        """The last request that an upstream received: path, headers, body."""
         return self.gateway.upstream.seen.recent[-1]
 
 
@@ -75,7 +75,7 @@ async def house(
     folder: Path, scripts: Mapping[str, Any] | None = None, kinds: tuple[str, ...] = KINDS,
     more: Sequence[Mapping[str, Any]] = (), **extra: Any,
 ) -> AsyncIterator[House]:
-    """Whatever a test does: afterwards nothing is held, in flight or connected. `more`: further models."""
+    """Runs a house, and checks afterwards that nothing is held, in flight or connected. `more`: further models."""
     table = {**SCRIPTS, **(scripts or {})}
     models = [model for kind in kinds for model in names(kind, table)] + [dict(model) for model in more]
     async with live(folder, scripts=table, models=models, providers=OTHER_PROVIDERS, **extra) as gateway:

@@ -32,7 +32,7 @@ _DONE = {"response.output_text": "text", "response.refusal": "refusal", "respons
 
 
 class Page(BaseModel, Generic[T]):
-    """What OpenAI's lists have in common."""
+    """The common fields of OpenAI's lists."""
 
     object: Literal["list"]
     data: list[T]
@@ -44,13 +44,13 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 class Strict:
-    """What one gateway tells, looked at closely."""
+    """A client that checks everything that a gateway sends."""
 
     def __init__(self, url: str, key: str = "k") -> None:
         self._client = httpx.AsyncClient(base_url=url, verify=False, headers={"authorization": f"Bearer {key}"})
 
     async def ask(self, surface: str, body: Json, *, live: bool) -> Json:
-        """The answer, put together where it was streamed."""
+        """The answer, assembled if it was streamed."""
         asked = {**body, "stream": True} if live else body
         if live and surface in ("chat", "completions"):
             asked |= {"stream_options": {"include_usage": True}}
@@ -59,12 +59,12 @@ class Strict:
         return whole(surface, answer.json()) if not live else _STREAMS[surface](events_of(surface, answer.text))
 
     async def again(self, response_id: str) -> Json:
-        """A kept response, streamed."""
+        """A stored response, retrieved as a stream."""
         answer = await self._client.get(f"/v1/responses/{response_id}", params={"stream": "true"})
         return response_of(events_of("responses", answer.text))
 
     async def broken(self, surface: str, body: Json) -> list[Json]:
-        """The events of a stream that ends with an error, which only the Responses API has a type for."""
+        """The events of a stream that ends with an error; only the Responses API has a type for that event."""
         answer = await self._client.post(PATHS[surface], json={**body, "stream": True})
         assert answer.status_code == 200 and "[DONE]" not in answer.text
         *events, last = answer.text.removesuffix("\n\n").split("\n\n")
@@ -109,7 +109,7 @@ def events_of(surface: str, text: str, *, ends: bool = True) -> list[Json]:
 
 @cache
 def _of_type(surface: str, kind: str) -> Any:
-    """Of the API's events that one, or what its only kind is."""
+    """The official type of an event of this kind; an empty kind is an API's only one."""
     if not kind:
         return _EVENTS[surface]
     kinds = get_args(get_args(_EVENTS[surface])[0])
@@ -118,7 +118,7 @@ def _of_type(surface: str, kind: str) -> Any:
 
 
 def _check(surface: str, event: Json) -> None:
-    """The types know no ping, and no piece of a completion before its end."""
+    """Check an event against its official type; pings, and pieces of a completion before its end, have none."""
     if surface == "completions":
         pieces = [one | {"finish_reason": one["finish_reason"] or "stop"} for one in event["choices"]]
         event = {**event, "choices": pieces}
@@ -143,7 +143,7 @@ def whole(surface: str, answer: Json) -> Json:
 
 
 def chat_of(events: list[Json]) -> Json:
-    """One id, one role a choice, usage in the last event alone, nothing behind a choice's end."""
+    """Checks for one id, one role per choice, usage only in the last event, and nothing after a choice's end."""
     assert len({(one["id"], one["created"], one["model"], one["object"]) for one in events}) == 1
     *chunks, last = events
     assert last["choices"] == [] and last["usage"] and all(one["usage"] is None for one in chunks)
@@ -178,7 +178,7 @@ def _grow(message: Json, delta: Json, known: bool) -> None:
 
 
 def message_of(events: list[Json]) -> Json:
-    """Blocks open and close one after the other, with indexes from 0 on; deltas are of the open block's kind."""
+    """Checks that blocks open and close in order, with indexes from 0, and that deltas fit the open block."""
     start, *between, end, stop = [one for one in events if one["type"] != "ping"]
     assert [start["type"], end["type"], stop["type"]] == ["message_start", "message_delta", "message_stop"]
     message = dict(start["message"])
@@ -238,7 +238,7 @@ def response_of(events: list[Json]) -> Json:
 
 
 class _Item:
-    """An item as its events tell it."""
+    """An item, assembled from its events."""
 
     def __init__(self, added: Json) -> None:
         self.added = added

@@ -1,4 +1,4 @@
-"""An upstream for what passes as it is: sound, pictures, moderation, reranking. It answers each path as it is told.
+"""An upstream for surfaces that are passed through: sound, pictures, moderation, reranking. Each path has its answer.
 
     async with studio(tmp_path, {"/audio/speech": Said(b"...", "audio/mpeg")}, models=[...]) as home:
         await home.sdk("openai").do("audio.speech.create", ...)
@@ -23,7 +23,7 @@ from tests.live import Live, live
 
 @dataclass(frozen=True)
 class Said:
-    """An answer. Several parts go as chunks, each on its own."""
+    """An answer. Several parts are sent as separate chunks."""
 
     body: bytes | Sequence[bytes] | Mapping[str, Any]
     kind: str = "application/json"
@@ -47,7 +47,7 @@ class Asked:
 @dataclass
 class Studio:
     answers: Mapping[str, Said | Sequence[Said]]
-    """By path, without the API's version and a deployment; of several each call takes the next."""
+    """The answers by path, without the API's version and a deployment; each call takes the next."""
     asked: list[Asked] = field(default_factory=list)
     gateway: Live | None = None
     _sdks: list[Sdk] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Azure's clients and paths, in front: what speaks to Azure OpenAI speaks to us."""
+"""Azure's clients and paths: clients of Azure OpenAI work with the gateway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conformance.test_surfaces import TURNS
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
 async def test_azure_client(home: House, kind: str, mode: str) -> None:
-    """AzureOpenAI puts the deployment into the path, slash and all; streamed and not."""
+    """AzureOpenAI puts the deployment into the path, even with a slash; streamed and not."""
     sdk = home.sdk("azure", mode)
     body: dict[str, Any] = {"model": f"{kind}/echo", "messages": TURNS}
     answer = await sdk.do("chat.completions.create", **body)
@@ -43,7 +43,7 @@ async def test_azure_client_with_a_deployment(home: House, mode: str) -> None:
 
 
 async def test_azure_client_is_refused_in_its_shape(home: House) -> None:
-    """An unknown deployment is a NotFoundError with four keys."""
+    """An unknown deployment raises NotFoundError, with the four fields of OpenAI's errors."""
     with pytest.raises(openai.NotFoundError) as caught:
         await home.sdk("azure").do("chat.completions.create", model="nope", messages=TURNS)
     assert set(caught.value.body) == {"message", "type", "param", "code"}  # type: ignore[call-overload]
@@ -51,7 +51,7 @@ async def test_azure_client_is_refused_in_its_shape(home: House) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_the_newer_surface(home: House, mode: str) -> None:
-    """`/openai/v1` is `/v1`, for every path of it."""
+    """Every path under `/v1` is also served under `/openai/v1`."""
     sdk = home.sdk("openai", mode, base_url=home.url + "/openai/v1")
     assert told.of_chat(await sdk.do("chat.completions.create", model="azure-v1/echo", messages=TURNS)).text
     made = await sdk.do("responses.create", model="openai/echo", input="hello")
@@ -62,7 +62,7 @@ async def test_the_newer_surface(home: House, mode: str) -> None:
 
 
 async def test_a_key_in_azures_header(home: House) -> None:
-    """A body without a model is enough where the path names the deployment."""
+    """The key may be in Azure's header, and the body may omit the model where the path names the deployment."""
     async with httpx.AsyncClient() as client:
         answer = await client.post(
             home.url + "/openai/deployments/openai%2Fecho/chat/completions?api-version=2024-10-21",
@@ -80,7 +80,7 @@ async def test_a_key_in_azures_header(home: House) -> None:
     ],
 )
 async def test_azure_outbound(home: House, kind: str, path: str) -> None:
-    """Towards Azure: its path, its header, its body."""
+    """Requests to Azure have its paths, its header and its bodies."""
     await home.sdk("openai").do("chat.completions.create", model=f"{kind}/echo", messages=TURNS)
     assert home.last["path"] == path and home.last["headers"]["api-key"] == "sk-upstream-secret"
     assert "authorization" not in home.last["headers"]

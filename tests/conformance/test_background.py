@@ -1,4 +1,4 @@
-"""Responses in the background: made while nobody waits, looked at until they end, and never left hanging."""
+"""Responses in the background: made without a waiting client, polled until they end, and never left unfinished."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def homes(folder: Path, **extra: Any) -> AsyncIterator[House]:
 
 
 async def ended(sdk: Sdk, id: str, within_s: float = 20.0) -> Any:
-    """As OpenAI's guide waits for it."""
+    """Poll a response until it ends, as OpenAI's guide does."""
     async with asyncio.timeout(within_s):
         while (response := await sdk.do("responses.retrieve", id)).status in UNDER_WAY:
             await asyncio.sleep(0.05)
@@ -50,7 +50,7 @@ async def ended(sdk: Sdk, id: str, within_s: float = 20.0) -> Any:
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic", "native"])
 async def test_a_response_in_the_background(tmp_path: Path, kind: str) -> None:
-    """Answered for at once, found finished later, with its own id everywhere; the next turn follows it."""
+    """It is acknowledged at once and completed later under the same id, and the next turn can continue it."""
     async with homes(tmp_path) as home:
         sdk = home.sdk("openai")
         body: dict[str, Any] = {"model": f"{kind}/soon", "input": "one", "metadata": {"a": "b"}}
@@ -74,7 +74,7 @@ async def test_a_response_in_the_background(tmp_path: Path, kind: str) -> None:
 
 
 async def test_options_of_the_background_stay_here(tmp_path: Path) -> None:
-    """An upstream is asked plainly: it would refuse them without `background`."""
+    """Options that need `background` are not forwarded to the upstream, which would refuse them."""
     async with homes(tmp_path) as home:
         sdk, options = home.sdk("openai"), {"completion_window": "8h"}
         ask: dict[str, Any] = {"model": "native/echo", "input": "x", "background_options": options}
@@ -84,7 +84,7 @@ async def test_options_of_the_background_stay_here(tmp_path: Path) -> None:
 
 
 async def test_calls_in_the_background_are_answered(tmp_path: Path) -> None:
-    """A tool's result finds its call."""
+    """The next turn can answer a call that was made in the background."""
     async with homes(tmp_path) as home:
         sdk = home.sdk("openai")
         ask: dict[str, Any] = {"model": "openai/tools", "tools": RESPONSES_TOOLS, "background": True}
@@ -95,7 +95,7 @@ async def test_calls_in_the_background_are_answered(tmp_path: Path) -> None:
 
 
 async def test_what_fails_in_the_background_is_failed(tmp_path: Path) -> None:
-    """With the reason that a waiting client would have got; nothing stays held."""
+    """A failed response has the error that a waiting client would have got, and nothing stays held."""
     async with homes(tmp_path) as home:
         sdk = home.sdk("openai")
         made = await sdk.do("responses.create", model="openai/broken", input="x", background=True)
@@ -107,7 +107,7 @@ async def test_what_fails_in_the_background_is_failed(tmp_path: Path) -> None:
 
 
 async def test_a_response_is_cancelled(tmp_path: Path) -> None:
-    """Its upstream is left, its money settled; cancelling again changes nothing, nor does it change what has ended."""
+    """Its upstream is cancelled and its cost settled. Cancelling it again, or after its end, changes nothing."""
     async with homes(tmp_path) as home:
         sdk = home.sdk("openai")
         made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
@@ -124,7 +124,7 @@ async def test_a_response_is_cancelled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("act", ["cancel", "delete"])
 async def test_another_worker_ends_it(tmp_path: Path, act: str) -> None:
-    """Whoever is asked to: the one that makes it hears of that."""
+    """A response can be cancelled or deleted at any worker; the one that makes it is notified."""
     async with homes(tmp_path) as home, live(tmp_path, models=["other"]) as other:
         sdk, there = home.sdk("openai"), Sdk("openai", "async", other.url)
         made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
@@ -145,7 +145,7 @@ async def test_another_worker_ends_it(tmp_path: Path, act: str) -> None:
     [({"store": False}, "store"), ({"background": "yes"}, "background")],
 )
 async def test_what_the_background_can_not_do(tmp_path: Path, more: dict[str, Any], param: str) -> None:
-    """Is refused by its name."""
+    """Unsupported options are refused by their names."""
     async with homes(tmp_path) as home:
         with pytest.raises(openai.BadRequestError) as caught:
             await home.sdk("openai").do(
@@ -155,7 +155,7 @@ async def test_what_the_background_can_not_do(tmp_path: Path, more: dict[str, An
 
 
 async def test_no_turn_follows_one_that_has_not_ended(tmp_path: Path) -> None:
-    """Nor is it streamed, and another tenant sees nothing of it."""
+    """An unfinished response can't be continued or replayed, and other tenants don't see it."""
     keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
     async with homes(tmp_path, auth={"keys": keys}) as home:
         sdk, other = home.sdk("openai", api_key="hg-a"), home.sdk("openai", api_key="hg-b")
@@ -171,7 +171,7 @@ async def test_no_turn_follows_one_that_has_not_ended(tmp_path: Path) -> None:
 
 
 async def test_a_budget_is_held_and_refuses_at_once(tmp_path: Path) -> None:
-    """What is under way counts: a second one that the rest doesn't cover is told so, not begun."""
+    """Running responses hold their budget, so a second one that the rest doesn't cover is refused at once."""
     keys = [{"name": "a", "key": "hg-a", "tenant": "a", "budget_usd": 0.001}]
     async with homes(tmp_path, auth={"keys": keys}) as home:
         sdk = home.sdk("openai", api_key="hg-a")
@@ -230,7 +230,7 @@ async def test_a_background_response_is_streamed(tmp_path: Path, kind: str) -> N
 
 
 async def test_how_a_background_stream_may_end(tmp_path: Path) -> None:
-    """Refused upstream, broken off, cancelled: each listener is told, and none of it looks like a clean end."""
+    """If the upstream refuses or breaks off, or the response is cancelled, no listener takes it for complete."""
     async with house(tmp_path, {**SLOW, **TOLD}, kinds=("openai",)) as home:
         sdk = home.sdk("openai")
         ask: dict[str, Any] = {"input": "x", "background": True, "stream": True}
@@ -259,7 +259,7 @@ async def test_how_a_background_stream_may_end(tmp_path: Path) -> None:
 
 
 async def test_a_silent_background_stream_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comments, which clients pass over, to whoever began it and to whoever takes it up, at any worker."""
+    """Keep-alive comments go to the client that began the stream and to those that resume it, at any worker."""
     monkeypatch.setattr("gateway.event_streams.STILL_HERE_AFTER_S", 0.02)
     scripts = {"late": [{"text": "at last", "delay_s": 2.0}], "slow": SLOW["slow"]}
     async with (
@@ -291,7 +291,7 @@ async def test_a_silent_background_stream_gives_signs(tmp_path: Path, monkeypatc
 
 
 async def test_no_tenant_hears_anothers_stream(tmp_path: Path) -> None:
-    """Neither while it is made nor afterwards."""
+    """A stream is hidden from other tenants, while it is made and afterwards."""
     keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
     async with house(tmp_path, TOLD, kinds=("openai",), auth={"keys": keys}) as home:
         sdk, other = home.sdk("openai", api_key="hg-a"), home.sdk("openai", api_key="hg-b")
@@ -311,7 +311,7 @@ def configured(folder: Path, url: str) -> tuple[Path, str]:
 
 
 async def test_a_worker_that_is_killed_leaves_a_failed_response(tmp_path: Path) -> None:
-    """As soon as another serves: whoever waits for it is told, and doesn't wait for ever."""
+    """As soon as another worker serves, the response is failed, and waiting clients are told."""
     async with ScriptedServer({"small": [{"text": "at last", "delay_s": 60.0}]}) as upstream:
         config, url = configured(tmp_path, upstream.url)
         async with served(config) as process:
@@ -335,7 +335,7 @@ async def test_a_worker_that_is_killed_leaves_a_failed_response(tmp_path: Path) 
 
 
 async def test_a_stopped_gateway_lets_it_end(tmp_path: Path) -> None:
-    """Within the time that requests have; the next one knows the answer, and what was cut off is failed."""
+    """A stopping gateway completes responses within a request's time limit, and fails those that are cut off."""
     scripts = {"small": [{"text": "done", "delay_s": 2.0}, {"text": "never", "delay_s": 60.0}]}
     async with ScriptedServer(scripts) as upstream:
         config, url = configured(tmp_path, upstream.url)
@@ -352,7 +352,7 @@ async def test_a_stopped_gateway_lets_it_end(tmp_path: Path) -> None:
 
 
 def test_nobody_waits_beyond_the_time_that_a_request_may_take(tmp_path: Path) -> None:
-    """Of a worker elsewhere nothing is known but until when it may work; of one here, whether it lives."""
+    """A response fails once its worker is dead, or, for a worker on another machine, once its time limit has passed."""
     here, dead = Worker(str(tmp_path)), Worker(str(tmp_path))
     here.begin()
     dead.begin()
@@ -370,7 +370,7 @@ def test_nobody_waits_beyond_the_time_that_a_request_may_take(tmp_path: Path) ->
 
 
 async def test_a_gateway_in_one_process_leaves_nothing_open(tmp_path: Path) -> None:
-    """Closed while one is under way: failed, settled, and its lock is gone."""
+    """If the gateway is closed meanwhile, the response is failed and settled, and its lock removed."""
     ids: list[str] = []
 
     async def begin(gateway: Live) -> None:

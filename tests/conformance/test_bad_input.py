@@ -1,4 +1,4 @@
-"""Bad input on every surface: a clear error in the client's own shape, nothing held, nothing told to the logs."""
+"""Bad input on every surface: a clear error in the client's API's form, nothing held, nothing logged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIELDS = {"chat": "messages", "completions": "prompt", "embeddings": "input", "r
           "messages": "messages"}  # fmt: skip
 DEEP = b"[" * 100_000 + b"]" * 100_000
 CLIENTS = ("httpcore", "httpx", "openai", "anthropic")
-"""Loggers of this side of the socket."""
+"""Loggers of the test's own clients."""
 MAX_BODY, MAX_MESSAGES = 1_000_000, 10
 
 
@@ -37,7 +37,7 @@ def good(surface: str) -> dict[str, Any]:
 
 
 def bad_bodies(surface: str) -> dict[str, tuple[bytes, int, str | None]]:
-    """Name to body, status and param."""
+    """Body, status and param by name."""
     whole, field = good(surface), FIELDS[surface]
     text = json.dumps(whole)
     deep = DEEP
@@ -94,7 +94,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hous
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def strict(shared: House, caplog: pytest.LogCaptureFixture) -> AsyncIterator[House]:
-    """A gateway with limits and a key; nothing held, asked or told afterwards."""
+    """A gateway with limits and a key; checks afterwards that nothing is held, sent upstream or logged."""
     caplog.set_level(logging.DEBUG)
     asked = shared.requests
     yield shared
@@ -109,7 +109,7 @@ async def strict(shared: House, caplog: pytest.LogCaptureFixture) -> AsyncIterat
 
 
 def check(answer: httpx.Response, surface: str, status: int, param: str | None = None) -> None:
-    """In the shape of the surface's API, every key there, nothing of ours showing."""
+    """Checks that an error has the form of the surface's API with all its fields, and reveals no internals."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json" and answer.headers["x-request-id"]
     body = answer.json()
@@ -124,7 +124,7 @@ def check(answer: httpx.Response, surface: str, status: int, param: str | None =
 
 @pytest.mark.parametrize(("surface", "name"), CASES)
 async def test_bad_bodies(strict: House, surface: str, name: str) -> None:
-    """Refused with the right status, the parameter's name where one is at fault, before anything is held."""
+    """Bad bodies are refused before anything is held, with the right status and the faulty parameter's name."""
     body, status, param = bad_bodies(surface)[name]
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     async with httpx.AsyncClient(verify=False) as client:
@@ -134,7 +134,7 @@ async def test_bad_bodies(strict: House, surface: str, name: str) -> None:
 
 @pytest.mark.parametrize("surface", PATHS)
 async def test_a_compressed_body(strict: House, surface: str) -> None:
-    """Told to come uncompressed, not that its JSON is broken."""
+    """The error says that bodies must be uncompressed, and not that the JSON is invalid."""
     body = gzip.compress(json.dumps(good(surface)).encode())
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json", "content-encoding": "gzip"}
     async with httpx.AsyncClient(verify=False) as client:
@@ -145,7 +145,7 @@ async def test_a_compressed_body(strict: House, surface: str) -> None:
 
 @pytest.mark.parametrize("surface", PATHS)
 async def test_a_mistyped_knob_in_a_header(strict: House, surface: str) -> None:
-    """Refused: a bound that nobody reads would bound nothing."""
+    """An unknown knob is refused, since ignoring it would drop the client's bound."""
     headers = {"authorization": f"Bearer {KEY}", "x-headgate-max-cost": "0.01"}
     async with httpx.AsyncClient(verify=False) as client:
         answer = await client.post(strict.url + PATHS[surface], json=good(surface), headers=headers)
@@ -155,7 +155,7 @@ async def test_a_mistyped_knob_in_a_header(strict: House, surface: str) -> None:
 @pytest.mark.parametrize("surface", PATHS)
 @pytest.mark.parametrize("key", ["", "Bearer", "Bearer hg-wrong", "Basic aGk6aGk=", "Bearer \xff\xfe"])
 async def test_bad_keys(strict: House, surface: str, key: str) -> None:
-    """No key, half a key, a wrong one, one in another scheme: 401 in the client's own shape."""
+    """A missing, partial or wrong key, or one in another scheme, is answered with 401 in the client's API's form."""
     headers = {"authorization": key.encode("latin-1")} if key else {}
     async with httpx.AsyncClient(verify=False) as client:
         answer = await client.post(strict.url + PATHS[surface], json=good(surface), headers=headers)
@@ -208,7 +208,7 @@ async def test_only_the_head(strict: House, path: str) -> None:
                                   "/v1/models/%0d%0ax-evil:%201", "/v1/decisions/..%2f..%2fetc%2fpasswd",
                                   "/v1/responses/" + "r" * 3000, "/%ff%fe"])  # fmt: skip
 async def test_unknown_paths(strict: House, path: str) -> None:
-    """404 in shape, whatever the path tries."""
+    """Unknown paths are answered with 404 in the API's form."""
     async with httpx.AsyncClient(verify=False) as client:
         answer = await client.get(strict.url + path, headers={"authorization": f"Bearer {KEY}"})
     check(answer, "chat", 404)
@@ -223,7 +223,7 @@ async def test_unknown_paths(strict: House, path: str) -> None:
      ("/v1/responses/input_tokens", b'{"model":"openai/echo"}'), ("/v1/responses/input_tokens", b'{"input":7}')],
 )  # fmt: skip
 async def test_other_bodies(strict: House, path: str, body: bytes) -> None:
-    """Paths off the hot path are as strict."""
+    """Paths off the hot path refuse bad bodies, too."""
     async with httpx.AsyncClient(verify=False) as client:
         answer = await client.post(strict.url + path, content=body, headers={"authorization": f"Bearer {KEY}"})
     check(answer, "chat", 400)
@@ -236,7 +236,7 @@ TOO_MANY = json.dumps({**good("messages"), "messages": good("messages")["message
                                   b'{"messages":[{"role":"user","content":"x"}]}', TOO_MANY])  # fmt: skip
 @pytest.mark.parametrize("version", [{"anthropic-version": "2023-06-01"}, {}])
 async def test_bad_counts(strict: House, body: bytes, version: dict[str, str]) -> None:
-    """So is the counting of tokens, in Anthropic's shape, whether or not the client names that API's version."""
+    """Counting tokens refuses bad bodies in Anthropic's form, whether or not the client names the API's version."""
     async with httpx.AsyncClient(verify=False) as client:
         headers = {"x-api-key": KEY, **version}
         answer = await client.post(strict.url + "/v1/messages/count_tokens", content=body, headers=headers)
@@ -245,7 +245,7 @@ async def test_bad_counts(strict: House, body: bytes, version: dict[str, str]) -
 
 @pytest.mark.parametrize("previous", [7, [], {}, "resp_x", "x" * 5000, True])
 async def test_a_bad_previous_response(strict: House, previous: Any) -> None:
-    """A previous response that is none is the client's error, whatever its type."""
+    """An invalid previous response is the client's error, whatever its type."""
     body = good("responses") | {"previous_response_id": previous}
     async with httpx.AsyncClient(verify=False) as client:
         headers = {"authorization": f"Bearer {KEY}"}

@@ -43,7 +43,7 @@ def told(home: House) -> Json:
 
 
 class Messages:
-    """A conversation as an agent on Anthropic's SDK has it."""
+    """A conversation of an agent on Anthropic's SDK."""
 
     def __init__(self, home: House, stream: bool) -> None:
         self.sdk, self.stream = home.sdk("anthropic"), stream
@@ -63,7 +63,7 @@ class Messages:
 
 
 class Responses:
-    """One on OpenAI's, with all turns sent again, or kept here."""
+    """A conversation of an agent on OpenAI's SDK, with all turns sent again, or stored by the gateway."""
 
     def __init__(self, home: House, stream: bool, keeps: bool = False) -> None:
         self.sdk, self.stream, self.keeps = home.sdk("openai"), stream, keeps
@@ -83,7 +83,7 @@ class Responses:
 
 
 class Chat:
-    """One of a chat client, which gives back of a call what it knows."""
+    """A conversation of a chat client, which returns only the known fields of a call."""
 
     def __init__(self, home: House, stream: bool) -> None:
         self.sdk, self.stream = home.sdk("openai"), stream
@@ -119,7 +119,7 @@ def paired(body: Json) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("surface", ["messages", "responses", "kept", "chat"])
 async def test_a_conversation_goes_on_with_whoever_takes_the_next_turn(home: House, surface: str, stream: bool) -> None:
-    """There and back: every call finds its result, and no upstream is told what only another one understands."""
+    """Every call keeps its result when upstreams change, and no upstream gets fields of another one's API."""
     for begun, goes_on in MOVES:
         said: Messages | Responses | Chat = (
             Messages(home, stream) if surface == "messages"
@@ -137,7 +137,7 @@ async def test_a_conversation_goes_on_with_whoever_takes_the_next_turn(home: Hou
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("surface", ["messages", "responses", "kept"])
 async def test_gemini_is_given_its_own_signature_back(home: House, surface: str, stream: bool) -> None:
-    """On the call that it signed, and the call's id as it was."""
+    """Gemini's signature is returned on the call that it signed, with the call's original id."""
     said = Messages(home, stream) if surface == "messages" else Responses(home, stream, surface == "kept")
     await said.turn(GEMINI)
     await said.turn(GEMINI)
@@ -149,7 +149,7 @@ async def test_gemini_is_given_its_own_signature_back(home: House, surface: str,
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("surface", ["messages", "responses", "kept"])
 async def test_what_a_signature_comes_late_for(tmp_path: Path, surface: str, stream: bool) -> None:
-    """Behind the call's own id, and on what was said: both come back to their places; nobody else is told."""
+    """Signatures that come after the call's id, or with a text, are returned to Gemini and to no other upstream."""
     scripts = {**SCRIPTS, "gemini-3-late": [{**CALLS, "text": "Let me look.", "call_ids": "late"}]}
     late = "openai/gemini-3-late"
     async with house(tmp_path, scripts, kinds=("openai", "native", "anthropic")) as home:
@@ -172,7 +172,7 @@ async def test_what_a_signature_comes_late_for(tmp_path: Path, surface: str, str
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_text_alone_is_signed(tmp_path: Path, stream: bool) -> None:
-    """Without a call; what a client shows of the answer is the text."""
+    """A signature on a text without calls is returned, and the client shows only the text."""
     scripts = {"gemini-3-pro": [{"text": "hello", "call_ids": "signed"}], "plain": [{}]}
     async with house(tmp_path, scripts, kinds=("openai", "native", "anthropic")) as home:
         claude, gpt = home.sdk("anthropic"), home.sdk("openai")
@@ -199,7 +199,7 @@ async def test_a_text_alone_is_signed(tmp_path: Path, stream: bool) -> None:
 
 
 async def test_a_fallback_takes_over_in_the_middle(tmp_path: Path) -> None:
-    """A route whose first model is away goes on with Mistral's, and back when it is there again."""
+    """A route whose first model fails continues with Mistral's, and returns to the first once that answers again."""
     scripts = {**SCRIPTS, "plain": [CALLS, {"status": 503}, CALLS]}
     route = {"name": "r", "models": ["anthropic/plain"], "fallback": [MISTRAL], "retries": 0}
     async with house(tmp_path, scripts, kinds=("openai", "anthropic"), routes=[route]) as home:
@@ -210,7 +210,7 @@ async def test_a_fallback_takes_over_in_the_middle(tmp_path: Path) -> None:
 
 
 async def test_a_call_that_nobody_signed_is_marked_as_one(home: House) -> None:
-    """A chat client that drops what it doesn't know of a call is served; asked plainly, Gemini refuses it."""
+    """A chat client that drops signatures is served with Google's marker, since Gemini refuses unsigned calls."""
     said = Chat(home, False)
     await said.turn(GEMINI)
     await said.turn(GEMINI)
@@ -224,7 +224,7 @@ async def test_a_call_that_nobody_signed_is_marked_as_one(home: House) -> None:
 
 
 async def test_what_a_chat_client_returns_whole_is_passed_as_it_is(home: House) -> None:
-    """Byte for byte, to Gemini; so is a conversation whose ids Mistral gave."""
+    """A conversation with its signatures goes to Gemini byte for byte; so does one with Mistral's ids to Mistral."""
     for model, name in ((GEMINI, "gemini-3-pro"), (MISTRAL, "mistral-large")):
         sdk = home.sdk("openai")
         answer = await sdk.do("chat.completions.create", model=model, messages=[{"role": "user", "content": "x"}])
@@ -245,13 +245,13 @@ async def test_what_a_chat_client_returns_whole_is_passed_as_it_is(home: House) 
     ],
 )  # fmt: skip
 def test_whose_ids_are_peculiar(stated: str, name: str, style: str) -> None:
-    """Models say it by their names unless the configuration does."""
+    """The style of call ids is read from the model's name unless it is configured."""
     assert style_of(stated, name) == style
 
 
 @pytest.mark.parametrize("id", ["call_1", "", "a__extra__", "a__extra__b", "a__extra__!!", "__extra__eyJhIjoxfQ"])
 def test_an_id_carries_anything_and_gives_it_back(id: str) -> None:
-    """Whatever the id and whatever is beside it; an id that only looks like one is left as it is."""
+    """Any id is restored from a sealed one with its content, and an id that isn't sealed stays as it is."""
     extra = {"google": {"thought_signature": "ä+/=" * 500}}
     assert unseal(seal(id, extra)) == (id, extra) and seal(id, None) == id
     assert all(sign.isalnum() or sign in "_-" for sign in seal("call_1", extra))

@@ -1,4 +1,4 @@
-"""Chat completions, completions: what their users rely on beyond text, tools and usage."""
+"""Chat completions and completions: features beyond text, tools and usage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Trip(BaseModel):
 
 
 async def lines(home: House, body: dict[str, Any], path: str = "/v1/chat/completions") -> list[str]:
-    """A stream's data lines, as no SDK shows them."""
+    """The data lines of a stream."""
     async with httpx.AsyncClient() as client:
         answer = await client.post(home.url + path, json={**body, "stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -35,7 +35,7 @@ async def lines(home: House, body: dict[str, Any], path: str = "/v1/chat/complet
 @pytest.mark.parametrize("surface", ["chat", "completions"])
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
 async def test_done_and_usage_chunks(home: House, kind: str, surface: str) -> None:
-    """[DONE] ends each stream; a usage chunk without choices comes before it when asked for, and only then."""
+    """[DONE] ends each stream, after a usage chunk without choices if and only if that is requested."""
     path = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}[surface]
     asked = {"messages": TURNS} if surface == "chat" else {"prompt": "What is new?"}
     body = {"model": f"{kind}/echo", **asked}
@@ -50,7 +50,7 @@ async def test_done_and_usage_chunks(home: House, kind: str, surface: str) -> No
 
 
 async def test_other_stream_options_reach_the_upstream(home: House) -> None:
-    """We ask for usage for ourselves without losing what else the client wants of a stream."""
+    """The gateway requests usage from the upstream without dropping the client's other stream options."""
     options = {"include_obfuscation": False}
     body = {"model": "openai/echo", "messages": TURNS}
     assert (await lines(home, {**body, "stream_options": options}))[-1] == "[DONE]"
@@ -62,7 +62,7 @@ async def test_other_stream_options_reach_the_upstream(home: House) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
 async def test_structured_output(home: House, kind: str, mode: str) -> None:
-    """The SDK's `parse` gets an object of its class, streamed and not, from every dialect."""
+    """The SDK's `parse` returns an object of the given class, streamed and not, from every dialect."""
     sdk = home.sdk("openai", mode)
     body = {"model": f"{kind}/echo", "messages": TURNS, "response_format": Trip}
     answer = await sdk.do("chat.completions.parse", **body)
@@ -99,7 +99,7 @@ async def test_two_choices(home: House, mode: str) -> None:
 
 @pytest.mark.parametrize("field", [{"n": 2}, {"logit_bias": {"1": 5}}, {"frequency_penalty": 1.0}])
 async def test_what_a_provider_cannot_do_is_refused(home: House, field: dict[str, Any]) -> None:
-    """A setting that changes the answer and has no counterpart is an error that names it, not silently lost."""
+    """A setting that changes the answer and has no counterpart is refused by its name, and not dropped silently."""
     with pytest.raises(openai.BadRequestError) as caught:
         await home.sdk("openai").do("chat.completions.create", model="anthropic/echo", messages=TURNS, **field)
     assert caught.value.code == "unsupported_parameter" and caught.value.param in field
@@ -108,7 +108,7 @@ async def test_what_a_provider_cannot_do_is_refused(home: House, field: dict[str
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_logprobs(home: House, mode: str) -> None:
-    """Log-probabilities arrive when asked for, and only then."""
+    """Log-probabilities arrive if and only if they are requested."""
     sdk = home.sdk("openai", mode)
     body: dict[str, Any] = {"model": "openai/echo", "messages": TURNS}
     answer = await sdk.do("chat.completions.create", **body, logprobs=True, top_logprobs=2)
@@ -122,7 +122,7 @@ async def test_logprobs(home: House, mode: str) -> None:
 
 @pytest.mark.parametrize("kind", ["openai", "azure", "azure-v1", "scripted", "local"])
 async def test_known_and_unknown_fields_reach_the_upstream(home: House, kind: str) -> None:
-    """Every field the client sends arrives, those of tomorrow's API included; only the model's name is ours."""
+    """Every field that the client sends arrives, unknown ones included; only the model's name is replaced."""
     extra = {"x_tomorrow": {"deep": [1, 2.5, None, "é"]}, "reasoning_effort": "low"}
     body: dict[str, Any] = {"messages": TURNS, "seed": 7, "temperature": 0.25, "user": "u-1", "stop": ["zz"],
                             "metadata": {"a": "b"}, "logit_bias": {"5": -1}, "service_tier": "auto"}  # fmt: skip
@@ -132,7 +132,7 @@ async def test_known_and_unknown_fields_reach_the_upstream(home: House, kind: st
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_image(home: House, mode: str) -> None:
-    """An image arrives as it was sent; a provider of the other dialect gets it as its API has it."""
+    """An image arrives unchanged, or in the form of the provider's API where that is another."""
     url = f"data:image/png;base64,{PIXEL}"
     content = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": url}}]
     for kind in ("openai", "anthropic"):
@@ -170,7 +170,7 @@ async def test_tool_loop(home: House, kind: str) -> None:
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "time"}}])
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 async def test_forced_tool(home: House, kind: str, choice: Any) -> None:
-    """A tool that the client insists on is called, on both dialects."""
+    """A forced tool is called, in both dialects."""
     answer = await home.sdk("openai").do(
         "chat.completions.create", model=f"{kind}/echo", messages=TURNS, tools=CHAT_TOOLS, tool_choice=choice
     )
@@ -181,7 +181,7 @@ async def test_forced_tool(home: House, kind: str, choice: Any) -> None:
 @pytest.mark.parametrize("mode", ["auto", "required"])
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 async def test_allowed_tools(home: House, kind: str, mode: str) -> None:
-    """One API has the choice, the other is shown the tools that are left; Responses' goes as that everywhere."""
+    """`allowed_tools` is passed on where the API has it; another API's model is sent only the allowed tools."""
     sdk, time = home.sdk("openai"), CHAT_TOOLS[1]
     few: Any = {"mode": mode, "tools": [{"type": "function", "function": {"name": "time"}}]}
     choice = {"type": "allowed_tools", "allowed_tools": few}
@@ -206,7 +206,7 @@ async def test_allowed_tools(home: House, kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("few", [[], [{"type": "function", "name": "gone"}], "time", [7]])
 async def test_tools_that_are_not_there_are_not_allowed(home: House, few: Any) -> None:
-    """The client is told, instead of a model having less to choose from than it was meant to."""
+    """A choice of tools that aren't in the request is refused."""
     tools = [{"type": "function", **tool["function"]} for tool in CHAT_TOOLS]
     choice = {"type": "allowed_tools", "mode": "auto", "tools": few}
     with pytest.raises(openai.BadRequestError) as refused:

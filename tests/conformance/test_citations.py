@@ -1,4 +1,4 @@
-"""What an answer cites, told to clients of every API in its own words."""
+"""Citations of an answer, in the form of each client's API."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def text(said: str, *citations: Json) -> Json:
 
 
 def text_events(said: str, *citations: Json, first: bool = False) -> tuple[Json, list[Json]]:
-    """`first`: the citations come before the text, which Anthropic does as well."""
+    """`first`: the citations come before the text, as they may in Anthropic's API."""
     cites = [{"type": "citations_delta", "citation": one} for one in citations]
     says = [{"type": "text_delta", "text": piece} for piece in (said[:2], said[2:]) if piece]
     return text(""), [*cites, *says] if first else [*says, *cites]
@@ -50,7 +50,7 @@ def places(annotations: list[Any], *, nested: bool) -> list[tuple[int, int, str,
 
 
 async def test_what_claude_cites_is_annotated_in_a_chat(tmp_path: Path) -> None:
-    """As OpenAI's search models do it: characters of the answer, streamed in one delta, which its client can join."""
+    """Annotations name characters of the answer, as OpenAI's search models do, and come in one delta of a stream."""
     async with fixed(tmp_path, "anthropic", whole()) as home:
         sdk = home.sdk("openai")
         answer = (await sdk.do("chat.completions.create", **ASK)).choices[0].message
@@ -68,7 +68,7 @@ async def test_what_claude_cites_is_annotated_in_a_chat(tmp_path: Path) -> None:
 
 
 async def test_what_claude_cites_is_annotated_in_a_response(tmp_path: Path) -> None:
-    """Each with an event of its own, and so when it is told again."""
+    """Each annotation has an event of its own, also when the response is replayed."""
     async with fixed(tmp_path, "anthropic", whole()) as home:
         sdk = home.sdk("openai")
         made = await sdk.do("responses.create", model="m", input="x")
@@ -87,7 +87,7 @@ async def test_what_claude_cites_is_annotated_in_a_response(tmp_path: Path) -> N
 
 
 async def test_citations_of_a_part_count_from_its_start(tmp_path: Path) -> None:
-    """Claude thinks between two texts: in the Responses API that makes two parts, in a chat one text."""
+    """Thinking between two texts makes two parts in the Responses API, and one text in chat."""
     thinking: Json = {"type": "thinking", "thinking": "", "signature": ""}
     thought = (thinking, [{"type": "thinking_delta", "thinking": "hm"}])
     events = message_events(text_events("It may ", RAIN), thought, text_events("rain", SUN))
@@ -103,7 +103,7 @@ async def test_citations_of_a_part_count_from_its_start(tmp_path: Path) -> None:
 
 
 async def test_a_document_is_cited(tmp_path: Path) -> None:
-    """Where its part asks for that, in Anthropic's own word. It has no address: a file in a response."""
+    """A document is cited if its part has Anthropic's `citations`. It has no URL, so in a response it is a file."""
     file = {"filename": "Letter", "file_data": "data:application/pdf;base64,AAAA"}
     part = {"type": "file", "file": file, "citations": {"enabled": True}}
     async with fixed(tmp_path, "anthropic", message(text("So it is.", {**PAGE, "file_id": "file_1"}))) as home:
@@ -121,7 +121,7 @@ async def test_a_document_is_cited(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["whole", "streamed", "first"])
 async def test_what_a_chat_cites_is_cited_in_a_message(tmp_path: Path, how: str) -> None:
-    """As pages that a search found; Anthropic itself, which made none of that, isn't given it back."""
+    """Citations become search results in a message, and are removed when the conversation goes to Anthropic."""
     page = {"start_index": 0, "end_index": 2, "title": "Rain", "url": "https://example.com", "content": "Rain!"}
     cites: Json = {"annotations": [{"type": "url_citation", "url_citation": page}, {"type": "url_citation"}]}
     answer: Any = completion(content="it rains", **cites)
@@ -150,7 +150,7 @@ async def test_what_a_chat_cites_is_cited_in_a_message(tmp_path: Path, how: str)
 
 
 async def test_plain_answers_have_no_annotations(tmp_path: Path) -> None:
-    """Nor do they gain a chunk."""
+    """Answers without citations have neither annotations nor an additional chunk."""
     async with fixed(tmp_path, "anthropic", message_events(text_events("hello"))) as home:
         sdk = home.sdk("openai")
         chunks = await sdk.events("chat.completions.create", **ASK, stream=True)

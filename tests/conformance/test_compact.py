@@ -1,4 +1,4 @@
-"""Conversations made shorter: by whoever serves the Responses API, and nowhere else without a word."""
+"""Compacting a conversation: by models that serve the Responses API; all others refuse it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NATIVE = {"responses": True}
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_conversation_is_made_shorter(tmp_path: Path, mode: str) -> None:
-    """By the upstream, billed by what it tells; what came of it begins the next turn there."""
+    """The upstream compacts it and is billed by its usage; the next turn there begins with the result."""
     async with studio(tmp_path, SAID, [PRICED], provider=NATIVE) as home:
         sdk = home.sdk("openai", mode)
         ask: Json = {"model": "m", "input": [TURN], "instructions": "Be brief."}
@@ -47,7 +47,7 @@ async def test_a_conversation_is_made_shorter(tmp_path: Path, mode: str) -> None
 
 
 async def test_turns_that_are_kept_here_are_made_shorter(tmp_path: Path) -> None:
-    """The upstream, which was told to keep none, is given them all, and files that they name; nobody else's."""
+    """The upstream gets all stored turns and the files that they name, and none of other tenants."""
     keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
     async with studio(tmp_path, SAID, [PRICED], provider=NATIVE, auth={"keys": keys}) as home:
         sdk, other = (home.sdk("openai", api_key=f"hg-{name}") for name in ("a", "b"))
@@ -74,7 +74,7 @@ async def test_turns_that_are_kept_here_are_made_shorter(tmp_path: Path) -> None
      ("/openai/v1", "/openai/v1/responses/compact")],
 )  # fmt: skip
 async def test_azures_paths(tmp_path: Path, base: str, path: str) -> None:
-    """To the upstream, and from a client."""
+    """Azure's paths work towards the upstream and from a client."""
     answers = {"/responses/compact": Said(SHORTER)}
     async with studio(tmp_path, answers, [PRICED], "azure", {**NATIVE, "path": base}) as home:
         client = home.sdk("openai", base_url=f"{home.live.url}/openai/v1")
@@ -84,7 +84,7 @@ async def test_azures_paths(tmp_path: Path, base: str, path: str) -> None:
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 async def test_no_other_model_makes_one_shorter(tmp_path: Path, kind: str) -> None:
-    """It is told so, with what to do, whatever way was asked for; nothing is asked of the upstream."""
+    """Other models refuse with an error that says what to do, and the upstream gets no request."""
     said = completion(content="ok") if kind == "openai" else message({"type": "text", "text": "ok"})
     async with fixed(tmp_path, kind, said) as home:
         sdk = home.sdk("openai")
@@ -105,7 +105,7 @@ async def test_no_other_model_makes_one_shorter(tmp_path: Path, kind: str) -> No
 
 
 async def test_what_makes_one_shorter_reaches_who_can(tmp_path: Path) -> None:
-    """Of a route's models that one answers which has the words for it."""
+    """A route chooses a model that can compact."""
     route = {"name": "both", "models": ["openai/echo", "native/echo"], "router": "cheapest"}
     async with house(tmp_path, kinds=("openai", "native"), routes=[route]) as home:
         edits = [{"type": "compaction", "compact_threshold": 1000}]

@@ -1,4 +1,4 @@
-"""What every answer says of itself, and what a request may ask of the gateway."""
+"""The headers of every answer, and the knobs that a request may set."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_headers_of_an_upstreams_error(tmp_path: Path, surface: str) -> No
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("surface", ["chat", "completions", "responses", "messages"])
 async def test_knobs_in_the_body(tmp_path: Path, surface: str, mode: str) -> None:
-    """`extra_body={"headgate": ...}` is obeyed and never goes upstream."""
+    """`extra_body={"headgate": ...}` takes effect and is never sent upstream."""
     path, body = ASK[surface]
     async with house(tmp_path, routes=ROUTES) as home:
         sdk = sdk_for(home, surface, mode)
@@ -65,7 +65,7 @@ async def test_knobs_in_the_body(tmp_path: Path, surface: str, mode: str) -> Non
 
 
 async def test_knobs_in_headers(tmp_path: Path) -> None:
-    """Headers do the same; the body's word wins; a route may be named apart from the model."""
+    """Headers set the same knobs, the body's value wins, and a route may be named in addition to the model."""
     async with house(tmp_path, routes=ROUTES) as home:
         create = home.sdk("openai").client.chat.completions.with_raw_response.create
         asked = {"x-headgate-models": "anthropic/long", "x-headgate-cache": "no-cache"}
@@ -88,7 +88,7 @@ async def test_knobs_in_headers(tmp_path: Path) -> None:
      ({"route": 7}, "headgate.route"), ([], "headgate"), ("x", "headgate")],
 )  # fmt: skip
 async def test_bad_knobs(tmp_path: Path, knobs: Any, param: str) -> None:
-    """A knob that isn't known, or a value it can't have, is refused by name on both APIs."""
+    """An unknown knob or an invalid value is refused by its name in both APIs."""
     async with house(tmp_path, routes=ROUTES) as home:
         for surface in ("chat", "messages"):
             path, body = ASK[surface]
@@ -101,7 +101,7 @@ async def test_bad_knobs(tmp_path: Path, knobs: Any, param: str) -> None:
 
 
 async def test_a_key_without_knobs(tmp_path: Path) -> None:
-    """A key that may not set knobs is told so, and may ask without them."""
+    """A key that may not set knobs is refused with them, and served without."""
     auth = {"keys": [{"name": "k", "key": "hg-k", "knobs": False}]}
     async with house(tmp_path, routes=ROUTES, auth=auth) as home:
         sdk = home.sdk("openai", api_key="hg-k")
@@ -119,7 +119,7 @@ async def test_a_key_without_knobs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("surface", ["chat", "completions", "responses", "messages"])
 async def test_a_cached_answer_is_the_same(tmp_path: Path, surface: str, mode: str) -> None:
-    """The second answer comes from the cache, equal and for nothing; streamed, it tells the same text."""
+    """The second answer comes from the cache, equal and free of charge; streamed, it has the same text."""
     path, body = ASK[surface]
     async with house(tmp_path, routes=ROUTES) as home:
         sdk, raw = sdk_for(home, surface, mode), path.replace("create", "with_raw_response.create")

@@ -1,4 +1,4 @@
-"""Conversations: kept by name, added to by responses, the same at every worker."""
+"""Conversations: stored under an id, extended by responses, the same at every worker."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_life_of_a_conversation(home: House, mode: str) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("kind", ["openai", "anthropic", "native"])
 async def test_responses_of_a_conversation(home: House, kind: str, streamed: bool) -> None:
-    """Each is told all that was said before, tools and their results too, and adds what it was asked and answered."""
+    """Each response gets all earlier items, including tool calls and results, and adds its own input and output."""
     sdk = home.sdk("openai")
     made = await sdk.do("conversations.create", items=[user("my name is Ada")])
     ask: dict[str, Any] = {"conversation": made.id, "tools": RESPONSES_TOOLS}
@@ -86,7 +86,7 @@ async def test_responses_of_a_conversation(home: House, kind: str, streamed: boo
 
 
 async def test_a_turn_after_a_response_of_a_conversation(home: House) -> None:
-    """It knows what was said there, and goes its own way: the conversation doesn't hear of it, nor need it last."""
+    """It continues from that response without changing the conversation, even after the conversation is deleted."""
     sdk = home.sdk("openai")
     made = await sdk.do("conversations.create", items=[user("one")])
     first = await sdk.do("responses.create", model="openai/echo", input="two", conversation=made.id)
@@ -104,7 +104,7 @@ async def test_a_turn_after_a_response_of_a_conversation(home: House) -> None:
 
 
 async def test_items_of_a_conversation_may_be_named(home: House) -> None:
-    """By a response in it, and to put them into another."""
+    """Items can be referred to by a response, and copied into another conversation."""
     sdk = home.sdk("openai")
     made = await sdk.do("conversations.create", items=[user("remember me")])
     (item,) = (await sdk.do("conversations.items.list", made.id)).data
@@ -119,7 +119,7 @@ async def test_items_of_a_conversation_may_be_named(home: House) -> None:
 
 
 async def test_what_a_conversation_can_not_be(home: House) -> None:
-    """Refused in the API's own shape, by the parameter's name."""
+    """Invalid requests are refused in the API's form, with the parameter's name."""
     sdk = home.sdk("openai")
     made = await sdk.do("conversations.create")
     for path, more, param in (
@@ -144,7 +144,7 @@ async def test_what_a_conversation_can_not_be(home: House) -> None:
 
 
 async def test_no_tenant_sees_anothers(tmp_path: Path) -> None:
-    """Neither reads it, nor adds to it, nor has a response told of it; its budget pays for nobody."""
+    """Another tenant can't read, extend or continue it, and nothing is charged to the owner's budget."""
     keys = [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]
     async with house(tmp_path, kinds=("openai",), auth={"keys": keys}) as home:
         mine, other = home.sdk("openai", api_key="hg-a"), home.sdk("openai", api_key="hg-b")
@@ -167,7 +167,7 @@ async def test_no_tenant_sees_anothers(tmp_path: Path) -> None:
 
 
 async def test_whichever_worker_is_asked(tmp_path: Path) -> None:
-    """The next turn knows the last at once, nothing is lost with a worker, and turns at one time lie side by side."""
+    """The next turn has the last one at any worker, even if a worker dies, and concurrent turns are all stored."""
     async with live(tmp_path) as one, live(tmp_path) as two:
         here, there = Sdk("openai", "async", one.url), Sdk("openai", "async", two.url)
         made = await here.do("conversations.create")
@@ -186,7 +186,7 @@ async def test_whichever_worker_is_asked(tmp_path: Path) -> None:
 
 
 async def test_a_background_response_of_a_conversation(tmp_path: Path) -> None:
-    """Adds its turn when it has ended, under the ids that it has itself; one that is cancelled adds nothing."""
+    """It adds its turn under its own ids once it has ended; a cancelled one adds nothing."""
     async with house(tmp_path, SLOW, kinds=("openai",)) as home:
         sdk = home.sdk("openai")
         made = await sdk.do("conversations.create")
@@ -201,7 +201,7 @@ async def test_a_background_response_of_a_conversation(tmp_path: Path) -> None:
 
 
 async def test_what_a_conversation_may_come_to(tmp_path: Path) -> None:
-    """As much as one request may hold; a turn that goes beyond is still kept, the next one is told to begin anew."""
+    """A conversation may hold as much as one request; the turn that exceeds it is stored, and the next one refused."""
     async with live(tmp_path, server={"max_messages": 5, "max_body_bytes": 4000}) as gateway:
         sdk = Sdk("openai", "async", gateway.url)
         made = await sdk.do("conversations.create", items=[user("x")] * 4)
@@ -221,7 +221,7 @@ async def test_what_a_conversation_may_come_to(tmp_path: Path) -> None:
 
 
 async def test_a_turn_that_can_not_be_kept_is_an_error(tmp_path: Path) -> None:
-    """Not an answer that the conversation never hears of: neither whole, nor as a stream's clean end."""
+    """If the turn can't be stored, the client gets an error, whole or streamed, and no complete answer."""
     async with live(tmp_path) as gateway:
         sdk = Sdk("openai", "async", gateway.url)
         made = await sdk.do("conversations.create", items=[user("x")])
@@ -239,7 +239,7 @@ async def test_a_turn_that_can_not_be_kept_is_an_error(tmp_path: Path) -> None:
 
 
 async def test_retention_takes_what_nobody_uses(tmp_path: Path) -> None:
-    """With its items; one in use stays."""
+    """Unused conversations are deleted with their items, and those in use stay."""
     async with live(tmp_path) as gateway:
         sdk, store = Sdk("openai", "async", gateway.url), gateway.services.journal.store
         old, used = [(await sdk.do("conversations.create", items=[user("x")])).id for _ in range(2)]

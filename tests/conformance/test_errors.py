@@ -1,4 +1,4 @@
-"""Errors as the official clients see them: their class, their shape, whether they try again, and when."""
+"""Errors in the official clients: their class, their fields, and whether and when they are retried."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def sdk_for(home: House, surface: str, mode: str = "async", **options: Any) -> S
 
 
 async def upstream_left(home: House) -> None:
-    """The gateway has closed a connection whose answer wasn't whole."""
+    """Waits until the gateway has closed the connection of an incomplete answer."""
     await until(lambda: home.gateway.upstream.seen.disconnects >= 1)
 
 
 def check_shape(error: Any, surface: str) -> None:
-    """The body as the client's own API has it, and the id that finds it in our records."""
+    """Checks the error's body in the client's API's form, and the id under which it is recorded."""
     if surface == "messages":
         assert set(error.body) == {"type", "error", "request_id"} and error.body["type"] == "error"
         assert set(error.body["error"]) == {"type", "message"}
@@ -63,7 +63,7 @@ def check_shape(error: Any, surface: str) -> None:
 @pytest.mark.parametrize("status", REFUSALS)
 @pytest.mark.parametrize("surface", ASK)
 async def test_refusals(tmp_path: Path, surface: str, status: int) -> None:
-    """Each SDK raises its own class for what an upstream refuses; a provider's 401 is never the client's."""
+    """Each SDK raises the right class for an upstream's refusal; a provider's 401 never looks like the client's."""
     told, name = REFUSALS[status]
     path, body = ASK[surface]
     kinds = ("openai",) if surface == "embeddings" else ("openai", "anthropic")
@@ -111,7 +111,7 @@ async def test_keys_and_names(tmp_path: Path, surface: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("surface", ["chat", "messages"])
 async def test_our_retries_are_not_multiplied(tmp_path: Path, surface: str, mode: str) -> None:
-    """An SDK that would try three times asks once where our own attempts are spent: two upstream requests."""
+    """Once the gateway's own attempts are used up, an SDK doesn't retry: the upstream gets two requests."""
     path, body = ASK[surface]
     async with house(tmp_path, SCRIPTS) as home:
         sdk = sdk_for(home, surface, mode, max_retries=2)
@@ -122,7 +122,7 @@ async def test_our_retries_are_not_multiplied(tmp_path: Path, surface: str, mode
 
 @pytest.mark.parametrize("surface", ["chat", "messages"])
 async def test_an_upstreams_wait_is_passed_on(tmp_path: Path, surface: str) -> None:
-    """`retry-after` reaches the client in both forms, with the word not to use our attempts again."""
+    """`retry-after` reaches the client in both forms, with the header that tells it not to retry."""
     path, body = ASK[surface]
     scripts = {"wait": [{"status": 429, "retry_after_s": 120}]}
     async with house(tmp_path, scripts, kinds=("openai",), server={"request_timeout_s": 5.0}) as home:
@@ -136,7 +136,7 @@ async def test_an_upstreams_wait_is_passed_on(tmp_path: Path, surface: str) -> N
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("surface", ["chat", "messages"])
 async def test_our_own_limit_may_be_tried_again(tmp_path: Path, surface: str, mode: str) -> None:
-    """A rate limit of ours costs no attempt: the SDK waits as long as it is told and then succeeds."""
+    """After the gateway's own rate limit the SDK waits as long as it is told, retries and succeeds."""
     path, body = ASK[surface]
     scripts = {"much": [{"text": "ok", "input_tokens": 62_000, "output_tokens": 0}]}
     auth = {"keys": [{"name": "k", "key": "hg-k", "tpm": 60_000}]}
@@ -156,7 +156,7 @@ async def test_our_own_limit_may_be_tried_again(tmp_path: Path, surface: str, mo
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 @pytest.mark.parametrize("fault", ["cut", "cut_rst", "malformed", "late_error", "no_finish"])
 async def test_a_fault_inside_a_stream_is_an_exception(tmp_path: Path, kind: str, fault: str, mode: str) -> None:
-    """Text that has begun to come and can't be finished raises in both SDKs; it never ends like a whole answer."""
+    """An answer that fails in the middle raises in both SDKs, and never looks complete."""
     scripts = {"bad": [{"text": "one two three four", "fault": fault, "after": 2, "gap_s": 0.03}]}
     async with house(tmp_path, scripts, kinds=(kind,)) as home:
         with pytest.raises(openai.APIError) as caught:
@@ -179,7 +179,7 @@ async def test_a_fault_inside_a_stream_is_an_exception(tmp_path: Path, kind: str
 
 @pytest.mark.parametrize("surface", [name for name in ASK if name != "embeddings"])
 async def test_a_stream_that_never_began_is_a_plain_error(tmp_path: Path, surface: str) -> None:
-    """Before the first word an error has its status: no 200 that turns out to be none."""
+    """An error before the first event has its own status, and not 200."""
     path, body = ASK[surface]
     scripts = {"bad": [{"fault": "late_error", "after": -1, "error": "too late"}]}
     async with house(tmp_path, scripts, kinds=("openai", "anthropic")) as home:
@@ -194,7 +194,7 @@ async def test_a_stream_that_never_began_is_a_plain_error(tmp_path: Path, surfac
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("surface", ["chat", "messages"])
 async def test_the_clients_patience_is_the_deadline(tmp_path: Path, surface: str, streamed: bool, mode: str) -> None:
-    """A client with `timeout=1` before a silent upstream: the upstream is left, and all is at rest."""
+    """With `timeout=1` and a silent upstream, the upstream is cancelled, and nothing is left."""
     path, body = ASK[surface]
     async with house(tmp_path, {"slow": [{"fault": "silent"}]}, kinds=("openai",)) as home:
         with pytest.raises((openai.APITimeoutError, openai.InternalServerError, anthropic.APITimeoutError,
@@ -230,7 +230,7 @@ async def test_a_client_that_leaves_stops_the_upstream(tmp_path: Path) -> None:
 
 
 async def test_over_budget_is_a_quota_error(tmp_path: Path) -> None:
-    """A key without money left gets OpenAI's own words for it."""
+    """A key whose budget is used up gets OpenAI's `insufficient_quota`."""
     auth = {"keys": [{"name": "k", "key": "hg-k", "budget_usd": 0.000001}]}
     async with house(tmp_path, kinds=("openai",), auth=auth) as home:
         for surface in ("chat", "messages"):

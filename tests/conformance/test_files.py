@@ -40,7 +40,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hous
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def home(shared: House, caplog: pytest.LogCaptureFixture) -> AsyncIterator[House]:
-    """Nothing that stands in a file is told to a log."""
+    """Checks that no content of a file is logged."""
     caplog.set_level(logging.DEBUG)
     yield shared
     ours = [one for one in caplog.records if not one.name.startswith(("httpcore", "httpx", "openai", "anthropic"))]
@@ -71,7 +71,7 @@ def part_of(surface: str, id: Any, *, image: bool = False) -> dict[str, Any]:
 
 
 async def ask(home: House, surface: str, model: str, *parts: dict[str, Any], key: str = "hg-a", **more: Any) -> Any:
-    """Of the official client of that surface."""
+    """A request by the official client of that surface."""
     text = {"type": "input_text" if surface == "responses" else "text", "text": "what is it?"}
     turns = [{"role": "user", "content": [*parts, text]}]
     sdk = client(home, "anthropic" if surface == "messages" else "openai", key)
@@ -83,7 +83,7 @@ async def ask(home: House, surface: str, model: str, *parts: dict[str, Any], key
 
 
 def given(home: House) -> str:
-    """What the upstream saw."""
+    """The last request that the upstream received."""
     return str(home.last["body"])
 
 
@@ -91,7 +91,7 @@ def given(home: House) -> str:
 @pytest.mark.parametrize("surface", PATHS)
 @pytest.mark.parametrize(("name", "data"), [("a.pdf", PDF), ("a.md", TEXT)])
 async def test_a_file_reaches_every_upstream(home: House, surface: str, kind: str, name: str, data: bytes) -> None:
-    """In the words of its API: no upstream is told of an id that it can't know."""
+    """The file reaches the upstream in its API's form, and no upstream gets an id that it can't know."""
     id = await upload(home, name, data)
     await ask(home, surface, f"{kind}/echo", part_of(surface, id))
     body = given(home)
@@ -115,7 +115,7 @@ async def test_an_image_reaches_every_upstream(home: House, surface: str, kind: 
 
 
 async def test_a_conversation_keeps_the_id(home: House) -> None:
-    """What is stored of a turn names the file; the next turn has its content again, until it is deleted."""
+    """A stored turn names the file, and the next turn gets its content again, until it is deleted."""
     id = await upload(home, "a.md", TEXT)
     sdk = client(home, "openai")
     first = await ask(home, "responses", "openai/echo", part_of("responses", id))
@@ -134,7 +134,7 @@ async def test_a_conversation_keeps_the_id(home: House) -> None:
 
 
 async def test_a_response_of_the_background_has_the_file_too(home: House) -> None:
-    """What is stored of it names it only."""
+    """The stored response only names the file."""
     id = await upload(home, "a.md", TEXT)
     sdk, inline = client(home, "openai"), base64.b64encode(TEXT).decode()
     told = await ask(home, "responses", "openai/echo", part_of("responses", id), background=True)
@@ -146,7 +146,7 @@ async def test_a_response_of_the_background_has_the_file_too(home: House) -> Non
 
 
 async def test_what_is_held_and_counted_is_of_the_file(home: House) -> None:
-    """Not of the id: the hold covers every byte, Anthropic's count asks of the whole prompt."""
+    """The hold and Anthropic's token count cover the file's content, and not only its id."""
     id = await upload(home, "a.txt", b"word " * 4000)
     told = await ask(home, "chat", "openai/echo", part_of("chat", id))
     assert (await home.gateway.decision(told.id)).input_tokens > 5000
@@ -160,7 +160,7 @@ async def test_what_is_held_and_counted_is_of_the_file(home: House) -> None:
 
 @pytest.mark.parametrize("surface", PATHS)
 async def test_anothers_file_is_as_unknown_as_none(home: House, surface: str) -> None:
-    """The same 404, which says what to do, before anything is asked."""
+    """Another tenant's file and an unknown one get the same 404 before anything is sent upstream."""
     id, asked = await upload(home, "a.md", TEXT), home.requests
     error = anthropic.NotFoundError if surface == "messages" else openai.NotFoundError
     for wrong, key in ((id, "hg-b"), (UNKNOWN, "hg-a")):
@@ -171,7 +171,7 @@ async def test_anothers_file_is_as_unknown_as_none(home: House, surface: str) ->
 
 
 async def test_an_upstreams_own_id_is_passed_on_or_refused(home: House) -> None:
-    """To its own surface as it came, which its provider judges; to another's it can't be told."""
+    """An upstream's own id is passed on to a provider of the same surface, and refused for others."""
     await ask(home, "chat", "openai/echo", part_of("chat", "file-abc123"))
     assert json.loads(given(home))["messages"][0]["content"][0] == part_of("chat", "file-abc123")
     await ask(home, "messages", "anthropic/echo", part_of("messages", "file_011CNha8iCJcU1wXNR6q4V8w"))
@@ -182,7 +182,7 @@ async def test_an_upstreams_own_id_is_passed_on_or_refused(home: House) -> None:
 
 
 async def test_a_request_may_be_no_larger_than_its_files_make_it(home: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """413 before any of it is read, whether one file is too large or the same one is named too often."""
+    """It is answered with 413 before a file is read, whether one is too large or is named too often."""
     large, small = await upload(home, "a.txt", b"x" * MAX_BODY), await upload(home, "a.txt", b"x" * (MAX_BODY // 3))
     with monkeypatch.context() as nothing:
         nothing.delattr(Files, "read")
@@ -207,7 +207,7 @@ async def test_too_many_and_empty_files_are_refused(home: House) -> None:
 @pytest.mark.parametrize("surface", PATHS)
 @pytest.mark.parametrize("id", [7, None, "", [], {}, True, ["file_" + "0" * 28]])
 async def test_malformed_ids(home: House, surface: str, kind: str, id: Any) -> None:
-    """400 in the surface's own shape, wherever the request would have gone."""
+    """Malformed ids are answered with 400 in the surface's form, whatever the provider."""
     asked, error = home.requests, anthropic.BadRequestError if surface == "messages" else openai.BadRequestError
     with pytest.raises(error, match="file_id"):
         await ask(home, surface, f"{kind}/echo", part_of(surface, id))
@@ -225,7 +225,7 @@ async def test_malformed_parts(home: House, kind: str, part: dict[str, Any]) -> 
 @pytest.mark.parametrize("mode", ["async", "sync"])
 @pytest.mark.parametrize("api", ["files", "beta.files"])
 async def test_anthropics_client_keeps_its_files(home: House, mode: str, api: str) -> None:
-    """Uploads, lists, reads and deletes them in Anthropic's shapes; OpenAI's client sees the same files."""
+    """It uploads, lists, reads and deletes files in Anthropic's form; OpenAI's client sees the same files."""
     sdk = client(home, "anthropic", mode=mode)
     made = await sdk.do(f"{api}.upload", file=("folder/a.pdf", PDF, "application/pdf"), expires_in_seconds=7200)
     assert (made.type, made.filename, made.mime_type) == ("file", "a.pdf", "application/pdf")
@@ -247,7 +247,7 @@ async def test_anthropics_client_keeps_its_files(home: House, mode: str, api: st
 
 
 async def test_anthropics_lists_come_in_pages(home: House) -> None:
-    """Newest first; by `page` as its client asks today, by `after_id` and `before_id` as it did; by ids."""
+    """Lists are newest first, paged by `page`, or by `after_id` and `before_id` for older clients; or given by ids."""
     sdk = client(home, "anthropic", "hg-c")
     ids = [(await sdk.do("beta.files.upload", file=(f"{number}.txt", b"x"))).id for number in range(5)][::-1]
     assert [one.id async for one in await sdk.client.beta.files.list(limit=2)] == ids

@@ -1,4 +1,4 @@
-"""Answers that the scripted provider never gives, as each API's client must see them."""
+"""Answers that the scripted provider never gives, as the client of each API gets them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_arguments_of_a_streamed_call_are_json(
     ("finish", "stop"), [("tool_calls", "tool_use"), ("stop", "tool_use"), ("length", "max_tokens")]
 )
 async def test_a_forced_call_stops_for_its_tool(tmp_path: Path, finish: str, stop: str) -> None:
-    """OpenAI ends a call that the request forced with `stop`; Anthropic's agents go on only after `tool_use`."""
+    """OpenAI ends a forced call with `stop`, and Anthropic's agents continue only after `tool_use`."""
     body: Json = {"model": "m", "max_tokens": 9, "messages": TURNS, "tools": [MESSAGES_TOOL]}
     async with fixed(tmp_path, "openai", completion(finish, tool_calls=[CALL])) as home:
         sdk = home.sdk("anthropic")
@@ -89,7 +89,7 @@ async def test_a_prompt_is_read_into_the_cache_for_no_answer(tmp_path: Path) -> 
 
 
 async def test_a_region_is_kept_or_refused(tmp_path: Path) -> None:
-    """Who binds inference to a region isn't answered from anywhere else."""
+    """A request that is restricted to a region is refused by models that can't be."""
     body: Json = {"model": "m", "max_tokens": 9, "messages": TURNS}
     async with fixed(tmp_path, "openai", completion(content="ok")) as home:
         sdk = home.sdk("anthropic")
@@ -100,7 +100,7 @@ async def test_a_region_is_kept_or_refused(tmp_path: Path) -> None:
 
 
 async def test_a_failed_tool_is_told_as_failed(tmp_path: Path) -> None:
-    """`is_error` reaches a model whose API has no mark for it."""
+    """`is_error` reaches, as text, a model whose API has no field for it."""
     result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "no such city", "is_error": True}
     turns = [*TURNS, {"role": "assistant", "content": [TOOL_USE]}, {"role": "user", "content": [result]}]
     async with fixed(tmp_path, "openai", completion(content="ok")) as home:
@@ -111,7 +111,7 @@ async def test_a_failed_tool_is_told_as_failed(tmp_path: Path) -> None:
 
 
 async def test_what_a_server_tool_found_is_not_forgotten(tmp_path: Path) -> None:
-    """A conversation whose facts lie in blocks that another API can't read is refused there, not half told."""
+    """Blocks that another API can't represent are refused there, and not dropped."""
     found = [{"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "x"}},
              {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []},
              {"type": "text", "text": "It is there."}]  # fmt: skip
@@ -148,7 +148,7 @@ async def test_system_prompts_alone_are_a_question(tmp_path: Path) -> None:
 
 
 async def test_what_other_models_said_is_taken(tmp_path: Path) -> None:
-    """White space before a call and ids of another server's making don't end the conversation; refusals are told."""
+    """White space before a call and other servers' ids are accepted, and refusals are passed on."""
     call = CALL | {"id": "functions.now:0"}
     turns = [*TURNS, {"role": "assistant", "content": "\n\n", "tool_calls": [call]},
              {"role": "tool", "tool_call_id": "functions.now:0", "content": "noon"},
@@ -163,7 +163,7 @@ async def test_what_other_models_said_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("api", "kind"), [("chat", "anthropic"), ("responses", "openai")])
 async def test_moderation_is_not_left_out(tmp_path: Path, api: str, kind: str) -> None:
-    """Who wants answers moderated gets none that isn't."""
+    """A request for moderated answers is refused by models that can't moderate."""
     wanted = {"model": "omni-moderation-latest", "policy": {"output": {"mode": "block"}}}
     asked: Json = {"messages": TURNS} if api == "chat" else {"input": "x"}
     path = "chat.completions.create" if api == "chat" else "responses.create"
@@ -174,7 +174,7 @@ async def test_moderation_is_not_left_out(tmp_path: Path, api: str, kind: str) -
 
 
 async def test_a_file_keeps_its_name(tmp_path: Path) -> None:
-    """A text is given as text; a file that only OpenAI holds is refused by its kind."""
+    """A text file is sent as text with its name; a file stored at OpenAI is refused by its type."""
     file = {"filename": "plan.pdf", "file_data": "data:application/pdf;base64,AAAA"}
     turns = [{"role": "user", "content": [{"type": "file", "file": file}]}]
     async with fixed(tmp_path, "anthropic", OK) as home:
@@ -204,7 +204,7 @@ async def test_an_answer_is_as_long_as_its_model_may_make_it(tmp_path: Path, lim
 
 
 async def test_another_models_thinking_is_not_shown_to_anthropic(tmp_path: Path) -> None:
-    """What an OpenAI-compatible model thought comes unsigned; Anthropic would refuse to go on from it."""
+    """Unsigned thinking of other models is left out, since Anthropic would refuse it."""
     said = completion(content="Noon.", reasoning_content="It is twelve.")
     async with fixed(tmp_path / "a", "openai", said) as home:
         first = await home.sdk("anthropic").do("messages.create", model="m", max_tokens=9, messages=TURNS)
@@ -266,7 +266,7 @@ async def test_a_property_may_be_absent(tmp_path: Path) -> None:
 
 
 async def test_a_document_with_what_is_said_of_it(tmp_path: Path) -> None:
-    """Title and context reach a chat model; citations, which it can't give, are refused."""
+    """A document's title and context reach a chat model; citations, which it can't make, are refused."""
     text = {"type": "text", "media_type": "text/plain", "data": "All is well."}
     pdf = {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}
     said = {"title": "Letter", "context": "From 1914."}
@@ -318,7 +318,7 @@ def text(said: str) -> Json:
 
 
 async def test_a_file_by_its_address(tmp_path: Path) -> None:
-    """A response's file reaches Claude by its address; a chat, which knows none, isn't asked without it."""
+    """A response's file reaches Claude by its URL; a chat model, whose API takes none, refuses it."""
     file = {"type": "input_file", "file_url": "https://a.test/plan.pdf", "filename": "plan.pdf"}
     asked: Json = {"model": "m", "input": [{"role": "user", "content": [file]}]}
     async with fixed(tmp_path, "anthropic", OK) as home:
@@ -326,13 +326,13 @@ async def test_a_file_by_its_address(tmp_path: Path) -> None:
         source = {"type": "url", "url": "https://a.test/plan.pdf"}
         assert home.asked["messages"][0]["content"] == [{"type": "document", "source": source, "title": "plan.pdf"}]
     async with fixed(tmp_path / "chat", "openai", completion(content="ok")) as home:
-        with pytest.raises(openai.BadRequestError, match="address"):
+        with pytest.raises(openai.BadRequestError, match="by its URL"):
             await home.sdk("openai").do("responses.create", **asked)
         assert home.asked == {}
 
 
 async def test_anthropics_own_words_in_a_chat(tmp_path: Path) -> None:
-    """What OpenAI's client is made to say of thinking and caching reaches Anthropic as it was said."""
+    """Anthropic's fields for thinking and caching, sent by OpenAI's client, reach Anthropic unchanged."""
     mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
     thinking = {"type": "enabled", "budget_tokens": 2000}
     turns = [{"role": "system", "content": [{"type": "text", "text": "Be brief.", **mark}]},
@@ -361,7 +361,7 @@ async def test_a_call_is_answered_behind_what_was_said_with_it(tmp_path: Path) -
 
 @pytest.mark.parametrize("user", ["u-1", "ada@example.org", '{"device_id":"' + "a" * 64 + '","session_id":"b"}'])
 async def test_a_users_name_is_one_that_the_other_api_takes(tmp_path: Path, user: str) -> None:
-    """Agents name their user in more signs than OpenAI takes, applications by an address, which Anthropic refuses."""
+    """Names that are too long for OpenAI, and e-mail addresses, which Anthropic refuses, are hashed."""
     async with fixed(tmp_path / "a", "openai", completion(content="ok")) as home:
         body: Json = {"model": "m", "max_tokens": 9, "messages": TURNS, "metadata": {"user_id": user}}
         await home.sdk("anthropic").do("messages.create", **body)
@@ -385,7 +385,7 @@ async def test_thinking_that_nobody_is_shown_may_be_cleared(tmp_path: Path) -> N
 
 
 async def test_a_stop_at_white_space_is_left_to_models_that_can(tmp_path: Path) -> None:
-    """Anthropic refuses it: a route asks its next model, a pinned one says so."""
+    """Anthropic refuses it, so a route tries its next model, and a pinned model is an error."""
     routes = [{"name": "r", "models": ["m"], "fallback": ["echo"], "router": "cheapest"}]
     more = [{"name": "echo", "provider": "up"}]
     async with fixed(tmp_path, "anthropic", OK, routes=routes, more=more) as home:
@@ -398,7 +398,7 @@ async def test_a_stop_at_white_space_is_left_to_models_that_can(tmp_path: Path) 
 
 
 async def test_a_servers_own_way_to_call(tmp_path: Path) -> None:
-    """Arguments as an object and a call without an id reach the other APIs as theirs, streamed and not."""
+    """Arguments as an object, and calls without an id, are translated for the other APIs, streamed and not."""
     call: Json = {"function": {"name": "now", "arguments": {"a": 1}}}
     async with fixed(tmp_path, "openai", completion("tool_calls", tool_calls=[call])) as home:
         for streamed in (False, True):
@@ -433,7 +433,7 @@ async def test_custom_tools_of_chat_pass(tmp_path: Path) -> None:
 
 
 async def test_the_service_tier_that_served_is_told(tmp_path: Path) -> None:
-    """As the upstream has it, whatever was asked for; none where it says none."""
+    """The answer has the upstream's service tier, whatever was requested, or none where it reports none."""
     body: Json = {"model": "m", "input": "x", "service_tier": "priority"}
     streamed = [event | {"service_tier": "default"} for event in completion_events({"content": "ok"})]
     async with fixed(tmp_path, "openai", completion(content="ok") | {"service_tier": "default"}) as home:

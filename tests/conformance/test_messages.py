@@ -1,4 +1,4 @@
-"""Anthropic's Messages API by its own client: on its own kind of provider and on OpenAI's."""
+"""Anthropic's Messages API with its own client, on Anthropic's kind of provider and on OpenAI's."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_stream_events(home: House, kind: str, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_tool_loop(home: House, kind: str, mode: str) -> None:
-    """Uses, results and the next question go back as the SDK keeps them."""
+    """A conversation with tool calls and results continues as the SDK stores it."""
     sdk = home.sdk("anthropic", mode)
     body: dict[str, Any] = {"max_tokens": 99, "tools": MESSAGES_TOOLS, "tool_choice": {"type": "auto"}}
     first = await sdk.do("messages.create", model=f"{kind}/tools", messages=TURNS, **body)
@@ -80,7 +80,7 @@ async def test_image_and_system(home: House, kind: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_count_tokens(home: House, mode: str) -> None:
-    """The provider counts where it can, beta header included; elsewhere we estimate and ask nobody."""
+    """The provider counts if it can, and gets the beta header; else the gateway estimates without asking it."""
     sdk = home.sdk("anthropic", mode)
     counted = await sdk.do("messages.count_tokens", model="anthropic/echo", messages=TURNS, system="be brief",
                            extra_headers={"anthropic-beta": "count-1"})  # fmt: skip
@@ -98,7 +98,7 @@ async def test_count_tokens(home: House, mode: str) -> None:
 
 
 async def test_bytes_between_equal_dialects(home: House) -> None:
-    """Cache hints, thinking blocks with their signatures, their order and spacing: byte for byte."""
+    """Cache hints and signed thinking blocks are passed on byte for byte."""
     body = (
         b'{"model":"anthropic/echo", "max_tokens": 50, "thinking": {"type":"enabled","budget_tokens":1024},\n'
         b' "system":[{"type":"text","text":"s","cache_control":{"type":"ephemeral","ttl":"1h"}}],'
@@ -120,7 +120,7 @@ async def test_bytes_between_equal_dialects(home: House) -> None:
 
 
 async def test_thinking_does_not_hinder_another_dialect(home: House) -> None:
-    """A conversation with thinking blocks goes on with a provider that has none."""
+    """A conversation with thinking blocks continues at a provider without them."""
     turns = [*TURNS, {"role": "assistant", "content": [
         {"type": "thinking", "thinking": "hm", "signature": "c2ln"}, {"type": "text", "text": "ah"}]},
         {"role": "user", "content": "so?"}]  # fmt: skip
@@ -135,7 +135,7 @@ async def test_thinking_does_not_hinder_another_dialect(home: House) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_structured_output(home: House, kind: str) -> None:
-    """`messages.parse` gets an object of its class."""
+    """`messages.parse` returns an object of the given class."""
     answer = await home.sdk("anthropic").do(
         "messages.parse", model=f"{kind}/echo", max_tokens=99, messages=TURNS, output_format=Trip
     )
@@ -155,7 +155,7 @@ async def test_stop_sequence_and_forced_tool(home: House, kind: str) -> None:
 
 
 async def test_bearer_and_request_id(home: House) -> None:
-    """The client's own token style works, and `_request_id` is the header's."""
+    """A bearer token is accepted, and `_request_id` is the header's value."""
     sdk = home.sdk("anthropic", api_key=None, auth_token="t")
     answer = await sdk.do("messages.with_raw_response.create", model="anthropic/echo", max_tokens=9, messages=TURNS)
     assert answer.headers["request-id"] == answer.headers["x-request-id"] == answer.request_id

@@ -1,4 +1,4 @@
-"""What can be asked for: listed and found one by one, in both clients' shapes."""
+"""The list of models and single models, in the form of both clients' APIs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conformance.test_surfaces import TURNS
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_models(home: House, mode: str) -> None:
-    """Every model is listed and can be retrieved, though its id holds a slash."""
+    """Every model is listed and can be retrieved, even if its id contains a slash."""
     for kind, missing in (("openai", openai.NotFoundError), ("anthropic", anthropic.NotFoundError)):
         sdk = home.sdk(kind, mode)
         page = await sdk.do("models.list")
@@ -29,7 +29,7 @@ async def test_models(home: House, mode: str) -> None:
 
 
 async def test_anthropics_list_comes_in_pages(home: House) -> None:
-    """As many as asked for, forwards and backwards; the SDK walks through all; every model is active."""
+    """Pages have the requested size in both directions, the SDK iterates over all, and every model is active."""
     sdk = home.sdk("anthropic")
     whole = [model.id for model in (await sdk.do("models.list")).data]
     page = await sdk.do("models.list", limit=4)
@@ -44,7 +44,7 @@ async def test_anthropics_list_comes_in_pages(home: House) -> None:
 
 
 async def test_a_key_sees_only_its_models(tmp_path: Path) -> None:
-    """Routes come first; a restricted key is shown, and may ask for, its own only."""
+    """Routes come first, and a restricted key sees and may use only its own models."""
     routes = [{"name": "team/auto", "models": ["openai/echo"], "router": "cheapest"}]
     keys = [{"name": "a", "key": "hg-a", "models": ["team/auto"]}]
     auth = {"keys": keys, "master_key": "hg-master"}

@@ -1,4 +1,4 @@
-"""The Responses API of upstreams that serve it themselves: what only they can do, and conversations that move."""
+"""Upstreams that serve the Responses API themselves: their own features, and conversations that change upstreams."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SEALED = "reasoning.encrypted_content"
 
 
 def told(home: House) -> dict[str, Any]:
-    """The body that an upstream saw last."""
+    """The last body that an upstream received."""
     body: dict[str, Any] = json.loads(home.last["body"])
     return body
 
 
 @pytest.mark.parametrize("kind", ["native", "azure-native"])
 async def test_a_built_in_tool_is_the_upstreams_own(home: House, kind: str) -> None:
-    """It is asked for as the client did, works while the client watches, and is part of what is kept."""
+    """A hosted tool is requested as the client did, its events are streamed, and its items are stored."""
     sdk = home.sdk("openai")
     ask: dict[str, Any] = {"model": f"{kind}/echo", "input": "news?", "tools": SEARCH}
     whole = await sdk.do("responses.create", **ask)
@@ -50,7 +50,7 @@ async def test_a_built_in_tool_is_the_upstreams_own(home: House, kind: str) -> N
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_conversation_moves_between_kinds_of_upstream(home: House, streamed: bool) -> None:
-    """What was thought goes along where it can be read; everybody gets the turns, nobody is asked to keep them."""
+    """Reasoning goes along where it can be read, every upstream gets all turns, and none is asked to store them."""
     sdk = home.sdk("openai")
 
     async def turn(model: str, said: str, **more: Any) -> Any:
@@ -73,7 +73,7 @@ async def test_a_conversation_moves_between_kinds_of_upstream(home: House, strea
 
 
 async def test_thoughts_that_were_not_sealed_stay_behind(home: House) -> None:
-    """Without them a turn is still one that the upstream takes."""
+    """Reasoning that isn't encrypted is left out, and the upstream accepts the turn without it."""
     sdk = home.sdk("openai")
     first = await sdk.do("responses.create", model="native/echo", input="one", reasoning={"effort": "low"}, store=False)
     assert "include" not in told(home) and [item.type for item in first.output] == ["reasoning", "message"]
@@ -85,7 +85,7 @@ async def test_thoughts_that_were_not_sealed_stay_behind(home: House) -> None:
 
 
 async def test_an_upstreams_items_are_referred_to_and_deleted(home: House) -> None:
-    """By the ids that it gave them, as long as their response is kept."""
+    """Items can be referred to by the upstream's ids while their response is stored."""
     sdk = home.sdk("openai")
     first = await sdk.do("responses.create", model="native/echo", input="one", tools=SEARCH)
     named = [{"type": "item_reference", "id": item.id} for item in first.output]
@@ -98,7 +98,7 @@ async def test_an_upstreams_items_are_referred_to_and_deleted(home: House) -> No
 
 
 async def test_what_only_one_model_can_do_is_done_by_that_one(tmp_path: Path) -> None:
-    """A route's cheapest model has no built-in tools: another one answers."""
+    """If a route's cheapest model has no built-in tools, another one answers."""
     route = {"name": "both", "models": ["openai/echo", "native/echo"], "router": "cheapest"}
     async with house(tmp_path, kinds=("openai", "native"), routes=[route]) as home:
         sdk = home.sdk("openai")
@@ -111,7 +111,7 @@ async def test_what_only_one_model_can_do_is_done_by_that_one(tmp_path: Path) ->
 
 
 async def test_a_cascade_reads_log_probabilities_where_they_are(tmp_path: Path) -> None:
-    """They are chat's: a climb by confidence asks in it, and the client gets its response all the same."""
+    """A cascade by confidence uses chat, which has log-probabilities, and the client still gets a response."""
     models = [{"name": name, "provider": "own", "logprobs": True, "output_usd_per_mtok": usd}
               for name, usd in (("echo", 1), ("long", 9))]  # fmt: skip
     route = {"name": "sure", "models": ["echo", "long"], "cascade": "confidence", "accept_at": 0.5}
@@ -121,7 +121,7 @@ async def test_a_cascade_reads_log_probabilities_where_they_are(tmp_path: Path) 
 
 
 def simple_response(text: str) -> Json:
-    """As an upstream answers that calls every response and item the same."""
+    """The answer of an upstream that gives every response and item the same id."""
     part = {"type": "output_text", "text": text, "annotations": []}
     item = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]}
     return {"id": "resp_1", "object": "response", "created_at": 1, "model": "up", "status": "completed",
@@ -198,7 +198,7 @@ async def test_responses_that_an_upstream_calls_the_same_are_kept_apart(tmp_path
 
 
 async def test_items_that_an_upstream_calls_the_same_are_all_in_the_database(tmp_path: Path) -> None:
-    """Each tenant's, whichever was there first."""
+    """Each tenant's items are stored, whichever came first."""
     auth = {"keys": [{"name": name, "key": f"hg-{name}", "tenant": name} for name in ("a", "b")]}
     async with fixed(tmp_path, "openai", b"", provider={"responses": True}, auth=auth) as home:
         assert home.gateway is not None

@@ -1,4 +1,4 @@
-"""The official npm client, as a person would install it, against the gateway."""
+"""The official npm client, installed as usual, against the gateway."""
 
 from __future__ import annotations
 

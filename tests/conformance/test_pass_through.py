@@ -30,7 +30,7 @@ PICTURES = {"created": 1, "data": [{"b64_json": "aGk="}, {"b64_json": "aG8="}]}
 JUDGED = {"id": "modr-1", "model": "up", "results": [{"flagged": True, "categories": {}, "category_scores": {}}]}
 RANKED = {"id": "r", "results": [{"index": 1, "relevance_score": 0.9}], "meta": {"billed_units": {"search_units": 2}}}
 UNIT = 1_000_000
-"""Nano-dollars, of `unit_usd = 0.001`."""
+"""Price in billionths of a dollar for `unit_usd = 0.001`."""
 PRICED = {"unit_usd": 0.001, "input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
 
 
@@ -47,13 +47,13 @@ def fields_of(asked: Asked) -> Mapping[str, str]:
 
 
 async def sent(home: Studio, path: str, mode: str = "async", **body: Any) -> Any:
-    """By the official client, with the headers of the answer."""
+    """A call by the official client, with the headers of the answer."""
     return await home.sdk("openai", mode).do(f"{path}.with_raw_response.create", **body)
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_speech_comes_as_it_is_made(tmp_path: Path, mode: str) -> None:
-    """Every byte, in the type that the upstream says, billed by the character before its end."""
+    """Every byte arrives with the upstream's content type, and is billed by the character before the end."""
     parts = [SOUND[at : at + 7000] for at in range(0, len(SOUND), 7000)]
     async with studio(tmp_path, {"/audio/speech": Said(parts, "audio/mpeg")}, [{"name": "voice", **PRICED}]) as home:
         answer = await sent(home, "audio.speech", mode, model="voice", voice="alloy", input="Good day")
@@ -80,7 +80,7 @@ async def test_the_first_sound_does_not_wait_for_the_last(tmp_path: Path) -> Non
 async def test_a_transcription_keeps_the_form_and_is_billed_by_what_it_says(
     tmp_path: Path, mode: str, answer: Mapping[str, Any]
 ) -> None:
-    """Only the model's name changes in the client's bytes; seconds or tokens are what the answer tells."""
+    """Only the model's name is replaced in the client's bytes; the answer's seconds or tokens are billed."""
     model = {"name": "ear", "upstream_name": "whisper-9", "unit_usd": 0.001, "input_usd_per_mtok": 2.0,
              "audio_input_usd_per_mtok": 6.0, "output_usd_per_mtok": 10.0}  # fmt: skip
     async with studio(tmp_path, {"/audio/transcriptions": Said(answer)}, [model]) as home:
@@ -118,7 +118,7 @@ DONE = {"type": "transcript.text.done", "text": "so it is", "usage": COUNTED["us
 
 
 async def heard(home: Studio, mode: str = "async") -> tuple[list[Any], Mapping[str, str]]:
-    """A transcription's events, and the headers before them."""
+    """A transcription's events, and the headers of the answer."""
     raw = await sent(home, "audio.transcriptions", mode, model="ear", file=("a.mp3", SOUND), stream=True)
     stream = raw.parse()
     if mode == "async":
@@ -128,7 +128,7 @@ async def heard(home: Studio, mode: str = "async") -> tuple[list[Any], Mapping[s
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_events_of_a_transcription(tmp_path: Path, mode: str) -> None:
-    """They arrive as they are; what the last says is billed."""
+    """The events arrive unchanged, and the usage in the last one is billed."""
     said = Said(events_of(DELTA, DONE), "text/event-stream")
     async with studio(tmp_path, {"/audio/transcriptions": said}, [{"name": "ear"}]) as home:
         seen, headers = await heard(home, mode)
@@ -152,7 +152,7 @@ async def test_events_that_break_off_end_with_an_error(tmp_path: Path, said: Sai
 
 
 async def test_sound_that_breaks_off_is_never_taken_for_whole(tmp_path: Path) -> None:
-    """Nothing in it could say so but the connection. What was asked for is billed as far as anyone can know."""
+    """Only a broken connection shows that sound is incomplete. The request is billed by its estimate."""
     said = Said([SOUND[:1000], SOUND[1000:2000]], "audio/mpeg", cut=True)
     async with studio(tmp_path, {"/audio/speech": said}, [{"name": "voice", **PRICED}]) as home:
         got = b""
@@ -179,7 +179,7 @@ async def test_a_client_that_leaves_ends_the_sound(tmp_path: Path) -> None:
 
 
 async def test_pictures(tmp_path: Path) -> None:
-    """Made, edited and varied: billed by how many came."""
+    """Generated, edited and varied pictures are billed by their number in the answer."""
     answers = {path: Said(PICTURES) for path in ("/images/generations", "/images/edits", "/images/variations")}
     async with studio(tmp_path, answers, [{"name": "brush", **PRICED}]) as home:
         png = ("a.png", b"\x89PNG" + SOUND)
@@ -193,7 +193,7 @@ async def test_pictures(tmp_path: Path) -> None:
 
 
 async def test_a_picture_on_its_way(tmp_path: Path) -> None:
-    """Sketches first; the last event's tokens are billed."""
+    """Partial pictures arrive first, and the last event's tokens are billed."""
     last = {"type": "image_generation.completed", "b64_json": "aGk=", "usage": {"input_tokens": 9, "output_tokens": 272,
             "total_tokens": 281, "input_tokens_details": {"image_tokens": 0, "text_tokens": 9}}}  # fmt: skip
     sketch = {"type": "image_generation.partial_image", "b64_json": "aA==", "partial_image_index": 0}
@@ -222,7 +222,7 @@ async def test_a_picture_on_its_way(tmp_path: Path) -> None:
 def test_usage_that_several_events_tell_counts_once(
     surface: str, told: list[tuple[str, int, int]], usage: Usage
 ) -> None:
-    """Each says what was used until then, so the last that says any is the whole."""
+    """Usage is cumulative, so only the last report counts."""
     flow = PassStream(surface, b"text/event-stream")
     flow.feed(b"".join(events_of(*({"type": kind, "usage": {"input_tokens": into, "output_tokens": out,
                                     "total_tokens": into + out}} for kind, into, out in told))))  # fmt: skip
@@ -230,7 +230,7 @@ def test_usage_that_several_events_tell_counts_once(
 
 
 async def test_moderation_without_a_model(tmp_path: Path) -> None:
-    """As the official client asks: its default model is meant."""
+    """A request without a model, as the official client sends it, gets the default model."""
     async with studio(tmp_path, {"/moderations": Said(JUDGED)}, [{"name": "omni-moderation-latest"}]) as home:
         answer = await sent(home, "moderations", input="I will find you")
         assert answer.parse().results[0].flagged
@@ -251,7 +251,7 @@ async def test_rerank(tmp_path: Path, path: str) -> None:
 
 
 async def test_azure_on_both_sides(tmp_path: Path) -> None:
-    """The deployment in the path, on its way in and on its way out."""
+    """Azure's paths with the deployment work from a client and towards the upstream."""
     models = [{"name": "ear", "upstream_name": "ear-eu"}]
     async with studio(tmp_path, {"/audio/transcriptions": Said(HEARD)}, models, kind="azure") as home:
         sdk = home.sdk("azure")
@@ -287,7 +287,7 @@ async def test_a_whole_answer_that_breaks_off_is_asked_for_again(tmp_path: Path)
 
 
 async def test_a_budget_holds_the_worst_case(tmp_path: Path) -> None:
-    """What a picture may cost at most is not bought with less; the caller's own cap is one too."""
+    """A picture is refused if its largest cost exceeds the budget or the caller's own cap."""
     auth = {"keys": [{"name": "k", "key": "hg-k", "budget_usd": 0.0045}]}
     answers = {"/images/generations": Said(PICTURES)}
     async with studio(tmp_path, answers, [{"name": "brush", **PRICED}], auth=auth) as home:
@@ -359,7 +359,7 @@ async def test_other_methods_are_told(tmp_path: Path) -> None:
 
 
 def test_a_recordings_length_is_only_taken_from_a_sound_header() -> None:
-    """The hold covers whatever else an upload may be."""
+    """For any upload without a valid WAV header the hold assumes the longest duration."""
     honest = describe_passed("transcriptions", {}, 0, [memoryview(wav(60))])
     assert honest.units == 61
     for at, value in ((20, b"\x11"), (28, b"\xff\xff\xff\x7f"), (34, b"\0\0")):
@@ -369,7 +369,7 @@ def test_a_recordings_length_is_only_taken_from_a_sound_header() -> None:
 
 
 def test_every_text_that_a_model_may_read_is_held_for() -> None:
-    """How to speak is read as well as what; pictures in JSON are counted, not measured."""
+    """Instructions for speech count as well as its input; pictures in JSON count by number and not by length."""
     told = {"model": "m", "input": "Hi", "instructions": "slowly " * 900, "image": "x" * 9000}
     raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in told.items()}
     assert 6300 < describe_passed("speech", *read_fields(raw)).input_tokens_bound < 6400

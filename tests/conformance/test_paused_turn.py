@@ -1,4 +1,4 @@
-"""A long turn that Claude pauses: OpenAI's clients are told all of it as one answer, each part of it held and paid."""
+"""Turns that Claude pauses: OpenAI's clients get the whole turn as one answer, and each part is held and billed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conformance.test_web_search import ONE, PRICES, SEARCHES, TOOL
 AGAIN = {**SEARCH, "id": "srvtoolu_2"}
 FOUND_AGAIN = {**FOUND, "tool_use_id": "srvtoolu_2"}
 PARTS = ([text("Let me see: "), SEARCH, FOUND, AGAIN], [FOUND_AGAIN, text("it "), text("rains", RAIN)])
-"""The second search was asked for when the turn was paused, and run when it went on."""
+"""The second search was requested before the pause, and run after it."""
 USED = (
     {"input_tokens": 7, "cache_read_input_tokens": None, "output_tokens": 4,
      "server_tool_use": {"web_search_requests": 1}},
@@ -53,7 +53,7 @@ def said(part: int, *, live: bool, stop: str = "") -> Any:
 
 
 async def ask(home: Fixed, surface: str, live: bool, **more: Any) -> Any:
-    """The answer, whole or as the SDK puts its stream together."""
+    """The answer, whole or assembled from its stream by the SDK."""
     sdk, (path, body) = home.sdk("openai", api_key=more.pop("key", "k")), ASKS[surface]
     if surface == "responses":
         return await sdk.responded(live, model="m", **body, **more)
@@ -68,7 +68,7 @@ async def ask(home: Fixed, surface: str, live: bool, **more: Any) -> Any:
 
 
 async def paid(home: Fixed, id: str) -> list[int]:
-    """Of each part; what was held covered them all."""
+    """The cost of each part; checks that the hold covered them all."""
     assert home.gateway is not None
     await home.gateway.rest()
     record = await home.gateway.decision(id)
@@ -110,7 +110,7 @@ async def test_a_paused_turn_goes_on(tmp_path: Path, surface: str, live: bool) -
 
 
 async def test_a_streams_parts_have_no_seam(tmp_path: Path) -> None:
-    """One role and one id in a chat, one beginning and one count in a response."""
+    """The parts have one role and one id in a chat, and one beginning and one numbering in a response."""
     async with fixed(tmp_path, "anthropic", said(0, live=True)) as home:
         home.then = [said(1, live=True), said(0, live=True), said(1, live=True)]
         sdk = home.sdk("openai")
@@ -135,7 +135,7 @@ async def test_a_turn_that_is_paused_before_any_word(tmp_path: Path, surface: st
 
 
 async def test_a_client_that_leaves_a_turn_that_went_on(tmp_path: Path) -> None:
-    """Pays for what was said, each part once."""
+    """A client that disconnects is charged for each part once."""
     rest = said(1, live=True)
     cut = next(place for place, event in enumerate(rest) if event.get("delta", {}).get("type") == "text_delta")
     async with fixed(tmp_path, "anthropic", said(0, live=True), PRICES) as home:
@@ -157,7 +157,7 @@ async def test_a_client_that_leaves_a_turn_that_went_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("live", [False, True])
 async def test_a_turn_that_is_cached_is_whole(tmp_path: Path, live: bool) -> None:
-    """A chat's stream is put together of its parts."""
+    """The cached answer holds all parts of the turn."""
     routes = [{"name": "r", "models": ["m"], "cache": "exact"}]
     async with fixed(tmp_path, "anthropic", said(0, live=live), PRICES, routes=routes) as home:
         home.then = [said(1, live=live)]
@@ -174,7 +174,7 @@ async def test_a_turn_that_is_cached_is_whole(tmp_path: Path, live: bool) -> Non
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("surface", ASKS)
 async def test_a_turn_goes_on_only_so_often(tmp_path: Path, surface: str, live: bool) -> None:
-    """Then the answer says that it isn't whole."""
+    """After the most pauses the answer ends as incomplete."""
     async with fixed(tmp_path, "anthropic", said(0, live=live), PRICES) as home:
         answer = await ask(home, surface, live)
         if surface == "chat":
@@ -190,7 +190,7 @@ async def test_a_turn_goes_on_only_so_often(tmp_path: Path, surface: str, live: 
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("how", ["budget", "cap"])
 async def test_a_turn_goes_on_only_for_what_may_be_spent(tmp_path: Path, how: str, live: bool) -> None:
-    """The first part is held when it is asked for; whether there is room for more shows when it is wanted."""
+    """The first part is held at the start; each further part is requested only if its hold fits the budget."""
     limit: Json = {"budget_usd": 0.7} if how == "budget" else {}
     auth = {"keys": [{"name": "k", "key": "hg-k", **limit}]}
     async with fixed(tmp_path, "anthropic", said(0, live=live), PRICES, auth=auth) as home:
@@ -206,7 +206,7 @@ async def test_a_turn_goes_on_only_for_what_may_be_spent(tmp_path: Path, how: st
 
 @pytest.mark.parametrize("live", [False, True])
 async def test_a_turn_that_fails_as_it_goes_on(tmp_path: Path, live: bool) -> None:
-    """The client is told of an error, not of an end; what was said until then is paid."""
+    """The client gets an error and no end, and the parts until then are billed."""
     refusal: Json = {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
     async with fixed(tmp_path, "anthropic", said(0, live=live), PRICES) as home:
         home.then = [[refusal] if live else refusal]
@@ -225,7 +225,7 @@ async def test_a_turn_that_fails_as_it_goes_on(tmp_path: Path, live: bool) -> No
 async def test_what_was_paid_before_a_turn_failed_counts_against_the_cap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another model may be asked for no more than is left of it."""
+    """After the failure another model may cost only the rest of the cap."""
     refusal: Json = {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
     lost: list[Outcome] = []
 
@@ -253,7 +253,7 @@ async def test_a_forced_search_is_forced_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("live", [False, True])
 async def test_claudes_own_clients_get_the_pause(tmp_path: Path, live: bool) -> None:
-    """They send back what was said themselves; nobody else is given it as an answer."""
+    """Anthropic's clients get the pause, since they continue the turn themselves; it isn't cached as an answer."""
     routes = [{"name": "r", "models": ["m"], "cache": "exact"}]
     async with fixed(tmp_path, "anthropic", said(0, live=live), PRICES, routes=routes) as home:
         sdk = home.sdk("anthropic")

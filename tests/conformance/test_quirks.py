@@ -1,4 +1,4 @@
-"""Answers of servers that speak an API nearly: what its official client and the books make of them."""
+"""Servers that deviate from an API: what the official client gets, and what is billed and recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEEPS = {"routes": [{"name": "r", "models": ["m"], "store_text": True, "retries"
 
 
 async def told(home: Fixed, surface: str, stream: bool) -> Any:
-    """The answer to a small request, streamed or not, as the client's types have it."""
+    """The answer to a small request, streamed or not, parsed by the official client."""
     if surface == "messages":
         body: Json = {"model": "r", "max_tokens": 99, "messages": TURNS}
         sdk = home.sdk("anthropic")
@@ -61,7 +61,7 @@ def text_of(answer: Any) -> str:
 @pytest.mark.parametrize("surface", ["chat", "messages", "responses"])
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 async def test_a_stream_for_an_answer_and_the_reverse(tmp_path: Path, kind: str, surface: str) -> None:
-    """A server that doesn't stream, or always does, answers all the same; both cost what they say."""
+    """A server that never streams, or always does, is served, and billed by the usage that it reports."""
     ours = kind == "openai"
     whole = completion(content="hi") if ours else message(TEXT)
     events = completion_events({"content": "hi"}) if ours else message_events(SAID)
@@ -74,7 +74,7 @@ async def test_a_stream_for_an_answer_and_the_reverse(tmp_path: Path, kind: str,
 
 
 async def test_an_error_told_without_a_status(tmp_path: Path) -> None:
-    """Where an answer was to be streamed too, a 429 inside of a 200 is one: nothing is billed, others may be asked."""
+    """A 429 inside a 200, streamed or not, is treated as one: nothing is billed, and other models may be tried."""
     said = {"error": {"message": "slow down", "code": 429}}
     async with fixed(tmp_path, "openai", said, **KEEPS) as home:
         for stream in (True, False):
@@ -97,7 +97,7 @@ async def test_json_of_a_lenient_server(tmp_path: Path, surface: str, stream: bo
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_in_parts(tmp_path: Path, stream: bool) -> None:
-    """What Mistral's models think and say reaches the other APIs, and may be sent back to another provider."""
+    """Mistral's text and thoughts reach the other APIs, and may be sent to another provider in the next turn."""
     thought = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
     deltas: list[Json] = [{"content": [thought]}, {"content": "h"}, {"content": [{"type": "text", "text": "i"}]}]
     said = completion_events(*deltas) if stream else completion(content=[thought, TEXT])
@@ -115,8 +115,8 @@ async def test_an_answer_in_parts(tmp_path: Path, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_lost_answer_is_an_error(tmp_path: Path, stream: bool) -> None:
-    """OpenRouter tells of its provider's failure in the choice; no client takes that for an answer."""
+async def test_a_failure_in_the_choice_is_an_error(tmp_path: Path, stream: bool) -> None:
+    """A provider's failure that OpenRouter reports in the choice is an error for every client."""
     failed = {"index": 0, "finish_reason": "error", "error": {"code": 502, "message": "it died"}}
     said: Any = completion(content="hi")
     if stream:
@@ -131,7 +131,7 @@ async def test_a_lost_answer_is_an_error(tmp_path: Path, stream: bool) -> None:
 
 
 async def test_nulls_beside_a_call(tmp_path: Path) -> None:
-    """`tool_calls: null` in a stream's first piece, as SGLang has it, spoils no answer that is also recorded."""
+    """`tool_calls: null` in a stream's first chunk, as SGLang sends it, doesn't prevent recording the answer."""
     pieces = [{"content": "", "tool_calls": None}, {"tool_calls": [{"index": 0, **CALL}]}, {"tool_calls": None}]
     async with fixed(tmp_path, "openai", completion_events(*pieces, finish="eos"), **KEEPS) as home:
         answer = await told(home, "messages", True)
@@ -141,7 +141,7 @@ async def test_nulls_beside_a_call(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_nulls_of_an_anthropic_server(tmp_path: Path, stream: bool) -> None:
-    """Fields that a server leaves null, as serializers do, end no answer."""
+    """Null fields don't fail an answer."""
     whole = message(TEXT, id=None, model=None)
     events = message_events(SAID)
     events[-2] |= {"index": None, "message": None}
@@ -154,7 +154,7 @@ async def test_nulls_of_an_anthropic_server(tmp_path: Path, stream: bool) -> Non
 
 
 async def test_a_stream_that_tells_no_usage_at_its_end(tmp_path: Path) -> None:
-    """What was told at its start knows nothing of the answer, which is then estimated."""
+    """Usage from the start of a stream doesn't include the output, which is then estimated."""
     events = message_events((SAID[0], [{"type": "text_delta", "text": "x" * 400}]))
     del events[-2]["usage"]
     async with fixed(tmp_path, "anthropic", events, {"output_usd_per_mtok": 1.0}, **KEEPS) as home:
@@ -165,7 +165,7 @@ async def test_a_stream_that_tells_no_usage_at_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_that_the_record_can_not_read(tmp_path: Path, stream: bool) -> None:
-    """It is recorded and settled all the same, and nothing is written behind what the client has got."""
+    """It is recorded and settled, and nothing more is sent to the client."""
     odd = {"id": "c1", "type": "function", "function": {"name": 5, "arguments": "{}"}}
     said = completion_events({"tool_calls": [odd]}) if stream else completion(tool_calls=[odd])
     async with fixed(tmp_path, "openai", said, **KEEPS) as home:
@@ -175,7 +175,7 @@ async def test_an_answer_that_the_record_can_not_read(tmp_path: Path, stream: bo
 
 
 async def test_a_stream_that_can_not_be_put_together(tmp_path: Path) -> None:
-    """It reached its client whole: only the record goes without its text."""
+    """The client gets the whole stream; only the record lacks its text."""
     said = completion_events({"tool_calls": [5]}, {"content": "hi"})
     async with fixed(tmp_path, "openai", said, **KEEPS) as home:
         assert text_of(await told(home, "messages", True)) == "hi"

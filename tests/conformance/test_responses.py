@@ -1,4 +1,4 @@
-"""The Responses API: stored, continued, streamed, with tools; on providers that never heard of it."""
+"""The Responses API: stored, continued and streamed responses, with tools, on providers that don't serve it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_life_of_a_response(home: House, kind: str, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_two_turns(home: House, kind: str, mode: str) -> None:
-    """`previous_response_id` puts the turns before it in front; instructions are of one turn only."""
+    """With `previous_response_id` the earlier turns come first; instructions belong to one turn only."""
     sdk = home.sdk("openai", mode)
     first = await sdk.do("responses.create", model=f"{kind}/echo", input="my name is Ada", instructions="be kind")
     events = await sdk.events(
@@ -74,7 +74,7 @@ async def test_two_turns(home: House, kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 async def test_input_items_come_in_pages(home: House, order: str) -> None:
-    """As many as asked for, each once, and the SDK walks through all of them; an unknown cursor is refused."""
+    """Pages have the requested size, the SDK iterates over each item once, and an unknown cursor is refused."""
     sdk = home.sdk("openai")
     turns = [{"role": role, "content": f"{index}"} for index, role in enumerate(["user", "assistant"] * 3)]
     made = await sdk.do("responses.create", model="openai/echo", input=[*turns, {"role": "user", "content": "6"}])
@@ -89,7 +89,7 @@ async def test_input_items_come_in_pages(home: House, order: str) -> None:
 
 
 async def test_a_turn_after_nothing(home: House) -> None:
-    """A previous response that isn't there is the client's error, with the parameter's name."""
+    """An unknown previous response is the client's error, with the parameter's name."""
     with pytest.raises(openai.BadRequestError) as caught:
         await home.sdk("openai").do(
             "responses.create", model="openai/echo", input="x", previous_response_id="resp_none"
@@ -98,7 +98,7 @@ async def test_a_turn_after_nothing(home: House) -> None:
 
 
 async def test_what_is_not_stored_is_not_found(home: House) -> None:
-    """`store=False` keeps nothing."""
+    """With `store=False` nothing is stored."""
     sdk = home.sdk("openai")
     made = await sdk.do("responses.create", model="openai/echo", input="x", store=False)
     with pytest.raises(openai.NotFoundError):
@@ -106,7 +106,7 @@ async def test_what_is_not_stored_is_not_found(home: House) -> None:
 
 
 async def test_no_background_to_cancel(home: House) -> None:
-    """A response that is made while its client waits can't be cancelled."""
+    """A response that isn't in the background can't be cancelled."""
     sdk = home.sdk("openai")
     made = await sdk.do("responses.create", model="openai/echo", input="x")
     with pytest.raises(openai.BadRequestError):
@@ -114,7 +114,7 @@ async def test_no_background_to_cancel(home: House) -> None:
 
 
 async def test_no_background_stream_to_take_up_again(home: House) -> None:
-    """A stored response's stream is numbered anew, so going on after an event is refused instead of told twice."""
+    """A stored response's replay is numbered anew, so resuming it after an event is refused."""
     sdk = home.sdk("openai")
     made = await sdk.do("responses.create", model="openai/echo", input="x")
     with pytest.raises(openai.BadRequestError) as caught:
@@ -125,7 +125,7 @@ async def test_no_background_stream_to_take_up_again(home: House) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_tool_loop(home: House, kind: str, streamed: bool) -> None:
-    """Calls come back as items; their outputs, continued by id, reach the model as its dialect has them."""
+    """Calls are items, and their outputs, continued by id, reach the model in its dialect."""
     sdk = home.sdk("openai")
     first = await sdk.responded(streamed, model=f"{kind}/tools", input="look", tools=RESPONSES_TOOLS)
     calls = [item for item in first.output if item.type == "function_call"]
@@ -146,7 +146,7 @@ async def test_tool_loop(home: House, kind: str, streamed: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_items_are_referred_to(home: House, kind: str, streamed: bool) -> None:
-    """What was answered may be named instead of sent again, calls too; each model is told it in its own words."""
+    """Items may be referred to by id, calls too, and each model gets them in its own dialect."""
     sdk = home.sdk("openai")
     first = await sdk.responded(streamed, model=f"{kind}/says", input="look", tools=RESPONSES_TOOLS)
     said, call = first.output
@@ -163,7 +163,7 @@ async def test_items_are_referred_to(home: House, kind: str, streamed: bool) -> 
 
 
 async def test_an_item_that_is_not_kept(home: House) -> None:
-    """Named all the same, it is not found: one that was never kept, one that was deleted, one that never was."""
+    """A reference to an item that wasn't stored, was deleted or never existed is not found."""
     sdk = home.sdk("openai")
     secret = await sdk.do("responses.create", model="openai/echo", input="x", store=False)
     gone = await sdk.do("responses.create", model="openai/echo", input="x")
@@ -178,7 +178,7 @@ async def test_an_item_that_is_not_kept(home: House) -> None:
 
 
 async def test_what_is_referred_to_counts_as_sent(tmp_path: Path) -> None:
-    """A few names stand for no more than a body may hold: in items, and in the turns before."""
+    """The size limit of a body includes items that are referred to, and earlier turns."""
     most = {"max_body_bytes": 20_000}
     async with live(tmp_path, server=most) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
         first = (await client.post("/v1/responses", json={"model": "echo", "input": "x" * 4000})).json()
@@ -193,7 +193,7 @@ async def test_what_is_referred_to_counts_as_sent(tmp_path: Path) -> None:
 
 
 async def test_a_long_conversation_asks_the_database_for_nothing(tmp_path: Path) -> None:
-    """It is remembered however long it is, once and not with each of its turns; what is forgotten is found again."""
+    """It is kept in memory once, however long it is, and not per turn; what was evicted is read again."""
     queries: list[str] = []
 
     def count(*told: Any) -> None:
@@ -216,7 +216,7 @@ async def test_a_long_conversation_asks_the_database_for_nothing(tmp_path: Path)
 
 
 async def test_a_conversation_takes_as_much_room_as_was_said(tmp_path: Path) -> None:
-    """Not that much again with each turn; a gateway that knows nothing of it yet goes on with it, by one query."""
+    """Stored turns don't repeat earlier ones, and a gateway that hasn't it in memory reads it with one query."""
     said = "x" * 800
 
     async def turns(gateway: Live, ids: list[str | None], count: int) -> None:
@@ -247,7 +247,7 @@ async def test_a_conversation_takes_as_much_room_as_was_said(tmp_path: Path) -> 
 
 
 async def test_an_early_turn_is_deleted(tmp_path: Path) -> None:
-    """It is gone, its conversation isn't: neither for who remembers it nor for who looks it up."""
+    """A deleted early turn is gone, and the conversation continues, whether it is in memory or read again."""
     async with live(tmp_path) as gateway, live(tmp_path, models=["echo", "other"]) as elsewhere:
         here, there = Sdk("openai", "async", gateway.url), Sdk("openai", "async", elsewhere.url)
         first = await here.do("responses.create", model="echo", input="one")
@@ -267,7 +267,7 @@ async def test_an_early_turn_is_deleted(tmp_path: Path) -> None:
 
 
 async def test_a_conversation_that_is_broken_says_so(tmp_path: Path) -> None:
-    """One whose early turn is lost, and one that follows itself; what was kept in the old way is read as it was."""
+    """A missing early turn, or a cycle, is an error; turns that older releases stored are still read."""
     def made(id: str, previous: str, text: str, items: list[Any] | None = None) -> ResponseRecord:
         said = {"type": "message", "role": "user", "content": text}
         answer = {"type": "message", "role": "assistant", "content": text}
@@ -296,7 +296,7 @@ async def test_a_conversation_that_is_broken_says_so(tmp_path: Path) -> None:
 
 
 async def test_what_is_remembered_is_looked_up_again(tmp_path: Path) -> None:
-    """Another machine may have deleted it."""
+    """A response in memory is read again after a while, since another machine may have deleted it."""
     async with live(tmp_path) as gateway:
         sdk, services = Sdk("openai", "async", gateway.url), gateway.services
         made = await sdk.do("responses.create", model="echo", input="x")
@@ -309,7 +309,7 @@ async def test_what_is_remembered_is_looked_up_again(tmp_path: Path) -> None:
 
 
 async def test_a_conversation_of_too_many_turns_is_told_so(tmp_path: Path) -> None:
-    """In words of the conversation: the request itself has one item."""
+    """The error speaks of the conversation, since the request itself has one item."""
     async with live(tmp_path, server={"max_messages": 20}) as gateway:
         async with httpx.AsyncClient(base_url=gateway.url) as client:
             before = None
@@ -324,7 +324,7 @@ async def test_a_conversation_of_too_many_turns_is_told_so(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_stream_events(home: House, kind: str) -> None:
-    """Typed events, numbered without a gap, opened and closed in order; the last holds the whole."""
+    """Typed events are numbered without gaps, items open and close in order, and the last event has the response."""
     events = await home.sdk("openai").events(
         "responses.create", model=f"{kind}/says", input="x", tools=RESPONSES_TOOLS, stream=True
     )
@@ -341,7 +341,7 @@ async def test_stream_events(home: House, kind: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_structured_output(home: House, kind: str, mode: str) -> None:
-    """`responses.parse` gets an object of its class, and so does the stream helper."""
+    """`responses.parse` and the stream helper return an object of the given class."""
     sdk = home.sdk("openai", mode)
     answer = await sdk.do("responses.parse", model=f"{kind}/echo", input="x", text_format=City)
     assert answer.output_parsed == City(name="text", people=0)
@@ -352,7 +352,7 @@ async def test_structured_output(home: House, kind: str, mode: str) -> None:
 
 
 async def test_image(home: House) -> None:
-    """An input image reaches a chat model as its API has it."""
+    """An input image reaches a chat model in its API's form."""
     url = f"data:image/png;base64,{PIXEL}"
     parts = [{"type": "input_text", "text": "what?"}, {"type": "input_image", "image_url": url, "detail": "low"}]
     await home.sdk("openai").do("responses.create", model="openai/echo", input=[{"role": "user", "content": parts}])
@@ -361,13 +361,13 @@ async def test_image(home: House) -> None:
 
 
 async def test_tokens_are_counted_before_asking(home: House) -> None:
-    """`responses.input_tokens.count` estimates without asking a model."""
+    """`responses.input_tokens.count` returns an estimate without asking a model."""
     counted = await home.sdk("openai").do("responses.input_tokens.count", model="openai/echo", input="a b c " * 40)
     assert counted.object == "response.input_tokens" and 20 < counted.input_tokens < 200 and home.requests == 0
 
 
 async def test_a_turn_that_adds_nothing(home: House) -> None:
-    """Input is needed where there is none before it; here it is counted and answered without."""
+    """A request that continues a turn may omit its input; it is counted and answered."""
     sdk = home.sdk("openai")
     first = await sdk.do("responses.create", model="openai/echo", input="a b c " * 50)
     ask: dict[str, Any] = {"model": "openai/echo", "previous_response_id": first.id}
@@ -386,7 +386,7 @@ async def test_a_turn_that_adds_nothing(home: House) -> None:
 
 
 async def test_what_has_no_counterpart_is_refused(home: House) -> None:
-    """Server-side tools are refused by name."""
+    """Hosted tools are refused by name."""
     tools: list[Any] = [{"type": "web_search"}]
     with pytest.raises(openai.BadRequestError) as caught:
         await home.sdk("openai").do("responses.create", model="openai/echo", input="x", tools=tools)
@@ -394,7 +394,7 @@ async def test_what_has_no_counterpart_is_refused(home: House) -> None:
 
 
 async def test_log_probabilities_whole_and_streamed(home: House) -> None:
-    """Asked for, they stand with each delta, with the done part and in the last event, as in a whole answer."""
+    """If requested, they are in each delta, in the completed part and in the last event, as in a whole answer."""
     sdk = home.sdk("openai")
     body: dict[str, Any] = {"model": "openai/long", "input": "x", "include": ["message.output_text.logprobs"]}
     whole = await sdk.do("responses.create", **body)
@@ -410,7 +410,7 @@ async def test_log_probabilities_whole_and_streamed(home: House) -> None:
 @pytest.mark.parametrize("kind", ("openai", "anthropic"))
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_tools_in_a_namespace(tmp_path: Path, kind: str, streamed: bool) -> None:
-    """Models that know no namespaces call them all the same, however long their names, and are told what came of it."""
+    """Models without namespaces call such tools, however long their names, and get the results."""
     space, long = "files", "read_" + "x" * 70
     empty = {"type": "object", "properties": {}}
     inner = [{"type": "function", "name": name, "parameters": empty} for name in ("ls", long)]
@@ -433,7 +433,7 @@ async def test_tools_in_a_namespace(tmp_path: Path, kind: str, streamed: bool) -
 @pytest.mark.parametrize("kind", ("openai", "anthropic"))
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_tools_that_take_plain_text(tmp_path: Path, kind: str, streamed: bool) -> None:
-    """Models that know functions only are told of the text and its grammar; the client sees its own kind of call."""
+    """Models with functions only get the grammar in the description; the client gets a custom tool call."""
     grammar = {"type": "grammar", "syntax": "lark", "definition": 'start: "begin" /.+/'}
     tools: list[Any] = [{"type": "custom", "name": "patch", "description": "Edits files.", "format": grammar}]
     patch = "begin a, +b"
@@ -459,7 +459,7 @@ async def test_tools_that_take_plain_text(tmp_path: Path, kind: str, streamed: b
 @pytest.mark.parametrize("kind", ("openai", "anthropic"))
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_tools_that_a_conversation_adds(tmp_path: Path, kind: str, streamed: bool) -> None:
-    """As coding agents do: in an item, in namespaces, some taking plain text, some that the provider would run."""
+    """Tools may be added by an item, as coding agents do: in namespaces, custom tools and hosted ones."""
     inner = [{"type": "custom", "name": "exec", "description": "Runs JavaScript."}]
     space = {"type": "namespace", "name": "functions", "description": "", "tools": inner}
     added = {"type": "additional_tools", "role": "developer", "tools": [space, {"type": "web_search"}]}
@@ -482,7 +482,7 @@ async def test_tools_that_a_conversation_adds(tmp_path: Path, kind: str, streame
 
 @pytest.mark.parametrize("surface", ["responses", "messages"])
 async def test_tools_that_a_provider_runs_may_be_left_out(tmp_path: Path, surface: str) -> None:
-    """Where the model's settings say so; the client's own tools stay."""
+    """With `hosted_tools = "leave_out"` they are dropped, and the client's own tools stay."""
     model = {"name": "frugal", "provider": "up", "upstream_name": "echo", "hosted_tools": "leave_out"}
     async with house(tmp_path, kinds=(), more=[model]) as home:
         if surface == "responses":

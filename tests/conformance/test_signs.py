@@ -1,4 +1,4 @@
-"""Streams in which nothing comes for long: signs of life between their events, which no client takes for an answer."""
+"""Keep-alive comments and pings between the events of a silent stream, which clients ignore."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def told(gateway: Live, path: str, model: str, **headers: str) -> bytes:
 
 @pytest.mark.parametrize("path", ASKED)
 async def test_silence_is_filled_between_events(tmp_path: Path, path: str) -> None:
-    """In each API's own way, whatever the upstream speaks, for pages in browsers too; events stay whole."""
+    """They have each API's own form, whatever the upstream's, also for browsers, and never split an event."""
     sign = PING if path == "messages" else COMMENT
     async with signing(tmp_path) as gateway:
         asked = [told(gateway, path, model) for model in ("up", "claude")]
@@ -63,7 +63,7 @@ async def test_none_where_none_is_wanted(tmp_path: Path) -> None:
 
 
 async def test_the_official_sdks_read_over_them(tmp_path: Path) -> None:
-    """Text and ends are those of a stream without."""
+    """Text and finish reason are those of a stream without them."""
     async with (
         signing(tmp_path) as gateway,
         AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="k") as openai,

@@ -1,4 +1,4 @@
-"""HTTP itself, by hand: what no client library would send, and what old ones still do."""
+"""HTTP on raw sockets: requests that no client library sends, or only old ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STREAM = BODY[:-1] + b',"stream":true}'
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Live]:
-    """Whatever bytes come: afterwards nothing is held."""
+    """A gateway; checks afterwards that nothing is held."""
     async with live(tmp_path, server={"max_body_bytes": 100_000}) as built:
         yield built
         await built.rest()
@@ -30,7 +30,7 @@ def post(body: bytes = BODY, *lines: bytes, version: bytes = b"1.1", path: bytes
 
 
 async def talk(gateway: Live, *pieces: bytes, end: bool = False) -> bytes:
-    """Everything that comes back until the gateway closes, or nothing more comes."""
+    """Everything that is received until the gateway closes the connection or stays silent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
     for piece in pieces:
         writer.write(piece)
@@ -51,14 +51,14 @@ LAST = post(BODY, b"connection: close")
 
 
 async def test_keep_alive(gateway: Live) -> None:
-    """One connection serves one request after the other."""
+    """One connection serves several requests in turn."""
     heard = await talk(gateway, post(), post(STREAM), LAST)
     assert heard.count(b"HTTP/1.1 200 OK") == 3 and heard.count(b'"content":"hello"') >= 2
     assert heard.count(b"data: [DONE]") == 1
 
 
 async def test_pipelining(gateway: Live) -> None:
-    """Requests sent at once are answered in order, a stream among them whole."""
+    """Pipelined requests are answered in order, streams included."""
     first, last = (BODY.replace(b"hello", word) for word in (b"first", b"last"))
     heard = await talk(gateway, post(first) + post(STREAM) + post(last, b"connection: close"))
     assert heard.count(b"HTTP/1.1 200 OK") == 3
@@ -66,7 +66,7 @@ async def test_pipelining(gateway: Live) -> None:
 
 
 async def test_http_1_0(gateway: Live) -> None:
-    """An old client's answer has its length, and the connection ends with it."""
+    """An HTTP/1.0 client gets a content length, and the connection is closed after the answer."""
     heard = await talk(gateway, post(version=b"1.0"))
     head, _, body = heard.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200") and b"chunked" not in head
@@ -80,7 +80,7 @@ AZURE = b"/openai/deployments/echo/chat/completions?api-version=2024-10-21"
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", AZURE])
 @pytest.mark.parametrize("behind", [0, 1])
 async def test_a_stream_over_http_1_0(gateway: Live, path: bytes, behind: int) -> None:
-    """An old client knows no chunks: its stream is bare and ends with the connection, behind another request too."""
+    """An HTTP/1.0 client gets a stream without chunks that ends with the connection, also after another request."""
     heard = await talk(gateway, post(path=path) * behind + post(STREAM, KEEP, version=b"1.0", path=path))
     head, _, body = heard[heard.rindex(b"HTTP/1.1 200") :].partition(b"\r\n\r\n")
     assert b"transfer-encoding" not in head and b"connection: close" in head
@@ -89,7 +89,7 @@ async def test_a_stream_over_http_1_0(gateway: Live, path: bytes, behind: int) -
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
 async def test_other_paths_over_http_1_0(gateway: Live, method: bytes) -> None:
-    """An answer has its length, and whatever was asked for the connection ends with it."""
+    """An answer has a content length, and the connection is closed after it, whatever was requested."""
     heard = await talk(gateway, method + b" /v1/models HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
     head, _, body = heard.partition(b"\r\n\r\n")
     length = int(head.partition(b"content-length: ")[2].partition(b"\r")[0])
@@ -98,13 +98,13 @@ async def test_other_paths_over_http_1_0(gateway: Live, method: bytes) -> None:
 
 
 async def test_http_1_0_expects_nothing(gateway: Live) -> None:
-    """What an old client would not understand isn't sent before its answer (RFC 9110, 10.1.1)."""
+    """An HTTP/1.0 client gets no interim answer (RFC 9110, 10.1.1)."""
     heard = await talk(gateway, post(BODY, b"expect: 100-continue", version=b"1.0"))
     assert heard.startswith(b"HTTP/1.1 200") and b"100 Continue" not in heard
 
 
 async def test_expect_100(gateway: Live) -> None:
-    """A client that waits for leave to send its body gets it."""
+    """A client that waits for `100 Continue` gets it."""
     whole = post(BODY, b"expect: 100-continue", b"connection: close")
     head, _, body = whole.partition(b"\r\n\r\n")
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
@@ -116,13 +116,13 @@ async def test_expect_100(gateway: Live) -> None:
 
 
 async def test_a_body_byte_by_byte(gateway: Live) -> None:
-    """A slow sender is served like any other."""
+    """A body that comes byte by byte is accepted."""
     heard = await talk(gateway, *(LAST[at : at + 7] for at in range(0, len(LAST), 7)))
     assert heard.startswith(b"HTTP/1.1 200") and b'"content":"hello"' in heard
 
 
 async def test_a_chunked_body(gateway: Live) -> None:
-    """A body in chunks is as good as one with a length."""
+    """A chunked body is accepted."""
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(BODY[at : at + 9]), BODY[at : at + 9]) for at in range(0, len(BODY), 9))
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     heard = await talk(gateway, head + chunks + b"0\r\n\r\n")
@@ -148,7 +148,7 @@ async def test_a_chunked_body(gateway: Live) -> None:
          "odd coding", "bad chunk"],
 )  # fmt: skip
 async def test_what_is_not_http_is_refused(gateway: Live, request_bytes: bytes) -> None:
-    """Malformed and ambiguous messages get a 400 or nothing; not one reaches a model, nor is a second one read."""
+    """Malformed and ambiguous messages get a 400 or nothing; none reaches a model, and no further request is read."""
     heard = await talk(gateway, request_bytes, end=True)
     assert not heard or heard.startswith(b"HTTP/1.1 400")
     assert heard.count(b"HTTP/1.1") <= 1 and b"x-evil" not in heard
@@ -164,7 +164,7 @@ async def test_what_is_not_http_is_refused(gateway: Live, request_bytes: bytes) 
     ],
 )
 async def test_odd_header_values_are_refused(gateway: Live, lines: tuple[bytes, ...]) -> None:
-    """A header of ours with a value it can't have is an error in JSON; no value comes back as a header."""
+    """An invalid value of a gateway header is an error in JSON, and no value is returned as a header."""
     heard = await talk(gateway, post(BODY, *lines, b"connection: close"))
     head, _, body = heard.partition(b"\r\n\r\n")
     assert head.split(b" ", 2)[1] in (b"400", b"404") and b"x-evil" not in head
@@ -172,14 +172,14 @@ async def test_odd_header_values_are_refused(gateway: Live, lines: tuple[bytes, 
 
 
 async def test_a_header_for_the_upstream_cannot_smuggle(gateway: Live) -> None:
-    """What is passed on is one line: a value folded over two is refused or joined, never a header of its own."""
+    """A forwarded value is one line: a folded one is refused or joined, and never becomes another header."""
     await talk(gateway, post(BODY, b"traceparent: 00-a\r\n x-evil: 1", b"connection: close"))
     assert all("x-evil" not in seen["headers"] for seen in gateway.upstream.seen.recent)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("piece", [LAST[:40], LAST[:-5], post(STREAM)[:-1], b""])
 async def test_a_client_that_leaves_early(gateway: Live, piece: bytes) -> None:
-    """Half a request and then nothing: no answer, no attempt, nothing held."""
+    """An incomplete request gets no answer and no attempt, and nothing is held."""
     _, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
     writer.write(piece)
     await writer.drain()
@@ -189,14 +189,14 @@ async def test_a_client_that_leaves_early(gateway: Live, piece: bytes) -> None:
 
 
 async def test_a_length_that_is_too_large(gateway: Live) -> None:
-    """A promise of too many bytes is refused before they are sent."""
+    """A content length above the limit is refused before the body is sent."""
     head = post().partition(b"content-length")[0] + b"content-length: 99999999999\r\n\r\n"
     heard = await talk(gateway, head, end=True)
     assert heard.startswith(b"HTTP/1.1 413") and json.loads(heard.partition(b"\r\n\r\n")[2])["error"]["code"]
 
 
 async def test_headers_without_end(gateway: Live) -> None:
-    """Megabytes of headers are not read for ever."""
+    """Headers are limited in size."""
     filler = b"".join(b"x-filler-%d: %b\r\n" % (number, b"f" * 1000) for number in range(2000))
     try:
         heard = await talk(gateway, post().partition(b"content-length")[0] + filler + b"\r\n", end=True)
@@ -209,7 +209,7 @@ async def test_headers_without_end(gateway: Live) -> None:
 @pytest.mark.parametrize("asked", [BODY, STREAM], ids=["whole", "stream"])
 @pytest.mark.parametrize("behind", [b"", post(path=AZURE)], ids=["one", "two"])
 async def test_rubbish_behind_a_request(gateway: Live, asked: bytes, behind: bytes) -> None:
-    """What was asked first is answered whole and first; no refusal stands in its place, or within it."""
+    """The first request is answered completely before what follows it is refused."""
     heard = await talk(gateway, post(asked) + behind + b"rubbish\r\n\r\n")
     assert heard.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 4" not in heard
     assert heard.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n" if asked is STREAM and not behind else b"}")
@@ -221,7 +221,7 @@ CHUNKED = b"POST %b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n%x\
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", AZURE])
 async def test_trailers_are_not_headers(gateway: Live, path: bytes) -> None:
-    """They are read and forgotten, and what comes behind them is the next request."""
+    """Trailers are read and ignored, and the next request follows them."""
     trailers = b"x-headgate-models: none\r\nx-headgate-route: none\r\n\r\n"
     heard = await talk(gateway, CHUNKED % (path, len(BODY), BODY) + trailers + LAST)
     assert heard.count(b"HTTP/1.1 200") == 2
@@ -230,7 +230,7 @@ async def test_trailers_are_not_headers(gateway: Live, path: bytes) -> None:
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", AZURE, b"/v1/files"])
 @pytest.mark.parametrize("trailer", [b"x-t: " + b"t" * 1000, b"t" * 1000, b"".join(b"x: y\r\n" for _ in range(150))])
 async def test_trailers_without_end(gateway: Live, path: bytes, trailer: bytes) -> None:
-    """They have the limit that headers have."""
+    """Trailers are limited in size, as headers are."""
     heard = await talk(gateway, CHUNKED % (path, len(BODY), BODY), *[trailer] * 1000)
     assert heard.startswith(b"HTTP/1.1 431")
     assert gateway.upstream.seen.requests == 0
@@ -238,7 +238,7 @@ async def test_trailers_without_end(gateway: Live, path: bytes, trailer: bytes) 
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", AZURE, b"/v1/files"])
 async def test_a_body_that_stands_still(gateway: Live, path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It isn't waited for; one that comes slowly is."""
+    """A body that stops coming times out; one that comes slowly doesn't."""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
     async with asyncio.timeout(15):
         assert await talk(gateway, post(path=path)[:-9]) == b""
@@ -251,7 +251,7 @@ async def test_a_body_that_stands_still(gateway: Live, path: bytes, monkeypatch:
 
 
 async def test_a_line_too_many_cuts_no_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old clients end a body with an empty line (RFC 9112, 2.2): none waits for a head meanwhile."""
+    """An empty line after a body, as old clients send it (RFC 9112, 2.2), doesn't start the timeout of a next head."""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.1)
     async with live(tmp_path, scripts={"echo": [{"text": "one two three four", "gap_s": 0.2}]}) as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))

@@ -1,4 +1,4 @@
-"""Every surface through every kind of provider, whole and streamed, before a client that takes nothing on trust."""
+"""Every surface with every kind of provider, whole and streamed, with a client that checks every field."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ CLAUDES: dict[str, tuple[Json, ...]] = {
 
 
 BESIDE = {"thinks twice", "calls between", "searches"}
-"""A whole chat, by way of which an answer goes, has no order of these."""
+"""Cases whose order is lost when a whole answer is translated by way of chat."""
 
 
 @pytest.mark.parametrize(("surface", "live"), PAIRS)
@@ -142,7 +142,7 @@ GPTS: dict[str, tuple[list[Json], str]] = {
 
 _UNORDERED = {"thinks, says, thinks", "says behind a call"}
 UNLIKE = {"responses": {*_UNORDERED, "says and refuses"}, "messages": {*_UNORDERED, "is cut in a call"}}
-"""A whole chat has no order of what it says, and a call that was cut has no whole arguments."""
+"""Cases that a whole chat can't represent: the order of its parts, and incomplete arguments of a call."""
 
 
 def gpt(live: bool, deltas: list[Json], finish: str) -> Any:
@@ -166,7 +166,7 @@ def gpt(live: bool, deltas: list[Json], finish: str) -> Any:
 
 @pytest.mark.parametrize(("surface", "live"), [pair for pair in PAIRS if pair[0] not in ("chat", "completions")])
 async def test_what_a_chat_upstream_tells_is_as_the_types_have_it(tmp_path: Path, surface: str, live: bool) -> None:
-    """A chat's own client gets those bytes as they are."""
+    """A client of chat gets the upstream's bytes unchanged."""
     async with fixed(tmp_path, "openai", {}) as home:
         client = Strict(home.url)
         for case, (deltas, finish) in GPTS.items():
@@ -181,7 +181,7 @@ async def test_what_a_chat_upstream_tells_is_as_the_types_have_it(tmp_path: Path
 
 
 def shape(surface: str, told: Json) -> Any:
-    """What an answer says, but for its ids and times."""
+    """The content of an answer, without ids and times."""
     if surface in ("chat", "completions"):
         said = [one.get("message") or {"content": one["text"]} for one in told["choices"]]
         said = [{name: value for name, value in one.items() if value and name != "role"} for one in said]
@@ -198,7 +198,7 @@ def shape(surface: str, told: Json) -> Any:
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("surface", ASKS)
 async def test_what_is_told_again_is_as_the_types_have_it(tmp_path: Path, surface: str, live: bool) -> None:
-    """Out of the cache, from an answer that came whole or as a stream."""
+    """Replays from the cache conform, whether the answer came whole or as a stream."""
     routes = [{"name": "r", "models": ["m"], "cache": "exact", "cache_ttl_s": 60}]
     async with fixed(tmp_path, "anthropic", {}, routes=routes) as home:
         client = Strict(home.url)
@@ -217,7 +217,7 @@ CUSTOM: Json = {"type": "custom", "name": "weather", "description": "x"}
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("kind", ["openai", "anthropic", "native", "azure", "local"])
 async def test_a_conversation_is_as_the_types_have_it(strict: Strict, kind: str, live: bool) -> None:
-    """Kept, told again as it was, gone on with at another kind of provider; tools that take plain text too."""
+    """A stored conversation is replayed and continued at another kind of provider, custom tools included."""
     before = ""
     for model, more in (
         (f"{kind}/tools", {"tools": [CUSTOM, *RESPONSES_TOOLS[1:]]}),

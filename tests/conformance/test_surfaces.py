@@ -1,4 +1,4 @@
-"""Every surface onto every kind of provider, streamed and not, sync and async: the same facts come out.
+"""Every surface with every kind of provider, streamed and not, sync and async: the results are the same.
 
 `python -m tests.conformance` runs this file and prints its results as a table.
 """
@@ -21,7 +21,7 @@ from tests.conformance.told import Told
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 QUESTION = "What is new under the sun?"
 WAYS = ("whole", "stream", "events")
-"""Not streamed; by the SDK's stream helper; event by event as it comes."""
+"""Without streaming, with the SDK's stream helper, and with its raw events."""
 _SCHEMAS: dict[str, dict[str, Any]] = {
     "weather": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
                 "required": ["city", "days"], "additionalProperties": False},
@@ -96,7 +96,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hous
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def home(shared: House) -> AsyncIterator[House]:
-    """One gateway for the whole file; at rest after each test."""
+    """One gateway for the whole file; checks after each test that nothing is left."""
     yield shared
     await shared.gateway.rest()
 
@@ -134,7 +134,7 @@ async def test_tools(home: House, surface: str, kind: str, way: str, mode: str) 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_limit(home: House, surface: str, kind: str, way: str) -> None:
-    """The client's limit on output reaches the model under whatever name its API has for it."""
+    """The client's limit on output reaches the model in its API's field."""
     ask = SURFACES[surface]
     answer = await ask(sdk_of(home, surface, "async"), f"{kind}/long", way, False, 3)
     assert answer == Told("one two three ", (), "length", 6, 3)
@@ -144,7 +144,7 @@ async def test_limit(home: House, surface: str, kind: str, way: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_usage(home: House, surface: str, kind: str, way: str) -> None:
-    """Cached tokens are part of the input in OpenAI's count, beside it in Anthropic's; the sum is one."""
+    """Cached tokens are part of the input in OpenAI's usage, and not in Anthropic's; the totals agree."""
     ask = SURFACES[surface]
     answer = await ask(sdk_of(home, surface, "async"), f"{kind}/used", way, False, 100)
     assert (answer.input_tokens, answer.output_tokens) == (100, 7)
@@ -167,7 +167,7 @@ async def test_embeddings(home: House, kind: str, encoding: str, mode: str) -> N
 
 
 async def test_embeddings_onto_a_provider_without(home: House) -> None:
-    """A provider that has no embeddings says so: a 400 with its code."""
+    """A provider without embeddings answers 400 with a code."""
     before = home.requests
     with pytest.raises(openai.BadRequestError) as caught:
         await home.sdk("openai").do("embeddings.create", model="anthropic/echo", input="x")

@@ -1,4 +1,4 @@
-"""A search of the web that OpenAI's clients ask for and Claude runs: what is asked, what comes back, what it costs."""
+"""Web searches that OpenAI's clients request and Claude runs: the request, the result and the cost."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.conformance.test_surfaces import TURNS
 
 PRICES = {"input_usd_per_mtok": 3.0, "output_usd_per_mtok": 15.0, "web_search_usd": 0.01}
 TOKENS = 5 * 3000 + 3 * 15000
-"""Nano-dollars of what every answer here has used."""
+"""Cost of every answer's tokens here, in billionths of a dollar."""
 ONE = 10_000_000
-"""Of a search."""
+"""Cost of a search, in billionths of a dollar."""
 TOOL = {"type": "web_search_20250305", "name": "web_search"}
 FAILED: Json = {**FOUND, "content": {"type": "web_search_tool_result_error", "error_code": "max_uses_exceeded"}}
 BERN = {"city": "Bern", "country": "CH", "timezone": "Europe/Zurich"}
@@ -43,7 +43,7 @@ def streamed(searches: int, found: Json = FOUND) -> list[Json]:
 
 
 async def billed(home: Fixed, decision: str) -> int:
-    """Nano-dollars of the call, which the hold covered; the provider may have run no more searches than that."""
+    """Cost of the call in billionths of a dollar; checks that the hold covered it, and all searches allowed."""
     assert home.gateway is not None
     await home.gateway.rest()
     record = await home.gateway.decision(decision)
@@ -56,7 +56,7 @@ async def billed(home: Fixed, decision: str) -> int:
 
 @pytest.mark.parametrize("searches", [0, 1])
 async def test_a_chat_searches_the_web(tmp_path: Path, searches: int) -> None:
-    """Once at most, as that is held; only what was run is billed. The answer is text and what it cites."""
+    """At most one search is allowed and held, only searches that were run are billed, and the answer has citations."""
     place = {"type": "approximate", "approximate": BERN}
     options: Json = {"web_search_options": {"search_context_size": "high", "user_location": place}}
     ask: Json = {"model": "m", "messages": TURNS, **options}
@@ -78,7 +78,7 @@ async def test_a_chat_searches_the_web(tmp_path: Path, searches: int) -> None:
 
 @pytest.mark.parametrize("how", ["whole", "streamed"])
 async def test_a_response_searches_the_web(tmp_path: Path, how: str) -> None:
-    """Each search is an item, with events of its own; they are kept, told again, and left out of the next turn."""
+    """Each search is an item with events of its own; it is stored, replayed, and left out of the next turn."""
     tools = [{"type": "web_search", "user_location": {"type": "approximate", **BERN, "region": None},
               "filters": {"allowed_domains": ["example.com"]}, "search_context_size": "low"}, NOW]  # fmt: skip
     async with fixed(tmp_path, "anthropic", whole(2) if how == "whole" else streamed(2), PRICES) as home:
@@ -103,7 +103,7 @@ async def test_a_response_searches_the_web(tmp_path: Path, how: str) -> None:
 
 
 async def test_a_search_streams_as_an_item(tmp_path: Path) -> None:
-    """From its beginning to its end, before the text that rests on it; one that failed costs nothing."""
+    """The item begins and ends before the text that rests on it, and a failed search costs nothing."""
     async with fixed(tmp_path, "anthropic", streamed(1), PRICES) as home:
         sdk = home.sdk("openai")
         told = await sdk.events("responses.create", model="m", input="x", tools=SEARCHES, stream=True)
@@ -163,7 +163,7 @@ async def test_a_search_that_is_forced_may_be_run(tmp_path: Path, more: Json, wh
 
 @pytest.mark.parametrize("tokens", [0, 4000])
 async def test_what_searches_add_to_the_prompt_is_held(tmp_path: Path, tokens: int) -> None:
-    """As much for each as the model's `web_search_tokens` says; budgets are overrun by none of that."""
+    """The hold includes the model's `web_search_tokens` for each search, so budgets aren't exceeded by those."""
     answer = whole(2)
     answer["usage"]["input_tokens"] = 2 * 4000
     async with fixed(tmp_path, "anthropic", answer, {**PRICES, "web_search_tokens": tokens}) as home:
@@ -195,7 +195,7 @@ async def test_a_search_that_claude_has_no_word_for_is_refused(tmp_path: Path, t
 
 
 async def test_a_chats_own_tools_search_nothing_unheld(tmp_path: Path) -> None:
-    """Anthropic's tool in a chat would run as many as it says, and none is held for it."""
+    """Anthropic's tool in a chat is refused, since its searches would not be held."""
     async with fixed(tmp_path, "anthropic", whole(0)) as home:
         with pytest.raises(openai.BadRequestError, match="no tool of type 'web_search_20250305'"):
             tools: Any = [{**TOOL, "max_uses": 50}]
@@ -213,7 +213,7 @@ async def test_a_model_that_leaves_hosted_tools_out_is_asked_for_no_search(tmp_p
 
 
 async def test_a_search_that_claudes_clients_ask_for_is_refused_elsewhere(tmp_path: Path) -> None:
-    """Chat's API has none with a bound; the client is told, and what would leave the tool out."""
+    """Chat's API has no bounded search, so the error names the setting that leaves the tool out."""
     async with fixed(tmp_path, "openai", whole(0)) as home:
         with pytest.raises(anthropic.BadRequestError, match=r"no server tool 'web_search_20250305'.*hosted_tools"):
             await home.sdk("anthropic").do("messages.create", model="m", max_tokens=9, messages=TURNS, tools=[TOOL])

@@ -1,4 +1,4 @@
-"""What an answer tells, whatever API it came by: the same facts must come out on every way through the gateway."""
+"""The facts of an answer, whatever its API: they must be the same on every way through the gateway."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Told:
     calls: tuple[tuple[str, str], ...]
     """Name and arguments of each tool call; the arguments as canonical JSON."""
     finish: str
-    """In OpenAI's words."""
+    """In OpenAI's names."""
     input_tokens: int
     output_tokens: int
 
@@ -36,7 +36,7 @@ def of_chat(answer: Any) -> Told:
 
 
 def of_chat_events(events: list[Any]) -> Told:
-    """Only the last chunk tells usage, and it has no choices."""
+    """Checks that only the last chunk has usage, and no choices."""
     *chunks, last = events
     assert last.choices == [] and all(chunk.usage is None for chunk in chunks)
     choices = [choice for chunk in chunks for choice in chunk.choices]
@@ -79,7 +79,7 @@ def of_message(answer: Any) -> Told:
 
 
 def of_message_events(events: list[Any]) -> Told:
-    """Blocks open and close one after the other; input is counted at the start or the end, output at the end."""
+    """Checks that blocks open and close in order; input tokens come at the start or end, output tokens at the end."""
     assert [events[0].type, events[-2].type, events[-1].type] == ["message_start", "message_delta", "message_stop"]
     texts: list[str] = []
     names: dict[int, str] = {}
