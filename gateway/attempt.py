@@ -29,7 +29,7 @@ from gateway.wire.errors import classify
 from gateway.wire.hosted_tools import billed
 from gateway.wire.mend import whole
 from gateway.wire.pass_stream import PassStream
-from gateway.wire.pause import MOST_PAUSES, Onward, joined, onward, paused
+from gateway.wire.pause import MOST_PAUSES, Continuation, continue_turn, joined, paused
 from gateway.wire.relay import Relay, relay
 from gateway.wire.usage import Usage
 from routers.replicas import Job
@@ -57,7 +57,7 @@ class Opened(msgspec.Struct):
     before_nanousd: int = 0
     """Nano-dollars that the earlier parts of a paused turn cost."""
 
-    def continue_with(self, attempt: Attempt, continuation: Onward) -> None:
+    def continue_with(self, attempt: Attempt, continuation: Continuation) -> None:
         """Move on to the next part of a paused turn: the attempt that sent this continuation."""
         self.before_nanousd += self.attempt.cost_nanousd
         self.attempt, self.body = attempt, continuation.body
@@ -282,11 +282,11 @@ class Sender:
         opened.response = more.response
         return True
 
-    async def _hold_next(self, exchange: Exchange, opened: Opened, message: dict[str, Any]) -> Onward | None:
+    async def _hold_next(self, exchange: Exchange, opened: Opened, message: dict[str, Any]) -> Continuation | None:
         """The request that continues a paused turn after this message, its worst case held. None if a budget, or the
         request's own `max_cost_usd`, has no room for it.
         """
-        continuation, config = onward(opened.body, message), opened.deployment.config
+        continuation, config = continue_turn(opened.body, message), opened.deployment.config
         input_tokens = len(continuation.body) + exchange.call.described.images * TOKENS_PER_IMAGE
         if exchange.call.described.unbounded:
             input_tokens = config.context_tokens or max(input_tokens, UNKNOWN_CONTEXT)

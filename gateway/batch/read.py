@@ -17,7 +17,7 @@ from gateway.call import SURFACES, Arrival, Call, read_call
 from gateway.errors import HeadgateError
 from gateway.routes import Route, RouteBook
 from gateway.wire.body import decode, is_set, refuse_twins
-from gateway.wire.describe import fill, moulded
+from gateway.wire.describe import fill, template_of
 from gateway.wire.file_parts import find
 from gateway.wire.request import Described
 
@@ -181,7 +181,7 @@ class LineReader:
         raw = self._body(body)
         named = "model" in raw and not self.options.ignore_models
         request = self._asked(number, line.custom_id, line.url, body, raw, _NO_FIELDS)
-        options = moulded(request.call.raw, request.call.surface) if named else None
+        options = template_of(request.call.raw, request.call.surface) if named else None
         if options is None or len(self._moulds) >= MOST_MOULDS or not head.rstrip().endswith(b'"messages":'):
             return request
         mould = Mould(request.call, options, request.route, request.floor, line.url)

@@ -162,7 +162,7 @@ def describe(raw: Raw, surface: str, *, max_messages: int = 4096) -> Described:
     return described
 
 
-def moulded(raw: Raw, surface: str) -> Described | None:
+def template_of(raw: Raw, surface: str) -> Described | None:
     """The description of a chat without its messages, to be completed by `fill`; None where models read fields besides
     the messages.
     """
@@ -174,8 +174,8 @@ def moulded(raw: Raw, surface: str) -> Described | None:
 
 
 def fill(options: Described, messages: msgspec.Raw, *, max_messages: int = 4096) -> Described:
-    """The description of a chat with these messages and the options from `moulded`. It equals `describe`'s, takes half
-    its time and raises the same errors.
+    """The description of a chat with these messages and the options from `template_of`. It equals `describe`'s, takes
+    half its time and raises the same errors.
     """
     described = msgspec.structs.replace(options)
     _describe_prompt(described, messages, "messages", "chat", max_messages)

@@ -19,7 +19,7 @@ MOST_PAUSES = 8
 """Most pauses of one turn. After as many the answer ends as if it had reached its token limit."""
 
 
-class Onward(NamedTuple):
+class Continuation(NamedTuple):
     """A request that continues a paused turn, with the bounds of its cost."""
 
     body: bytes
@@ -35,12 +35,12 @@ def paused(body: bytes) -> Json | None:
     return message if message.get("stop_reason") == PAUSED else None
 
 
-def onward(asked: bytes, said: Json) -> Onward:
-    """The request that continues the turn of `said`, which answered the request `asked`. Searches that have been run
-    count against the request's bound, and a forced search is no longer forced.
+def continue_turn(request_body: bytes, answer: Json) -> Continuation:
+    """The request that continues the paused turn of `answer`. Searches that have been run count against the request's
+    bound, and a forced search is no longer forced.
     """
-    fields: Json = msgspec.json.decode(asked)
-    turns, content = fields["messages"], said["content"]
+    fields: Json = msgspec.json.decode(request_body)
+    turns, content = fields["messages"], answer["content"]
     if turns[-1]["role"] != "assistant":
         turns.append({"role": "assistant", "content": []})
     turns[-1]["content"] += [block for block in content if block["type"] != "text" or block["text"].strip()]
@@ -56,7 +56,7 @@ def onward(asked: bytes, said: Json) -> Onward:
     if choice.get("type") == "tool" and choice.get("name") == NAME:
         serial = {"disable_parallel_tool_use": True} if choice.get("disable_parallel_tool_use") else {}
         fields["tool_choice"] = {"type": "auto", **serial}
-    return Onward(encode_json(fields), fields["max_tokens"], searches)
+    return Continuation(encode_json(fields), fields["max_tokens"], searches)
 
 
 def joined(first: Json, then: Json) -> Json:
