@@ -283,7 +283,7 @@ def usage_of(answer: Answer, surface: str) -> Usage:
     reported = Usage.from_openai(_as_chat_usage(usage, surface) if "input_tokens" in usage else usage)
     if not reported.known and not units:
         return Usage()
-    return msgspec.structs.replace(reported, units=units, reported=True)
+    return msgspec.structs.replace(reported, units=units, known=True)
 
 
 def _as_chat_usage(usage: Mapping[str, Any], surface: str) -> dict[str, Any]:
