@@ -1,7 +1,8 @@
-"""Requests and tokens per minute, as token buckets: no burst at a window's edge, one number each.
+"""Rate limits of requests and tokens per minute, as token buckets: they allow no burst at a window's edge and need one
+number each.
 
-What a request will use is guessed when it comes and corrected when it is settled. One larger than a whole
-minute's tokens passes when its bucket is full and leaves a debt, instead of never passing at all.
+The tokens that a request will use are estimated when it arrives and corrected when it is settled. A request larger than
+a whole minute's tokens passes when its bucket is full and leaves a debt, instead of never passing at all.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from gateway.errors import RateLimited
 
 Headers = list[tuple[bytes, bytes]]
 MINUTE_S = 60.0
-_LATEST_S = MINUTE_S + 1e-6
-"""Of a bucket that is empty, with room for rounding."""
+_EMPTY_S = MINUTE_S + 1e-6
+"""Seconds until an empty bucket is full again, with room for rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Of a key or a route, `key:<id>` or `route:<name>`. None: unlimited."""
+    """Requests and tokens per minute of a key (`key:<id>`) or a route (`route:<name>`); None where unlimited."""
 
     id: str
     rpm: int | None = None
@@ -28,8 +29,8 @@ class Limit:
 
 
 class _Bucket:
-    """Refills at `capacity` a minute. Kept as the time when it is full again (the generic cell rate algorithm), so that
-    nothing needs refilling; more than a minute ahead: a debt.
+    """A token bucket that refills at `capacity` a minute. It keeps only the time at which it is full again (the generic
+    cell rate algorithm), so that nothing has to refill it; a time more than a minute ahead is a debt.
     """
 
     __slots__ = ("capacity", "each_s", "full_s")
@@ -37,35 +38,35 @@ class _Bucket:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.each_s = MINUTE_S / capacity
-        """In which one is refilled."""
+        """Seconds in which one unit is refilled."""
         self.full_s = -inf
 
     def take(self, amount: int, now: float) -> bool:
-        """False, and nothing is taken, where neither `amount` nor a full bucket is there."""
+        """Take `amount`. False, and nothing is taken, where it holds less and isn't full."""
         full_s = self.full_s
         if full_s <= now:
             self.full_s = now + amount * self.each_s
             return True
         full_s += amount * self.each_s
-        if full_s - now > _LATEST_S:
+        if full_s - now > _EMPTY_S:
             return False
         self.full_s = full_s
         return True
 
     def level(self, now: float) -> float:
-        """How much is there; below 0: a debt."""
+        """How much it holds; a debt is below 0."""
         return self.capacity - (self.full_s - now) / self.each_s if self.full_s > now else self.capacity
 
     def set_level(self, level: float, now: float) -> None:
         self.full_s = now + (self.capacity - level) * self.each_s
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Seconds until `amount` (or a full bucket, if less) is there; 0 or less: now."""
+        """Seconds until it holds `amount`, or is full where that is less; 0 or less where it does now."""
         return self.full_s - now - MINUTE_S + min(amount * self.each_s, MINUTE_S)
 
 
 class _Pair:
-    """The buckets of one limit."""
+    """The two buckets of one limit; None where that number is unlimited."""
 
     __slots__ = ("limit", "requests", "tokens")
 
@@ -75,7 +76,7 @@ class _Pair:
         self.tokens = _Bucket(limit.tpm) if limit.tpm is not None else None
 
     def take(self, tokens: int, now: float) -> bool:
-        """One request and its tokens, or nothing and False."""
+        """Take one request and its tokens. False, and nothing is taken, where one of the buckets refuses."""
         requests, bucket = self.requests, self.tokens
         if requests is not None and not requests.take(1, now):
             return False
@@ -92,16 +93,16 @@ class _Pair:
             self.tokens.full_s -= tokens * self.tokens.each_s
 
     def refusal(self, tokens: int, now: float) -> RateLimited:
-        """What to tell a request that got nothing: the longer of its two waits."""
+        """The error for a request that was refused; it names the bucket with the longer wait."""
         waits = []
         if self.requests is not None:
             waits.append((self.requests.wait_s(1, now), self.requests.capacity, "requests"))
         if self.tokens is not None:
             waits.append((self.tokens.wait_s(tokens, now), self.tokens.capacity, "tokens"))
-        wait_s, capacity, what = max(waits)
+        wait_s, capacity, unit = max(waits)
         kind, _, name = self.limit.id.partition(":")
         return RateLimited(
-            f"Rate limit of {kind} '{name}' reached: {capacity} {what} per minute. "
+            f"Rate limit of {kind} '{name}' reached: {capacity} {unit} per minute. "
             f"Please try again in {duration(wait_s)}.",
             retry_after_s=wait_s,
         )
@@ -111,7 +112,7 @@ class _Pair:
 
 
 class Taken:
-    """What one request took; corrected once by what it really used."""
+    """What one request took from its limits, to be corrected once by the tokens that it used."""
 
     __slots__ = ("_corrected", "_pairs", "tokens")
 
@@ -121,7 +122,7 @@ class Taken:
         self.tokens = tokens
 
     def correct(self, tokens: int, now: float) -> None:
-        """Give back what was guessed too high, take what was guessed too low, once."""
+        """Replace the estimate by the tokens that were used; a second call does nothing."""
         if self._corrected:
             return
         self._corrected = True
@@ -133,25 +134,25 @@ class Taken:
         self.tokens = tokens
 
     def headers(self, now: float) -> Headers:
-        """`x-ratelimit-*` of the tightest limit on requests and of the tightest on tokens."""
+        """The `x-ratelimit-*` headers of the tightest limit on requests and of the tightest limit on tokens."""
         requests = tokens = None
         for pair in self._pairs:
             requests = _tighter(pair.requests, requests, now)
             tokens = _tighter(pair.tokens, tokens, now)
-        found: Headers = []
+        headers: Headers = []
         if requests is not None:
-            _tell(found, _REQUESTS, requests, now)
+            _add_headers(headers, _REQUESTS, requests, now)
         if tokens is not None:
-            _tell(found, _TOKENS, tokens, now)
-        return found
+            _add_headers(headers, _TOKENS, tokens, now)
+        return headers
 
 
 NOTHING_TAKEN = Taken((), 0)
-"""Of a request that nothing limits."""
+"""For a request without any rate limit."""
 
 
 class Limits:
-    """The buckets in use. A full bucket says nothing and is forgotten when there are too many."""
+    """The buckets of all limits. A full bucket equals a new one, so it is dropped when there are too many."""
 
     def __init__(self, max_limits: int = 65_536) -> None:
         self._pairs: dict[str, _Pair] = {}
@@ -161,7 +162,9 @@ class Limits:
         return len(self._pairs)
 
     def take(self, limits: Sequence[Limit], tokens: int, now: float) -> Taken:
-        """One request of about `tokens` from every limit, or from none and raise RateLimited."""
+        """Take one request of about `tokens` from every limit. Raises RateLimited, and takes nothing, where one
+        refuses.
+        """
         if not limits:
             return NOTHING_TAKEN
         pairs: list[_Pair] = []
@@ -183,7 +186,7 @@ class Limits:
         return pair
 
     def _forget(self, now: float) -> None:
-        """Drop full buckets; where none is, the older half."""
+        """Drop full buckets, or the older half where none is full."""
         busy = {id_: pair for id_, pair in self._pairs.items() if not pair.is_idle(now)}
         if len(busy) >= self._max_limits:
             busy = dict(list(busy.items())[len(busy) // 2 :])
@@ -195,13 +198,13 @@ _TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-rat
 
 
 def _tighter(one: _Bucket | None, other: _Bucket | None, now: float) -> _Bucket | None:
-    """The bucket with the lesser share left."""
+    """The bucket with the smaller share left."""
     if one is None or other is None:
         return one or other
     return one if one.full_s > now and one.full_s > other.full_s else other
 
 
-def _tell(headers: Headers, names: tuple[bytes, bytes, bytes], bucket: _Bucket, now: float) -> None:
+def _add_headers(headers: Headers, names: tuple[bytes, bytes, bytes], bucket: _Bucket, now: float) -> None:
     level = int(bucket.level(now) + 1e-3)
     headers.append((names[0], b"%d" % bucket.capacity))
     headers.append((names[1], b"%d" % level if level > 0 else b"0"))
@@ -209,7 +212,9 @@ def _tell(headers: Headers, names: tuple[bytes, bytes, bytes], bucket: _Bucket, 
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: `12ms`, `1.5s`, `6m0s`; rounded up to the millisecond."""
+    """A duration as OpenAI's headers write it (`12ms`, `1.5s`, `6m0s`), rounded up to the millisecond, or to the second
+    from a minute on.
+    """
     milliseconds = ceil(max(0.0, seconds) * 1000 - 1e-6)
     if milliseconds < 1000:
         return f"{milliseconds}ms"

@@ -1,4 +1,4 @@
-"""The response to a client: headers once, then bytes, then the end. What was sent can't be taken back."""
+"""The response to a client: headers once, then bytes, then the end. Bytes that were sent can't be taken back."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Reply(ABC):
 
     def __init__(self) -> None:
         self.committed = False
-        """True once headers are out: from here on only finish or abort."""
+        """True once headers are sent: from then on the response can only finish or abort."""
         self.left = False
-        """True: the client has disconnected, so its request was cancelled."""
+        """True once the client has disconnected and its request was cancelled."""
         self.task: asyncio.Task[None] | None = None
-        """The task that answers, where it is to end when the client disconnects."""
+        """The task that answers; None where it goes on when the client disconnects."""
 
     @abstractmethod
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
@@ -37,14 +37,14 @@ class Reply(ABC):
 
     @abstractmethod
     async def begin(self, status: int, headers: Headers) -> None:
-        """Commit to a stream."""
+        """Send status and headers of a stream."""
 
     @abstractmethod
     def push(self, data: bytes) -> bool:
-        """Send part of a stream. False: await `room` before sending more."""
+        """Send part of a stream. Where it returns False, await `room` before sending more."""
 
     def sign(self, data: bytes) -> None:  # noqa: B027
-        """Push, while nobody else does; whoever answers someone within the process needs none."""
+        """Send a keep-alive `data` while the stream is silent; does nothing where no connection can time out."""
 
     @abstractmethod
     async def room(self) -> None:
@@ -52,10 +52,10 @@ class Reply(ABC):
 
     @abstractmethod
     async def end(self, data: bytes = b"") -> None:
-        """Send a stream's last bytes."""
+        """Send the stream's last bytes and end it."""
 
     def leave(self) -> None:
-        """The client has disconnected: cancel what answers it."""
+        """Note that the client has disconnected, and cancel the task that answers it."""
         self.left = True
         if self.task is not None:
             self.task.cancel()
@@ -92,7 +92,7 @@ class AsgiReply(Reply):
             self._signing = asyncio.create_task(self._send_sign())
 
     async def _send_sign(self) -> None:
-        if self._pushed:  # else it went with what came meanwhile
+        if self._pushed:  # otherwise a later part has already taken it along
             await self.room()
 
     async def room(self) -> None:
@@ -105,7 +105,7 @@ class AsgiReply(Reply):
 
 
 class Heard(Reply):
-    """Keeps the answer, for requests that the gateway itself makes."""
+    """Keeps the answer in memory, for requests that the gateway makes itself."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -135,11 +135,12 @@ class Heard(Reply):
 
     @property
     def retry_after_s(self) -> float:
-        """How long a refusal says to wait; 0: it doesn't say."""
+        """Seconds to wait before trying again, by `retry-after-ms`; 0 where the answer doesn't say."""
         return float(dict(self.headers).get(b"retry-after-ms", 0)) / 1e3
 
 
 async def give(reply: Reply, status: int, headers: Headers, answer: bytes | AsyncIterator[bytes]) -> None:
+    """Send an answer: bytes at once, an iterator as a stream."""
     if isinstance(answer, bytes):
         await reply.whole(status, headers, answer)
         return

@@ -1,4 +1,4 @@
-"""Names a client may ask for: routes, which choose, and models, which are pinned."""
+"""The names that a client may ask for: routes, which choose among models, and models, which are pinned."""
 
 from __future__ import annotations
 
@@ -32,46 +32,46 @@ class Model:
 
     name: str
     config: ModelConfig
-    """Of the dearest deployment."""
+    """Configuration of the most expensive deployment."""
     price: Price
     """The highest of all deployments, bucket by bucket, so that a hold covers any of them."""
     candidates: Mapping[int, Candidate]
-    """As routers see it, by thousandths of its price of tokens that a service tier costs."""
+    """The model as routers see it, by the factor (in thousandths) that a service tier puts on its token prices."""
     search_tokens: int = 0
-    """Most that a search adds to the prompt, at any deployment."""
+    """The most tokens that one web search adds to the prompt, at any deployment."""
     tool_tokens: Mapping[str, int] = field(default_factory=dict)
-    """The same of a run of each other tool that the provider runs."""
+    """The most tokens that one run of each other provider-run tool adds to the prompt, at any deployment."""
     context_tokens: int = 0
-    """The longest of all deployments; 0: unknown at one of them."""
+    """The longest context of all deployments; 0 where that of one is unknown."""
     web_searches: int = 0
-    """That a deployment runs whatever the request says; the most."""
+    """The most web searches that a deployment runs whatever the request says."""
 
     @property
     def candidate(self) -> Candidate:
         return self.candidates[ONCE]
 
     def candidate_at(self, tier: str) -> Candidate:
-        """As routers see it for a request of this service tier: the same object each time."""
+        """The model as routers see it for a request of this service tier; the same object each time."""
         return self.candidates[self.price.times(tier)]
 
-    def worst(self, asked: Described, more_input: int = 0, more_output: int = 0) -> int:
-        """Most nano-dollars one attempt can cost; without a limit of its own a request gets the model's. `more_input`,
-        `more_output`: tokens beside those asked for, where a limit is stated.
+    def worst(self, described: Described, more_input: int = 0, more_output: int = 0) -> int:
+        """The most nano-dollars that one attempt can cost. `more_input` and `more_output` are tokens that the gateway
+        adds to the request's; a request without an output limit has the model's limit, and gets no `more_output`.
         """
-        into, searches = asked.prompt_bound(self.context_tokens, more_input), asked.web_searches
+        into, searches = described.prompt_bound(self.context_tokens, more_input), described.web_searches
         if searches or self.web_searches:
             searches = max(searches, self.web_searches)
             into += searches * self.search_tokens
-        if asked.tool_runs:
-            into += sum(count * self.tool_tokens.get(kind, 0) for kind, count in asked.tool_runs.items())
-        limit = asked.max_output_tokens
-        out = (limit + more_output if limit else self.config.max_output_tokens) + asked.predicted
-        return self.price.worst(into, out, asked.n, searches, asked.units, asked.tier, asked.tool_runs)
+        if described.tool_runs:
+            into += sum(count * self.tool_tokens.get(kind, 0) for kind, count in described.tool_runs.items())
+        limit = described.max_output_tokens
+        out = (limit + more_output if limit else self.config.max_output_tokens) + described.predicted
+        return self.price.worst(into, out, described.n, searches, described.units, described.tier, described.tool_runs)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A name, the models behind it and how one of them is chosen."""
+    """A name that clients ask for, the models behind it, and how one of them is chosen."""
 
     name: str
     config: RouteConfig
@@ -79,50 +79,50 @@ class Route:
     fallbacks: tuple[str, ...]
     """Models tried when every one of `models` has failed."""
     router: Router | None
-    """None: pinned to one model, nothing to decide."""
+    """None for a pinned model, where there is nothing to choose."""
     default_model: str
     knobs: Knobs
     names: tuple[str, ...]
     """All models that may be tried: `models`, then `fallbacks`."""
     scope: str
-    """What the cache keeps apart: the route and the models behind it."""
+    """Partition of the cache: the route and the models behind it."""
     cascade: Planner | None = None
-    """A trained one; None: the strategy that `config.cascade` names."""
+    """The trained cascade; None where `config.cascade` names a strategy."""
     promise: Promise | None = None
-    """Of a certified cascade: what may be kept now."""
+    """The quality floor that a certified cascade keeps now; None for any other cascade."""
     accounts: tuple[Account, ...] = ()
     limits: tuple[Limit, ...] = ()
     checker: Checker | None = None
-    """The operator's check of answers that a climb may still send back."""
+    """The operator's check of answers that the cascade can still reject."""
     solved: SolvedCases | None = None
-    """What is shown to models that need examples."""
+    """Solved cases that are shown to models as examples."""
     repeats: bool = False
-    """A climb may ask one model again and again, so that any attempt may be the dearest model's."""
+    """The cascade may ask one model repeatedly, so that every attempt may be one of the most expensive model."""
     strategy_bandit: StrategyBandit | None = None
-    """Learns which strategy a query deserves; None: `config.cascade` names one."""
+    """Learns which strategy suits a query; None where `config.cascade` names one strategy."""
     plain: tuple[Candidate, ...] = field(init=False)
-    """The models as routers see them."""
+    """The models as routers see them, at their ordinary prices."""
     tiers: Mapping[str, tuple[Candidate, ...]] = field(init=False)
-    """The same, for the service tiers that have a price of their own at one of them."""
+    """The models as routers see them, for each service tier that one of them has a price for."""
 
     def __post_init__(self) -> None:
-        known = {"", *(tier for model in self.models for tier in model.price.tiers)}
-        tiers = {tier: tuple([model.candidate_at(tier) for model in self.models]) for tier in known}
+        names = {"", *(tier for model in self.models for tier in model.price.tiers)}
+        tiers = {tier: tuple([model.candidate_at(tier) for model in self.models]) for tier in names}
         object.__setattr__(self, "plain", tuple([model.candidate for model in self.models]))
         object.__setattr__(self, "tiers", tiers)
 
     @property
     def attempted(self) -> tuple[str, ...]:
-        """Models that attempts may be made on, as often as they may be."""
+        """Each model as many times as a request may try it."""
         return self.names * self.config.max_attempts if self.repeats else self.names
 
     def candidates(self, fleet: Fleet, now: float, tier: str = "") -> Sequence[Candidate]:
-        """The route's models as the router may see them now, for a request of this service tier."""
+        """The route's models with what the fleet knows of them now, for a request of this service tier."""
         return fleet.as_of(self.tiers.get(tier, self.plain), now)
 
 
 class RouteBook:
-    """Every name a client can ask for. Immutable: a new configuration is a new book."""
+    """Every name that a client can ask for. Immutable: a new configuration makes a new book."""
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class RouteBook:
         floors: Mapping[str, FloorSetting] | None = None,
         lost: Mapping[str, str] | None = None,
     ) -> None:
-        """`lost`: why a route does without its promoted version."""
         self.lost = lost or {}
+        """By route, why its promoted router version could not be loaded and another one serves."""
         self._cascades = cascades or {}
         self._floors = floors or {}
         self.models = {name: _model(config, name) for name in dict.fromkeys(m.name for m in config.models)}
@@ -142,7 +142,9 @@ class RouteBook:
         self.routes = {route.name: self._route(route, routers[route.name]) for route in config.routes}
 
     def find(self, name: str, param: str = "model") -> Route:
-        """A route's name wins over a model's. Raises UnknownModel. `param`: what of a request names it."""
+        """The route, or else the model, of this name. Raises UnknownModel, with `param` as the request's field at
+        fault.
+        """
         route = self.routes.get(name) or self._pinned.get(name)
         if route is None:
             raise UnknownModel(
@@ -153,8 +155,8 @@ class RouteBook:
         return route
 
     def narrow(self, route: Route, names: tuple[str, ...]) -> Route:
-        """The same route with only the models a request allows. Raises CallerError where none is left, or where a name
-        is no model's: a slip would leave out the model that was meant.
+        """The route with only the models that a request allows. Raises CallerError where none is left, and where no
+        model has one of the names: a misspelt name would silently leave out the model that was meant.
         """
         models = tuple(model for model in route.models if model.name in names)
         if not models:
@@ -204,7 +206,7 @@ class RouteBook:
         )
 
     def _fallbacks(self, config: RouteConfig, seen: set[str]) -> list[str]:
-        """Fallback models in order, routes among them unfolded; a cycle was refused when the file was read."""
+        """The fallback models in order, each route among them replaced by its models."""
         names: list[str] = []
         for name in config.fallback:
             if name in seen:
@@ -219,7 +221,7 @@ KNOB_NAMES = ("cost_weight", "min_quality", "max_cost_usd", "max_latency_s", "bu
 
 
 def knobs_of(config: RouteConfig) -> Knobs:
-    """What a route asks of its router. A certified cascade keeps the floor itself."""
+    """The knobs that a route sets for its router; without the quality floor where a certified cascade keeps it."""
     stated = {name: getattr(config, name) for name in KNOB_NAMES}
     if config.cascade == "certified":
         stated["min_quality"] = None
@@ -227,8 +229,8 @@ def knobs_of(config: RouteConfig) -> Knobs:
 
 
 def share_of(knobs: Knobs) -> float:
-    """Of the best single model's quality, that a trained cascade is asked for: as much as can be had where only quality
-    counts, else the floor, else all of it.
+    """The share of the best single model's quality that a trained cascade must reach: the quality floor; without one
+    1.0, or infinity (as much as possible) where cost has no weight.
     """
     if knobs.min_quality is None:
         return inf if knobs.cost_weight == 0.0 else 1.0
@@ -255,24 +257,24 @@ def _model(config: Config, name: str) -> Model:
     search_tokens = max(one.web_search_tokens for one in deployments)
     tool_tokens: Counter[str] = Counter()
     for one in deployments:
-        tool_tokens |= Counter(one.tool_tokens)  # the most at any
+        tool_tokens |= Counter(one.tool_tokens)  # keeps the larger count of each tool
     contexts = [one.context_tokens for one in deployments]
     context = max(contexts) if all(contexts) else 0
-    candidates = _by_times(candidate, price)
+    candidates = _by_price_factor(candidate, price)
     return Model(name, dearest, price, candidates, search_tokens, tool_tokens, context, candidate.web_searches)
 
 
-def _by_times(candidate: Candidate, price: Price) -> dict[int, Candidate]:
-    """The candidate at every price that a service tier makes of its own."""
+def _by_price_factor(candidate: Candidate, price: Price) -> dict[int, Candidate]:
+    """The candidate at the token prices of each service tier, by the tier's factor in thousandths."""
     into, out = candidate.input_usd_per_mtok, candidate.output_usd_per_mtok
     return {
-        times: replace(candidate, input_usd_per_mtok=into * times / ONCE, output_usd_per_mtok=out * times / ONCE)
-        for times in price.tiers.values()
+        factor: replace(candidate, input_usd_per_mtok=into * factor / ONCE, output_usd_per_mtok=out * factor / ONCE)
+        for factor in price.tiers.values()
     } | {ONCE: candidate}
 
 
 def _strategy_bandit(config: RouteConfig) -> StrategyBandit | None:
-    """The bandit over the route's strategies; None: its cascade is not learned."""
+    """The bandit over the route's strategies; None unless its cascade is "learned"."""
     if config.cascade != LEARNED:
         return None
     return StrategyBandit(config.strategies, bandit_axes(), config.step_price, config.explore)
@@ -284,7 +286,7 @@ def _repeats(config: RouteConfig, cascade: Planner | None) -> bool:
 
 
 def _promise(config: RouteConfig, floor: FloorSetting | None) -> Promise | None:
-    """A certified cascade keeps its floor by its threshold; the router need not keep it by estimates."""
+    """The quality floor that a certified cascade keeps by its threshold; None for any other cascade."""
     if config.cascade != "certified":
         return None
     reference = config.reference or config.models[-1]
@@ -293,7 +295,7 @@ def _promise(config: RouteConfig, floor: FloorSetting | None) -> Promise | None:
 
 
 def _cached_price(config: ModelConfig) -> float:
-    """Of a prompt token that the model had cached, as a share of the input price."""
+    """Price of a cached prompt token as a share of the input price, at most 1."""
     if config.cache_read_usd_per_mtok is None or not config.input_usd_per_mtok:
         return 1.0
     return min(config.cache_read_usd_per_mtok / config.input_usd_per_mtok, 1.0)

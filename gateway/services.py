@@ -1,4 +1,6 @@
-"""What answering needs, built once per worker by gateway/app.py and handed down: no module-level state."""
+"""The services that answer requests: gateway/app.py builds them once per worker and hands them down, so that no module
+has state of its own.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ Chore = Callable[[], Coroutine[None, None, None]]
 
 
 class Ids:
-    """Unique ids at the price of a counter: a random prefix per worker, then a number."""
+    """Unique ids: a random prefix per worker, then a counter, which costs less than a random id each."""
 
     def __init__(self) -> None:
         self._prefix = secrets.token_hex(8)
@@ -45,7 +47,7 @@ class Ids:
 
 @dataclass(slots=True)
 class Services:
-    """See gateway/app.py for how each is made."""
+    """Everything that a worker's request path uses."""
 
     config: Config
     now: Callable[[], float]
@@ -53,7 +55,7 @@ class Services:
     clock: Callable[[], float]
     """Unix time."""
     draws: Iterator[float]
-    """Floats in [0, 1): the only randomness of decisions."""
+    """Uniform draws in [0, 1), the only randomness in decisions."""
     ids: Ids
     keyring: Keyring
     ledger: Ledger
@@ -61,9 +63,11 @@ class Services:
     book: RouteBook
     fleet: Fleet
     featurizer: Callable[[], Featurizer]
-    """Loads the shipped featurizer when a route's router first needs it."""
+    """Returns the shipped featurizer, which is loaded when a router first needs it."""
     embedder: Featurizer | None
-    """The configured embedder, which takes milliseconds, for routers that were trained on it."""
+    """The configured embedder, for routers that were trained on it; None where none is configured. A call takes
+    milliseconds.
+    """
     cache: AnswerCache
     driver: Driver
     responses: Responses
@@ -75,25 +79,25 @@ class Services:
     tracing: Tracing | None
     current: Current
     online: Online
-    """Bandits, which learn while they serve."""
+    """Bandits, which learn from the answers that they serve."""
     purses: Purses
-    """Pacing of the routes with a daily budget."""
+    """Pacing of routes with a daily budget."""
     prefixes: Prefixes
-    """Which model has which conversation in its cache."""
+    """Remembers which model has which conversation in its prompt cache."""
     chores: list[Chore]
     index: int
-    """Which worker this is."""
+    """Number of this worker, from 0."""
 
     def __post_init__(self) -> None:
         self.adopt()
 
     def adopt(self) -> None:
-        """Take the routes as they are from now on; what bandits have learnt and budgets have left is kept."""
+        """Apply changed routes; what bandits have learnt and what is left of budgets is kept."""
         self.online.adopt(self.book)
         self.purses.adopt(self.config.routes)
 
     def caller_of(self, headers: Mapping[bytes, bytes], host: str) -> Caller:
-        """The owner of the key in these headers, however the SDK sends it. Raises Unauthorized or PolicyError."""
+        """The owner of the API key in `x-api-key`, `api-key` or `authorization`. Raises Unauthorized or PolicyError."""
         key = headers.get(b"x-api-key") or headers.get(b"api-key")
         caller = self.keyring.identify(headers.get(b"authorization"), key, host, self.clock())
         if caller is ANYONE:

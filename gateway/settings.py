@@ -1,7 +1,7 @@
-"""What the control plane decides while workers run: keys, router versions. One file, replaced whole.
+"""Settings that the control process changes while workers run: keys, router versions, the operators' overlay.
 
-Workers look at its modification time twice a second; a change is applied between two requests. A file that
-can't be read changes nothing: the last good settings stay.
+They are one file, which is always replaced whole. Workers look at its modification time several times a second and
+apply a change between two requests. A file that can't be read changes nothing: the last good settings stay in force.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ LOCK = "settings.lock"
 
 
 class Spoilt(ConfigError, ValueError):
-    """The file can't be read."""
+    """The settings file is damaged."""
 
     def __init__(self, path: Path, why: Exception) -> None:
         super().__init__([
             f"server.run_dir: {path} is spoilt ({why}). Restore it, or remove it: keys come back from the database, "
-            f"promoted routers and what was changed at run time do not"
+            f"but promoted routers and changes made at run time do not"
         ])  # fmt: skip
 
 
@@ -48,22 +48,22 @@ class FloorSetting(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of everything that can change without a restart."""
+    """One version of everything that can change without a restart."""
 
     version: int = 0
     keys: tuple[KeyRecord, ...] = ()
     routers: dict[str, str] = {}
-    """Route to the artefact that serves it now."""
+    """By route, the artefact that serves it now."""
     canaries: dict[str, CanarySetting] = {}
-    """Route to the candidate before a share of its traffic."""
+    """By route, the candidate that decides a share of its requests."""
     floors: dict[str, FloorSetting] = {}
-    """Route to what is certified of it now."""
+    """By route, its certified threshold."""
     overlay: Overlay = Overlay()
-    """What operators changed, laid over the configuration file."""
+    """The operators' changes, which override the configuration file."""
 
 
 def read_settings(run_dir: str | Path) -> Settings:
-    """The current settings; the empty ones where none were ever written. Raises Spoilt."""
+    """The settings in the file; empty settings where there is no file. Raises Spoilt."""
     try:
         return msgspec.json.decode((Path(run_dir) / FILE).read_bytes(), type=Settings)
     except FileNotFoundError:
@@ -73,20 +73,20 @@ def read_settings(run_dir: str | Path) -> Settings:
 
 
 def write_settings(run_dir: str | Path, settings: Settings) -> None:
-    """Replace the file in one step, so that a reader sees the old one or the new one."""
+    """Replace the file atomically, so that a reader sees the old settings or the new ones."""
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"{FILE}.{os.getpid()}.new"
     with draft.open("wb") as file:
         file.write(msgspec.json.encode(settings))
         file.flush()
-        os.fsync(file.fileno())  # else a power loss may leave an empty one
+        os.fsync(file.fileno())  # without it, a power loss may leave an empty file
     draft.chmod(0o600)
     os.replace(draft, folder / FILE)
 
 
 def stamp(run_dir: str | Path) -> int:
-    """Changes whenever the settings do; 0 where there are none."""
+    """Modification time of the settings file in nanoseconds; 0 where there is no file."""
     try:
         return (Path(run_dir) / FILE).stat().st_mtime_ns
     except FileNotFoundError:
@@ -99,15 +99,17 @@ class Current:
     def __init__(self, run_dir: str | Path) -> None:
         self.run_dir = run_dir
         self.base: Config | None = None
-        """The configuration that the settings' overlay is laid over; None: nobody has said."""
+        """The configuration that the settings' overlay is laid over; None before it is known."""
         self._stamp = stamp(run_dir)
         self.settings = self.in_force = read_settings(run_dir)
-        """`in_force`: those that requests go by; the others may have been refused."""
+        """`settings` are the last that were read; `in_force` are those that requests are answered by, which differ
+        where the last ones were refused.
+        """
         self.applied = self.settings.version
-        """The version that this process works by."""
+        """The version that this process answers by."""
 
     def refresh(self) -> bool:
-        """True: the file has changed since we looked, and says something else. Raises Spoilt."""
+        """Read the file if it has changed. True where its content differs, apart from the version. Raises Spoilt."""
         seen = stamp(self.run_dir)
         if seen == self._stamp:
             return False
@@ -121,9 +123,9 @@ class Current:
 
 
 def change_settings(run_dir: str | Path, change: Callable[[Settings], Settings]) -> bool:
-    """Put `change(settings)` into force; True: it says something new. Other processes wait their turn.
+    """Write `change(settings)` under the file's lock; True where that differs from the settings before.
 
-    `change` must not itself change settings.
+    `change` must not call this function: it would wait for its own lock forever. Raises Spoilt.
     """
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,5 +143,5 @@ def change_settings(run_dir: str | Path, change: Callable[[Settings], Settings])
 
 
 def publish_keys(run_dir: str | Path, keys: Sequence[KeyRecord]) -> bool:
-    """Put the database's keys into force: workers know them within a second. True: they had others."""
+    """Write the database's keys, which workers apply within a second. True where they differ from those before."""
     return change_settings(run_dir, lambda settings: msgspec.structs.replace(settings, keys=tuple(keys)))

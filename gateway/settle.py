@@ -1,7 +1,8 @@
-"""The end of a request: money settled, limits corrected, the decision recorded, metrics counted. Once.
+"""The end of a request, once each: the hold is settled, rate limits are corrected, the decision is recorded and metrics
+are counted.
 
-Nothing here waits, so it runs to its end even where the client has left. A decision is in the spool before
-its client sees the last byte of the answer.
+Nothing here waits, so it runs to its end even where the client has disconnected. A decision is in the spool before its
+client sees the last byte of the answer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_i
 
 
 def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
-    """End the request. `ending`: the error that the client gets; None: it gets an answer."""
+    """End the request. `ending` is the error that the client gets, None where it gets an answer."""
     exchange.status = status_of(ending, exchange.call.surface) if ending else 200
     exchange.error = (ending.code or ending.kind) if ending else ""
     held, cost = exchange.hold.nanousd, exchange.cost_nanousd
@@ -48,8 +49,8 @@ def settle(services: Services, exchange: Exchange, ending: HeadgateError | None)
 def record_of(services: Services, exchange: Exchange, held: int, cost: int, now: float) -> DecisionRecord:
     call, choice, query, plan = exchange.call, exchange.choice, exchange.query, exchange.plan
     elapsed_s = now - call.received_s
-    asked = call.described
-    began = [a.started_s + a.first_byte_s for a in exchange.attempts if a.first_byte_s is not None]
+    described = call.described
+    first_bytes_s = [a.started_s + a.first_byte_s for a in exchange.attempts if a.first_byte_s is not None]
     keeps_text = exchange.route.config.store_text
     vector, doubled = packed(query.vector) if query is not None else (b"", 0)
     return DecisionRecord(
@@ -63,14 +64,14 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         route=exchange.route.name,
         requested_model=call.model,
         features_version=query.features_version if query else "",
-        input_tokens=asked.input_tokens,
-        turns=asked.turns,
-        tools=asked.tools,
-        images=asked.images,
-        wants_json=asked.wants_json,
+        input_tokens=described.input_tokens,
+        turns=described.turns,
+        tools=described.tools,
+        images=described.images,
+        wants_json=described.wants_json,
         vector=vector,
         doubled=doubled,
-        max_output_tokens=asked.max_output_tokens,
+        max_output_tokens=described.max_output_tokens,
         knobs=stated_knobs(exchange.paced or call.options.knobs) if exchange.paced or call.options.stated else {},
         explore=exchange.caller.explore,
         draw=exchange.draw,
@@ -98,33 +99,33 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         held_nanousd=held,
         cost_nanousd=cost,
         latency_s=elapsed_s,
-        ttft_s=began[-1] if began else None,
+        ttft_s=first_bytes_s[-1] if first_bytes_s else None,
         overhead_ms=(elapsed_s - exchange.upstream_s) * 1e3,
-        prompt_text=asked.text if keeps_text else "",
+        prompt_text=described.text if keeps_text else "",
         answer_text=seen_in(exchange.answer_body, call.surface).text if keeps_text and exchange.answer_body else "",
     )
 
 
 def why_missed(exchange: Exchange) -> dict[str, object]:
-    """Why the semantic tier served nothing, and how near it came; holds no text of any request."""
+    """Why the semantic cache served nothing, and how similar the nearest entry was; without any request's text."""
     missed = exchange.missed
     assert missed is not None
-    told: dict[str, object] = {"why": missed.why}
+    why: dict[str, object] = {"why": missed.why}
     if missed.similarity:
-        told["similarity"] = missed.similarity
+        why["similarity"] = missed.similarity
     if missed.least is not None:
-        told |= {"score": missed.score, "threshold": missed.least}
-    return told
+        why |= {"score": missed.score, "threshold": missed.least}
+    return why
 
 
 def stated_knobs(knobs: Knobs) -> dict[str, float]:
-    """The knobs that the request itself asked for."""
+    """The knobs that have a finite value, by name."""
     stated = {name: getattr(knobs, name) for name in ("cost_weight", "min_quality", "max_cost_usd", "max_latency_s")}
     return {name: value for name, value in stated.items() if value is not None and isfinite(value)}
 
 
 def candidates_of(choice: Choice | None) -> tuple[CandidateRecord, ...]:
-    """Every eligible model with its estimate and its probability."""
+    """Each eligible model with its estimate and the probability that it was chosen with."""
     if choice is None:
         return ()
     chances = choice.probabilities
@@ -163,7 +164,7 @@ def attempt_record(attempt: Attempt) -> AttemptRecord:
 
 
 def evidence_record(attempt: Attempt) -> EvidenceRecord | None:
-    """Numbers only, never the answer's text."""
+    """The attempt's evidence without any text of the answer; None where there is none."""
     evidence = attempt.evidence
     if evidence.output_tokens == 0 and not isfinite(evidence.mean_logprob):
         return None
@@ -183,19 +184,20 @@ def evidence_record(attempt: Attempt) -> EvidenceRecord | None:
 
 
 def buckets(usage: Usage) -> dict[str, int]:
-    """Usage by bucket, empty ones left out: tokens, except `web_search`, `units` and runs of tools."""
-    found = {bucket: count for bucket, count in zip(BUCKETS, astuple(usage), strict=False) if count}
+    """Usage by bucket without empty buckets. Counts are tokens, except `web_search`, `units` and the runs of each tool.
+    """
+    counts = {bucket: count for bucket, count in zip(BUCKETS, astuple(usage), strict=False) if count}
     if usage.cache_write_1h_tokens:
-        found["cache_write_1h"] = usage.cache_write_1h_tokens
+        counts["cache_write_1h"] = usage.cache_write_1h_tokens
     if usage.web_searches:
-        found["web_search"] = usage.web_searches
+        counts["web_search"] = usage.web_searches
     if usage.units:
-        found["units"] = usage.units
-    return found | usage.tool_runs if usage.tool_runs else found
+        counts["units"] = usage.units
+    return counts | usage.tool_runs if usage.tool_runs else counts
 
 
 def entry_of(services: Services, exchange: Exchange) -> Entry | None:
-    """A cache entry of the answer; None: it is not whole, or may not be kept."""
+    """A cache entry of the answer; None where the answer is incomplete or may not be cached."""
     body, call = exchange.answer_body, exchange.call
     if not body:
         return None
@@ -221,7 +223,7 @@ def entry_of(services: Services, exchange: Exchange) -> Entry | None:
 
 
 def refusal_to_keep(rules: Rules, seen: Peek, surface: str, answer_bytes: int) -> str | None:
-    """Why an answer may not be cached: it refuses, is empty, or one of its choices has no proper end. None: it may."""
+    """Why an answer may not be cached: it refuses, is empty, or one of its choices was cut off. None where it may."""
     has_ends = surface != "embeddings"
     for ending in (seen.finish_reason or "unknown", *seen.other_endings) if has_ends else (None,):
         refusal = may_store(rules, status=200, complete=True, finish_reason=ending, answer_bytes=answer_bytes)
@@ -233,7 +235,7 @@ def refusal_to_keep(rules: Rules, seen: Peek, surface: str, answer_bytes: int) -
 
 
 def seen_in(body: bytes, surface: str) -> Peek:
-    """What an answer says. Empty where it can't be read: the request is settled all the same."""
+    """The answer's text and usage; empty where it can't be read, because the request is settled all the same."""
     try:
         return peek(body, surface)
     except UpstreamError:

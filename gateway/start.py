@@ -1,4 +1,4 @@
-"""Where the command `headgate` begins: before its imports, which take a third of a second."""
+"""Entry point of the command `headgate`, which runs before the command's imports take a third of a second."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import sys
 
 
 def speak_utf8() -> None:
-    """Begin again in UTF-8 where the locale is another one: paths and texts that we are given need not fit into it."""
+    """Start the process again in Python's UTF-8 mode where the locale has another encoding, which could not represent
+    every path and text.
+    """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
-        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts, too
+        os.environ["PYTHONUTF8"] = "1"  # child processes inherit it
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
 def main() -> None:
-    """Until the command can say how it ends, Ctrl-C simply ends it: there is nothing to put in order yet."""
+    """Run the command. During its imports Ctrl-C ends the process without a traceback; there is nothing to clean up."""
     speak_utf8()
-    listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if listens:
+    has_default_handler = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if has_default_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from gateway import __main__ as command
 
     command.mount()
-    if listens:
+    if has_default_handler:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     command.run()
 

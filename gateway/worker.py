@@ -1,7 +1,9 @@
-"""One worker process: a socket of its own on the shared port, its own event loop; shared are files and databases only.
+"""One worker process. It has its own socket on the shared port and its own event loop; workers share only files and
+databases.
 
-Run as `python -m gateway.worker --index 0 [--fd 3] [--config FILE]` by the supervisor, which holds the socket. SIGTERM
-drains it within the drain timeout, SIGUSR1 (its successor serves already) for as long as a request may take.
+The supervisor, which holds the socket, runs it as `python -m gateway.worker --index 0 [--fd 3] [--config FILE]`. After
+SIGTERM it drains for at most the drain timeout; after SIGUSR1, when its successor already serves, for at most the
+request timeout.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ SETTINGS_EVERY_S = 0.2
 METRICS_EVERY_S = 1.0
 BATCHES_EVERY_S = 1.0
 LINGER_S = 5.0
-"""While draining, so long an idle connection has for its next request, which is answered and ends it."""
+"""While draining, an idle connection is kept this long for one more request, whose answer closes it."""
 COLLECT_AFTER = (20_000, 5, 5)
-"""A request leaves no cycle, a closed connection some 30 objects. The elder generations are looked at often: they hold
-little but what was in use by chance, and what waits there would look like a leak for an hour."""
+"""Thresholds of the garbage collector. A request leaves no cycle, a closed connection some 30 objects. The older
+generations are collected often: they hold little, and garbage that waits there would look like a leak for an hour."""
 ENDS_WITHIN_S = 2.0
-"""Longest wait for what runs beside the requests, once it was told to end."""
+"""Longest wait for background tasks after they were cancelled."""
 
 
 def main() -> None:
@@ -74,7 +76,8 @@ def main() -> None:
 async def work(
     config: Config, index: int, sockets: list[socket.socket] | None = None, ready_fd: int | None = None, parent: int = 0
 ) -> None:
-    """Serve until SIGTERM, or until the process `parent` is gone; in-flight requests and streams are finished first."""
+    """Serve until SIGTERM or until the process `parent` has ended; requests and streams in flight are finished first.
+    """
     app = build(config, index)
     server = HttpServer(server_config(app, config.server), LINGER_S)
     loop = asyncio.get_running_loop()
@@ -87,7 +90,7 @@ async def work(
     control_socket = ControlSocket(app, follower.look)
     await control_socket.open()
     batches = asyncio.create_task(watch_batches(app.services))
-    server.on_drain = lambda: hand_back(app, server, batches)
+    server.on_drain = lambda: stop_batches(app, server, batches)
     chores = [
         asyncio.create_task(follower.run()),
         asyncio.create_task(watch_loop(app.services.metrics)),
@@ -97,7 +100,7 @@ async def work(
         asyncio.create_task(end_with(parent, app, server)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
     ]
-    # What was made at start lives as long as the process: the collector need never look at it again.
+    # Objects made at start live as long as the process, so the collector need never look at them again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
@@ -106,8 +109,8 @@ async def work(
         await server.serve(sockets=sockets or [listen(config.server.host, config.server.port, is_first=False)])
     finally:
         if not batches.cancelling():
-            hand_back(app, server, batches)
-        await asyncio.gather(handed_back(server, batches), made_whole(app, server))
+            stop_batches(app, server, batches)
+        await asyncio.gather(finish_batches(server, batches), finish_background(app, server))
         for chore in chores:
             chore.cancel()
         await asyncio.wait(chores, timeout=ENDS_WITHIN_S)
@@ -116,27 +119,28 @@ async def work(
 
 
 def drain(app: App, server: HttpServer, patience_s: float) -> None:
-    """Accept nothing new, finish what is under way; the same signal again doesn't wait for it."""
+    """Accept nothing new and finish requests in flight; a second signal of the same or a shorter patience ends at once.
+    """
     server.force_exit = app.draining and patience_s <= server.patience_s
     app.draining = True
     server.drain(patience_s)
 
 
-def hand_back(app: App, server: HttpServer, batches: asyncio.Task[None]) -> None:
-    """Ask no further line of a batch; those under way have as long as requests have."""
+def stop_batches(app: App, server: HttpServer, batches: asyncio.Task[None]) -> None:
+    """Start no further line of a batch job; lines in flight have as long to finish as requests have."""
     app.services.batches.drain_s = server.patience_s
     batches.cancel()
 
 
-async def handed_back(server: HttpServer, batches: asyncio.Task[None]) -> None:
-    """Whoever runs the batches next would pay again for what is under way."""
+async def finish_batches(server: HttpServer, batches: asyncio.Task[None]) -> None:
+    """Wait for batch lines in flight: the worker that takes the job over would pay for them again."""
     deadline_s = time.monotonic() + server.patience_s + ENDS_WITHIN_S
     while not (batches.done() or server.force_exit) and time.monotonic() < deadline_s:
         await asyncio.wait({batches}, timeout=DRAIN_EVERY_S)
 
 
-async def made_whole(app: App, server: HttpServer) -> None:
-    """Responses in the background have as long as requests have."""
+async def finish_background(app: App, server: HttpServer) -> None:
+    """Give background responses as long to finish as requests have."""
     await app.background.close(0.0 if server.force_exit else server.patience_s)
 
 
@@ -146,11 +150,13 @@ async def end_with(parent: int, app: App, server: HttpServer) -> None:
 
 
 def restore_spending(app: App) -> None:
-    """Budgets go on where they were. A database that is away costs those who have one a wait, and nobody the start."""
+    """Load from the journal what each budget has spent. A database that is away doesn't stop the start; callers with a
+    budget are then refused until it answers.
+    """
     try:
         restore(app.services)
     except (OSError, HeadgateError) as error:
-        log.warning("what was spent before can't be read yet: %s", error)
+        log.warning("past spending can't be read from the journal yet; callers with a budget wait for it: %s", error)
 
 
 def server_config(app: App, server: Server) -> uvicorn.Config:
@@ -182,7 +188,7 @@ class Follower:
             self.look()
 
     def look(self) -> None:
-        """Now, if anything has changed."""
+        """Apply the settings now if they have changed; settings that can't be applied are logged and refused."""
         current = self._services.current
         try:
             if current.refresh():
@@ -194,12 +200,12 @@ class Follower:
                 current.applied = current.settings.version
         except (ValueError, OSError, ConfigError) as error:
             log.error("new settings refused, the old ones stay: %s", error)
-        except Exception:  # a fault of ours must not end the looking, unseen
+        except Exception:  # a bug must not silently end this task
             log.exception("new settings refused, the old ones stay")
 
 
 async def watch_batches(services: Services) -> None:
-    """Run batch jobs once there is one; until then nothing of them is loaded."""
+    """Run batch jobs from the first one on; until then their modules are not imported."""
     store = services.batches
     while not store.marker.exists():
         with suppress(TimeoutError):
@@ -212,22 +218,22 @@ async def watch_batches(services: Services) -> None:
 
 
 async def publish_metrics(app: App) -> None:
-    """Leave a snapshot where the other workers and the control process find it; the last one for `retired`."""
+    """Write a snapshot each second for the other workers and the control process, and a last one when cancelled."""
     path = snapshot_of(Path(app.services.config.server.run_dir), app.services.index)
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def leave() -> None:
+    def write() -> None:
         try:
             publish(path, app.services.metrics.snapshot())
-        except OSError as fault:  # a full disk: the spool's alarm says so
+        except OSError as fault:  # the spool raises the alarm of a full disk
             log.debug("metrics not published: %s", fault)
 
     try:
         while True:
-            leave()
+            write()
             await asyncio.sleep(METRICS_EVERY_S)
     finally:
-        leave()
+        write()
 
 
 if __name__ == "__main__":
