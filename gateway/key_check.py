@@ -1,4 +1,4 @@
-"""Whether a key made while the gateway runs can be served as it says, by the rules that the file's keys keep to."""
+"""Checks a key that is made while the gateway runs by the rules for keys in the configuration file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_NAME = 200
 
 
 def faults(key: KeyRecord, config: Config) -> Iterator[tuple[str, str]]:
-    """Each with the field that it is in."""
+    """Each fault as the field that it is in and a message."""
     for field in ("name", "tenant"):
         if why := name_fault(getattr(key, field)):
             yield field, why
@@ -28,7 +28,7 @@ def faults(key: KeyRecord, config: Config) -> Iterator[tuple[str, str]]:
 
 
 def name_fault(name: str) -> str:
-    """Why nobody could read this name or type it again; empty: it is sound."""
+    """Why the name is too long or can't be read or typed; empty where it is valid."""
     if len(name) > LONGEST_NAME:
         return f"has {len(name)} characters, more than {LONGEST_NAME}"
     return unreadable(name)

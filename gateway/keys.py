@@ -1,7 +1,7 @@
-"""Who is calling: an API key looked up by its digest, never by itself.
+"""API keys and their callers. A key is looked up by its digest, never by its plaintext.
 
-Keys come from the file and from the database; both live in one immutable snapshot that a reload replaces
-whole. No plaintext is kept after start, and no `repr` or message shows one.
+Keys come from the configuration file and from the database; both are in one immutable snapshot, which a reload replaces
+whole. No plaintext is kept after the start, and no `repr` or message shows one.
 """
 
 from __future__ import annotations
@@ -29,27 +29,29 @@ from gateway.upstream.reach import names_inner
 
 PREFIX = "hg-"
 GRACE_S = 86_400.0
+"""How long an earlier secret still works after a rotation, unless the operator says otherwise."""
 LONGEST_GRACE_S = 90 * 86_400.0
 Load = Callable[[], Iterable[KeyRecord]]
-"""The keys of the database, revoked ones included."""
+"""Returns the database's keys, revoked ones included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what the key allows."""
+    """The owner of a key, and what the key allows."""
 
     key_id: str
     name: str
     tenant: str = "default"
     admin: bool = False
-    """The master key: may use the admin API."""
+    """May use the admin API, as only the master key may."""
     models: frozenset[str] = frozenset()
-    """Routes and models it may ask for; empty: all."""
+    """Routes and models that it may ask for; empty where it may ask for all."""
     knobs: bool = True
     """May set x-headgate-* knobs."""
     explore: bool = True
+    """Its requests may be used for exploration."""
     accounts: tuple[Account, ...] = ()
-    """Of the key and its tenant; the route's own comes on top."""
+    """Budgets of the key and of its tenant; the route's budget is added for each request."""
     limits: tuple[Limit, ...] = ()
     expires_s: float | None = None
     disabled: bool = False
@@ -60,16 +62,18 @@ class Caller:
 
 MASTER = Caller("master", "master", admin=True)
 ANYONE = Caller("open", "open", admin=True)
-"""The caller of a gateway without any key, which answers this machine only."""
+"""The caller of a gateway without any key, which answers only clients on its own machine."""
 
 
 def hash_key(key: str) -> str:
-    """The stored form of a key. Keys are 192 random bits, so one round of SHA-256 is enough."""
+    """The digest that is stored of a key. Keys are 192 random bits, so one round of SHA-256 is enough."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def new_key(name: str, now: float, *, tenant: str = "default") -> tuple[str, KeyRecord]:
-    """A fresh key, shown once, and the record to store (restricted by `msgspec.structs.replace`)."""
+    """A new key's plaintext, to be shown once, and its record, to be stored. The record allows everything until it is
+    restricted by `msgspec.structs.replace`.
+    """
     key = new_secret()
     record = KeyRecord(
         id=new_id("key"), name=name, key_hash=hash_key(key), prefix=_prefix(key), created_s=now, tenant=tenant
@@ -82,12 +86,14 @@ def new_secret() -> str:
 
 
 def rotated(record: KeyRecord, secret: str, now: float, grace_s: float) -> KeyRecord:
-    """The same key with a new secret; no earlier one outlives `grace_s`. Raises CallerError for a revoked key."""
+    """The key with a new secret; its earlier secrets work for at most another `grace_s` seconds. Raises CallerError for
+    a revoked key.
+    """
     if record.revoked_s is not None:
         raise CallerError(f"the key {record.name!r} is revoked: make a new one", status=409, code="key_revoked")
     ends_s = now + grace_s
-    known = (*record.earlier, EarlierSecret(key_hash=record.key_hash, until_s=ends_s))
-    earlier = tuple(replace(one, until_s=min(one.until_s, ends_s)) for one in known if one.until_s >= now)
+    secrets_before = (*record.earlier, EarlierSecret(key_hash=record.key_hash, until_s=ends_s))
+    earlier = tuple(replace(one, until_s=min(one.until_s, ends_s)) for one in secrets_before if one.until_s >= now)
     return replace(record, key_hash=hash_key(secret), prefix=_prefix(secret), earlier=earlier)
 
 
@@ -96,12 +102,12 @@ def _prefix(secret: str) -> str:
 
 
 def revoked(record: KeyRecord) -> KeyRecord:
-    """The key, revoked from now on; a key that was revoked before keeps its time."""
+    """The key, revoked from now on; one that was revoked before keeps the time of that."""
     return record if record.revoked_s is not None else replace(record, revoked_s=time.time())
 
 
 class Keyring:
-    """Every key that opens this gateway."""
+    """All keys of this gateway."""
 
     def __init__(self, auth: Auth, load: Load = tuple) -> None:
         self._master = hashlib.sha256(auth.master_key.encode()).digest() if auth.master_key else b""
@@ -116,23 +122,23 @@ class Keyring:
 
     @property
     def is_open(self) -> bool:
-        """Whether no key exists, so that this machine may call without one."""
+        """Whether there is no key at all, so that clients on this machine need none."""
         return not self._master and not self._callers
 
     @property
     def callers(self) -> Iterable[Caller]:
-        """All callers with a key; those that still use an earlier secret of theirs come last."""
+        """The caller of each secret; those of earlier secrets come after those of the database's current ones."""
         return self._callers.values()
 
     def adopt(self, auth: Auth) -> None:
-        """Tenants' budgets as they are now."""
+        """Apply changed tenants, whose budgets their keys share."""
         if auth.tenants != list(self._tenants.values()):
             self._tenants = {tenant.name: tenant for tenant in auth.tenants}
             self._file = {hash_key(key.key): _file_caller(key, self._tenants) for key in auth.keys}
             self.reload()
 
     def reload(self) -> None:
-        """Read the database's keys again; requests see the old snapshot or the new one, never a mix."""
+        """Read the database's keys again. A request sees either the old snapshot or the new one."""
         stored, earlier = {}, {}
         for record in self._load():
             stored[record.key_hash] = caller = _stored_caller(record, self._tenants)
@@ -143,7 +149,9 @@ class Keyring:
     def identify(
         self, authorization: bytes | None, x_api_key: bytes | None, client_host: str, now: float
     ) -> Caller:
-        """The caller behind `Authorization: Bearer`, `x-api-key` or `api-key`. Raises Unauthorized."""
+        """The owner of the key in `Authorization: Bearer KEY`, or else in `x_api_key`. Raises Unauthorized for an
+        unknown or missing key, PolicyError for one that is disabled or has expired.
+        """
         key = _bearer(authorization) or x_api_key
         if not key:
             return self._without_key(client_host)
@@ -166,8 +174,8 @@ class Keyring:
 
 
 def refuse_pages(host: bytes, origin: bytes, allowed: Sequence[str]) -> None:
-    """A gateway without a key answers programs on this machine, but not web pages of other sites in its browser, be it
-    under a public name that resolves to it (DNS rebinding) or from a foreign origin. Raises PolicyError.
+    """Raise PolicyError for requests of web pages of other sites, which a browser on this machine may send to a gateway
+    without a key: under a public name that resolves to this machine (DNS rebinding), or from a foreign origin.
     """
     if _is_public(host):
         raise PolicyError("This gateway has no key set, so it answers local names only: use localhost, or make a key.")
@@ -176,27 +184,27 @@ def refuse_pages(host: bytes, origin: bytes, allowed: Sequence[str]) -> None:
 
 
 def _is_foreign(origin: bytes) -> bool:
-    """Whether it is a web page elsewhere, or one that hides its origin; desktop applications have other schemes."""
-    scheme, _, place = origin.partition(b"://")
-    host = _host_of(place)
+    """Whether it is the origin of a web page elsewhere, or hidden (`null`). Desktop applications have other schemes."""
+    scheme, _, authority = origin.partition(b"://")
+    host = _host_of(authority)
     return scheme in (b"http", b"https", b"null") and host != "localhost" and not is_loopback(host)
 
 
 @lru_cache(64)
-def _is_public(place: bytes) -> bool:
-    return not names_inner(_host_of(place))
+def _is_public(authority: bytes) -> bool:
+    return not names_inner(_host_of(authority))
 
 
-def _host_of(place: bytes) -> str:
-    """The host without its port; a public name where it can't be read."""
+def _host_of(authority: bytes) -> str:
+    """The host without its port; where it can't be read ".", which counts as a public name."""
     try:
-        return (urlsplit(b"//" + place).hostname or b"").decode("latin-1")
+        return (urlsplit(b"//" + authority).hostname or b"").decode("latin-1")
     except ValueError:
         return "."
 
 
 def is_loopback(host: str) -> bool:
-    """Whether it is an address of this machine. Names are not resolved."""
+    """Whether it is a loopback address. Names are not resolved, so "localhost" is none."""
     if host in ("127.0.0.1", "::1"):
         return True
     try:
@@ -208,7 +216,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _bearer(authorization: bytes | None) -> bytes:
-    """The token of `Bearer TOKEN`, in any case of letters; empty: there is none."""
+    """The token of `Bearer TOKEN`, in any letter case; empty where there is none."""
     if authorization is None or authorization[:7].lower() != b"bearer ":
         return b""
     return authorization[7:].strip()
@@ -260,12 +268,12 @@ def _accounts(
 ) -> tuple[Account, ...]:
     """One account for each budget: the key's and its tenant's."""
     tenant = tenants.get(key.tenant)
-    found = []
+    accounts = []
     if key.budget_usd is not None:
-        found.append(Account(f"key:{key_id}", nanousd(min(key.budget_usd, MOST_USD)), key.budget_period))  # type: ignore[arg-type]
+        accounts.append(Account(f"key:{key_id}", nanousd(min(key.budget_usd, MOST_USD)), key.budget_period))  # type: ignore[arg-type]
     if tenant is not None and tenant.budget_usd is not None:
-        found.append(Account(f"tenant:{tenant.name}", nanousd(tenant.budget_usd), tenant.budget_period))
-    return tuple(found)
+        accounts.append(Account(f"tenant:{tenant.name}", nanousd(tenant.budget_usd), tenant.budget_period))
+    return tuple(accounts)
 
 
 def _limits(key_id: str, key: KeyConfig | KeyRecord) -> tuple[Limit, ...]:

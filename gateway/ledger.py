@@ -1,8 +1,9 @@
-"""Budgets: the worst case of a request is held before it starts, what it really cost is settled at its end.
+"""Budgets: the most that a request can cost is held before it starts, and what it did cost is settled at its end.
 
-`Ledger` is the contract; `MemoryLedger` keeps it within one process, `ledger_redis.RedisLedger` across many.
-Holding may wait and may say no. Shrinking and settling do neither, so they are safe in a `finally` and when
-the client has left. At rest, held is zero in every account; between, it is the sum of the open holds.
+`Ledger` is the contract; `MemoryLedger` keeps it within one process, `ledger_redis.RedisLedger` across many. Holding
+may wait and may be refused. Shrinking and settling do neither, so they are safe in a `finally` and after the client has
+disconnected. The held amount of an account is always the sum of its open holds, so it is zero when no request is in
+flight.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ class Account:
 
     id: str
     limit_nanousd: int | None
-    """None: counted, never refused."""
+    """None for an account without a budget, whose spending is only counted."""
     period: Period = "month"
 
 
 Recall = Callable[[], tuple[Mapping[str, int], Iterable[Account]]]
-"""What each account has spent in its running period, and the accounts. Blocks; raises HeadgateError or OSError."""
+"""Reads from the journal what each account has spent in its current period. Returns the nano-dollars by account id, and
+the accounts. Blocks; raises HeadgateError or OSError.
+"""
 
 
 class Hold(Protocol):
@@ -47,7 +50,7 @@ class Hold(Protocol):
 
     @property
     def nanousd(self) -> int:
-        """What is still set aside; 0 once settled."""
+        """The amount that is still set aside; 0 once settled."""
         ...
 
     def shrink(self, to: int) -> None:
@@ -55,19 +58,18 @@ class Hold(Protocol):
         ...
 
     def settle(self, nanousd: int) -> bool:
-        """Spend this much and give the rest back. More than was held is recorded, never lost.
-
-        False, and nothing changes, where it was settled before.
+        """Spend this amount, which may be more than was held, and give the rest back. False, and nothing changes, where
+        the hold was settled before.
         """
         ...
 
     def release(self) -> bool:
-        """Settle at nothing."""
+        """Settle at 0."""
         ...
 
 
 class Joined:
-    """Two holds of one request as one: see `Hold`."""
+    """Two holds of one request as one `Hold`."""
 
     def __init__(self, first: Hold, then: Hold) -> None:
         self._first = first
@@ -91,43 +93,44 @@ class Joined:
 
 
 class Ledger(Protocol):
-    """Where accounts are kept."""
+    """Keeps accounts and their holds."""
 
     recall: Recall | None
-    """Asks the journal what was spent before, where the ledger needs to know; None: it has nobody to ask."""
+    """Reads past spending from the journal, where the ledger needs it; None where it can't or need not be read."""
 
     @property
     def outstanding(self) -> int:
-        """Open holds of this process."""
+        """Number of open holds of this process."""
         ...
 
     @property
     def overrun_nanousd(self) -> int:
-        """Spent beyond what was held, all requests together: a worst case was wrong."""
+        """The amount spent beyond what was held, over all requests: above 0, a worst case was underestimated."""
         ...
 
     async def hold(self, accounts: Sequence[Account], nanousd: int, taken: Taken = NOTHING_TAKEN) -> Hold:
-        """Set the amount aside in all accounts, or in none and raise OverBudget.
+        """Set the amount aside in all accounts. Raises OverBudget, and holds nothing, where one has too little left.
 
-        `taken`: from rate limits; where they are shared they are taken here, which may raise RateLimited.
+        `taken` is what the request takes from rate limits. Limits that are shared through Redis are taken in the same
+        step, which may raise RateLimited.
         """
         ...
 
     def restore(self, spent: Mapping[str, int], accounts: Iterable[Account] = ()) -> None:
-        """Take over what each account has spent in its running period, as the journal remembers it."""
+        """Take over what each account has spent in its current period by the journal, in nano-dollars by account id."""
         ...
 
     async def run(self) -> None:
-        """What must go on beside the requests, until cancelled."""
+        """Do the ledger's background work until cancelled."""
         ...
 
     async def close(self) -> None:
-        """Leave nothing unsaid."""
+        """Send what is still queued, and disconnect."""
         ...
 
 
 def period_start(period: Period, now: float) -> float:
-    """Unix time at which the running period began; days, weeks (Monday) and months are of UTC."""
+    """Unix time at which the current period began. Days, weeks (from Monday) and months are those of UTC."""
     if period == "total":
         return 0.0
     day = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -148,7 +151,7 @@ def period_end(period: Period, now: float) -> float:
 
 
 def over_budget(account: Account, nanousd: int, spent: int, held: int) -> OverBudget:
-    """The refusal. Where only other requests' holds are in the way, trying again soon may help."""
+    """The refusal of a request. It has a `retry_after_s` where only other requests' holds are in the way."""
     limit = account.limit_nanousd or 0
     kind, _, name = account.id.partition(":")
     span = "" if account.period == "total" else f" for this {account.period}"
@@ -160,7 +163,7 @@ def over_budget(account: Account, nanousd: int, spent: int, held: int) -> OverBu
 
 
 class _Row:
-    """One account's running period."""
+    """One account's current period."""
 
     __slots__ = ("ends_s", "held", "spent")
 
@@ -171,7 +174,7 @@ class _Row:
 
 
 class MemoryHold:
-    """See `Hold`."""
+    """A hold in a `MemoryLedger`."""
 
     __slots__ = ("_ledger", "_open", "_rows", "nanousd")
 
@@ -183,14 +186,14 @@ class MemoryHold:
 
     def shrink(self, to: int) -> None:
         if not 0 <= to <= self.nanousd:
-            raise ValueError(f"can't shrink a hold of {self.nanousd} to {to}")
+            raise ValueError(f"can't shrink a hold of {self.nanousd} nano-dollars to {to}")
         for _, row in self._rows:
             row.held += to - self.nanousd
         self.nanousd = to
 
     def settle(self, nanousd: int) -> bool:
         if nanousd < 0:
-            raise ValueError(f"can't spend {nanousd}")
+            raise ValueError(f"can't spend {nanousd} nano-dollars")
         if not self._open:
             return False
         self._open = False
@@ -203,11 +206,11 @@ class MemoryHold:
 
 
 class MemoryLedger:
-    """A ledger of one process; its methods never wait."""
+    """The ledger of a single process; its holds never wait."""
 
     def __init__(self, clock: Clock = time.time) -> None:
         self.recall: Recall | None = None
-        """Not None: what was spent before this process is not known yet, so nothing is held of a limited account."""
+        """While it is set, past spending is not known yet, so holds of accounts with a budget are refused."""
         self.outstanding = 0
         self.overrun_nanousd = 0
         self._clock = clock
@@ -220,7 +223,7 @@ class MemoryLedger:
         return self.hold_now(accounts, nanousd)
 
     async def run(self) -> None:
-        """Asks what was spent before, until that is known."""
+        """Read past spending from the journal, again every second until it could be read."""
         while self.recall is not None:
             await asyncio.sleep(RECALL_EVERY_S)
             try:
@@ -231,12 +234,12 @@ class MemoryLedger:
             log.info("budgets go on where they were")
 
     async def close(self) -> None:
-        """Nothing to leave."""
+        """Does nothing: no hold or settlement is ever queued."""
 
     def hold_now(self, accounts: Sequence[Account], nanousd: int) -> MemoryHold:
         """`hold` without waiting."""
         if nanousd < 0:
-            raise ValueError(f"can't hold {nanousd}")
+            raise ValueError(f"can't hold {nanousd} nano-dollars")
         now = self._clock()
         rows = [(account, self._row(account, now)) for account in accounts]
         for account, row in rows:
@@ -253,7 +256,7 @@ class MemoryLedger:
         return MemoryHold(self, rows, nanousd)
 
     def book(self, rows: Sequence[tuple[Account, _Row]], held: int, spent: int) -> None:
-        """The end of a hold: its money is spent in the period that runs now."""
+        """End a hold: book what was spent in the current period."""
         now = self._clock()
         for account, row in rows:
             if now >= row.ends_s:
@@ -274,7 +277,7 @@ class MemoryLedger:
                 row.spent = amount
 
     def balance(self, account: Account) -> tuple[int, int]:
-        """Spent and held, in nano-USD, in the running period."""
+        """Nano-dollars spent in the current period, and held."""
         row = self._row(account, self._clock())
         return row.spent, row.held
 
@@ -291,6 +294,6 @@ class MemoryLedger:
 
 
 def _roll(row: _Row, account: Account, now: float) -> None:
-    """A new period: nothing is spent yet, what is held stays held."""
+    """Begin a new period: nothing is spent in it yet, and what is held stays held."""
     row.spent = 0
     row.ends_s = period_end(account.period, now)

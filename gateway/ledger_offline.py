@@ -1,8 +1,8 @@
-"""Budgets while Redis is away: what one worker knows of each account, and its share of what was left.
+"""Budgets while Redis is away: what one worker knows of each account, and its share of what was left of it.
 
-All workers together give away at most half of what was left when Redis last answered, so they stay within the
-budget unless the others spent more than the other half since this worker last looked: a second ago at an account that
-it was asked for lately, and in turn at the others (`OfflineLedger.due`). A worker that was the only one has all of it.
+All workers together spend at most half of what was left when Redis last answered, so they stay within the budget unless
+the others have spent more than the other half since this worker last read the account: a second ago for an account with
+recent requests, and in turn for the others (`OfflineLedger.due`). A worker that was the only one may spend all of it.
 """
 
 from __future__ import annotations
@@ -14,53 +14,53 @@ from gateway.errors import OverBudget
 from gateway.ledger import Account, Clock, over_budget, period_end
 
 KNOWN_S = 120.0
-"""How long after its last request an account is looked after at every pulse."""
+"""An account is read from Redis at every pulse until this long after its last request."""
 QUIET_AT_ONCE = 500
-"""Other accounts that are looked after at one pulse."""
+"""Number of other accounts that are read at one pulse."""
 
 
-class Known:
-    """What this process knows of one account."""
+class KnownAccount:
+    """What this process knows of one account, in nano-dollars."""
 
-    __slots__ = ("account", "alone", "ends_s", "held", "queued", "seen_s", "spent")
+    __slots__ = ("account", "ends_s", "held", "offline", "queued", "seen_s", "spent")
 
     def __init__(self, account: Account, now: float) -> None:
         self.account = account
         self.ends_s = period_end(account.period, now)
         self.spent = self.held = 0
-        """Of all workers, as last told."""
+        """Amounts of all workers, as Redis last said."""
         self.queued = 0
-        """Spent here, and Redis hasn't said that it knows."""
-        self.alone = 0
-        """Held or spent here since."""
+        """Amount spent by this worker that Redis has not confirmed yet."""
+        self.offline = 0
+        """Amount held or spent by this worker since Redis last answered."""
         self.seen_s = now
 
-    def told(self, spent: int, held: int, now: float) -> None:
-        self.spent, self.held, self.alone = spent, held, 0
+    def update(self, spent: int, held: int, now: float) -> None:
+        self.spent, self.held, self.offline = spent, held, 0
         if now >= self.ends_s:
             self.ends_s = period_end(self.account.period, now)
 
     def roll(self, now: float) -> None:
         if now >= self.ends_s:
-            self.spent = self.queued = self.alone = 0
+            self.spent = self.queued = self.offline = 0
             self.ends_s = period_end(self.account.period, now)
 
     def share(self, workers: int) -> int:
-        """Of what was left, what this worker may still give away."""
+        """What this worker may still spend while Redis is away."""
         left = max(0, (self.account.limit_nanousd or 0) - self.spent - self.queued - self.held)
-        return (left if workers <= 1 else left // (2 * workers)) - self.alone
+        return (left if workers <= 1 else left // (2 * workers)) - self.offline
 
 
 class OfflineLedger:
-    """The accounts this worker has seen of late."""
+    """The accounts that this worker has seen within the last `KNOWN_S` seconds."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, KnownAccount] = {}
         self._turn = 0
-        """How many quiet accounts have been looked after in this round."""
+        """Number of quiet accounts that have been read in this round."""
 
-    def __iter__(self) -> Iterator[Known]:
+    def __iter__(self) -> Iterator[KnownAccount]:
         return iter(list(self._known.values()))
 
     @property
@@ -69,88 +69,91 @@ class OfflineLedger:
 
     @property
     def spent(self) -> dict[str, int]:
-        """What each account has spent at least."""
+        """The least that each account has spent in its current period, in nano-dollars by account id."""
         return {id_: known.spent for id_, known in self._known.items()}
 
-    def told(self, account: Account, spent: int, held: int) -> None:
-        """What Redis says of an account that a request asks for."""
+    def update(self, account: Account, spent: int, held: int) -> None:
+        """Take over what Redis says of an account that a request asks for."""
         now = self._clock()
-        self._know(account, now).told(spent, held, now)
+        self._find_or_add(account, now).update(spent, held, now)
 
     def refresh(self, account: Account, spent: int, held: int) -> None:
-        """What Redis says of an account that is looked after."""
+        """Take over what Redis says of an account that is read at a pulse."""
         known = self._known.get(account.id)
         if known is not None:
-            known.told(spent, held, self._clock())
+            known.update(spent, held, self._clock())
 
     def due(self) -> list[Account]:
-        """The accounts to look after now: those that a request asked for lately, and so many others in turn that one
+        """The accounts to read at this pulse: those with a recent request, and in turn so many of the others that the
         pulse stays short however many there are.
         """
         recent_s = self._clock() - KNOWN_S
-        found = [known.account for known in self._known.values() if known.seen_s >= recent_s]
+        due = [known.account for known in self._known.values() if known.seen_s >= recent_s]
         quiet = [known.account for known in self._known.values() if known.seen_s < recent_s]
         if self._turn >= len(quiet):
             self._turn = 0
-        found += quiet[self._turn : self._turn + QUIET_AT_ONCE]
+        due += quiet[self._turn : self._turn + QUIET_AT_ONCE]
         self._turn += QUIET_AT_ONCE
-        return found
+        return due
 
-    def settled(self, accounts: Sequence[Account], held: int, spent: int) -> None:
-        """A hold of ours is over; Redis is being told."""
+    def note_settled(self, accounts: Sequence[Account], held: int, spent: int) -> None:
+        """A hold of this worker has ended, and its settlement is queued for Redis."""
         for account in accounts:
             known = self._known.get(account.id)
             if known is not None:
                 known.held = max(0, known.held - held)
                 known.queued += spent
 
-    def booked(self, account_id: str, nanousd: int) -> None:
-        """Redis has taken a settlement of ours."""
+    def note_booked(self, account_id: str, nanousd: int) -> None:
+        """Redis has booked a settlement of this worker."""
         known = self._known.get(account_id)
         if known is not None:
             known.spent += nanousd
             known.queued = max(0, known.queued - nanousd)
 
-    def floor(self, accounts: Iterable[Account], spent: Mapping[str, int]) -> None:
-        """What the journal says."""
+    def raise_spent(self, accounts: Iterable[Account], spent: Mapping[str, int]) -> None:
+        """Raise each account to what it has spent at least, in nano-dollars by account id."""
         now = self._clock()
         for account in accounts:
             known = self._known.get(account.id)
             if known is None:
-                known = self._known[account.id] = Known(account, now)
+                known = self._known[account.id] = KnownAccount(account, now)
                 known.seen_s = -inf
             known.account = account
             known.spent = max(known.spent, spent.get(account.id, 0))
 
     def hold(self, accounts: Sequence[Account], nanousd: int, workers: int) -> None:
-        """From this worker's shares, or raise OverBudget."""
+        """Hold the amount from this worker's share of each account. Raises OverBudget, and holds nothing, where one is
+        too small.
+        """
         now = self._clock()
-        all_ = [self._know(account, now) for account in accounts]
+        all_ = [self._find_or_add(account, now) for account in accounts]
         for known in all_:
             known.roll(now)
             if known.account.limit_nanousd is not None and nanousd > known.share(workers):
                 raise _over_share(known, nanousd, workers)
         for known in all_:
-            known.alone += nanousd
+            known.offline += nanousd
 
     def give_back(self, accounts: Sequence[Account], nanousd: int) -> None:
-        """Of a hold from a share; less than nothing where more was spent than held."""
+        """Return what a hold from this worker's share did not spend; below 0 where it spent more than it held."""
         for account in accounts:
             known = self._known.get(account.id)
             if known is not None:
-                known.alone = max(0, known.alone - nanousd)
+                known.offline = max(0, known.offline - nanousd)
 
-    def _know(self, account: Account, now: float) -> Known:
+    def _find_or_add(self, account: Account, now: float) -> KnownAccount:
         known = self._known.get(account.id)
         if known is None:
-            known = self._known[account.id] = Known(account, now)
+            known = self._known[account.id] = KnownAccount(account, now)
         known.account, known.seen_s = account, now
         return known
 
 
-def _over_share(known: Known, nanousd: int, workers: int) -> OverBudget:
-    spent, held = known.spent + known.queued, known.held + known.alone
+def _over_share(known: KnownAccount, nanousd: int, workers: int) -> OverBudget:
+    spent, held = known.spent + known.queued, known.held + known.offline
     refusal = over_budget(known.account, nanousd, spent, held)
     if spent + held + nanousd > (known.account.limit_nanousd or 0):
         return refusal
-    return OverBudget(f"{refusal.message} Just now each of {workers} workers has a share of it.", retry_after_s=1.0)
+    message = f"{refusal.message} Redis can't tell it just now, so each of {workers} workers has a share of it."
+    return OverBudget(message, retry_after_s=1.0)

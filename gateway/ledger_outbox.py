@@ -1,7 +1,7 @@
-"""What a worker has yet to tell Redis of money and limits: settlements, smaller holds, corrections, sent in batches.
+"""Settlements, smaller holds and corrections of rate limits that a worker has yet to send to Redis, in batches.
 
-Nobody waits for it. A settlement is applied once however often it is sent, and stays here until Redis has taken it;
-beyond a bound those of one account become one sum, so that a long outage costs no memory.
+No request waits for them. A settlement is applied once however often it is sent, and stays queued until Redis has taken
+it. Beyond `MAX_QUEUED` the settlements of one account are added up, so that a long outage takes no more memory.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from gateway.config import Period
 from gateway.ledger import Account, Clock, period_end, period_start
 from gateway.ledger_offline import OfflineLedger
 from gateway.ledger_scripts import CORRECT, SETTLE, SHRINK
-from gateway.limits_shared import Words
+from gateway.limits_shared import Arguments
 from gateway.redis_wire import RedisWire, Script
 
 SETTLED_S = 3600
-"""How long Redis remembers a settlement, so that one sent twice counts once."""
+"""How long Redis remembers a settlement, so that one that is sent twice counts once."""
 BATCH = 64
-"""Settlements sent at once."""
+"""Entries sent at once."""
 MAX_QUEUED = 20_000
-"""Settlements kept while Redis is away; beyond, those of one account become one sum."""
+"""Settlements queued while Redis is away; beyond that, those of one account are added up."""
 MAX_CORRECTIONS = 2_000
-"""A correction of a rate limit that can't be sent is forgotten: the bucket refills within a minute."""
+"""Corrections of rate limits that are queued; further ones are dropped, because buckets refill within a minute."""
 
-Entry = tuple[Script, list[str], Words]
+Entry = tuple[Script, list[str], Arguments]
 """A script to run, its keys and its arguments."""
 
 
 class Naming:
-    """How Redis' keys, the time and the periods of accounts are written in what scripts are told.
+    """Writes accounts, holds, times and periods as the scripts' keys and arguments.
 
-    `clock`: None outside tests, then Redis' own clock decides, but for where a period begins.
+    `clock` is set only in tests. Without it Redis' own clock counts, except for the start of a period, which the
+    worker's clock decides.
     """
 
     def __init__(self, prefix: str, worker: str, clock: Clock | None) -> None:
@@ -55,11 +56,11 @@ class Naming:
         return [self.prefix + account.id for account in accounts]
 
     def now(self) -> str | float:
-        """Empty: Redis knows best."""
+        """The time to count by; empty where Redis' own clock counts."""
         return "" if self._stated is None else self._stated()
 
     def start(self, period: Period, now: float) -> int:
-        """When the running period began; worked out once a period."""
+        """Unix time at which the current period began; computed once a period."""
         begins_s, ends_s, start = self._starts.get(period, (inf, 0.0, 0))
         if not begins_s <= now < ends_s:
             start = int(period_start(period, now))
@@ -68,28 +69,28 @@ class Naming:
 
 
 class Outbox:
-    """One per worker. `wake` is set when there is something to send."""
+    """The queue of one worker. `wake` is set when there is something to send."""
 
-    def __init__(self, wire: RedisWire, naming: Naming, alone: OfflineLedger, settle_down_s: float) -> None:
+    def __init__(self, wire: RedisWire, naming: Naming, offline: OfflineLedger, settle_down_s: float) -> None:
         self._wire = wire
         self._naming = naming
-        self._alone = alone
+        self._offline = offline
         self._settle_down_s = settle_down_s
         self.wake = asyncio.Event()
         self.settlements: list[Entry] = []
-        """That Redis doesn't have yet, in their order."""
+        """Settlements that Redis has not booked yet, oldest first."""
         self._corrections: list[Entry] = []
         self._shrinks: dict[str, Entry] = {}
-        """By hold: one that is settled before it was sent need not be sent."""
+        """By hold id, the last shrink that was not sent yet; a settlement makes it needless."""
 
     def shrink(self, hold_id: str, accounts: Sequence[Account], nanousd: int) -> None:
-        """A hold is this small from now on."""
+        """Queue that a hold is this small from now on."""
         naming = self._naming
         self._shrinks[hold_id] = (SHRINK, naming.keys(accounts), [naming.prefix, hold_id, nanousd])
         self.wake.set()
 
     def settle(self, hold_id: str, accounts: Sequence[Account], nanousd: int) -> None:
-        """A hold is over, and so much was spent."""
+        """Queue that a hold has ended and this amount was spent."""
         self._shrinks.pop(hold_id, None)
         now = self._naming.clock()
         starts = [self._naming.start(account.period, now) for account in accounts]
@@ -98,20 +99,22 @@ class Outbox:
             self.settlements[BATCH:] = self._sums(self.settlements[BATCH:])
         self.wake.set()
 
-    def correct(self, keys: list[str], capacities: Words, tokens: int) -> None:
-        """Rate limits: what was guessed wrong. Not sent twice, and forgotten where it can't be sent."""
+    def correct(self, keys: list[str], capacities: Arguments, tokens: int) -> None:
+        """Queue tokens to give back to rate limits, below 0 to take more. Sent at most once: a correction that fails is
+        dropped.
+        """
         if len(self._corrections) < MAX_CORRECTIONS:
             keys = [self._naming.prefix + key for key in keys]
             self._corrections.append((CORRECT, keys, [self._naming.now(), tokens, *capacities]))
         self.wake.set()
 
     def unsent(self) -> dict[str, int]:
-        """Nano-dollars of settlements that Redis doesn't have yet, by account."""
-        found: defaultdict[str, int] = defaultdict(int)
-        for _, keys, words in self.settlements:
+        """Nano-dollars of settlements that Redis has not booked yet, by account id."""
+        totals: defaultdict[str, int] = defaultdict(int)
+        for _, keys, arguments in self.settlements:
             for key in keys[2:]:
-                found[key.removeprefix(self._naming.prefix)] += int(words[3])
-        return found
+                totals[key.removeprefix(self._naming.prefix)] += int(arguments[3])
+        return totals
 
     def _settlement(self, hold_id: str, keys: list[str], nanousd: int, starts: Sequence[str | float]) -> Entry:
         prefix = self._naming.prefix
@@ -119,7 +122,7 @@ class Outbox:
         return SETTLE, keys, [prefix, hold_id, self._naming.now(), nanousd, SETTLED_S, "", 0.0, *starts]
 
     def _sums(self, entries: Sequence[Entry]) -> list[Entry]:
-        """One settlement an account instead of one a request; the holds themselves lapse."""
+        """One settlement per account instead of one per request. The holds themselves lapse with their leases."""
         sums: dict[str, tuple[int, str | int | float]] = {}
         for _, keys, arguments in entries:
             for key, start in zip(keys[2:], arguments[7:], strict=True):
@@ -129,14 +132,13 @@ class Outbox:
         ]
 
     async def send(self, epoch: Callable[[], str]) -> bool:
-        """All of it, in order. False: Redis isn't the one of this epoch, and what it didn't take stays here.
-
-        Raises what the wire raises.
+        """Send everything in order. False where Redis has lost its data since this epoch: what it didn't take stays
+        queued. Raises what the wire raises.
         """
-        told = [*self._corrections, *self._shrinks.values()]
+        unconfirmed = [*self._corrections, *self._shrinks.values()]
         self._corrections, self._shrinks = [], {}
-        for start in range(0, len(told), BATCH):
-            await self._wire.run_all(told[start : start + BATCH])
+        for start in range(0, len(unconfirmed), BATCH):
+            await self._wire.run_all(unconfirmed[start : start + BATCH])
         while self.settlements:
             batch = [self._dated(entry, epoch()) for entry in self.settlements[:BATCH]]
             answers = await self._wire.run_all(batch)
@@ -151,9 +153,9 @@ class Outbox:
         for (_, keys, arguments), answer in zip(entries, answers, strict=False):
             if answer == 1:
                 for key in keys[2:]:
-                    self._alone.booked(key.removeprefix(self._naming.prefix), int(arguments[3]))
+                    self._offline.note_booked(key.removeprefix(self._naming.prefix), int(arguments[3]))
 
     def _dated(self, entry: Entry, epoch: str) -> Entry:
-        """A settlement says which Redis it was made for."""
+        """The settlement with the epoch of the Redis that it is meant for."""
         script, keys, arguments = entry
         return script, keys, [*arguments[:5], epoch, self._settle_down_s, *arguments[7:]]

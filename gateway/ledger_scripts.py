@@ -1,8 +1,8 @@
-"""What the shared ledger does inside Redis: each script is one step that nothing comes between.
+"""The Lua scripts of the shared ledger. Redis runs each as one atomic step.
 
-Redis' own clock counts (a worker's may be wrong), but where a caller states the time. All keys carry one hash
-tag, so a cluster would keep them together. `born` is drawn anew whenever Redis has lost its data: for a moment
-after it nothing is held and nothing is booked, while every worker says what it knew.
+Redis' own clock counts, because a worker's may be wrong, except where a caller states the time. All keys have the same
+hash tag, so a cluster would keep them together. The key `born` holds an epoch, which is drawn anew whenever Redis has
+lost its data: for a moment after that nothing is held or booked, while every worker sends what it knows.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ local function born_of(prefix, fresh, settle_s)
   return born[1], settle_s - (now - tonumber(born[2]))
 end
 """
-# A period begins when its start has come: a worker whose clock runs ahead doesn't begin it for the others. An account
-# whose key holds something else has no row and takes no money, until RAISE makes it anew of what the journal knows;
-# what was held before is then given back to nobody.
+# A period begins only when its start has come by the clock that counts: a worker whose clock runs ahead doesn't begin
+# it for the others. An account whose key holds something else has no row and takes no money until RAISE writes it anew
+# from the journal; what was held before is then forgotten.
 _ROW = """
 local function count(word)
   return tonumber(string.match(word or '0', '^-?%d+$'))
@@ -61,7 +61,7 @@ local function put(prefix, hold, keys, from, to, amount, ends)
   redis.call('ZADD', prefix .. 'leases', string.format('%.3f', ends), hold)
 end
 """
-# Token buckets: see gateway/limits.py, which counts the same way.
+# Token buckets, which count in the same way as those of gateway/limits.py.
 _BUCKETS = """
 local function level(kept, capacity, passed_s)
   if capacity == '' then return nil end
@@ -92,9 +92,10 @@ local function told(held) return held and string.format('%.6f', held) or '' end
 
 # KEYS: leases, the accounts, the limits. ARGV: prefix, hold, now or '', seconds of the lease, amount, an epoch
 # to draw, seconds to settle down, tokens, the epoch its sender knows, how many accounts; each account's limit and
-# period start; each limit's requests and tokens a minute. Answers the epoch, the seconds to wait before asking
-# again (empty: it was done; otherwise there is no more), the account that refuses (0: none; below: it can't be read),
-# the limit that does, spent and held of each account, and the levels of each limit.
+# period start; each limit's requests and tokens a minute. Answers the epoch and the seconds to wait before trying
+# again. Where these are empty, there follow the number of the account that refuses (from 1; 0: none; negative: that
+# account can't be read), the number of the limit that refuses (from 1; 0: none), spent and held of each account, and
+# the two levels of each limit.
 HOLD = Script(
     _TIME
     + _ROW
@@ -136,7 +137,8 @@ return answer
 """
 )
 # KEYS: settled marker, leases, the accounts. ARGV: prefix, hold, now or '', amount, seconds to remember, the
-# epoch its sender knows, seconds to settle down, period starts. -1: not now, the sender has something to say first.
+# epoch its sender knows, seconds to settle down, period starts. Answers 1 where it was booked, 0 where it had been
+# before, and -1 where the sender must first send a Redis of another epoch what it knows.
 SETTLE = Script(
     _TIME
     + _ROW
@@ -151,7 +153,7 @@ end
 return 1
 """
 )
-# KEYS: as the hold's accounts. ARGV: prefix, hold, amount to keep.
+# KEYS: the hold's accounts. ARGV: prefix, hold, amount to keep.
 SHRINK = Script("""
 local name = ARGV[1] .. 'hold:' .. ARGV[2]
 for _, key in ipairs(KEYS) do
@@ -177,7 +179,8 @@ end
 return 1
 """
 )
-# KEYS: accounts. ARGV: now or '', what each has spent at least, and its period's start.
+# KEYS: accounts. ARGV: now or '', then for each what it has spent at least and its period's start. Answers how many
+# accounts it changed.
 RAISE = Script(
     _TIME
     + _ROW
@@ -199,7 +202,8 @@ end
 return raised
 """
 )
-# KEYS: leases, the accounts. ARGV: prefix, hold, now or '', seconds of the lease, amount. A hold that Redis forgot.
+# KEYS: leases, the accounts. ARGV: prefix, hold, now or '', seconds of the lease, amount. Makes a hold that Redis has
+# forgotten again; one that it knows stays as it is.
 REHOLD = Script(
     _TIME
     + _ROW

@@ -1,8 +1,8 @@
-"""Rate limits that all workers and replicas share: token buckets in Redis, taken in the hold's own round trip.
+"""Rate limits that all workers and replicas share: token buckets in Redis, taken in the round trip of the hold.
 
-Here is what a worker keeps of them: the levels it was last told, for the client's headers, and for a moment the
-refusals, so that a flood that is being refused costs Redis twenty questions a second and not thousands. While
-Redis is away each worker counts for itself, with its share of the limit: all shares together are the limit.
+A worker keeps their last levels, for the client's headers, and repeats a refusal for a moment, so that a refused flood
+of requests costs Redis twenty calls a second and not thousands. While Redis is away, each worker counts by itself with
+its share of the limit; all shares together are the limit.
 """
 
 from __future__ import annotations
@@ -15,42 +15,43 @@ from gateway.errors import RateLimited
 from gateway.limits import NOTHING_TAKEN, Limit, Limits, Taken, _Bucket, _Pair
 
 REFUSED_FOR_S = 0.05
-"""A refusal is repeated this long without asking: other workers may give tokens back meanwhile."""
-Words = list[str | int | float]
+"""A refusal is repeated for this long without asking Redis; not longer, as other workers may give tokens back."""
+Arguments = list[str | int | float]
+"""Arguments of a Redis script."""
 
 
 class Corrections(Protocol):
-    """Where what was guessed too high or too low goes."""
+    """Sends corrections of estimated tokens to Redis."""
 
-    def queue_correct(self, keys: list[str], capacities: Words, tokens: int) -> None:
-        """Give this many tokens back to each; negative: take them."""
+    def queue_correct(self, keys: list[str], capacities: Arguments, tokens: int) -> None:
+        """Give this many tokens back to each bucket; below 0, take them."""
         ...
 
 
 class SharedPair(_Pair):
-    """The buckets of one limit, as Redis last told them."""
+    """The two buckets of one limit, with the levels that Redis last stated."""
 
-    __slots__ = ("shut_until_s",)
+    __slots__ = ("refused_until_s",)
 
     def __init__(self, limit: Limit) -> None:
         super().__init__(limit)
-        self.shut_until_s = 0.0
+        self.refused_until_s = 0.0
 
-    def know(self, requests: str, tokens: str, now: float) -> None:
-        """Levels as Redis tells them; empty: there is no such bucket."""
-        for bucket, told in ((self.requests, requests), (self.tokens, tokens)):
-            if bucket is not None and told:
-                bucket.set_level(float(told), now)
+    def update(self, requests: str, tokens: str, now: float) -> None:
+        """Set the levels to those that Redis states; an empty one belongs to a bucket that doesn't exist."""
+        for bucket, level in ((self.requests, requests), (self.tokens, tokens)):
+            if bucket is not None and level:
+                bucket.set_level(float(level), now)
 
 
 class SharedLimits(Limits):
-    """`take` says what is wanted; the ledger's hold takes it, together with the money."""
+    """`take` only prepares what a request takes; the ledger's hold takes it in Redis together with the money."""
 
     def __init__(self, corrections: Corrections, max_limits: int = 65_536) -> None:
         super().__init__(max_limits)
         self._corrections = corrections
         self._known: dict[str, SharedPair] = {}
-        self._alone = Limits(max_limits)
+        self._offline = Limits(max_limits)
 
     def take(self, limits: Sequence[Limit], tokens: int, now: float) -> Taken:
         """Raises RateLimited at once where Redis has just refused the same."""
@@ -58,82 +59,85 @@ class SharedLimits(Limits):
             return NOTHING_TAKEN
         pairs = [self._pair_of(limit) for limit in limits]
         for pair in pairs:
-            if now < pair.shut_until_s:
+            if now < pair.refused_until_s:
                 raise pair.refusal(tokens, now)
-        return SharedTaken(self._corrections, self._alone, pairs, tokens, now)
+        return SharedTaken(self._corrections, self._offline, pairs, tokens, now)
 
     def _pair_of(self, limit: Limit) -> SharedPair:
         pair = self._known.get(limit.id)
         if pair is None or pair.limit != limit:
             if len(self._known) >= self._max_limits:
-                self._known.clear()  # Redis has the levels; here they are only for headers
+                self._known.clear()  # the levels are in Redis; those here serve only for headers
             pair = self._known[limit.id] = SharedPair(limit)
         return pair
 
 
 class SharedTaken(Taken):
-    """What one request wants, then has, of its limits."""
+    """What one request is to take, then has taken, from its limits."""
 
-    __slots__ = ("_alone", "_asked_s", "_corrections", "_granted", "_shared")
+    __slots__ = ("_corrections", "_offline", "_shared", "_taken_offline", "_time_s")
 
     def __init__(
-        self, corrections: Corrections, alone: Limits, pairs: Sequence[SharedPair], tokens: int, now: float
+        self, corrections: Corrections, offline: Limits, pairs: Sequence[SharedPair], tokens: int, now: float
     ) -> None:
         super().__init__(pairs, tokens)
         self._shared = pairs
         self._corrections = corrections
-        self._alone = alone
-        self._asked_s = now
-        self._granted: Taken | None = None
+        self._offline = offline
+        self._time_s = now
+        self._taken_offline: Taken | None = None
 
     def names(self) -> list[str]:
+        """The buckets' keys in Redis, without the ledger's prefix."""
         return [f"bucket:{pair.limit.id}" for pair in self._shared]
 
-    def capacities(self) -> Words:
-        """Requests and tokens a minute of each limit; empty: unlimited."""
-        return [word for pair in self._shared for word in (_word(pair.requests), _word(pair.tokens))]
+    def capacities(self) -> Arguments:
+        """Requests and tokens a minute of each limit; empty strings where unlimited."""
+        return [each for pair in self._shared for each in (_capacity(pair.requests), _capacity(pair.tokens))]
 
-    def know(self, levels: Sequence[bytes], refused: int) -> None:
-        """What Redis says of each limit. Raises RateLimited where the `refused`th (from 1) has not enough."""
-        now = self._asked_s
+    def apply(self, levels: Sequence[bytes], refused: int) -> None:
+        """Note the levels that Redis states. Raises RateLimited where the limit of number `refused` has too little;
+        numbers begin at 1, and 0 means that none has.
+        """
+        now = self._time_s
         for pair, requests, tokens in zip(self._shared, levels[::2], levels[1::2], strict=True):
-            pair.know(requests.decode(), tokens.decode(), now)
+            pair.update(requests.decode(), tokens.decode(), now)
         if refused:
             self._corrected = True
             pair = self._shared[refused - 1]
             refusal = pair.refusal(self.tokens, now)
-            pair.shut_until_s = now + min(REFUSED_FOR_S, refusal.retry_after_s or 0.0)
+            pair.refused_until_s = now + min(REFUSED_FOR_S, refusal.retry_after_s or 0.0)
             raise refusal
 
-    def forget(self) -> None:
-        """Nothing was taken after all."""
+    def cancel(self) -> None:
+        """Note that nothing was taken, so that there is nothing to correct."""
         self._corrected = True
 
-    def take_alone(self, workers: int) -> None:
-        """Redis is away: from this worker's share. Raises RateLimited."""
+    def take_offline(self, workers: int) -> None:
+        """Take from this worker's share of each limit, while Redis is away. Raises RateLimited."""
         limits = [_share(pair.limit, workers) for pair in self._shared]
         try:
-            self._granted = self._alone.take(limits, self.tokens, self._asked_s)
+            self._taken_offline = self._offline.take(limits, self.tokens, self._time_s)
         except RateLimited:
             self._corrected = True
             raise
-        self._pairs = self._granted._pairs
+        self._pairs = self._taken_offline._pairs
 
     def correct(self, tokens: int, now: float) -> None:
-        if self._granted is not None:
-            self._granted.correct(tokens, now)
+        if self._taken_offline is not None:
+            self._taken_offline.correct(tokens, now)
             return
         if not self._corrected and tokens != self.tokens:
             self._corrections.queue_correct(self.names(), self.capacities(), self.tokens - tokens)
         super().correct(tokens, now)
 
 
-def _word(bucket: _Bucket | None) -> str | int:
+def _capacity(bucket: _Bucket | None) -> str | int:
     return "" if bucket is None else bucket.capacity
 
 
 def _share(limit: Limit, workers: int) -> Limit:
-    """At least one a minute, so that nobody is shut out."""
+    """One worker's share of a limit, at least one a minute, so that no caller is shut out."""
     rpm = None if limit.rpm is None else max(1, limit.rpm // workers)
     tpm = None if limit.tpm is None else max(1, limit.tpm // workers)
     return replace(limit, rpm=rpm, tpm=tpm)

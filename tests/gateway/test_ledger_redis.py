@@ -460,7 +460,7 @@ async def test_every_account_is_looked_after_in_its_turn(worker: Make, clock: Cl
     await two.renew()
     (await two.hold((KEY,), 10)).release()
     clock.now += 60.0
-    looked_at = [two._alone.due() for _ in range(3)]
+    looked_at = [two._offline.due() for _ in range(3)]
     assert [KEY in found for found in looked_at] == [True] * 3
     assert [len(found) for found in looked_at] == [QUIET_AT_ONCE + 1, QUIET_AT_ONCE + 1, 101]
     for account in (KEY, accounts[-1]):
@@ -469,7 +469,7 @@ async def test_every_account_is_looked_after_in_its_turn(worker: Make, clock: Cl
     clock.now += 1800.0
     for _ in range(3):
         await two.renew()
-    assert {two._alone.spent[account.id] for account in (KEY, accounts[-1])} == {700}
+    assert {two._offline.spent[account.id] for account in (KEY, accounts[-1])} == {700}
 
 
 async def test_a_worker_that_fell_silent_has_no_share(worker: Make, clock: Clock) -> None:
