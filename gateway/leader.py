@@ -1,8 +1,9 @@
-"""One control process of all replicas does what needs doing once: forgetting, watching floors, righting budgets.
+"""Elects one control process of all replicas for the work that needs doing once: retention, watching quality floors,
+restoring budgets.
 
-In PostgreSQL the lead is an advisory lock of a connection: it ends with the connection, so a replica that dies is
-followed by another at once, with no clock to agree on. Beside an embedded database it is a lock on a file. What the
-leader does must be harmless when done twice: a leader that lost its connection may not know it for a moment.
+With PostgreSQL the lead is an advisory lock of a connection. It ends with the connection, so another replica follows a
+dead one at once, without clocks that have to agree. With SQLite it is a lock on a file. The leader's work must be
+harmless when done twice, because a leader that has lost its connection may not notice for a moment.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FILE = "leader.lock"
 
 
 class Leadership:
-    """One process's claim."""
+    """The claim of one process to the lead."""
 
     def __init__(self, engine: sa.Engine, run_dir: str | Path) -> None:
         self._engine = engine
@@ -31,7 +32,7 @@ class Leadership:
         self._file: int | None = None
 
     def is_mine(self) -> bool:
-        """Take the lead where nobody has it; whether it is ours now. Never raises."""
+        """Take the lead if no process has it, and return whether this one has it now. Never raises."""
         had = self._connection is not None or self._file is not None
         try:
             has = self._ask_database() if self._engine.dialect.name == "postgresql" else self._ask_file()
@@ -39,15 +40,15 @@ class Leadership:
             self.give_up()
             has = False
         if has != had:
-            log.info("this replica %s", "leads" if has else "leads no more")
+            log.info("this replica %s", "leads" if has else "no longer leads")
         return has
 
     def give_up(self) -> None:
-        """Let another lead."""
+        """Give up the lead, so that another process can take it."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(sa.exc.SQLAlchemyError):
-                connection.invalidate()  # closes it in the server too, and the lock with it
+                connection.invalidate()  # closes it on the server as well, which releases the lock
                 connection.close()
         file, self._file = self._file, None
         if file is not None:

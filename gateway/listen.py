@@ -1,4 +1,4 @@
-"""Listening sockets and the files they are, as workers, control and supervisor share them."""
+"""Listening sockets and the limit of open files, for workers, the control process and the supervisor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.errors import ConfigError
 
 BACKLOG = 2048
 UNREAD_S = 120.0
-"""A client that takes nothing of what waits for it for this long has left, whatever its connection says."""
+"""A connection is closed when its client acknowledges none of the data sent to it for this long."""
 FILES_EVERY_S = 1.0
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 
@@ -23,21 +23,23 @@ log = logging.getLogger("headgate.files")
 
 
 def raise_file_limit() -> None:
-    """As many open files, so connections, as the system allows; shells start processes with less."""
+    """Allow this process as many open files, and so connections, as the system permits; shells set a lower limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with suppress(ValueError, OSError):  # a system that has no more after all
+    with suppress(ValueError, OSError):  # some systems refuse their own hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def watch_files() -> None:
-    """Say when none can be opened any more: the system turns new connections away without a word to anybody."""
+    """Log when no file can be opened any more, since the system then refuses new connections silently. Runs until
+    cancelled.
+    """
     were_left = True
     while True:
         are_left = are_files_left()
         if were_left and not are_left:
-            most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            log.error("all %d file descriptors are in use: new connections are turned away, those that are open go on. "
-                      "Raise the limit (ulimit -Hn, LimitNOFILE), or start more workers", most)  # fmt: skip
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            log.error("all %d file descriptors are in use: new connections are turned away, open ones go on. "
+                      "Raise the limit (ulimit -Hn, LimitNOFILE), or start more workers", limit)  # fmt: skip
         elif are_left and not were_left:
             log.warning("there are file descriptors again")
         were_left = are_left
@@ -53,19 +55,20 @@ def are_files_left() -> bool:
 
 
 def admin_host(server: Server) -> str:
-    """Where the control process listens; the data plane's address unless told otherwise."""
+    """The host that the control process listens on: `server.admin_host`, or `server.host` where that is empty."""
     return server.admin_host or server.host
 
 
 def in_url(host: str) -> str:
-    """A host as URLs spell it."""
+    """The host as URLs write it: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def listen(host: str, port: int, setting: str = "server.port", *, is_first: bool = True) -> socket.socket:
-    """A listening socket on the shared port: the kernel spreads connections over all that listen there.
+    """A listening socket with SO_REUSEPORT: the kernel spreads connections over all sockets that listen on the port.
 
-    `is_first`: nobody may listen there yet. Raises ConfigError, naming the setting, where somebody does.
+    Raises ConfigError, which names the setting, where it can't listen there; with `is_first` also where another socket
+    already does.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -88,8 +91,8 @@ def listen(host: str, port: int, setting: str = "server.port", *, is_first: bool
 
 
 def taken_over(fds: list[int]) -> list[socket.socket]:
-    """Sockets that the supervisor opened and handed down."""
-    found = [socket.socket(fileno=fd) for fd in fds]
-    for sock in found:
+    """The sockets of these file descriptors, which the supervisor has opened."""
+    sockets = [socket.socket(fileno=fd) for fd in fds]
+    for sock in sockets:
         sock.setblocking(False)
-    return found
+    return sockets

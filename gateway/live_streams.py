@@ -1,4 +1,4 @@
-"""Live streams on their way to clients, and the signs of life in those that are silent."""
+"""Live streams on their way to clients, and keep-alives in those that are silent."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from gateway.wire.relay import Relay
 
 
 class LiveStreams:
-    """Those under way in a worker; one clock for all of them shows that they live where nothing comes for long.
+    """The live streams of a worker, with one timer for all of them that sends keep-alives on those that are silent.
 
-    Proxies cut a connection that is silent, and a model that thinks is silent for minutes; so is one whose own signs of
-    life the client's API has no word for.
+    Proxies close a silent connection, and a model that reasons is silent for minutes. A stream is silent to the client
+    as well where the client's API has no form for the upstream's own keep-alives.
     """
 
     def __init__(self, every_s: float) -> None:
-        """0: never."""
+        """`every_s` is the interval of keep-alives in seconds; 0 turns them off."""
         self._every_s = every_s
         self.passing: set[LiveStream] = set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Send keep-alives until cancelled."""
         while self._every_s:
             await asyncio.sleep(self._every_s)
             for one in self.passing:
@@ -33,27 +33,31 @@ class LiveStreams:
 
 @dataclass(slots=True, eq=False)
 class LiveStream:
-    """Passes a live stream from the upstream's connection to the client's, without waking this task for each part."""
+    """Passes a live stream from the upstream's connection to the client's without waking the request's task for each
+    part.
+    """
 
     response: Response
     flow: Relay
     reply: Reply
     now: Callable[[], float]
     silence_s: float
-    """Between two events."""
+    """Longest time between two events, in seconds."""
     ends_s: float
+    """Monotonic time of the stream's deadline."""
     silent_s: float = 0.0
-    """When the next event must have arrived."""
+    """Monotonic time by which the next event must have arrived."""
     events: int = -1
+    """Number of events that had arrived when `silent_s` was last set."""
     quiet: bool = False
-    """Nothing went out since the last look."""
+    """Nothing was sent since the last keep-alive tick."""
 
     @property
     def over(self) -> bool:
         return self.flow.over
 
     def take(self, data: bytes) -> bool:
-        """Pass a part on. False: the stream is over, or the client has to catch up first."""
+        """Pass on a part of the stream. False where the stream is over, or the client has to catch up first."""
         goes_on = True
         if out := self.flow.feed(data):
             self.quiet = False
@@ -65,13 +69,15 @@ class LiveStream:
         return goes_on
 
     def sign(self) -> None:
-        """What goes out is whole events, so it never stands inside one."""
+        """Send a keep-alive where nothing was sent since the last call. Parts are whole events, so it never falls
+        inside one.
+        """
         if self.quiet and not self.over and (data := self.flow.sign):
             self.reply.sign(data)
         self.quiet = True
 
     def left_s(self) -> float:
-        """Seconds left for the next event. Bytes that complete no event count as silence."""
+        """Seconds left for the next event to arrive. Bytes that complete no event count as silence."""
         now = self.now()
         if self.flow.events > self.events:
             self.events, self.silent_s = self.flow.events, now + self.silence_s

@@ -1,8 +1,8 @@
-"""Structured logs, as JSON or as text, from which secrets and prompts are kept out.
+"""Structured logs, as JSON or as text, without secrets and prompts.
 
-Known secrets are replaced wherever they occur, things that look like a credential as well, and a field whose
-name promises text of a request is dropped whole. An exception is logged by its type and place; its message
-goes through the same filter of secrets.
+Known secrets, and whatever looks like a credential, are replaced wherever they occur. A field whose name stands for
+text of a request is replaced by its size. An exception is logged by its type and traceback lines; its message goes
+through the same filter.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ log = logging.getLogger("headgate.logs")
 
 HIDDEN = "***"
 MAX_CHARS = 8192
-"""Of one message; a longer one is cut, since only text of a request is that long."""
+"""Longest message; a longer one is cut, since only text of a request is that long."""
 MOST_WAITING = 1000
-"""Lines that nobody has read yet."""
+"""Most lines that wait to be written; further ones are dropped."""
 FLUSH_WITHIN_S = 1.0
 TEXT_FIELDS = frozenset(
     {
@@ -38,7 +38,7 @@ TEXT_FIELDS = frozenset(
         "arguments", "prompt_text", "answer_text", "raw",
     }
 )  # fmt: skip
-"""Names under which a request's or an answer's words travel."""
+"""Names of fields that hold text of a request or an answer."""
 SECRET_FIELDS = re.compile(r"key$|token$|secret|password|authorization|cookie|credential", re.IGNORECASE)
 
 _LOOKS_SECRET = re.compile(
@@ -51,27 +51,27 @@ _LOOKS_SECRET = re.compile(
     re.IGNORECASE,
 )
 _UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
-"""Controls, ends of lines and turns of direction."""
+"""Control characters, line separators and changes of text direction."""
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
 class SecretFilter:
-    """Takes secrets out of text. The ones it knows need not look like secrets."""
+    """Replaces secrets in text: the given ones, whatever they look like, and everything that looks like one."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, known))) if known else None
 
     def clean(self, text: str) -> str:
-        """The text without secrets, on one line that steers no terminal, of bounded length."""
+        """The text without secrets and control characters, on one line of bounded length."""
         if self._known is not None:
             text = self._known.sub(HIDDEN, text)
         if len(text) > MAX_CHARS:
             text = text[:MAX_CHARS] + f"... ({len(text) - MAX_CHARS} more characters)"
-        return _UNSEEN.sub(_spelt, _LOOKS_SECRET.sub(_hide, text))
+        return _UNSEEN.sub(_escaped, _LOOKS_SECRET.sub(_hide, text))
 
     def field(self, name: str, value: object) -> object:
-        """A value fit to be logged under this name."""
+        """The value as it may be logged under this name."""
         if SECRET_FIELDS.search(name):
             return HIDDEN
         if name in TEXT_FIELDS:
@@ -91,12 +91,12 @@ def _hide(match: re.Match[str]) -> str:
     return kept + HIDDEN
 
 
-def _spelt(match: re.Match[str]) -> str:
+def _escaped(match: re.Match[str]) -> str:
     return repr(match[0])[1:-1]
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, then the record's extra fields."""
+    """Formats a record as one line of JSON: time, level, logger, message, then the record's extra fields."""
 
     def __init__(self, secret_filter: SecretFilter) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """A line for people: time, level, logger, message, then name=value."""
+    """Formats a record as one line of text: time, level, logger, message, then the extra fields as name=value."""
 
     def __init__(self, secret_filter: SecretFilter) -> None:
         super().__init__()
@@ -128,7 +128,9 @@ class TextLines(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    """A message whose arguments don't fit it is still logged; logging itself would print them unfiltered."""
+    """The record's message. One whose arguments don't fit is logged without them: `logging` itself would print them
+    unfiltered.
+    """
     try:
         return record.getMessage()
     except (TypeError, ValueError):
@@ -136,38 +138,40 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _extra(record: logging.LogRecord, secret_filter: SecretFilter) -> dict[str, object]:
-    """What the caller gave by `extra=`, and where an exception came from; not what a library hides in every record."""
+    """The fields that the caller gave by `extra=`, and the exception or stack if there is one. Private attributes,
+    which libraries add to every record, are left out.
+    """
     given = {name: value for name, value in vars(record).items() if name not in _OWN and not name.startswith("_")}
-    found = {name: secret_filter.field(name, value) for name, value in given.items()}
+    fields = {name: secret_filter.field(name, value) for name, value in given.items()}
     if record.exc_info and record.exc_info[1] is not None:
-        found["error"] = secret_filter.clean(_told(record.exc_info[1]))
+        fields["error"] = secret_filter.clean(_error_chain(record.exc_info[1]))
     if record.stack_info:
-        found["stack"] = secret_filter.clean(record.stack_info)
-    return found
+        fields["stack"] = secret_filter.clean(record.stack_info)
+    return fields
 
 
-def _told(error: BaseException) -> str:
-    """The chain of an error: type, message and the places it went through; never a local value."""
-    told: list[str] = []
+def _error_chain(error: BaseException) -> str:
+    """An exception and its causes: type, message and traceback lines of each, without values of variables."""
+    parts: list[str] = []
     following: BaseException | None = error
-    while following is not None and len(told) < 5:
+    while following is not None and len(parts) < 5:
         places, trace = [], following.__traceback__
         while trace is not None:
             code = trace.tb_frame.f_code
             places.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno} {code.co_name}")
             trace = trace.tb_next
-        told.append(f"{type(following).__name__}: {following} [{' > '.join(places[-8:])}]")
+        parts.append(f"{type(following).__name__}: {following} [{' > '.join(places[-8:])}]")
         following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
-    return " <- ".join(told)
+    return " <- ".join(parts)
 
 
 def secrets_of(config: Config) -> set[str]:
-    """Every secret in the tree."""
-    found: set[str] = set()
+    """Every secret in the configuration; of a URL only its password."""
+    secrets: set[str] = set()
 
     def walk(value: Any) -> None:
         if isinstance(value, Secret):
-            found.add(_password(value) if "://" in value else str(value))
+            secrets.add(_password(value) if "://" in value else str(value))
         elif isinstance(value, list):
             for item in value:
                 walk(item)
@@ -179,18 +183,18 @@ def secrets_of(config: Config) -> set[str]:
                 walk(getattr(value, name))
 
     walk(config)
-    return found
+    return secrets
 
 
 def _password(url: str) -> str:
-    """Of a URL, only the password is secret; empty: it has none."""
+    """The password in a URL; empty where it has none."""
     login, at, _ = url.partition("://")[2].rpartition("@")
     return login.partition(":")[2] if at else ""
 
 
 class NonBlockingHandler(logging.Handler):
-    """Writes in a thread of its own: nobody who logs waits for whoever reads the log, or has stopped reading it. Lines
-    that find no room meanwhile are dropped, and told when there is room again.
+    """Writes in a thread of its own, so that logging never waits for the reader of the log. While too many lines wait,
+    further ones are dropped; their number is logged later.
     """
 
     def __init__(self, fd: int) -> None:
@@ -206,14 +210,14 @@ class NonBlockingHandler(logging.Handler):
                 self._dropped += 1
                 return
             self._waiting.put(self.format(record) + "\n")
-            if not self._writer.is_alive():  # at first, and in a process that was forked
+            if not self._writer.is_alive():  # at the first record, and in a forked process
                 self._writer = threading.Thread(target=self._write, name="log", daemon=True)
                 self._writer.start()
-        except Exception:  # no thread to be had just now; `handleError` would print what the filter keeps out
+        except Exception:  # no thread can be started; `handleError` would print the record unfiltered
             self._dropped += 1
 
     def flush(self) -> None:
-        """Wait until what was logged so far is written, if somebody reads it."""
+        """Wait until what was logged so far is written, for at most `FLUSH_WITHIN_S` seconds."""
         if self._writer.is_alive():
             written = threading.Event()
             self._waiting.put(written)
@@ -225,7 +229,7 @@ class NonBlockingHandler(logging.Handler):
             if isinstance(line, threading.Event):
                 line.set()
                 continue
-            with suppress(OSError):  # nobody will ever read it, or its disk is full
+            with suppress(OSError):  # the reader is gone, or the disk is full
                 self._write_out(line.encode("utf-8", "backslashreplace"))
             if self._dropped and self._waiting.empty():
                 dropped, self._dropped = self._dropped, 0
@@ -235,13 +239,13 @@ class NonBlockingHandler(logging.Handler):
         while rest:
             try:
                 rest = rest[os.write(self._fd, rest) :]
-            except BlockingIOError:  # another program has set O_NONBLOCK on what it shares with us
+            except BlockingIOError:  # another program has set O_NONBLOCK on the file description that it shares with us
                 select.select((), (self._fd,), ())
 
 
 def append_to(fd: int) -> int:
-    """The same, a file of which is always written at its end: `>` leaves a place in it, which stays where it is when
-    whoever rotates logs cuts the file short, and a hole before it.
+    """Set O_APPEND if the descriptor is a file, and return it. Without O_APPEND (the shell's `>`), writing would go on
+    at the old offset after a log rotation has truncated the file, and leave a hole before it.
     """
     with suppress(OSError):
         if stat.S_ISREG(os.fstat(fd).st_mode):
@@ -255,7 +259,8 @@ def set_up(
     secrets: Iterable[str] = (),
     stream: TextIO | None = None,
 ) -> logging.Handler:
-    """Send every logger's records through the filter of secrets to `stream` (standard error), and only there."""
+    """Send every logger's records through the filter of secrets to `stream` (default: standard error), and only there.
+    """
     secret_filter = SecretFilter(secrets)
     blocks = stream or not sys.stderr
     handler = logging.StreamHandler(stream) if blocks else NonBlockingHandler(append_to(sys.stderr.fileno()))

@@ -1,8 +1,8 @@
-"""What /metrics says: plain numbers while serving, Prometheus families only when somebody asks.
+"""The metrics of /metrics: plain numbers while serving, Prometheus families only when they are read.
 
-Every name, label and bucket is listed once, in `METRICS`. Labels are bounded: they come from the
-configuration and from closed vocabularies, never from a key, a user or a prompt, and each metric has at
-most MAX_SERIES. A worker's `snapshot` is merged with its siblings' by another process.
+Every name, label and bucket is listed once, in `METRICS`. Labels are bounded: they come from the configuration and from
+closed vocabularies, never from a key, a user or a prompt, and each metric has at most MAX_SERIES series. The `snapshot`
+of each worker is merged with the others' when /metrics is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 MAX_SERIES = 2000
 Labels = tuple[str, ...]
 Series = dict[Labels, list[float]]
-"""Of a counter or gauge: [value]. Of a histogram: [sum, count of each bucket, count beyond the last]."""
+"""Numbers by label values: [value] of a counter or gauge, and [sum, count of each bucket, count beyond the last bucket]
+of a histogram.
+"""
 Children = tuple[list[float], ...]
 Read = Callable[[], Mapping[Labels, float]]
 
@@ -37,7 +39,7 @@ _TTFT_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One metric: what it counts, by which labels."""
+    """Declaration of one metric. `merged` says how the values of several workers are combined."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -58,48 +60,49 @@ METRICS = (
          ("model", "provider"), _TTFT_S),
     Spec("headgate_tokens", "counter", "Tokens by disjoint price bucket.", ("model", "provider", "bucket")),
     Spec("headgate_web_searches", "counter", "Searches of the web that providers ran.", ("model", "provider")),
-    Spec("headgate_tool_runs", "counter", "How often providers ran other tools of theirs.",
+    Spec("headgate_tool_runs", "counter", "Runs of the providers' other tools.",
          ("model", "provider", "tool")),
     Spec("headgate_cost_usd", "counter", "Money spent on attempts.", ("route", "model", "provider")),
-    Spec("headgate_saved_usd", "counter", "What answers from the cache had cost.", ("route",)),
+    Spec("headgate_saved_usd", "counter", "What the answers that the cache served had cost at first.", ("route",)),
     Spec("headgate_cache", "counter", "Outcomes of the cache.", ("route", "state")),
     Spec("headgate_semantic_misses", "counter", "Why the semantic cache served nothing.", ("route", "reason")),
-    Spec("headgate_attempts", "counter", "Calls of deployments; failure is none where one answered.",
+    Spec("headgate_attempts", "counter", "Attempts on deployments; failure is \"none\" where one answered.",
          ("model", "provider", "failure")),
     Spec("headgate_retries", "counter", "Attempts repeated on the same model.", ("route",)),
     Spec("headgate_fallbacks", "counter",
-         "Attempts on another model after a failure, or while the route's own are left alone.", ("route",)),
+         "Attempts on another model after a failure, or while the route's own models are unhealthy.", ("route",)),
     Spec("headgate_escalations", "counter", "Attempts on another model after a rejected answer.", ("route",)),
     Spec("headgate_hedges", "counter", "Second attempts started beside a slow first.", ("route",)),
-    Spec("headgate_verdicts", "counter", "How climbs ended.", ("route", "reason")),
+    Spec("headgate_verdicts", "counter", "Cascades by the reason for which they ended.", ("route", "reason")),
     Spec("headgate_router_choices", "counter", "Models chosen by routers.", ("route", "model")),
-    Spec("headgate_router_explored", "counter", "Choices of another than the best model.", ("route",)),
+    Spec("headgate_router_explored", "counter", "Choices of a model that the router did not rank first.", ("route",)),
     Spec("headgate_router_floor", "counter", "Choices made at the exploration floor.", ("route",)),
     Spec("headgate_router_undecided", "counter", "Requests whose router could not decide.", ("route",)),
-    Spec("headgate_router_lost", "gauge", "1 while a route does without its promoted router, which can't be opened.",
+    Spec("headgate_router_lost", "gauge", "1 while a route's promoted router can't be opened and another one serves.",
          ("route",), merged="max"),
     Spec("headgate_in_flight_requests", "gauge", "Requests held and not yet settled."),
     Spec("headgate_holds_outstanding", "gauge", "Open holds of money."),
-    Spec("headgate_redis_away", "gauge", "1 while a worker goes by its share of budgets and limits.", merged="max"),
+    Spec("headgate_redis_away", "gauge", "1 while a worker has to go by its own share of budgets and limits.",
+         merged="max"),
     Spec("headgate_budgets_spoilt", "gauge", "Budgets that can't be read in Redis.", merged="max"),
     Spec("headgate_overrun_usd", "gauge", "Money spent beyond what was held for it."),
-    Spec("headgate_bandit_answers", "gauge", "Scored answers that a bandit knows of.", ("route",), merged="max"),
-    Spec("headgate_purse_fullness", "gauge", "0 to 1; at 0 a paced route chooses by cost alone.", ("route",),
+    Spec("headgate_bandit_answers", "gauge", "Scored answers that a bandit has learnt from.", ("route",), merged="max"),
+    Spec("headgate_purse_fullness", "gauge", "Fullness of a route's purse, 0 to 1; at 0 it chooses by cost alone.",
+         ("route",), merged="max"),
+    Spec("headgate_breaker_state", "gauge", "Circuit breakers: 0 closed, 1 half-open, 2 open.", ("model", "provider"),
          merged="max"),
-    Spec("headgate_breaker_state", "gauge", "0 closed, 1 half-open, 2 open.", ("model", "provider"),
-         merged="max"),
-    Spec("headgate_engine_waiting", "gauge", "Requests in an inference server's own queue, whoever sent them.",
+    Spec("headgate_engine_waiting", "gauge", "Requests in an inference server's own queue, from all of its clients.",
          ("model", "provider"), merged="max"),
-    Spec("headgate_deployment_in_flight", "gauge", "Attempts under way.", ("model", "provider")),
+    Spec("headgate_deployment_in_flight", "gauge", "Attempts in flight.", ("model", "provider")),
     Spec("headgate_pool_connections", "gauge", "Connections to providers.", ("provider", "state")),
     Spec("headgate_tasks", "gauge", "Tasks alive in the workers' event loops."),
     Spec("headgate_journal_lag_bytes", "gauge", "Bytes in the spool that the store doesn't have yet."),
     Spec("headgate_journal_dropped", "counter", "Records that no spool could take: the disk or the spools are full."),
-    Spec("headgate_journal_dropping", "gauge", "Workers that could not keep their last record."),
+    Spec("headgate_journal_dropping", "gauge", "Workers that had to drop their last record."),
     Spec("headgate_reload_refused", "gauge", "1 while the configuration in force is older than the file.",
          merged="max"),
     Spec("headgate_certificate_expiry_seconds", "gauge",
-         "Until the first certificate ends of a file that a setting names; below 0: since it has.", ("setting",)),
+         "Seconds until the first certificate in a setting's file expires; below 0 since it has.", ("setting",)),
     Spec("headgate_loop_lag_seconds", "histogram", "How late the event loop woke up.", (), _OURS_S),
 )  # fmt: skip
 _SPECS = {spec.name: spec for spec in METRICS}
@@ -110,7 +113,7 @@ _STATUS = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
 class Counter:
-    """Adds up by label values."""
+    """Adds up amounts by label values."""
 
     __slots__ = ("_width", "name", "values")
 
@@ -120,7 +123,7 @@ class Counter:
         self.values: Series = {}
 
     def child(self, labels: Labels) -> list[float]:
-        """The one number of a series."""
+        """The list that holds the one number of a series; it is created at the first call."""
         return self.values.get(labels) or _child(self.values, labels, self._width, 1)
 
     def add(self, labels: Labels, amount: float = 1) -> None:
@@ -128,7 +131,7 @@ class Counter:
 
 
 class Histogram:
-    """Counts by bucket and adds up."""
+    """Counts values by bucket and adds them up."""
 
     __slots__ = ("_bounds", "_width", "name", "values")
 
@@ -139,7 +142,7 @@ class Histogram:
         self.values: Series = {}
 
     def child(self, labels: Labels) -> list[float]:
-        """The numbers of a series, for `put`."""
+        """The numbers of a series, for `put`; they are created at the first call."""
         return self.values.get(labels) or _child(self.values, labels, self._width, len(self._bounds) + 2)
 
     def put(self, child: list[float], value: float) -> None:
@@ -151,7 +154,7 @@ class Histogram:
 
 
 def _child(values: Series, labels: Labels, width: int, size: int) -> list[float]:
-    """A new series, or the one for all beyond MAX_SERIES."""
+    """A new series; from MAX_SERIES on the one series of all others, whose labels are "other"."""
     assert len(labels) == width, labels
     if len(values) >= MAX_SERIES:
         labels = ("other",) * width
@@ -159,7 +162,7 @@ def _child(values: Series, labels: Labels, width: int, size: int) -> list[float]
 
 
 class Metrics:
-    """One worker's numbers."""
+    """The metrics of one worker."""
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -192,28 +195,28 @@ class Metrics:
         }
         self._by_request: dict[tuple[str, str, int, str], Children] = {}
         self._by_attempt: dict[tuple[str, str, str], Children] = {}
-        self._kept = [kept for kept in vars(self).values() if isinstance(kept, Counter | Histogram)]
+        self._all = [metric for metric in vars(self).values() if isinstance(metric, Counter | Histogram)]
 
-    # While serving
+    # Called while serving
 
     def opened(self) -> None:
-        """A request is held."""
+        """A request has its hold."""
         self.in_flight += 1
 
     def refused(self, surface: str, code: str) -> None:
-        """A request was refused before it was held."""
+        """A request was refused before it had a hold."""
         self.refusals.add((surface, code))
 
     def undecided(self, route: str) -> None:
-        """The router gave up; the route's default answers."""
+        """The router could not decide, so the route's default model answers."""
         self.undecideds.add((route,))
 
     def fell_back(self, route: str) -> None:
-        """The route's own models are left alone; a fallback is asked first."""
+        """The route's own models are unhealthy, so a fallback is tried first."""
         self.fallbacks.add((route,))
 
     def settled(self, exchange: Exchange, elapsed_s: float) -> None:
-        """A request held before is over."""
+        """A request that had a hold was settled."""
         self.in_flight -= 1
         route = exchange.route.name
         key = (route, exchange.call.surface, exchange.status, exchange.cache_state)
@@ -240,30 +243,32 @@ class Metrics:
             before = attempt
 
     def _remember_request(self, route: str, surface: str, status: int, cache_state: str) -> Children:
-        """The series of such requests, so that the next one needs a single look-up."""
+        """Requests, duration, overhead and cache series of such requests, kept so that the next one needs a single
+        look-up.
+        """
         if len(self._by_request) >= MAX_SERIES:
             self._by_request.clear()
-        found = self._by_request[route, surface, status, cache_state] = (
+        children = self._by_request[route, surface, status, cache_state] = (
             self.requests.child((route, surface, _STATUS[status // 100])),
             self.duration_s.child((route, surface)),
             self.overhead_s.child((surface,)),
             self.cache.child((route, cache_state.partition(":")[0])),
         )
-        return found
+        return children
 
     def _remember_attempt(self, route: str, model: str, deployment: str) -> Children:
-        """The series of such attempts: answered, first byte, cost, input, output."""
+        """The series of such attempts: answered, time to first byte, cost, input tokens, output tokens."""
         if len(self._by_attempt) >= MAX_SERIES:
             self._by_attempt.clear()
         provider = deployment.partition("/")[0]
-        found = self._by_attempt[route, model, deployment] = (
+        children = self._by_attempt[route, model, deployment] = (
             self.attempts.child((model, provider, "none")),
             self.ttft_s.child((model, provider)),
             self.cost_usd.child((route, model, provider)),
             self.tokens.child((model, provider, "input")),
             self.tokens.child((model, provider, "output")),
         )
-        return found
+        return children
 
     def _chosen(self, exchange: Exchange, route: str) -> None:
         choice = exchange.choice
@@ -310,51 +315,51 @@ class Metrics:
         else:
             self.escalations.add((route,))
 
-    # When asked
+    # Called when metrics are read
 
     def watch(self, name: str, read: Read) -> None:
-        """Read a number from elsewhere whenever somebody asks."""
+        """Call `read` for a metric's values at every snapshot."""
         assert _SPECS[name].kind != "histogram", name
         self._gauges[name] = read
 
     def watch_fleet(self, fleet: Fleet, now: Callable[[], float]) -> None:
-        """Breakers and attempts under way."""
+        """Read the state of circuit breakers and the attempts in flight from the fleet."""
         level = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
         def states() -> dict[Labels, float]:
-            found: dict[Labels, float] = {}
+            values: dict[Labels, float] = {}
             for one in fleet.all():
                 key = (one.model, one.provider)
-                found[key] = max(found.get(key, 0.0), level[one.breaker.state(now())])
-            return found
+                values[key] = max(values.get(key, 0.0), level[one.breaker.state(now())])
+            return values
 
         def in_flight() -> dict[Labels, float]:
-            found: dict[Labels, float] = {}
+            values: dict[Labels, float] = {}
             for one in fleet.all():
                 key = (one.model, one.provider)
-                found[key] = found.get(key, 0.0) + one.in_flight
-            return found
+                values[key] = values.get(key, 0.0) + one.in_flight
+            return values
 
         self.watch("headgate_breaker_state", states)
         self.watch("headgate_deployment_in_flight", in_flight)
 
     def snapshot(self) -> bytes:
-        """Everything, for `merge`."""
-        held = {kept.name: list(kept.values.items()) for kept in self._kept}
+        """All metrics as JSON, for `merge`."""
+        series = {metric.name: list(metric.values.items()) for metric in self._all}
         for name, read in self._gauges.items():
-            held[name] = [(labels, [float(value)]) for labels, value in read().items()]
-        return msgspec.json.encode(held)
+            series[name] = [(labels, [float(value)]) for labels, value in read().items()]
+        return msgspec.json.encode(series)
 
 
 def _tasks() -> dict[Labels, float]:
     try:
         return {(): float(len(asyncio.all_tasks()))}
-    except RuntimeError:  # asked from a thread without a loop
+    except RuntimeError:  # called in a thread without an event loop
         return {}
 
 
 def merge(snapshots: Iterable[bytes]) -> bytes:
-    """Prometheus' text for all workers together."""
+    """The metrics of all workers together in Prometheus' text format."""
     totals: dict[str, Series] = {}
     decoder = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]])
     for snapshot in snapshots:
@@ -369,19 +374,19 @@ def merge(snapshots: Iterable[bytes]) -> bytes:
 def _add(total: Series, series: list[tuple[Labels, list[float]]], merged: str) -> None:
     combine = max if merged == "max" else float.__add__
     for labels, values in series:
-        known = total.get(labels)
-        total[labels] = [combine(a, b) for a, b in zip(known, values, strict=True)] if known else values
+        before = total.get(labels)
+        total[labels] = [combine(a, b) for a, b in zip(before, values, strict=True)] if before else values
 
 
 def total(snapshots: Iterable[bytes], name: str) -> float:
-    """What all workers together have counted of a metric that is summed, over all of its labels."""
+    """The sum of a counter or gauge over all workers and labels."""
     decoder = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]])
-    found = [series for snapshot in snapshots for series in decoder.decode(snapshot).get(name, [])]
-    return sum(value for _, (value,) in found)
+    every = [series for snapshot in snapshots for series in decoder.decode(snapshot).get(name, [])]
+    return sum(value for _, (value,) in every)
 
 
 class _Families:
-    """A collector over totals."""
+    """A Prometheus collector of merged series."""
 
     def __init__(self, totals: Mapping[str, Series]) -> None:
         self._totals = totals
@@ -406,15 +411,16 @@ def _family(spec: Spec, series: Series) -> Metric:
 
 
 def _cumulative(bounds: tuple[float, ...], counts: list[float]) -> list[tuple[str, float]]:
-    found, seen = [], 0.0
+    """Counts per bucket as Prometheus' cumulative counts."""
+    cumulative, total = [], 0.0
     for bound, count in zip([*map(str, map(float, bounds)), "+Inf"], counts, strict=True):
-        seen += count
-        found.append((bound, seen))
-    return found
+        total += count
+        cumulative.append((bound, total))
+    return cumulative
 
 
 async def watch_loop(metrics: Metrics, every_s: float = 0.25) -> None:
-    """Measure how late the event loop wakes us, until cancelled."""
+    """Measure how late the event loop runs its timers, until cancelled."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + every_s
