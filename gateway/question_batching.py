@@ -1,11 +1,11 @@
-"""Small independent questions to one model, asked in one call where their route allows it.
+"""Batch prompting: small independent questions to one model are sent in one call where their route allows it.
 
 A question waits a few milliseconds for others of its kind: of the same route, model and tenant, with the same system
-prompt and the same settings. Alone it is asked as it came. Together they are one attempt each, with its share of the
-tokens and of the money, summing to what the call cost. Where the reply doesn't say strictly which answer is whose, all
-have failed, and the climb asks each again, singly.
+prompt and settings. If none comes, it is sent as it is. In a group each question has an attempt of its own, with its
+share of the call's tokens and cost. Where the reply doesn't say unambiguously which answer belongs to which question,
+all of the attempts have failed, and each question is then sent by itself.
 
-Never gathered: streams, tools, images, forced formats, several turns, several samples, answers whose confidence is
+Never grouped are streams, tools, images, forced formats, several turns, several samples, answers whose confidence is
 read, and questions of different tenants.
 """
 
@@ -34,7 +34,7 @@ from gateway.wire.usage import Usage
 SAME = frozenset(
     {"temperature", "top_p", "presence_penalty", "frequency_penalty", "reasoning_effort", "service_tier", "user"}
 )
-"""Settings that gathered questions must share to the byte; any other field keeps a question to itself."""
+"""Settings that grouped questions must share to the byte; a question with any other field is never grouped."""
 LIMITS = ("max_completion_tokens", "max_tokens")
 _OURS = frozenset({"model", "messages", "stream", *LIMITS})
 PROMPT = frozenset(
@@ -53,7 +53,7 @@ _read_turns = msgspec.json.Decoder(list[_Turn]).decode
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """What questions must have in common to be asked together."""
+    """What questions must have in common to be grouped."""
 
     route: str
     model: str
@@ -61,7 +61,7 @@ class Kind(msgspec.Struct, frozen=True):
     role: str
     system: str
     limit: str
-    """Name of the field that limits the answer's length; empty: none does."""
+    """Name of the field that limits the answer's length; empty where there is none."""
     settings: tuple[tuple[str, bytes], ...]
 
 
@@ -73,8 +73,9 @@ class Asked:
     question: str
     begun_s: float
     ends_s: float
+    """Monotonic time of its deadline."""
     answer: asyncio.Future[Opened | None]
-    """None: nobody came to join it."""
+    """Its result is None where no other question joined the group."""
 
     @property
     def limit_tokens(self) -> int:
@@ -83,18 +84,18 @@ class Asked:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Questions that wait for each other, then for one reply."""
+    """Questions that wait for others, and then for one reply."""
 
     kind: Kind
     asked: list[Asked] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None
     left_nanousd: int = 0
-    """Paid by those who would not wait for the reply."""
+    """Nano-dollars charged to questions that left before the reply."""
 
 
 class QuestionBatcher:
-    """Of one worker."""
+    """The groups of one worker."""
 
     def __init__(self, sender: Sender, draws: Iterator[float]) -> None:
         self.sender = sender
@@ -102,7 +103,9 @@ class QuestionBatcher:
         self.open: dict[Kind, Group] = {}
 
     async def ask(self, exchange: Exchange, rung: Rung) -> Opened | None:
-        """None: ask it alone. Raises UpstreamError, its attempt already recorded in the exchange."""
+        """The answer from a group; None where the question is to be sent by itself. Raises UpstreamError after its
+        attempt was recorded in the exchange.
+        """
         kind, question = kind_of(exchange, rung)
         if kind is None:
             return None
@@ -115,7 +118,7 @@ class QuestionBatcher:
                 return await asked.answer
         except TimeoutError:
             self._leave(group, asked, "timeout")
-            raise UpstreamError("timeout", "the gathered call was not answered in time", status=504) from None
+            raise UpstreamError("timeout", "the call for several questions timed out", status=504) from None
         except asyncio.CancelledError:
             self._leave(group, asked, "cancelled")
             raise
@@ -132,7 +135,7 @@ class QuestionBatcher:
         return group
 
     def _send(self, group: Group) -> None:
-        """The window is over, or the group is full."""
+        """Send the group, because its time is over or it is full."""
         if self.open.get(group.kind) is not group:
             return
         del self.open[group.kind]
@@ -144,7 +147,9 @@ class QuestionBatcher:
             group.task = asyncio.ensure_future(self._ask_together(group))
 
     def _leave(self, group: Group, asked: Asked, failure: str) -> None:
-        """Before the call nothing is owed; later its part of the prompt, for nobody knows yet what the reply costs."""
+        """Remove a question from its group. Once the call is made, it is charged with its own prompt tokens, because
+        the cost of the reply is not known yet.
+        """
         if asked not in group.asked:
             return
         group.asked.remove(asked)
@@ -164,9 +169,9 @@ class QuestionBatcher:
             group.task.cancel()
 
     async def _ask_together(self, group: Group) -> None:
-        """Whatever happens, everybody who still waits hears of it."""
+        """Send the group's call, and give every question that still waits its answer or the error."""
         carrier, count = self._carrier(group), len(group.asked)
-        everybody = list(group.asked)
+        sent = list(group.asked)
         try:
             opened = await self._call(carrier, group.kind.model)
             texts = _texts(opened, count)
@@ -177,11 +182,11 @@ class QuestionBatcher:
             raise
         else:
             if texts is None:
-                told = "the reply to several questions does not say which answer is whose"
-                self._failed(group, carrier, UpstreamError("bad_response", told))
+                message = "the reply to several questions does not say which answer belongs to which"
+                self._failed(group, carrier, UpstreamError("bad_response", message))
                 return
-            said = {id(asked): text for asked, text in zip(everybody, texts, strict=True)}
-            self._answered(group, opened, [said[id(asked)] for asked in group.asked])
+            answers = {id(asked): text for asked, text in zip(sent, texts, strict=True)}
+            self._answered(group, opened, [answers[id(asked)] for asked in group.asked])
 
     async def _call(self, carrier: Exchange, model: str) -> Opened:
         now = self.sender.now()
@@ -192,7 +197,7 @@ class QuestionBatcher:
         return await self.sender.open(carrier, Rung(model, True, left_s), deployment, live=False)
 
     def _carrier(self, group: Group) -> Exchange:
-        """The one call, as an exchange of its own that is never settled: those who asked settle their shares."""
+        """The call as an exchange of its own. It is never settled: each question settles its share."""
         first, now = group.asked[0].exchange, self.sender.now()
         ends_s = max(asked.ends_s for asked in group.asked)
         body = msgspec.json.encode(_body(group))
@@ -203,29 +208,31 @@ class QuestionBatcher:
     def _answered(self, group: Group, opened: Opened, texts: list[str]) -> None:
         assert opened.kept is not None
         seen, deployment = opened.kept.seen, opened.deployment
-        said = [len(text) + CHARS_PER_TOKEN * EXTRA_OUTPUT_TOKENS for text in texts]
-        attempts = self._shares(group, opened.attempt, deployment, said)
+        lengths = [len(text) + CHARS_PER_TOKEN * EXTRA_OUTPUT_TOKENS for text in texts]
+        attempts = self._shares(group, opened.attempt, deployment, lengths)
         for place, (asked, text, attempt) in enumerate(zip(group.asked, texts, attempts, strict=True)):
             body = _answer_body(f"{seen.id}-{place + 1}", seen.model, text, attempt.usage)
-            mine = peek(body, "chat")
-            attempt.evidence = evidence_of(mine, wants_json=False)
-            asked.exchange.response_id = mine.id
+            own_seen = peek(body, "chat")
+            attempt.evidence = evidence_of(own_seen, wants_json=False)
+            asked.exchange.response_id = own_seen.id
             if not asked.answer.done():
-                asked.answer.set_result(Opened(attempt, deployment, Kept(attempt, "chat", body, mine)))
+                asked.answer.set_result(Opened(attempt, deployment, Kept(attempt, "chat", body, own_seen)))
 
     def _failed(self, group: Group, carrier: Exchange, error: UpstreamError) -> None:
-        """Of a call that was never made nobody has an attempt."""
+        """Give every question the error, and its share of the failed call if the call was made."""
         if carrier.attempts:
             whole = carrier.attempts[-1]
             for attempt in self._shares(group, whole, self._deployment(whole), [1] * len(group.asked)):
                 attempt.failure = whole.failure or error.failure
         for asked in group.asked:
             if not asked.answer.done():
-                asked.answer.set_exception(_again(error))
+                asked.answer.set_exception(_copy(error))
 
-    def _shares(self, group: Group, whole: Attempt, deployment: Deployment, said: list[int]) -> list[Attempt]:
-        """The call as an attempt of everybody who still waits, in their order."""
-        usages, costs = _split(group, whole, said, deployment.price)
+    def _shares(self, group: Group, whole: Attempt, deployment: Deployment, lengths: list[int]) -> list[Attempt]:
+        """The call's attempt divided among the questions that still wait, in their order. `lengths` has the characters
+        of each answer.
+        """
+        usages, costs = _split(group, whole, lengths, deployment.price)
         attempts = []
         for asked, usage, cost_nanousd in zip(group.asked, usages, costs, strict=True):
             attempt = _attempt(asked, deployment, self.sender.now())
@@ -241,7 +248,7 @@ class QuestionBatcher:
 
 
 def kind_of(exchange: Exchange, rung: Rung) -> tuple[Kind | None, str]:
-    """With whom it may be asked, and the question itself; None: with nobody."""
+    """The kind that the question may be grouped by, and its text; None where it can't be grouped."""
     call = exchange.call
     if not _is_plain(exchange, rung) or not call.raw.keys() <= SAME | _OURS:
         return None, ""
@@ -249,19 +256,19 @@ def kind_of(exchange: Exchange, rung: Rung) -> tuple[Kind | None, str]:
         *system, turn = _read_turns(call.raw["messages"])
     except (msgspec.MsgspecError, ValueError):
         return None, ""
-    alone = turn.role != "user" or len(system) > 1 or any(one.role not in ("system", "developer") for one in system)
+    several = turn.role != "user" or len(system) > 1 or any(one.role not in ("system", "developer") for one in system)
     limit = next((name for name in LIMITS if name in call.raw), "")
-    if alone or not may_stand(turn.content) or (limit and call.described.max_output_tokens is None):
+    if several or not may_stand(turn.content) or (limit and call.described.max_output_tokens is None):
         return None, ""
     if len(turn.content) > CHARS_PER_TOKEN * exchange.route.config.gather_tokens:
         return None, ""
     settings = tuple(sorted((name, bytes(call.raw[name])) for name in SAME & call.raw.keys()))
-    role, said = (system[0].role, system[0].content) if system else ("system", "")
-    return Kind(exchange.route.name, rung.model, exchange.caller.tenant, role, said, limit, settings), turn.content
+    role, prompt = (system[0].role, system[0].content) if system else ("system", "")
+    return Kind(exchange.route.name, rung.model, exchange.caller.tenant, role, prompt, limit, settings), turn.content
 
 
 def _is_plain(exchange: Exchange, rung: Rung) -> bool:
-    """A first and last attempt that nobody looks into, on the chat surface."""
+    """Whether it is a single question of the chat API, and the only attempt at it, whose confidence nobody reads."""
     call, asked = exchange.call, exchange.call.described
     first_and_last = rung.final and not exchange.attempts and not rung.reads_confidence and not rung.overrides
     ours = call.surface == "chat" and not call.stream and not call.idempotency_key
@@ -285,24 +292,25 @@ def _body(group: Group) -> dict[str, object]:
 
 
 def _texts(opened: Opened, count: int) -> list[str] | None:
-    """Whole and apart, or nothing."""
+    """The text of each answer in the reply; None where the reply is incomplete or can't be taken apart."""
     assert opened.kept is not None
     seen = opened.kept.seen
     whole = seen.finish_reason == "stop" and not seen.refusal and not seen.tool_names
     return apart(seen.text, count) if whole else None
 
 
-def _split(group: Group, whole: Attempt, said: list[int], price: Price) -> tuple[list[Usage], list[int]]:
-    """Tokens and nano-dollars of one call, each question's share: the prompt by its length, the reply by the answer's.
+def _split(group: Group, whole: Attempt, lengths: list[int], price: Price) -> tuple[list[Usage], list[int]]:
+    """Each question's usage and nano-dollars of one call. Prompt tokens are divided by the questions' lengths, the
+    reply's by the answers' (`lengths`).
 
-    Nobody pays more than was held for one attempt of its own, while the others have room.
+    No question pays more than was held for an attempt of its own, as long as the others' holds cover the rest.
     """
     system = len(group.kind.system) // len(group.asked)
-    asked = [len(one.question) + system for one in group.asked]
+    prompts = [len(one.question) + system for one in group.asked]
     columns = [
-        shares(tokens, asked if bucket in PROMPT else said, [UNBOUNDED] * len(said))
+        shares(tokens, prompts if bucket in PROMPT else lengths, [UNBOUNDED] * len(lengths))
         for bucket, tokens in zip(Usage.__struct_fields__, astuple(whole.usage), strict=True)
-        if bucket != "tool_runs"  # who offers tools is asked alone
+        if bucket != "tool_runs"  # questions with tools are never grouped
     ]
     usages = [replace(Usage(*parts), known=True) for parts in zip(*columns, strict=True)]
     most = [one.exchange.worst.get(group.kind.model, UNBOUNDED) for one in group.asked]
@@ -324,8 +332,8 @@ def _answer_body(id: str, model: str, text: str, usage: Usage) -> bytes:
     )  # fmt: skip
 
 
-def _again(error: UpstreamError) -> UpstreamError:
-    """The same for one of several who hear of it."""
+def _copy(error: UpstreamError) -> UpstreamError:
+    """A copy of the error, because each question raises its own."""
     return UpstreamError(
         error.failure, error.message, status=error.status, retry_after_s=error.retry_after_s, body=error.body,
         upstream_status=error.upstream_status,

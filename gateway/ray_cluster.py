@@ -1,4 +1,4 @@
-"""Ray (extra `ray`), joined or started: what large work is spread over. Nothing distributed here is ours."""
+"""Joins or starts a Ray cluster (extra `ray`), over which large jobs are distributed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _SLOW = "timed out during startup"
 
 
 def start_ray(workers: int) -> None:
-    """Join the cluster that RAY_ADDRESS names, else start one on this machine. ConfigError where Ray is missing."""
+    """Join the cluster at RAY_ADDRESS, or start one on this machine where that is not set. Raises ConfigError where Ray
+    is not installed.
+    """
     try:
         import ray
     except ImportError:
@@ -32,8 +34,8 @@ def start_ray(workers: int) -> None:
 
 
 def _keep_stdout() -> None:
-    """Ray's native code may log to file descriptor 1, whatever Python is told: from here on that is standard error, and
-    Python alone writes to what was standard output, so that `--json` stays one document.
+    """Keep Ray's native code, which may log to file descriptor 1, out of the output of `--json`: that descriptor
+    becomes standard error, and only Python's `sys.stdout` still writes to the standard output.
     """
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors)
@@ -41,14 +43,14 @@ def _keep_stdout() -> None:
 
 
 def _start_own(ray: Any, cpus: int) -> None:
-    """Ray gives its own helper process 15 s to import itself (ray-project/ray#65983): too little on a busy machine;
-    each try finds more of it in memory.
+    """Start Ray, trying several times: it allows its own helper process 15 s for its imports (ray-project/ray#65983),
+    which is too little on a busy machine, and each try finds more of the files in memory.
     """
     for left in reversed(range(TRIES)):
         try:
             ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
             return
-        except Exception as error:  # Ray has no name for it
+        except Exception as error:  # Ray has no exception class for this
             if _SLOW not in str(error) or not left:
                 raise
             log.warning("Ray did not start in time; trying again")

@@ -1,8 +1,8 @@
-"""A recorded decision made again, offline.
+"""Makes a recorded decision again, offline.
 
-Read from the journal: the query's features and vector, the candidates there were, the request's own knobs and the
-number its router drew. Not in it, so taken from the configuration as it is now: prices, abilities and the route's
-knobs. The vector is kept in half precision, so estimates agree to about three digits.
+The journal has the query's features and vector, the candidates, the request's own knobs and the router's random draw.
+Prices, abilities and the route's knobs are not in it and are taken from the current configuration. The vector is stored
+in half precision, so estimates agree to about three digits.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gateway.settle import candidates_of
 from routers.types import Candidate, Choice, Knobs, Query, Router, Undecided, Vector
 
 SAME_WITHIN = 0.005
-"""Probabilities and qualities closer than this are equal: the vector's rounding moves them no further."""
+"""Probabilities and qualities that differ by at most this count as equal, since the vector is rounded."""
 
 
 def refuse_undecided(record: DecisionRecord) -> None:
-    """Raises CallerError where no router was asked."""
+    """Raise CallerError for a decision that no router made."""
     if not record.model:
         how = f"answered by the cache ({record.cache})" if record.from_cache else f"refused ({record.error})"
         raise CallerError(f"nothing to decide again: {record.id} was {how} before a router was asked")
@@ -33,7 +33,9 @@ def refuse_undecided(record: DecisionRecord) -> None:
 
 
 def choose_again(record: DecisionRecord, policy: Policy, changed: Knobs) -> Choice:
-    """What the policy chooses for the recorded query, with the recorded draw; the route's default where it can't."""
+    """The policy's choice for the recorded query with the recorded draw; the route's default model where the policy
+    can't decide.
+    """
     stated: Any = record.knobs
     knobs = merge(merge(policy.knobs, Knobs(**stated)), changed)
     if not record.explore:
@@ -62,7 +64,7 @@ def query_of(record: DecisionRecord, router: Router) -> Query:
 
 
 def vector_of(record: DecisionRecord, features_version: str) -> Vector:
-    """As recorded, or of the recorded text. Raises CallerError where neither serves this router."""
+    """The recorded vector, or one of the recorded text. Raises CallerError where the router can use neither."""
     if not features_version:
         return NO_VECTOR
     if record.vector and record.features_version == features_version:
@@ -79,7 +81,7 @@ def vector_of(record: DecisionRecord, features_version: str) -> Vector:
 
 
 def candidates_then(record: DecisionRecord, now: Sequence[Candidate]) -> list[Candidate]:
-    """The models there were, at the prices of now, in the order in which the router saw them."""
+    """The models of that time at current prices, in the order in which the router saw them."""
     known = {candidate.model: candidate for candidate in now}
     names = {**{one.model: "" for one in record.candidates}, **record.excluded}
     order = [*[name for name in known if name in names], *[name for name in names if name not in known]]
@@ -87,7 +89,7 @@ def candidates_then(record: DecisionRecord, now: Sequence[Candidate]) -> list[Ca
 
 
 def draw_of(record: DecisionRecord) -> float:
-    """The number that was drawn; where it wasn't recorded, the middle of what leads to the recorded model."""
+    """The recorded draw; where there is none, the middle of the interval of draws that lead to the recorded model."""
     if record.draw is not None:
         return record.draw
     below = 0.0
@@ -99,14 +101,14 @@ def draw_of(record: DecisionRecord) -> float:
 
 
 def notes_on(record: DecisionRecord, router: Router, changed: Knobs) -> list[str]:
-    """What a reader must know before he trusts the comparison."""
+    """Differences that a reader must know before trusting the comparison."""
     notes = []
     label = f"{router.name}@{router.version}"
     if label != record.router:
         notes.append(f"another router: {record.router} then, {label} now")
-    turned = {field.name: getattr(changed, field.name) for field in fields(Knobs) if field.name != "explore"}
-    if turned := {name: value for name, value in turned.items() if value is not None}:
-        notes.append("knobs turned: " + ", ".join(f"{name} {value:g}" for name, value in turned.items()))
+    values = {field.name: getattr(changed, field.name) for field in fields(Knobs) if field.name != "explore"}
+    if stated := {name: value for name, value in values.items() if value is not None}:
+        notes.append("knobs turned: " + ", ".join(f"{name} {value:g}" for name, value in stated.items()))
     if record.draw is None:
         notes.append("the number drawn was not recorded; one that leads to the recorded model is used")
     if router.name == "rules" and not record.prompt_text:
@@ -139,7 +141,9 @@ def _by_model(candidates: Sequence[CandidateRecord]) -> dict[str, dict[str, floa
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Up to the vector's rounding: within SAME_WITHIN, or that share of a dollar figure."""
+    """Whether two values are equal up to the vector's rounding: numbers within SAME_WITHIN, or within that share of the
+    larger one where both are smaller than it, as costs in dollars are.
+    """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
     if isinstance(one, float) and isinstance(other, float):

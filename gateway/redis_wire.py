@@ -1,9 +1,9 @@
-"""One connection to Redis for a whole worker: the commands of one turn of the loop leave in one write.
+"""One connection to Redis for a whole worker. The commands of one turn of the event loop are sent in one write.
 
-A client with a pool costs more than the rest of a request; here a command costs its bytes and a future. Every
-answer has a deadline, and a server that fails often is left alone for a moment (one command looks whether it
-is back), so that a Redis that is down or stuck costs its timeout a few times and not once a request. Refuses
-clusters and sentinels: one server, as `storage.redis_url` names it.
+A client with a pool would cost more than the rest of a request; here a command costs its bytes and a future. Every
+answer has a deadline. A server that fails several times is not tried for a moment, after which one command finds out
+whether it is back; so a Redis that is down or stuck costs its timeout a few times and not once a request. Clusters and
+sentinels are not supported: there is one server, `storage.redis_url`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ log = logging.getLogger("headgate.redis")
 Word = str | bytes | int | float
 
 PATIENCE = 3
-"""Failures in a row before commands fail without being sent."""
+"""Number of failures in a row after which commands fail without being sent."""
 REST_S = 0.5
-"""How long they do, until one may try again."""
+"""How long commands then fail, until one may try again."""
 HELD_UP_S = 0.02
-"""A timer this late tells that the loop was held up, so that an answer may lie unread."""
+"""A timer this late shows that the event loop was blocked, so that an answer may have arrived unread."""
 
 
 class RedisAway(RedisError):
-    """No connection, no answer in time, or too many of these just now."""
+    """There is no connection, no answer came in time, or this has just happened too often."""
 
 
 class RedisRefused(RedisError):
@@ -44,7 +44,7 @@ class RedisRefused(RedisError):
 
 
 class Script:
-    """Lua text and the digest it runs by."""
+    """The text of a Lua script, and the SHA-1 digest that Redis knows it by."""
 
     __slots__ = ("digest", "text")
 
@@ -54,7 +54,7 @@ class Script:
 
 
 class RedisWire:
-    """Connects when first asked, and again after every fault."""
+    """Connects at the first command, and again after every fault."""
 
     def __init__(self, url: str, *, timeout_s: float = 0.1) -> None:
         if timeout_s <= 0:
@@ -73,7 +73,7 @@ class RedisWire:
         return self._failures > 0
 
     async def ask(self, *words: Word) -> Any:
-        """The answer to one command; strings are bytes. Raises RedisAway or RedisRefused."""
+        """Send one command and return the answer, with strings as bytes. Raises RedisAway or RedisRefused."""
         if self._failures >= PATIENCE:
             self._rest()
         line = self._line
@@ -91,7 +91,7 @@ class RedisWire:
         return answer
 
     async def run(self, script: Script, keys: Sequence[Word], arguments: Sequence[Word]) -> Any:
-        """A script by its digest; where Redis (or a proxy before it) doesn't know the digest, by its text."""
+        """Run a script by its digest, or by its text where Redis, or a proxy before it, doesn't know the digest."""
         try:
             return await self.ask("EVALSHA", script.digest, len(keys), *keys, *arguments)
         except RedisRefused as refused:
@@ -100,7 +100,9 @@ class RedisWire:
             return await self.ask("EVAL", script.text, len(keys), *keys, *arguments)
 
     async def run_all(self, commands: Sequence[tuple[Script, Sequence[Word], Sequence[Word]]]) -> list[Any]:
-        """Many scripts in one write; the answers in order. Raises at the first that fails."""
+        """Run many scripts in one write and return the answers in order. Raises RedisAway or RedisRefused at the first
+        that fails.
+        """
         line = self._line
         if line is None or line.broken:
             await self.ask("PING")
@@ -133,7 +135,7 @@ class RedisWire:
             self._line.close(RedisAway("closed"))
 
     async def _connect(self) -> _Line:
-        """One attempt at a time, shared by all who wait for it."""
+        """Connect; concurrent callers share one attempt."""
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._open())
             self._connecting.add_done_callback(self._connected)
@@ -159,7 +161,9 @@ class RedisWire:
         return line
 
     async def _greet(self, line: _Line) -> None:
-        """A server that lets us not in, or not into our database, is away: it is not asked at every command."""
+        """Authenticate and select the database. A server that refuses either counts as away, so that it is not tried at
+        every command.
+        """
         try:
             for words in self._greeting():
                 await line.send(words)
@@ -189,7 +193,7 @@ class RedisWire:
     def _rest(self) -> None:
         now = time.monotonic()
         if now < self._rests_until_s:
-            raise RedisAway("it has just failed several times")
+            raise RedisAway("it has just failed several times in a row")
         self._rests_until_s = now + REST_S
 
     def _fail(self, fault: BaseException) -> None:
@@ -200,7 +204,7 @@ class RedisWire:
 
 
 class _Line(asyncio.Protocol):
-    """A connection, and who waits for which answer on it, in order."""
+    """One connection, and the futures of its answers in order."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
         self.broken = False
@@ -212,7 +216,7 @@ class _Line(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._watch: asyncio.TimerHandle | None = None
         self._looked_again = False
-        """Since something last came."""
+        """Whether `_look` has already waited once since data last arrived."""
 
     def send(self, words: Sequence[Word]) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = self._loop.create_future()
@@ -233,8 +237,8 @@ class _Line(asyncio.Protocol):
         self._outgoing.clear()
 
     def _look(self) -> None:
-        """Answers come in order, so one that is late makes all behind it late: the connection goes. A loop that was
-        held up reads its sockets once before it says so.
+        """Close the connection where the first answer is late, since answers come in order and all others wait for it.
+        Where the event loop was blocked, it first gets a chance to read its sockets.
         """
         self._watch = None
         if not self._waiting:
@@ -259,7 +263,7 @@ class _Line(asyncio.Protocol):
             if not answer.done():
                 answer.set_exception(why)
 
-    # asyncio's side
+    # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -281,10 +285,11 @@ class _Line(asyncio.Protocol):
                     answer.set_result(reply)
                 reply = reader.gets()
         except (hiredis.HiredisError, IndexError) as fault:
-            self.close(RedisAway(f"not Redis' protocol: {fault}"))
+            self.close(RedisAway(f"the answer is not in Redis' protocol: {fault}"))
 
     def _refuse(self, answer: asyncio.Future[Any], why: str) -> None:
         if not answer.done():
             answer.set_exception(RedisRefused(why))
         if "READONLY" in why or why.startswith("MASTERDOWN"):
-            self.close(RedisAway(f"it was the primary when we connected: {why}"))  # its name may lead elsewhere by now
+            # Its name may resolve to the new primary by now.
+            self.close(RedisAway(f"the server is no longer the primary: {why}"))

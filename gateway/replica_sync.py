@@ -1,9 +1,8 @@
-"""What one replica has been told or has learnt, the others serve too: promoted routers, canaries, floors.
+"""Shares promoted routers, canaries and certified floors among replicas.
 
-Each replica's control process compares its own settings file with the copy in the database, entry by entry against
-what both last agreed on: what was changed here goes there, what was changed there comes here. An artefact travels by
-its checksum, and is in its place before any setting names it. Keys and the operators' overlay live in the database
-anyway; nothing of them is done here.
+Each replica's control process merges its own settings file with the copy in the database, entry by entry, against the
+version that both last agreed on (a three-way merge). Artefacts are named by their checksums and are copied before any
+setting names them. Keys and the operators' overlay are in the database anyway and are not handled here.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ log = logging.getLogger("headgate.replica_sync")
 NAME = "learnt"
 BASE = "learnt.json"
 _OWN = frozenset({"version", "keys", "overlay"})
-"""Fields that reach every replica by other ways."""
+"""Fields of the settings that reach every replica in other ways."""
 _MARK = "artifact:"
 _SUFFIX = ".safetensors"
 Document = dict[str, dict[str, Any]]
-"""Field, then route."""
+"""Settings by field, then by route."""
 
 
 class Overtaken(Exception):
-    """Another replica changed the same at the same time."""
+    """Another replica has changed the shared settings at the same time."""
 
 
 class Base(msgspec.Struct):
-    """What this replica and the database last agreed on."""
+    """The shared settings that this replica and the database last agreed on."""
 
     version: int = 0
     document: Document = {}
 
 
 class ReplicaSync:
-    """One replica's part. `step` is for one thread; it raises what the database and the disk raise."""
+    """Shares the settings of one replica. Not thread-safe."""
 
     def __init__(self, store: Store, run_dir: str | Path) -> None:
         self._store = store
@@ -55,11 +54,13 @@ class ReplicaSync:
         self._base = self._read_base()
 
     def step(self) -> bool:
-        """True: something new is in force here."""
+        """Merge once. True where this replica's settings have changed. Raises Overtaken, and what the database and the
+        disk raise.
+        """
         version, remote = self._latest()
         base = self._base
         local = self._document(read_settings(self._run_dir))
-        if base is None:  # a replica that has never met the others takes over what they serve
+        if base is None:  # a replica that has never merged before takes over what the others serve
             base = Base(0, local if version else {})
         merged = _merged(local, base.document, remote)
         if merged != remote:
@@ -78,7 +79,7 @@ class ReplicaSync:
         return (row[0], msgspec.json.decode(row[1])) if row else (0, {})
 
     def _save(self, document: Document, version: int) -> int:
-        """Raises Overtaken where another replica was faster; the next step sees what it said."""
+        """Store the next version. Raises Overtaken where another replica has just stored it."""
         text = msgspec.json.encode(document).decode()
         row = {"name": NAME, "version": version + 1, "time_s": time.time(), "actor": "gateway", "value": text}
         try:
@@ -89,7 +90,7 @@ class ReplicaSync:
         return version + 1
 
     def _apply(self, base: Document, remote: Document) -> bool:
-        """Put what others changed into this replica's settings; their artefacts first."""
+        """Apply the others' changes to this replica's settings, after copying their artefacts."""
 
         def change(current: Settings) -> Settings:
             merged = _merged(self._document(current), base, remote)
@@ -99,14 +100,14 @@ class ReplicaSync:
         self._fetch(_merged(self._document(read_settings(self._run_dir)), base, remote))
         changed = change_settings(self._run_dir, change)
         if changed:
-            log.info("took over what another replica serves")
+            log.info("took over promoted routers, canaries or floors of another replica")
         return changed
 
-    # Documents: settings without what is this replica's own, artefacts named by their checksum
+    # Documents are the shared fields of the settings, with artefacts named by their checksums instead of paths.
 
     def _document(self, current: Settings) -> Document:
-        told = msgspec.to_builtins(current)
-        return {name: self._marked(told[name]) for name in _shared_fields() if told[name]}
+        fields = msgspec.to_builtins(current)
+        return {name: self._marked(fields[name]) for name in _shared_fields() if fields[name]}
 
     def _marked(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -123,7 +124,7 @@ class ReplicaSync:
         return value
 
     def _place(self, checksum: str) -> Path:
-        known = next((Path(path) for (path, _), held in self._sums.items() if held == checksum), None)
+        known = next((Path(path) for (path, _), one in self._sums.items() if one == checksum), None)
         return known if known is not None and known.exists() else self._run_dir / "artifacts" / f"{checksum}{_SUFFIX}"
 
     def _checksum(self, path: Path) -> str:
@@ -148,12 +149,12 @@ class ReplicaSync:
                 continue
             query = sa.select(artifacts.c.bytes).where(artifacts.c.checksum == checksum)
             with self._store.engine.connect() as connection:
-                held = connection.execute(query).scalar_one_or_none()
-            if held is None or sha256(held).hexdigest() != checksum:
+                content = connection.execute(query).scalar_one_or_none()
+            if content is None or sha256(content).hexdigest() != checksum:
                 raise ValueError(f"artefact {checksum[:16]} is not whole in the database")
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_suffix(".new")
-            draft.write_bytes(held)
+            draft.write_bytes(content)
             draft.replace(path)
 
     def _read_base(self) -> Base | None:
@@ -173,8 +174,8 @@ def _shared_fields() -> list[str]:
 
 
 def _merged(local: Document, base: Document, remote: Document) -> Document:
-    """Per entry: what was changed here since the base, else what is there."""
-    found: Document = {}
+    """Each entry as it is locally where that differs from the base, and otherwise as it is remotely."""
+    merged: Document = {}
     for field in {*local, *base, *remote}:
         mine, was, theirs = (document.get(field, {}) for document in (local, base, remote))
         entries = {
@@ -183,8 +184,8 @@ def _merged(local: Document, base: Document, remote: Document) -> Document:
             if (value := _entry(key, mine, was, theirs)) is not None
         }
         if entries:
-            found[field] = entries
-    return found
+            merged[field] = entries
+    return merged
 
 
 def _entry(key: str, mine: Mapping[str, Any], was: Mapping[str, Any], theirs: Mapping[str, Any]) -> Any:
