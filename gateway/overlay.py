@@ -1,7 +1,9 @@
-"""What operators change while the gateway runs, laid over its configuration file: same keys, same rules.
+"""The overlay: what operators change while the gateway runs. It overrides the configuration file, with the same keys
+and rules.
 
-The whole is read again as if it stood in the file, so nothing gets in that the file could not hold. A secret is not
-part of it: the overlay names one by a stamp, and `secrets.json` in the run folder (mode 0600) holds it.
+The file and the overlay together are checked as one file would be, so the overlay can hold nothing that a file could
+not. Secrets are not part of it: the overlay refers to each by a random name, and `secrets.json` in the run folder (mode
+0600) holds its value.
 """
 
 from __future__ import annotations
@@ -26,27 +28,27 @@ Table = dict[str, Any]
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """Knobs before a share of a route's requests."""
+    """Knobs that are tried on a share of a route's requests."""
 
     knobs: dict[str, float | None]
     share: float
 
 
 class Overlay(msgspec.Struct, frozen=True, kw_only=True):
-    """By name: the keys that replace those of the configuration's table of that name, or make a new one."""
+    """For each kind of table, by the table's name, the keys that replace the file's, or make a new table."""
 
     providers: dict[str, Table] = {}
     models: dict[str, Table] = {}
     routes: dict[str, Table] = {}
     tenants: dict[str, Table] = {}
     trials: dict[str, Trial] = {}
-    """Of routes."""
+    """By route."""
     members: dict[str, list[str]] = {}
-    """Model to the routes it is one of; of models that are not here the routes themselves say so."""
+    """By model, the routes that it belongs to. Of models that are not listed here, the routes' own lists count."""
 
 
 def overlaid(config: Config, overlay: Overlay, kept: Mapping[str, str]) -> tuple[Config | None, list[str]]:
-    """The configuration with the overlay on it, or None and all that is wrong. `kept`: secrets by stamp."""
+    """The configuration with the overlay applied, or None and every fault in it. `kept` are the secrets by name."""
     if not any((overlay.providers, overlay.models, overlay.routes, overlay.tenants, overlay.members)):
         return config, []
     hidden: dict[str, str] = {}
@@ -56,33 +58,35 @@ def overlaid(config: Config, overlay: Overlay, kept: Mapping[str, str]) -> tuple
     _lay(table.setdefault("routes", []), overlay.routes)
     _lay(table.setdefault("auth", {}).setdefault("tenants", []), overlay.tenants)
     _join(table["routes"], overlay.members)
-    lost = sorted(set(_STAMP.findall(str(overlay.providers))) - set(kept))
-    if lost:
-        return None, [f"providers: a secret of theirs is not on this machine ({FILE} has no {lost[0]})"]
+    missing = sorted(set(_STAMP.findall(str(overlay.providers))) - set(kept))
+    if missing:
+        return None, [f"providers: one of their secrets is not on this machine ({FILE} has no {missing[0]})"]
     return parse(table, {**os.environ, **kept, **hidden})
 
 
 def _lay(tables: list[Table], changes: Mapping[str, Table]) -> None:
-    """A table of that name changes (the first, where a model has several deployments); else there is a new one."""
+    """Change the table of each name (the first one where a model has several deployments), or append a new one."""
     for name, change in changes.items():
-        found = next((one for one in tables if one["name"] == name), None)
-        if found is None:
+        table = next((one for one in tables if one["name"] == name), None)
+        if table is None:
             tables.append({"name": name, **change})
         else:
-            found |= change
+            table |= change
 
 
 def _join(routes: list[Table], members: Mapping[str, list[str]]) -> None:
     for model, names in members.items():
         for route in routes:
             others = [one for one in route.get("models", []) if one != model]
-            wanted, has = route["name"] in names, model in route.get("models", [])
-            if wanted != has:
-                route["models"] = [*others, model] if wanted else others
+            belongs, is_listed = route["name"] in names, model in route.get("models", [])
+            if belongs != is_listed:
+                route["models"] = [*others, model] if belongs else others
 
 
 def _plain(value: Any, hidden: dict[str, str]) -> Any:
-    """As the file's document: defaults left out, every secret as the name of a variable in `hidden`."""
+    """The value as it would be in a file: without defaults, and with each secret as a variable whose value is added to
+    `hidden`.
+    """
     if isinstance(value, Secret):
         if not value:
             return ""
@@ -100,12 +104,12 @@ def _plain(value: Any, hidden: dict[str, str]) -> Any:
 
 @cache
 def _defaults(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """By field. msgspec reads a struct's annotations anew each time, which costs more than all the rest."""
+    """Default values by field, cached because msgspec reads a struct's annotations anew each time, which is slow."""
     return {field.name: field.default for field in msgspec.structs.fields(kind)}
 
 
 def read_secrets(run_dir: str | Path) -> dict[str, str]:
-    """By stamp; none where none was ever written."""
+    """The secrets by name; empty where there is no file."""
     try:
         return msgspec.json.decode((Path(run_dir) / FILE).read_bytes(), type=dict[str, str])
     except FileNotFoundError:
@@ -113,7 +117,9 @@ def read_secrets(run_dir: str | Path) -> dict[str, str]:
 
 
 def hide(run_dir: str | Path, text: str) -> str:
-    """Puts a secret away; what to write in its place. A reference to a variable, `${NAME}`, is none itself."""
+    """Store a secret and return the reference to write in its place. An empty text and a reference to a variable,
+    `${NAME}`, are returned as they are.
+    """
     if not text or _REFERENCE.fullmatch(text):
         return text
     kept = read_secrets(run_dir)

@@ -1,10 +1,10 @@
-"""The daily budgets of routes, spent as their traffic comes: a purse per route raises its cost weight as it empties.
+"""Pacing of the routes' daily budgets: each route has a purse, which raises the route's cost weight as it empties.
 
-The ledger refuses what no budget covers; a purse keeps it from coming to that, by choosing cheaper models in time. It
-reads only settled costs, never holds, and lowers no quality floor. Every worker has its share of the budget.
+The ledger refuses requests that no budget covers; a purse avoids that by choosing cheaper models in time. It counts
+only settled costs, never holds, and lowers no quality floor. Each worker has an equal share of the budget.
 
-When requests come is learnt from the journal, every day anew: what all workers had, through any restart. There a purse
-also finds what was spent before it was made.
+At which hours requests arrive is learnt each day from the journal, which has the traffic of all workers through any
+restart. A new purse also reads there what was spent before it was made.
 """
 
 from __future__ import annotations
@@ -29,41 +29,43 @@ if TYPE_CHECKING:
 log = logging.getLogger("headgate.pacing")
 
 LOOK_AFTER_S, LOOK_EVERY_S = 0.2, 1.0
-"""The first look holds up no start."""
+"""The first look at the journal waits, so that it doesn't delay the start."""
 LATE_S = 300.0
-"""After midnight, until the day's last requests are in the journal."""
+"""Time after midnight (UTC) by which the day's last requests are in the journal."""
 DAYS = 56
-"""That shapes are learnt from."""
+"""Number of days that a day's shape is learnt from."""
 Spent = dict[str, list[tuple[float, float]]]
-"""By route: dollars, each with the end of the minute it was spent in."""
+"""By route, pairs of the end of a minute (Unix time) and the dollars spent in it."""
 
 
 class Purses:
-    """Those of the routes with a daily budget."""
+    """The purses of all routes with a daily budget."""
 
     def __init__(self, clock: Callable[[], float], workers: int = 1) -> None:
         self._clock, self._workers = clock, workers
         self._purses: dict[str, Purse] = {}
         self._made: dict[str, float] = {}
-        """When those were made that don't know yet what was spent before."""
+        """By route, when the purse was made, for purses that don't know yet what was spent before."""
         self._learnt: int | None = None
-        """The day that the shapes were learnt on."""
+        """The day on which the shapes were last learnt, in days since the Unix epoch; None before the first time."""
 
     def adopt(self, routes: Iterable[RouteConfig]) -> None:
-        """Routes as they are from now on; a purse whose budget is as it was goes on, another knows its day's shape."""
+        """Apply changed routes. A purse whose budget is unchanged stays; one whose budget has changed is replaced, and
+        keeps its day's shape.
+        """
         purses, now_s = {}, self._clock()
         for route in routes:
             if route.budget_usd_per_day:
                 budget = route.budget_usd_per_day / self._workers
-                held = self._purses.get(route.name)
-                if held is None or held.budget_usd_per_day != budget:
-                    held = Purse.new(budget, now_s, held.shape if held is not None else None)
+                purse = self._purses.get(route.name)
+                if purse is None or purse.budget_usd_per_day != budget:
+                    purse = Purse.new(budget, now_s, purse.shape if purse is not None else None)
                     self._made[route.name] = now_s
-                purses[route.name] = held
+                purses[route.name] = purse
         self._purses = purses
 
     def paced(self, route: str, knobs: Knobs) -> Knobs:
-        """With the cost weight that the purse asks for."""
+        """The knobs with the cost weight that the route's purse sets; unchanged for a route without a purse."""
         purse = self._purses.get(route)
         return knobs if purse is None else weighed(knobs, purse, self._clock())
 
@@ -73,23 +75,23 @@ class Purses:
             purse.spend(nanousd / 1e9)
 
     def fullness(self) -> dict[tuple[str, ...], float]:
-        """By route, 0..1."""
+        """How full each purse is, from 0 to 1, by (route,)."""
         return {(name,): purse.fullness for name, purse in self._purses.items()}
 
     async def run(self, journal: Reader) -> None:
-        """Learns what the journal knows, until cancelled. Where it is away, later."""
-        complaint = OutageLog(log, "the hours of budgets")
+        """Learn from the journal until cancelled; while it can't be read, try again every second."""
+        outages = OutageLog(log, "the hours of budgets")
         await asyncio.sleep(LOOK_AFTER_S)
         while True:
             try:
                 await self.learn(journal)
-                complaint.works()
+                outages.works()
             except (HeadgateError, OSError) as fault:
-                complaint.fails(fault)
+                outages.fails(fault)
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def learn(self, journal: Reader) -> None:
-        """Once a day, and for every new purse. Raises HeadgateError or OSError."""
+        """Learn the shapes once a day, and past spending for each new purse. Raises HeadgateError or OSError."""
         now_s, names, made = self._clock(), set(self._purses), dict(self._made)
         today = int((now_s - LATE_S) // DAY_S)
         if not names or (today == self._learnt and not made):
@@ -107,7 +109,7 @@ class Purses:
 
 
 def shapes_of(store: Store, routes: Iterable[str], now_s: float) -> dict[str, DayShape]:
-    """Learnt from requests that no cache answered. Blocks."""
+    """The shape of each route's day, learnt from requests that no cache answered. Blocks."""
     from gateway.journal.sums import sums
 
     hours: defaultdict[str, dict[int, float]] = defaultdict(dict)
@@ -119,7 +121,7 @@ def shapes_of(store: Store, routes: Iterable[str], now_s: float) -> dict[str, Da
 
 
 def spent_before(journal: Reader, made: Mapping[str, float]) -> Spent:
-    """In the 24 hours before purses were made, at these times. Blocks."""
+    """What each route spent in the 24 hours before its purse was made; `made` has these times. Blocks."""
     from gateway.journal.lookup import spend_by_minute
 
     spent: Spent = {route: [] for route in made}
@@ -127,4 +129,4 @@ def spent_before(journal: Reader, made: Mapping[str, float]) -> Spent:
     for row in spend_by_minute(journal.store, journal.spools, since_s, until_s):
         if row["start_s"] < made.get(row["route"], 0.0):
             spent[row["route"]].append((row["start_s"] + MERGED_S, row["cost_nanousd"] / 1e9))
-    return {route: sorted(found) for route, found in spent.items()}
+    return {route: sorted(minutes) for route, minutes in spent.items()}

@@ -1,4 +1,4 @@
-"""Several steps of a climb at the same time, until all have ended or one has brought enough."""
+"""Runs several steps of a cascade at the same time, until all have ended or one outcome is enough."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Step = Coroutine[Any, Any, Outcome]
 async def run_parallel(
     steps: Sequence[Step], enough: Callable[[Outcome], bool] | None, cut: Callable[[int], Outcome]
 ) -> list[Outcome]:
-    """Outcomes in the order of the steps. What still runs when `enough` says so is cancelled, and `cut` says what came
-    of it. Whatever happens, no step is left running.
+    """The outcomes in the order of the steps. Once `enough` is true of an outcome, the steps that still run are
+    cancelled, and `cut` gives the outcome for the index of each. No step is left running, even where one raises.
     """
     tasks = [asyncio.ensure_future(step) for step in steps]
     waiting = set(tasks)

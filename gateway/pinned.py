@@ -1,4 +1,6 @@
-"""Choices that need no router: a pinned model, a route's default; and what a request's knobs override."""
+"""Choices that need no router (a pinned model, a route's default model), and the merging of a route's and a request's
+knobs.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ def pinned(model: str, reason: str, excluded: Mapping[str, str] | None = None) -
 
 
 def listed(route: Route, worst: Mapping[str, int], knobs: Knobs) -> Choice:
-    """For a request that routers can't read: the route's first model, and the others in case it fails. `worst`: most
-    nano-dollars that each can cost. Raises CallerError if the request's own cap rules out all of them.
+    """For a request that routers can't read: the route's first model, and then the others in case it fails. `worst` has
+    the most nano-dollars that each model can cost. Raises CallerError if the request's own cap on cost excludes all.
     """
     cap = knobs.max_cost_usd
     names = [name for name in route.names if cap is None or worst[name] <= cap * 1e9]
@@ -35,27 +37,27 @@ def listed(route: Route, worst: Mapping[str, int], knobs: Knobs) -> Choice:
 
 
 def breaks(query: Query, candidate: Candidate, knobs: Knobs) -> str:
-    """The bound on money or time that this model would break; empty: none."""
+    """The bound on money or time that this model would break; empty where it breaks none."""
     return over(query, candidate, knobs) or (TOO_EXPENSIVE if too_expensive(query, candidate, knobs) else "")
 
 
-def bounded(route: Route, candidate: Candidate, asked: Described, knobs: Knobs) -> Choice:
+def bounded(route: Route, candidate: Candidate, described: Described, knobs: Knobs) -> Choice:
     """The pinned model. Raises CallerError if it would break a bound that the request itself states."""
-    if reason := breaks(bare_query(asked), candidate, knobs):
+    if reason := breaks(bare_query(described), candidate, knobs):
         raise CallerError(f"'{route.name}' may not answer this request: {reason}", code="no_eligible_model")
     return pinned(route.default_model, "pinned")
 
 
-def within_cap(route: Route, models: Mapping[str, Model], asked: Described, knobs: Knobs) -> Route:
+def within_cap(route: Route, models: Mapping[str, Model], described: Described, knobs: Knobs) -> Route:
     """The route without the fallbacks that would break the request's own cap on its cost."""
-    query, cap = bare_query(asked), Knobs(max_cost_usd=knobs.max_cost_usd)
-    kept = tuple(name for name in route.fallbacks if not breaks(query, models[name].candidate_at(asked.tier), cap))
+    query, cap = bare_query(described), Knobs(max_cost_usd=knobs.max_cost_usd)
+    kept = tuple(name for name in route.fallbacks if not breaks(query, models[name].candidate_at(described.tier), cap))
     return route if kept == route.fallbacks else replace(route, fallbacks=kept)
 
 
 def default_choice(route: Route, undecided: Undecided, healthy: Callable[[str], bool]) -> Choice:
-    """The route's default model where the router can't decide, or a fallback while that one is down. Raises CallerError
-    if the request itself rules out every model, by its cap, its size or what it needs.
+    """The route's default model, for a request that the router can't decide; a fallback while that model is unhealthy.
+    Raises CallerError if the request itself excludes every model by its cap, its size or the abilities it needs.
     """
     excluded = undecided.excluded
     if excluded.get(route.default_model, UNHEALTHY) != UNHEALTHY:
@@ -69,25 +71,25 @@ def default_choice(route: Route, undecided: Undecided, healthy: Callable[[str], 
     return choice if first == route.default_model else replace(choice, ranked=(first, route.default_model))
 
 
-def bare_query(asked: Described) -> Query:
-    """The query for routers that read no vector."""
+def bare_query(described: Described) -> Query:
+    """The query without a vector, for routers that need none."""
     return Query(
-        text=asked.text,
+        text=described.text,
         vector=NO_VECTOR,
         features_version="",
-        input_tokens=asked.input_tokens,
-        max_output_tokens=asked.max_output_tokens,
-        turns=asked.turns,
-        tools=asked.tools,
-        images=asked.images,
-        wants_json=asked.wants_json,
-        web_searches=asked.web_searches,
-        tool_runs=tuple(asked.tool_runs.items()),
+        input_tokens=described.input_tokens,
+        max_output_tokens=described.max_output_tokens,
+        turns=described.turns,
+        tools=described.tools,
+        images=described.images,
+        wants_json=described.wants_json,
+        web_searches=described.web_searches,
+        tool_runs=tuple(described.tool_runs.items()),
     )
 
 
 def merge(route: Knobs, request: Knobs) -> Knobs:
-    """The request's knobs where it has any, the route's elsewhere."""
+    """The route's knobs, overridden by those that the request states."""
     stated = {
         field.name: value
         for field in fields(Knobs)

@@ -1,10 +1,10 @@
-"""Which deployments still hold the beginning of a conversation in their caches, as a share of the prompt: routers weigh
-it as a model's price, and among the deployments of one model a request goes where it is warm, unless that is busy.
+"""Estimates how much of a prompt each deployment still has in its prompt cache. Routers use it in a model's price, and
+among the deployments of one model a request goes to the one that has most of it, unless that one is busy.
 
-Only prompts long enough for a provider to keep are looked at, and only where some model of the route charges less for
-tokens it had cached, or has several deployments; every other request pays nothing for it. Each worker knows what it
-sent itself; what the others sent is where the conversation is at home. Refuses to guess across tenants: their
-conversations never meet (cache/prefix.py).
+Only prompts that are long enough for providers to cache are looked at, and only where a model of the route charges less
+for cached tokens or has several deployments; no other request pays for it. A worker knows only what it has sent itself;
+a conversation's home deployment, which all workers agree on, stands for what the others sent. Conversations of
+different tenants never share a prefix (cache/prefix.py).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _role_of = msgspec.json.Decoder(_Turn).decode
 
 
 class Prefixes:
-    """Of one worker."""
+    """The prefixes that one worker has sent to each deployment."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._map = PrefixMap(max_nodes=50_000)
 
     def warmed(self, exchange: Exchange, candidates: Sequence[Candidate], now: float) -> Sequence[Candidate]:
-        """The candidates with the share of this prompt that each is expected to read from its warmest cache."""
+        """The candidates, each with the largest share of this prompt that one of its deployments has cached."""
         if exchange.call.described.input_tokens < LEAST_TOKENS or all(c.cached_price >= 1.0 for c in candidates):
             return candidates
         shares = [
@@ -54,7 +54,9 @@ class Prefixes:
         ]
 
     def shares(self, exchange: Exchange, deployments: Sequence[Deployment], now: float) -> Sequence[float] | None:
-        """Of this prompt, what each deployment is expected to read from its cache. None: it is too short to be kept."""
+        """The share of this prompt, 0 to 1, that each deployment is expected to read from its cache; None for a prompt
+        that is too short to be cached.
+        """
         if exchange.call.described.input_tokens < LEAST_TOKENS:
             return None
         if not exchange.links:
@@ -62,17 +64,20 @@ class Prefixes:
         return [self._map.cached_share(exchange.links, one.id, now_s=now) for one in deployments]
 
     def affinity(self, exchange: Exchange, deployments: Sequence[Deployment], now: float) -> Sequence[float] | None:
-        """The same, where the conversation is at home no less than `AT_HOME`, whoever sent it there."""
+        """As `shares`, but at least `AT_HOME` for the conversation's home deployment, to which other workers send it.
+        """
         shares = self.shares(exchange, deployments, now)
         if shares is None or len(deployments) == 1:
             return shares
-        belongs = home(exchange.opening, {one.id: one.weight or 1.0 for one in deployments})
+        home_id = home(exchange.opening, {one.id: one.weight or 1.0 for one in deployments})
         return [
-            max(share, AT_HOME) if one.id == belongs else share for one, share in zip(deployments, shares, strict=True)
+            max(share, AT_HOME) if one.id == home_id else share for one, share in zip(deployments, shares, strict=True)
         ]
 
     def settled(self, exchange: Exchange, now: float) -> None:
-        """The deployment that answered has the whole prompt now; its usage says what it had before."""
+        """Record that the deployment that answered has the whole prompt in its cache now, and, by its usage, how much
+        of it was there before.
+        """
         if not exchange.links or not exchange.answered_by:
             return
         last = next((one for one in reversed(exchange.attempts) if one.model == exchange.answered_by), None)
@@ -82,7 +87,7 @@ class Prefixes:
 
 
 def links_of(call: Call, tenant: str) -> tuple[Chain, bytes]:
-    """The conversation piece by piece, as it was sent, and the hash up to its first turn of a user."""
+    """The chain of the conversation's parts as they were sent, and the hash up to the first turn of the user."""
     raw = call.raw
     pieces = [bytes(raw[name]) for name in _BEFORE if name in raw]
     opening = len(pieces)

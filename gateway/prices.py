@@ -1,8 +1,8 @@
-"""What an answer costs, in integer nano-USD: money is counted, never rounded twice.
+"""The cost of an answer in integer nano-USD, which is rounded only once.
 
-A price is kept in nano-USD per million tokens, so that $0.0375 per million is exact too; that of a search, or of a
-run of another tool of the provider's, in nano-USD. Every disjoint bucket of `Usage` has its own price; one left out of
-the configuration costs as the bucket it is part of.
+Prices of tokens are kept in nano-USD per million tokens, so that $0.0375 per million is exact; prices of a web search
+or of a run of another provider-run tool in nano-USD. Each disjoint bucket of `Usage` has its own price; where the
+configuration states none, it costs as much as the bucket that it is part of (cached input as input).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from gateway.config import ModelConfig
 from gateway.wire.usage import Usage
 
 NANOUSD = 1_000_000_000
-"""In one dollar."""
+"""Nano-dollars in one dollar."""
 MTOK = 1_000_000
 MOST = 10**17
-"""Of one attempt: several still fit the 64 bits of the journal and of Redis."""
+"""Most nano-dollars of one attempt, so that the sum of several fits the 64 bits of the journal and of Redis."""
 ONCE = 1000
-"""The plain price, in thousandths of itself."""
+"""The factor of the ordinary price; factors are in thousandths."""
 AUTO = "auto"
-"""The service tier of a request that names none, and an answer's that doesn't say which one served it."""
+"""The service tier of a request that names none, and of an answer that doesn't name the one that served it."""
 NO_RUNS: Mapping[str, int] = MappingProxyType({})
 TIER_PRICES = {"priority": 2.0, "fast": 6.0}
-"""Times the price: OpenAI's priority processing, and the fast mode of Anthropic's Opus."""
+"""Factors on the prices of tokens for OpenAI's priority processing and the fast mode of Anthropic's Opus."""
 
 
 def nanousd(usd: float) -> int:
-    """Dollars as nano-USD, to the nearest."""
+    """Dollars as nano-USD, rounded to the nearest."""
     return round(usd * NANOUSD)
 
 
@@ -41,13 +41,13 @@ def usd(amount: int) -> float:
 
 
 def dollars(usd: float) -> str:
-    """To the nano-dollar, without an exponent, however small or large."""
+    """The amount as text, to the nano-dollar and without an exponent."""
     return f"${usd:,.9f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Of one deployment; every field but `web_search`, `unit` and `tools` in nano-USD per million tokens."""
+    """The prices of one deployment, in nano-USD per million tokens unless a field says otherwise."""
 
     input: int = 0
     cache_read: int = 0
@@ -58,20 +58,20 @@ class Price:
     audio_output: int = 0
     cache_write_1h: int = 0
     web_search: int = 0
-    """One, in nano-USD."""
+    """Price of one web search, in nano-USD."""
     unit: int = 0
-    """The same."""
+    """Price of one billed unit, in nano-USD."""
     tools: Mapping[str, int] = field(default_factory=dict)
-    """A run of each kind of the provider's own tools, in nano-USD; others cost nothing."""
+    """Price of one run of each kind of provider-run tool, in nano-USD; kinds that are not listed cost nothing."""
     tiers: Mapping[str, int] = field(default_factory=dict)
-    """What service tiers cost, in thousandths of the price of tokens; others cost it once."""
-    dearest_input: int = field(init=False)
-    dearest_output: int = field(init=False)
+    """Factor of each service tier on the prices of tokens, in thousandths; tiers that are not listed cost `ONCE`."""
+    highest_input: int = field(init=False)
+    highest_output: int = field(init=False)
 
     def __post_init__(self) -> None:
-        dearest = max(self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.audio_input)
-        object.__setattr__(self, "dearest_input", dearest)
-        object.__setattr__(self, "dearest_output", max(self.output, self.reasoning, self.audio_output))
+        highest_input = max(self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.audio_input)
+        object.__setattr__(self, "highest_input", highest_input)
+        object.__setattr__(self, "highest_output", max(self.output, self.reasoning, self.audio_output))
 
     @classmethod
     def of(cls, model: ModelConfig) -> Price:
@@ -89,15 +89,15 @@ class Price:
             web_search=nanousd(model.web_search_usd),
             unit=nanousd(model.unit_usd),
             tools={kind: nanousd(cost_usd) for kind, cost_usd in model.tool_usd.items()},
-            tiers={tier: round(times * ONCE) for tier, times in (TIER_PRICES | model.tier_prices).items()},
+            tiers={tier: round(factor * ONCE) for tier, factor in (TIER_PRICES | model.tier_prices).items()},
         )
 
-    def times(self, tier: str) -> int:
-        """Thousandths of the price of tokens that this service tier costs."""
+    def factor(self, tier: str) -> int:
+        """Factor of this service tier on the prices of tokens, in thousandths."""
         return self.tiers.get(tier or AUTO, ONCE)
 
     def cost(self, usage: Usage, tier: str = "") -> int:
-        """Nano-USD of one answer that this service tier gave, to the nearest."""
+        """Cost in nano-USD of one answer by this service tier, rounded to the nearest."""
         into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched, _, units, ran = astuple(usage)
         total: int = into * self.input + out * self.output
         if read or wrote or reasoned or heard or spoken or wrote_1h:
@@ -109,14 +109,14 @@ class Price:
                 + spoken * self.audio_output
                 + wrote_1h * self.cache_write_1h
             )
-        if (times := self.times(tier)) != ONCE:
-            total = total * times // ONCE
+        if (factor := self.factor(tier)) != ONCE:
+            total = total * factor // ONCE
         if searched or units or ran:
             total += (searched * self.web_search + units * self.unit + self.tool_cost(ran)) * MTOK
         return (total + MTOK // 2) // MTOK
 
     def tool_cost(self, runs: Mapping[str, int]) -> int:
-        """Nano-USD of so many runs of the provider's own tools, by their kinds."""
+        """Cost in nano-USD of the runs of provider-run tools, by kind."""
         return sum(count * self.tools.get(kind, 0) for kind, count in runs.items())
 
     def worst(
@@ -129,12 +129,13 @@ class Price:
         tier: str = "",
         tool_runs: Mapping[str, int] = NO_RUNS,
     ) -> int:
-        """Most that `n` answers to one prompt can cost: every token in its dearest bucket, rounded up, and as many
-        searches, units and runs of tools. Who asks for a tier that is cheaper than the price may be served at it.
+        """The most nano-USD that `n` answers to one prompt can cost, rounded up: every token at the price of its most
+        expensive bucket, and this number of searches, units and runs of tools. A tier that is cheaper than the ordinary
+        price counts as the ordinary one, because providers may serve its requests at that.
         """
-        cost = input_tokens_bound * self.dearest_input + max_output_tokens * n * self.dearest_output
-        if (times := self.tiers.get(tier or AUTO, ONCE)) > ONCE:
-            cost = -(-cost * times // ONCE)
+        cost = input_tokens_bound * self.highest_input + max_output_tokens * n * self.highest_output
+        if (factor := self.tiers.get(tier or AUTO, ONCE)) > ONCE:
+            cost = -(-cost * factor // ONCE)
         cost = -(-cost // MTOK)
         if web_searches or units or tool_runs:
             cost += web_searches * self.web_search + units * self.unit + self.tool_cost(tool_runs)
@@ -142,11 +143,11 @@ class Price:
 
 
 def highest(prices: Iterable[Price]) -> Price:
-    """Bucket by bucket: no answer costs more at any of them."""
+    """The highest price of each bucket: no answer costs more at any of these prices."""
     every = list(prices)
     names = [one.name for one in fields(Price) if one.init and one.name not in ("tiers", "tools")]
     tools = {kind: max(price.tools.get(kind, 0) for price in every) for price in every for kind in price.tools}
-    tiers = {tier: max(price.times(tier) for price in every) for price in every for tier in price.tiers}
+    tiers = {tier: max(price.factor(tier) for price in every) for price in every for tier in price.tiers}
     return Price(**{name: max(getattr(price, name) for price in every) for name in names}, tools=tools, tiers=tiers)
 
 

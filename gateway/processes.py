@@ -1,7 +1,8 @@
-"""Child processes that are kept alive, and replaced without anybody noticing.
+"""Child processes that are kept alive, and replaced without failing a request.
 
-A child says that it is ready by a byte on a pipe that dies with it, so nobody polls and nobody waits for a corpse.
-A replacement starts beside the one that serves; only when it is ready the old one is told to finish.
+A child reports that it is ready by a byte on a pipe, which closes when the child ends, so nobody polls and nobody waits
+for a dead process. A replacement starts beside the process that serves; only when it is ready is the old one told to
+finish.
 """
 
 from __future__ import annotations
@@ -23,29 +24,30 @@ log = logging.getLogger("headgate.serve")
 FIRST_RESTART_S = 0.2
 LONGEST_RESTART_S = 10.0
 STEADY_S = 30.0
-"""A child that ran this long gets its next restart at once."""
+"""After a child has run this long, the delay of its next restart is the shortest again."""
 ORPHANED_EVERY_S = 0.5
 REAP_EVERY_S = 1.0
 RETIRE = signal.SIGUSR1
-"""Finish what is under way, however long it takes; SIGTERM: within the drain timeout."""
+"""Tells a child to finish its requests within the request timeout; SIGTERM, within the drain timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """What to run. A child that `tells` gets `--ready-fd`; one with sockets gets `--fd` for each."""
+    """What to run. A child with sockets gets `--fd` for each."""
 
     name: str
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     sockets: tuple[socket.socket, ...] = ()
-    tells: bool = False
+    reports_ready: bool = False
+    """It gets `--ready-fd`, the pipe to report on; any other child counts as ready at once."""
     numbered: bool = False
-    """Gets `--index`: a number that no other run of this supervisor has."""
+    """It gets `--index`, a number that no other run of this supervisor has."""
 
 
 async def orphaned(parent: int) -> None:
-    """When the supervisor that started this process is gone without a word: nobody else would ever end us, and what we
-    hold is what its successor wants. 0: nobody started us.
+    """Wait until the supervisor that started this process has ended without stopping it. The process must then end by
+    itself, since a new supervisor needs its sockets and locks. Without a supervisor (`parent` 0) this waits forever.
     """
     while True:
         await asyncio.sleep(ORPHANED_EVERY_S)
@@ -55,8 +57,8 @@ async def orphaned(parent: int) -> None:
 
 
 async def reap_orphans() -> None:
-    """Until cancelled: let those go that have ended, and that nobody else waits for. Process 1 of a container inherits
-    whatever outlived its parent, and would be left with no number for a new process.
+    """Reap ended processes that nobody else waits for, until cancelled. Process 1 of a container inherits every process
+    that outlives its parent; unreaped, they would use up all process ids.
     """
     while True:
         await asyncio.sleep(REAP_EVERY_S)
@@ -65,7 +67,7 @@ async def reap_orphans() -> None:
 
 
 def _reap_orphan() -> bool:
-    """One that has ended and isn't ours, if there is one. The status of ours is asyncio's to take."""
+    """Reap one ended process that is no child of ours, and return whether there was one. asyncio reaps ours itself."""
     try:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None or ended.si_pid in Run.alive:
@@ -80,11 +82,11 @@ class Run:
     """One process, from its start to its end."""
 
     alive: ClassVar[set[int]] = set()
-    """All processes of ours whose end asyncio has not been told yet."""
+    """Ids of our processes that asyncio has not reaped yet."""
     starting: ClassVar[int] = 0
-    """Processes of ours that are not in `alive` yet."""
+    """Number of our processes that are being started and are not in `alive` yet."""
 
-    def __init__(self, process: asyncio.subprocess.Process, number: int, told: int | None) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, number: int, ready_fd: int | None) -> None:
         self.process = process
         self.number = number
         self.began_s = time.monotonic()
@@ -92,18 +94,18 @@ class Run:
         self.ended = asyncio.create_task(process.wait())
         self.ended.add_done_callback(lambda _: self.alive.discard(process.pid))
         self.was_ready = False
-        self._told = told
+        self._ready_fd = ready_fd
 
     @classmethod
     async def start(cls, child: Child, number: int) -> Run:
         fds = [sock.fileno() for sock in child.sockets if sock.fileno() >= 0]
         command = [*child.command, *(word for fd in fds for word in ("--fd", str(fd)))]
-        told, tell = os.pipe() if child.tells else (None, None)
+        ready_fd, child_fd = os.pipe() if child.reports_ready else (None, None)
         if child.numbered:
             command += ["--index", str(number)]
-        if tell is not None:
-            command += ["--ready-fd", str(tell)]
-            fds.append(tell)
+        if child_fd is not None:
+            command += ["--ready-fd", str(child_fd)]
+            fds.append(child_fd)
         cls.starting += 1
         try:
             process = await asyncio.create_subprocess_exec(
@@ -112,68 +114,68 @@ class Run:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sys.stderr,
                 pass_fds=fds,
-                process_group=0,  # Ctrl-C is for the supervisor, which ends its children in good order
+                process_group=0,  # Ctrl-C reaches only the supervisor, which stops its children in order
             )
-            return cls(process, number, told)
+            return cls(process, number, ready_fd)
         except BaseException:
-            if told is not None:
-                os.close(told)
+            if ready_fd is not None:
+                os.close(ready_fd)
             raise
         finally:
             cls.starting -= 1
-            if tell is not None:
-                os.close(tell)
+            if child_fd is not None:
+                os.close(child_fd)
 
     async def ready(self) -> bool:
-        """When it says so; False: it ended before. One that doesn't tell is ready at once."""
-        told, self._told = self._told, None
-        if told is None:
+        """Wait until the process reports that it is ready. False where it ended before that."""
+        ready_fd, self._ready_fd = self._ready_fd, None
+        if ready_fd is None:
             self.was_ready = True
             return True
         loop = asyncio.get_running_loop()
-        spoke: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(told, _tell, spoke)
+        readable: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(ready_fd, _resolve, readable)
         try:
-            await spoke
-            self.was_ready = bool(os.read(told, 1))
+            await readable
+            self.was_ready = bool(os.read(ready_fd, 1))
             return self.was_ready
         finally:
-            loop.remove_reader(told)
-            os.close(told)
+            loop.remove_reader(ready_fd)
+            os.close(ready_fd)
 
     async def stop(self, signum: int = signal.SIGTERM) -> None:
-        """Ask it to end and wait until it has."""
+        """Send the signal and wait until the process has ended."""
         if self.process.returncode is None and _is_running(self.process.pid):
             os.kill(self.process.pid, signum)
         await asyncio.shield(self.ended)
 
 
 def _is_running(pid: int) -> bool:
-    """Looked at only: `Popen.send_signal` would take the status of one that has ended from asyncio."""
+    """Whether the process runs, without reaping it: `Popen.send_signal` would take an exit status away from asyncio."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     except ChildProcessError:
         return False
 
 
-def _tell(spoke: asyncio.Future[None]) -> None:
-    if not spoke.done():
-        spoke.set_result(None)
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Keeper:
-    """Keeps one child alive until cancelled; then lets it drain."""
+    """Keeps one child alive. When `keep` is cancelled, it lets the child drain."""
 
     def __init__(
         self, child: Child, number: Callable[[], int] | None = None, gone: Callable[[int], None] = lambda _: None
     ) -> None:
         self.child = child
         self.is_ready = asyncio.Event()
-        """Of its first run."""
+        """Set once a run that `keep` started has been ready."""
         self.restarts = 0
         self.stumbled: Callable[[], None] | None = None
-        """It ended before it was ready: whoever holds its sockets closes them, and it listens for itself when it can,
-        so that nobody waits in a queue that nobody serves."""
+        """Called when the child ended before it was ready. It must close the child's sockets, so that no client waits
+        in a queue that nobody serves; the next run listens for itself."""
         self._number = number or itertools.count().__next__
         self._gone = gone
         self._run: Run | None = None
@@ -187,7 +189,7 @@ class Keeper:
             while not self._retired:
                 try:
                     run = self._run or await self._begin()
-                except OSError as fault:  # no memory, process or file left for it just now
+                except OSError as fault:  # out of memory, processes or files
                     log.error("%s can't be started: %s", self.child.name, fault)
                     delay_s = min(delay_s * 2, LONGEST_RESTART_S)
                     await asyncio.sleep(delay_s)
@@ -210,7 +212,9 @@ class Keeper:
             await self._stop()
 
     async def replace(self, child: Child, within_s: float) -> bool:
-        """A new run of this child beside the old one, which retires once the new one is ready; False: it stays."""
+        """Start a run of this child beside the old one, which retires once the new one is ready. False, and the old run
+        stays, where the new one is not ready within `within_s` seconds.
+        """
         try:
             fresh = await Run.start(child, self._number())
         except OSError as fault:
@@ -221,7 +225,7 @@ class Keeper:
                 is_ready = await fresh.ready()
         except TimeoutError:
             is_ready = False
-        except asyncio.CancelledError:  # all of it ends, in the middle of a reload
+        except asyncio.CancelledError:  # the gateway ends in the middle of a reload
             await fresh.stop(signal.SIGKILL)
             raise
         if not is_ready:
@@ -235,7 +239,7 @@ class Keeper:
         return True
 
     def retire(self) -> None:
-        """It finishes what is under way, however long that takes, and nothing comes in its place."""
+        """Let the child finish its requests (see `RETIRE`), and start nothing in its place."""
         self._retired = True
         old, self._run = self._run, None
         self._replaced.set()
@@ -243,12 +247,12 @@ class Keeper:
             self._leave(old, RETIRE)
 
     async def left(self) -> None:
-        """When those that are leaving now are gone."""
+        """Wait until the runs that are being stopped now have ended."""
         if self._leaving:
             await asyncio.wait(set(self._leaving))
 
     async def restart(self, child: Child) -> None:
-        """A new run, which starts while the old one ends; until that has."""
+        """Stop the old run while a new one starts, and wait until the old one has ended."""
         old, self.child = self._run, child
         if old is not None:
             self._run = None
@@ -257,7 +261,7 @@ class Keeper:
             await self.left()
 
     async def _begin(self) -> Run:
-        """The run to keep: another one, where this child was replaced while it was being started."""
+        """Start a run. Where the child was replaced meanwhile, the run of its replacement is returned instead."""
         child = self.child
         run = await Run.start(child, self._number())
         waiting = asyncio.create_task(self._await_ready(run))
@@ -273,7 +277,7 @@ class Keeper:
             self.is_ready.set()
 
     async def _ended_or_replaced(self, run: Run) -> bool:
-        """True: it ended by itself."""
+        """Wait until the run has ended or was replaced. True where it ended by itself."""
         replaced = asyncio.create_task(self._replaced.wait())
         try:
             await asyncio.wait({run.ended, replaced}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""A bar on a terminal while a command computes; nothing elsewhere, and nothing is left of it."""
+"""A progress bar while a command computes; shown only on a terminal, and erased at its end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """On standard error. It moves, and time passes, before anything is told of how much is done and of how much."""
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, and a function to tell it the number of steps done and in all; until its first call the
+    bar is indeterminate.
+    """
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task(what, total=None, told="")
-        yield lambda done, total: shown.update(task, completed=done, total=total, told=f"{done}/{total}")
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=None, count="")
+        yield lambda done, total: progress.update(task, completed=done, total=total, count=f"{done}/{total}")

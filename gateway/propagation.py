@@ -1,8 +1,9 @@
-"""Keys and settings reach this machine's workers, and what one replica learnt reaches the others: within a second.
+"""Brings keys and settings to this machine's workers, and what one replica has learnt to the others, within a second.
 
-Looking is cheap and done often, in a thread of its own: one statement says whether anything was changed in the
-database, a file's time whether anything was changed here. So nothing else the control process does, however long it
-takes, keeps a revoked key alive. What no audit line tells of (a hand in the database) is found a little later.
+It looks for changes often, in a thread of its own, so that no other work of the control process, however long it takes,
+keeps a revoked key valid. That is cheap: one statement tells whether the database was changed, and a file's
+modification time whether this machine's settings were. A change of the database without an audit line (by hand) is
+found within `WHOLE_EVERY_S` seconds.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ log = logging.getLogger("headgate.propagation")
 LOOK_EVERY_S = 0.2
 WHOLE_EVERY_S = 5.0
 RECENT_S = 600.0
-"""Further than replicas' clocks are apart; older lines are not counted, for the audit log is long."""
+"""Audit lines older than this are not counted, since the log is long; replicas' clocks differ by less."""
 CHANGES = sa.select(
     sa.select(sa.func.count()).select_from(settings).scalar_subquery(),
     sa.select(sa.func.count()).select_from(audit).where(audit.c.time_s >= sa.bindparam("since_s")).scalar_subquery(),
     sa.select(sa.func.max(audit.c.time_s)).scalar_subquery(),
 )
-"""Every change of a key or a setting leaves an audit line or a version of the setting."""
+"""Its result differs after every change of a key or setting, because each leaves an audit line or a new version."""
 
 
 class Propagation:
-    """One replica's part; for one thread."""
+    """Propagates the changes of one replica. Not thread-safe."""
 
     def __init__(self, services: AdminServices, now: Callable[[], float] = time.monotonic) -> None:
         self._services = services
@@ -46,7 +47,9 @@ class Propagation:
         self._whole_at = 0.0
 
     def step(self) -> bool:
-        """True: there was something to look through. Raises what the database and the disk raise."""
+        """Look for changes once, and propagate them. True where there was something to do. Raises what the database and
+        the disk raise.
+        """
         seen = self._look()
         if seen == self._seen and self._now() < self._whole_at:
             return False
@@ -61,15 +64,15 @@ class Propagation:
         return True
 
     def run(self, ended: threading.Event) -> None:
-        """Until `ended`. What fails is tried again."""
-        complaint = OutageLog(log, "settings")
+        """Look for changes until `ended` is set. A step that fails is tried again."""
+        outages = OutageLog(log, "settings")
         while True:
             try:
                 self.step()
-                complaint.works()
+                outages.works()
             except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
-                complaint.fails(fault)
-            except Exception:  # a fault of ours must not end it, unseen
+                outages.fails(fault)
+            except Exception:  # a bug must not silently end this thread
                 log.exception("settings wait")
             if ended.wait(LOOK_EVERY_S):
                 return

@@ -52,7 +52,7 @@ class Model:
 
     def candidate_at(self, tier: str) -> Candidate:
         """The model as routers see it for a request of this service tier; the same object each time."""
-        return self.candidates[self.price.times(tier)]
+        return self.candidates[self.price.factor(tier)]
 
     def worst(self, described: Described, more_input: int = 0, more_output: int = 0) -> int:
         """The most nano-dollars that one attempt can cost. `more_input` and `more_output` are tokens that the gateway

@@ -348,7 +348,7 @@ class Supervisor:
             f"worker {slot}",
             [sys.executable, "-m", "gateway.worker", *self._where()],
             ONE_CORE,
-            sockets=(self._sockets[slot], *self._sockets[self._count :]), tells=True, numbered=True,
+            sockets=(self._sockets[slot], *self._sockets[self._count :]), reports_ready=True, numbered=True,
         )  # fmt: skip
 
     def _control_child(self) -> Child:

@@ -1,7 +1,7 @@
-"""The certificates that the configuration names: TLS of both ports, what is wrong with them, how long they last.
+"""The certificates that the configuration names: TLS on both ports, faults in certificates, and their expiry.
 
-The standard library tells the dates of a certificate by private functions, or of one that a handshake has just found
-valid. So they are read here from its DER (RFC 5280, section 4.1).
+The standard library gives the dates of a certificate only by private functions or after a handshake, so they are read
+here from the certificate's DER encoding (RFC 5280, section 4.1).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from gateway.server import HttpServer
 
 SOON_S = 14 * 86_400.0
-"""Who renews by hand wants to be told so long before."""
+"""Expiry is warned of this long before, which leaves time to renew by hand."""
 LOOK_EVERY_S = 5.0
-TOLD_EVERY_S = 86_400.0
+WARN_EVERY_S = 86_400.0
 _PEM = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----(.*?)-----END", re.DOTALL)
-_ASKING = ("storage.redis_url?ssl_certfile", "storage.url?sslcert")
-"""Of clients; the server's own is refused where it doesn't fit its key."""
+_CLIENT_CERTIFICATES = ("storage.redis_url?ssl_certfile", "storage.url?sslcert")
+"""Settings of client certificates. One that doesn't fit its key is warned of; the server's own is refused."""
 _VERSION, _GENERALIZED_TIME = 0xA0, 0x18
 
 log = logging.getLogger("headgate.tls")
@@ -48,16 +48,16 @@ class Dates(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A file of certificates, by the setting that names it."""
+    """A file of certificates and the setting that names it."""
 
     setting: str
     file: str
     key: str = ""
-    """File of its key; empty: of a certificate that others are checked by."""
+    """File of its private key; empty for certificates of authorities, which others are verified by."""
 
 
 def tls_options(server: Server) -> dict[str, Any]:
-    """For uvicorn; none where the server speaks plain HTTP."""
+    """The TLS options of uvicorn; empty where the server speaks plain HTTP."""
     if not server.tls_certificate:
         return {}
     options: dict[str, Any] = {"ssl_certfile": server.tls_certificate, "ssl_keyfile": server.tls_key}
@@ -67,7 +67,7 @@ def tls_options(server: Server) -> dict[str, Any]:
 
 
 def tls_problems(server: Server) -> list[tuple[str, str]]:
-    """Setting and fault of what can't be used."""
+    """Each setting that can't be used, with its fault."""
     if not server.tls_certificate and not server.tls_key:
         return [("server.tls_client_ca", "is read with server.tls_certificate only")] if server.tls_client_ca else []
     if not server.tls_certificate or not server.tls_key:
@@ -82,8 +82,8 @@ def tls_problems(server: Server) -> list[tuple[str, str]]:
 
 
 def _context(server: Server) -> ssl.SSLContext:
-    """By which its ports speak TLS, as uvicorn makes it of `tls_options`. Raises OSError or SSLError."""
-    from uvicorn.config import SSL_PROTOCOL_VERSION, create_ssl_context  # not paid for by who only supervises
+    """The TLS context of the ports, as uvicorn makes it from `tls_options`. Raises OSError or SSLError."""
+    from uvicorn.config import SSL_PROTOCOL_VERSION, create_ssl_context  # the supervisor needs no uvicorn
 
     return create_ssl_context(
         server.tls_certificate, server.tls_key, None, SSL_PROTOCOL_VERSION,
@@ -92,7 +92,7 @@ def _context(server: Server) -> ssl.SSLContext:
 
 
 def tls_warnings(config: Config, now_s: float) -> list[str]:
-    """What will soon not be valid, isn't, or could not be used where a server asks for it."""
+    """Certificates that expire soon, are not valid, or don't fit their keys, each with its setting."""
     return [f"{one.setting}: {fault}" for one in named(config) for fault in _faults(one, now_s)]
 
 
@@ -100,7 +100,7 @@ def named(config: Config) -> list[Named]:
     """Every file of certificates that the configuration names."""
     server, redis, database = config.server, _query(config.storage.redis_url), _query(config.storage.url)
     roots = database.get("sslrootcert", "")
-    found = [
+    files = [
         Named("server.tls_certificate", server.tls_certificate, server.tls_key),
         Named("server.tls_client_ca", server.tls_client_ca),
         Named("storage.redis_url?ssl_ca_certs", redis.get("ssl_ca_certs", "")),
@@ -108,20 +108,22 @@ def named(config: Config) -> list[Named]:
         Named("storage.url?sslrootcert", "" if roots == "system" else roots),
         Named("storage.url?sslcert", database.get("sslcert", ""), database.get("sslkey", "")),
     ]
-    return [one for one in found if one.file]
+    return [one for one in files if one.file]
 
 
 def ends(named: list[Named]) -> dict[str, float]:
-    """By setting, when (Unix time) the first certificate of its file ends; a file that can't be read has none."""
-    found = {}
+    """By setting, the Unix time at which the first certificate of its file expires; unreadable files are left out."""
+    ends_s = {}
     for one in named:
         with suppress(OSError, ValueError):
-            found[one.setting] = min(dates.ends_s for dates in dates_of(one.file))
-    return found
+            ends_s[one.setting] = min(dates.ends_s for dates in dates_of(one.file))
+    return ends_s
 
 
 def dates_of(file: str) -> list[Dates]:
-    """Of every certificate in a PEM file, in its order. Raises OSError, or ValueError where there is none."""
+    """The dates of every certificate in a PEM file, in its order. Raises OSError, and ValueError where there is no
+    certificate or one can't be read.
+    """
     blocks = _PEM.findall(Path(file).read_bytes())
     if not blocks:
         raise ValueError("holds no certificate")
@@ -132,34 +134,37 @@ def dates_of(file: str) -> list[Dates]:
 
 
 class KeptTls:
-    """The certificates by which a process serves, from its start on: what is renewed is taken up without a reload."""
+    """The certificates that a process serves with. Renewed files are loaded without a reload of the configuration."""
 
     def __init__(self, config: Config, server: HttpServer) -> None:
         self._config, self._server = config, server
         self._named = named(config)
         self._ends = ends(self._named)
         self._seen = self._stamp()
-        self._told_at = -math.inf
+        self._warned_at = -math.inf
 
     def left(self) -> dict[tuple[str, ...], float]:
-        """By setting, seconds until the first certificate in force ends; below 0: since it has."""
+        """By (setting,), the seconds until the first certificate in force expires; below 0 since it has."""
         return {(setting,): end_s - time.time() for setting, end_s in self._ends.items()}
 
     async def watch(self, *, tells: bool = False) -> None:
-        """Until cancelled. `tells`: once a day what is amiss; one process of a gateway does."""
+        """Load renewed files until cancelled. `tells` makes it also log `tls_warnings` once a day, which one process of
+        a gateway does.
+        """
         while self._named:
-            if tells and time.monotonic() - self._told_at >= TOLD_EVERY_S:
-                self._told_at = time.monotonic()
-                for said in tls_warnings(self._config, time.time()):
-                    log.warning("%s", said)
+            if tells and time.monotonic() - self._warned_at >= WARN_EVERY_S:
+                self._warned_at = time.monotonic()
+                for warning in tls_warnings(self._config, time.time()):
+                    log.warning("%s", warning)
             await self.look()
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:
-        """Take up what was renewed; what can't be used is told, and what was before serves on. A context only ever
-        learns further authorities, so new connections get another one.
+        """Load renewed files into a new TLS context, because an existing one can't forget authorities. Files that can't
+        be used are logged, and the old certificates serve on.
         """
-        self._ends |= ends([one for one in self._named if one.setting.startswith("storage.")])  # read at each connect
+        # Storage clients read their files at each connect, so these are in force at once.
+        self._ends |= ends([one for one in self._named if one.setting.startswith("storage.")])
         stamp = self._stamp()
         if stamp == self._seen:
             return
@@ -169,23 +174,23 @@ class KeptTls:
                 log.warning("%s: changed, but can't be used: %s; what was before serves on", setting, fault)
             return
         await self._server.renew(_context(self._config.server))
-        self._ends |= (found := ends(ours))
-        log.info("renewed: %s", ", ".join(f"{name} {_said(end_s, time.time())}" for name, end_s in found.items()))
+        self._ends |= (renewed := ends(ours))
+        log.info("renewed: %s", ", ".join(f"{name} {_expiry(end_s, time.time())}" for name, end_s in renewed.items()))
 
     def _ours(self) -> list[Named]:
         return [one for one in self._named if one.setting.startswith("server.")]
 
     def _stamp(self) -> tuple[int, ...]:
-        """Of the server's own files, what changes with them; empty: one is not there just now."""
+        """Changes whenever one of the server's own files does; empty while one is missing."""
         try:
-            found = [os.stat(file) for one in self._ours() for file in (one.file, one.key) if file]
+            stats = [os.stat(file) for one in self._ours() for file in (one.file, one.key) if file]
         except OSError:
             return ()
-        return tuple(number for one in found for number in (one.st_ino, one.st_mtime_ns, one.st_size))
+        return tuple(number for one in stats for number in (one.st_ino, one.st_mtime_ns, one.st_size))
 
 
 def _misfit(pair: Named) -> str:
-    """Why nobody can serve, or ask, by this certificate and its key; empty: one can."""
+    """Why the certificate and its key can't be used together; empty where they can."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(pair.file, pair.key or None)
     except (OSError, ssl.SSLError) as fault:
@@ -195,21 +200,21 @@ def _misfit(pair: Named) -> str:
 
 def _faults(one: Named, now_s: float) -> Iterator[str]:
     try:
-        found = dates_of(one.file)
+        certificates = dates_of(one.file)
     except (OSError, ValueError) as fault:
         yield f"{one.file}: {getattr(fault, 'strerror', None) or fault}"
         return
-    for number, dates in enumerate(found, 1):
-        place = f"certificate {number} of {len(found)}: " if len(found) > 1 else ""
+    for number, dates in enumerate(certificates, 1):
+        place = f"certificate {number} of {len(certificates)}: " if len(certificates) > 1 else ""
         if now_s < dates.begins_s:
             yield f"{place}is not valid before {_day(dates.begins_s)}"
         elif dates.ends_s - now_s < SOON_S:
-            yield place + _said(dates.ends_s, now_s)
-    if one.setting in _ASKING and (misfit := _misfit(one)):
+            yield place + _expiry(dates.ends_s, now_s)
+    if one.setting in _CLIENT_CERTIFICATES and (misfit := _misfit(one)):
         yield f"with its key: {misfit}"
 
 
-def _said(end_s: float, now_s: float) -> str:
+def _expiry(end_s: float, now_s: float) -> str:
     return f"{'expired' if end_s <= now_s else 'expires'} on {_day(end_s)}"
 
 
@@ -228,18 +233,18 @@ def _dates(certificate: bytes) -> Dates:
     _, whole = next(_values(certificate))
     _, signed = next(_values(whole))
     fields = [content for tag, content in _values(signed) if tag != _VERSION]
-    begins, until = _values(fields[3])  # behind serial number, signature and issuer
-    return Dates(_time(*begins), _time(*until))
+    begins, ends = _values(fields[3])  # after serial number, signature and issuer
+    return Dates(_time(*begins), _time(*ends))
 
 
 def _values(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each value in a row."""
+    """Tag and content of each of several consecutive values."""
     at = 0
     while at < len(data):
         tag, length, at = data[at], data[at + 1], at + 2
         if length & 0x80:
-            behind = at + (length & 0x7F)
-            length, at = int.from_bytes(data[at:behind], "big"), behind
+            after = at + (length & 0x7F)
+            length, at = int.from_bytes(data[at:after], "big"), after
         yield tag, data[at : at + length]
         at += length
 

@@ -1,7 +1,7 @@
-"""OpenTelemetry spans after the GenAI conventions, made only where an endpoint is configured.
+"""OpenTelemetry spans by the GenAI conventions, made only where an endpoint is configured.
 
-A request becomes one span with a child for each attempt, made at its end from what the Exchange gathered, so
-that serving carries no span about. Prompts and answers are never in a span.
+A request becomes one span with a child span for each attempt. They are made from the Exchange when the request has
+ended, so that serving handles no spans. Prompts and answers are never in a span.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ OPERATIONS = {
     "completions": "text_completion",
     "embeddings": "embeddings",
 }
-"""Surface to `gen_ai.operation.name`."""
+"""`gen_ai.operation.name` by surface."""
 PROVIDERS = {"azure": "azure.ai.openai", "anthropic": "anthropic", "openai": "openai"}
-"""Kind to `gen_ai.provider.name`; others go by their own name."""
+"""`gen_ai.provider.name` by the provider's kind; a provider of another kind has its own name."""
 _HEX = frozenset(b"0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A caller's span, as W3C trace context names it."""
+    """The caller's span, as W3C trace context defines it."""
 
     trace_id: int
     span_id: int
     sampled: bool
 
     def child(self) -> bytes:
-        """A `traceparent` for a request made on its behalf, under a fresh span id."""
+        """The `traceparent` of a request that is made on the caller's behalf, with a new span id."""
         return traceparent(self.trace_id, secrets.randbits(64) or 1, self.sampled)
 
 
 def parse_traceparent(header: bytes) -> Parent | None:
-    """None: absent or not what the specification allows, so that a new trace begins."""
+    """The parent in a `traceparent` header. None, so that a new trace begins, where it is missing or invalid."""
     parts = header.split(b"-")
     if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2]:
         return None
@@ -59,7 +59,7 @@ def traceparent(trace_id: int, span_id: int, sampled: bool) -> bytes:
 
 
 class Tracing:
-    """Makes spans of settled requests."""
+    """Exports the spans of settled requests."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Tracing:
         now: Callable[[], float] = time.monotonic,
         batch: bool = True,
     ) -> None:
-        """`kinds`: provider's name to its kind. `now` is the clock of `Call.received_s`."""
+        """`kinds` has the kind of each provider by name; `now` is the clock of `Call.received_s`."""
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
@@ -83,7 +83,7 @@ class Tracing:
         self._now = now
 
     def finish(self, exchange: Exchange) -> None:
-        """The spans of a request that has just been settled."""
+        """Export the spans of a request that has just been settled."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         call = exchange.call
@@ -98,26 +98,27 @@ class Tracing:
         )
         context = set_span_in_context(span)
         for attempt in exchange.attempts:
-            begun_ns = start_ns + int(attempt.started_s * 1e9)
+            attempt_start_ns = start_ns + int(attempt.started_s * 1e9)
             child = self._tracer.start_span(
                 f"{OPERATIONS.get(call.surface, call.surface)} {attempt.model}",
                 context=context,
                 kind=SpanKind.CLIENT,
                 attributes=attempt_attributes(exchange, attempt, self._kinds),
-                start_time=begun_ns,
+                start_time=attempt_start_ns,
             )
-            _mark(child, attempt.failure)
-            child.end(begun_ns + int(attempt.latency_s * 1e9))
-        _mark(span, exchange.error)
+            _set_error(child, attempt.failure)
+            child.end(attempt_start_ns + int(attempt.latency_s * 1e9))
+        _set_error(span, exchange.error)
         span.end(end_ns)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans and stop."""
         self._provider.shutdown()
 
 
 def tracing_to(endpoint: str, kinds: dict[str, str]) -> Tracing | None:
-    """OTLP over HTTP to `endpoint`; None where that is empty. Raises ImportError without the extra `otel`."""
+    """Tracing by OTLP over HTTP to `endpoint`; None where that is empty. Raises ImportError without the extra `otel`.
+    """
     if not endpoint:
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -126,7 +127,7 @@ def tracing_to(endpoint: str, kinds: dict[str, str]) -> Tracing | None:
 
 
 def request_attributes(exchange: Exchange) -> dict[str, str | int | float | bool]:
-    """Of the whole request; numbers are sums over its attempts."""
+    """Span attributes of the whole request; numbers are sums over its attempts."""
     call = exchange.call
     prompt = sum(attempt.usage.prompt_tokens for attempt in exchange.attempts)
     completion = sum(attempt.usage.completion_tokens for attempt in exchange.attempts)
@@ -159,7 +160,7 @@ def request_attributes(exchange: Exchange) -> dict[str, str | int | float | bool
 def attempt_attributes(
     exchange: Exchange, attempt: Attempt, kinds: dict[str, str]
 ) -> dict[str, str | int | float | bool]:
-    """Of one call of one deployment."""
+    """Span attributes of one attempt."""
     provider, _, upstream_name = attempt.deployment.partition("/")
     usage = attempt.usage
     found: dict[str, str | int | float | bool] = {
@@ -196,7 +197,7 @@ def _context(header: bytes) -> Any:
     return set_span_in_context(NonRecordingSpan(SpanContext(parent.trace_id, parent.span_id, True, flags)))
 
 
-def _mark(span: Any, error: str) -> None:
+def _set_error(span: Any, error: str) -> None:
     from opentelemetry.trace import Status, StatusCode
 
     if error:

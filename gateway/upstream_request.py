@@ -1,4 +1,6 @@
-"""The request that a deployment gets: the client's own bytes where nothing has to change, else the least change."""
+"""The request that a deployment gets: the client's own bytes where nothing has to change, otherwise with as few changes
+as possible.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ from local_models.errors import RequestRefused
 TRUE, FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
 INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
 STREAMED_USAGE = frozenset({"chat", "completions"})
-"""Dialects whose streams report usage only where asked."""
+"""Dialects whose streams report usage only where the request asks for it."""
 
 
 def dialect_of(provider: Provider, surface: str, rung: Rung, deployment: Deployment) -> str:
-    """The API to call the upstream by. A cascade's overrides and log-probabilities exist in chat, not in responses."""
+    """The API by which to call the upstream. Chat rather than responses where a cascade overrides fields or needs
+    log-probabilities, which the responses API doesn't offer.
+    """
     dialect = provider.dialect_for(surface)
     if dialect == "responses" and (rung.overrides or adds_logprobs(rung, deployment, "chat")):
         return provider.main_dialect
@@ -69,21 +73,23 @@ def request_body(call: Call, deployment: Deployment, dialect: str, rung: Rung, *
 
 
 def tier_asked(call: Call, deployment: Deployment, dialect: str) -> str:
-    """The service tier that this upstream is told: none by another API than the client's, save a response's by chat."""
+    """The service tier that the upstream receives. It is sent only by the API that the client used, and by chat for a
+    client of responses.
+    """
     field = "speed" if call.surface == "messages" else "service_tier"
     reaches = dialect == call.surface or (call.surface, dialect) == ("responses", "chat")
     return call.described.tier if reaches and field not in deployment.config.leave_out else ""
 
 
 def translated(raw: Raw, surface: str, deployment: Deployment, dialect: str) -> Raw:
-    """A new dictionary: the request's fields as the upstream's API names them."""
+    """The request's fields as the upstream's API names them, in a new dictionary."""
     limit, hosted = deployment.config.max_output_tokens, deployment.config.hosted_tools
     return dict(translate_request(raw, surface, dialect, max_tokens=limit, hosted_tools=hosted))
 
 
 def overridden(call: Call, deployment: Deployment, dialect: str, overrides: Mapping[str, object]) -> Raw:
-    """Translated, with the fields that a cascade overrides. Those are named as in chat, and null removes one; to
-    Anthropic's API, which lacks most of them, they go only where the messages themselves are replaced.
+    """The translated request with the fields that a cascade overrides. These are named as in chat, and null removes a
+    field. Anthropic's API lacks most of them, so there they apply only where the messages themselves are replaced.
     """
     by_chat = dialect == "messages"
     if by_chat and "messages" not in overrides:
@@ -99,14 +105,14 @@ def overridden(call: Call, deployment: Deployment, dialect: str, overrides: Mapp
 
 
 def fitted_messages(messages: msgspec.Raw, dialect: str, deployment: Deployment) -> msgspec.Raw:
-    """The conversation as this upstream accepts it: other upstreams' ids of tool calls and signatures replaced."""
+    """The messages as this upstream accepts them, with tool call ids and signatures of other upstreams replaced."""
     if dialect == "messages":
         return signed(messages)
     return messages if deployment.call_ids == "any" else suited(messages, deployment.call_ids)
 
 
 def adapted(raw: Raw, config: ModelConfig) -> Raw:
-    """In place: without the fields that the model's API lacks, and with its names for others."""
+    """Remove the fields that the model's API lacks and rename others to its names, in place."""
     for name in config.leave_out:
         raw.pop(name, None)
     for ours, theirs in config.rename.items():
@@ -116,15 +122,17 @@ def adapted(raw: Raw, config: ModelConfig) -> Raw:
 
 
 def fitted_to_engine(engine: Profile, body: bytes) -> bytes:
-    """The body as this engine takes it. Raises UpstreamError for a field it would ignore: another may honour it."""
+    """The body as this engine accepts it. Raises UpstreamError for a field that it would ignore, since another
+    deployment may honour it.
+    """
     if not (engine.renamed or engine.ignored):
         return body
     fields = msgspec.json.decode(body)
     try:
-        taken = engine.adapt(fields)
+        adapted_fields = engine.adapt(fields)
     except RequestRefused as refused:
         raise UpstreamError("unsupported", str(refused), status=400) from None
-    return body if taken == fields else msgspec.json.encode(taken)
+    return body if adapted_fields == fields else msgspec.json.encode(adapted_fields)
 
 
 def adds_logprobs(rung: Rung, deployment: Deployment, dialect: str) -> bool:

@@ -1,5 +1,5 @@
-"""What workers have counted, as they leave it for others; of ended ones it is kept, so that a gateway's counters never
-go down when a worker is replaced.
+"""Files with the metrics of workers, which other processes read. Those of ended workers are added up, so that a
+gateway's counters never go down when a worker is replaced.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ log = logging.getLogger("headgate.serve")
 
 GONE = "worker-gone.metrics"
 REFUSED = "reload.refused"
-"""In the run folder while the last reload of the configuration was refused."""
+"""This file is in the run folder while the last reload of the configuration was refused."""
 _STEP_BYTES = 32 * 1024
 _LASTING = frozenset(spec.name for spec in METRICS if spec.kind != "gauge")
 _decode = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]]).decode
 
 
 def snapshot_of(run_dir: Path, number: int) -> Path:
-    """Where the worker of this number leaves what it has counted."""
+    """The file with the metrics of the worker of this number."""
     return run_dir / f"worker-{number}.metrics"
 
 
 def publish(path: Path, snapshot: bytes) -> None:
-    """Leave it for whoever reads `path`. It takes the place of the one before the last, padded to a round size: so the
-    disk may be full meanwhile. Raises OSError where it has outgrown that place, and then the last one stays.
+    """Replace the snapshot at `path`. The new one overwrites the file of the last but one and is padded to a round
+    size, so it needs no space on a full disk. Raises OSError, and the last snapshot stays, where it has outgrown that
+    file and the disk is full.
     """
     draft, last = path.with_suffix(".new"), path.with_suffix(".last")
     size = -(-len(snapshot) // _STEP_BYTES) * _STEP_BYTES
@@ -46,7 +47,9 @@ def publish(path: Path, snapshot: bytes) -> None:
 
 
 def retire(run_dir: Path, number: int) -> None:
-    """Add what this worker last said to what is left of those before it. One caller at a time."""
+    """Add the last snapshot of an ended worker to the sum of those that ended before. Only one process may call this at
+    a time.
+    """
     last = snapshot_of(run_dir, number)
     try:
         counted = _decode(last.read_bytes())
@@ -57,15 +60,15 @@ def retire(run_dir: Path, number: int) -> None:
     try:
         draft.write_bytes(msgspec.json.encode(_added(_kept(kept), counted)))
         draft.replace(kept)
-    except OSError as fault:  # a full disk: it is still counted from where it lies
-        log.warning("what worker %d has counted stays by itself: %s", number, fault)
+    except OSError as fault:  # the disk is full: the worker's own file still counts
+        log.warning("the counters of ended worker %d stay in a file of their own: %s", number, fault)
         return
     for suffix in (".metrics", ".new", ".last", ".door"):
         last.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def forget(run_dir: Path) -> None:
-    """A new supervisor counts from nothing."""
+    """Delete the files of all workers: a new supervisor counts from zero."""
     for suffix in ("metrics", "new", "last"):
         for path in run_dir.glob(f"worker-*.{suffix}"):
             path.unlink(missing_ok=True)
@@ -81,10 +84,10 @@ def _kept(path: Path) -> dict[str, list[tuple[Labels, list[float]]]]:
 def _added(
     kept: dict[str, list[tuple[Labels, list[float]]]], counted: dict[str, list[tuple[Labels, list[float]]]]
 ) -> dict[str, list[tuple[Labels, list[float]]]]:
-    found = {name: dict(series) for name, series in kept.items()}
+    totals = {name: dict(series) for name, series in kept.items()}
     for name in _LASTING & counted.keys():
-        series = found.setdefault(name, {})
+        series = totals.setdefault(name, {})
         for labels, values in counted[name]:
             before = series.get(labels)
             series[labels] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
-    return {name: list(series.items()) for name, series in found.items()}
+    return {name: list(series.items()) for name, series in totals.items()}

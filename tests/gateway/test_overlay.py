@@ -77,7 +77,7 @@ def test_only_what_was_changed_changes(weight: float, floor: float | None, attem
         (Overlay(models={"small": {"provider": "nobody"}}), "no provider named 'nobody'"),
         (Overlay(members={"small": [], "large": []}), "names no model"),
         (Overlay(providers={"new": {"kind": "openai", "base_url": "http://x", "api_key": "${HGS_0000000000000000}"}}),
-         "secret of theirs is not on this machine"),
+         "one of their secrets is not on this machine"),
     ],
 )  # fmt: skip
 def test_what_the_file_could_not_say_is_refused(config: Config, overlay: Overlay, problem: str) -> None:

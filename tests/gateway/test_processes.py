@@ -54,7 +54,7 @@ async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> 
         await asyncio.sleep(0.05)
         before = len(os.listdir("/dev/fd"))
         for _ in range(9):
-            assert not await keeper.replace(Child("b", [str(program)], tells=True), 1.0)
+            assert not await keeper.replace(Child("b", [str(program)], reports_ready=True), 1.0)
         assert len(os.listdir("/dev/fd")) < before + 9
         program.write_text("#!/bin/sh\nsleep 60\n")
         program.chmod(0o755)
@@ -112,7 +112,7 @@ async def test_a_replacement_that_ends_at_once_is_waited_for_once(caplog: pytest
     async with kept(keeper):
         await until(keeper.is_ready.is_set)
         for _ in range(40):
-            assert not await keeper.replace(Child("b", ["sh", "-c", "exit 3"], tells=True), 60.0)
+            assert not await keeper.replace(Child("b", ["sh", "-c", "exit 3"], reports_ready=True), 60.0)
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
@@ -123,7 +123,8 @@ async def test_a_replacement_that_is_given_up_is_not_left_behind(tmp_path: Path)
     program = f"import os, time; open({str(written)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     keeper = Keeper(steady)
     async with kept(keeper):
-        reloading = asyncio.create_task(keeper.replace(Child("b", [sys.executable, "-c", program], tells=True), 60.0))
+        child = Child("b", [sys.executable, "-c", program], reports_ready=True)
+        reloading = asyncio.create_task(keeper.replace(child, 60.0))
         await until(lambda: written.exists() and written.read_text() != "")
         reloading.cancel()
         await asyncio.gather(reloading, return_exceptions=True)
