@@ -1,8 +1,7 @@
-"""Stored /v1/responses objects: what `previous_response_id` continues, what `item_reference` means and what
-`GET /v1/responses/{id}` returns.
+"""Stored /v1/responses objects, for `previous_response_id`, `item_reference` and `GET /v1/responses/{id}`.
 
-A stored response is a record in the journal like any other; a small memory of the newest spares the next turn
-of a conversation the way to the database. `store: false` keeps nothing.
+A stored response is a record in the journal like any other. The newest are also kept in memory, so that the next turn
+of a conversation need not read the database. With `store: false` nothing is stored.
 """
 
 from __future__ import annotations
@@ -32,28 +31,29 @@ from gateway.wire.to_responses import is_kept
 
 REMEMBERED = 512
 REMEMBERED_BYTES = 32 * 1024 * 1024
-"""Of all of them together."""
+"""Most bytes of all remembered responses together."""
 REMEMBERED_S = 300.0
-"""Then it is looked up again: another machine may have deleted it."""
+"""A response is read from the database again after this long, because another machine may have deleted it."""
 DELETED = "responses.deleted"
-"""In the run folder, touched by whichever worker deletes one: none shows from memory what is gone."""
+"""File in the run folder that a worker touches when it deletes a response, so that the others forget theirs."""
 LARGE_BYTES = 64 * 1024
-"""A longer conversation is remembered once, not with each of its turns."""
+"""A conversation longer than this is remembered only with its latest turn, not with each of them."""
 MOST_OWNERS = 512
-"""Responses that one request may refer to the items of."""
+"""Most responses whose items one request may refer to."""
 NOTHING = msgspec.Raw()
 Items = dict[str, dict[str, object]]
-"""By their ids."""
+"""Items by id."""
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-class Known(msgspec.Struct, gc=False):
-    """One that is remembered."""
+class Remembered(msgspec.Struct, gc=False):
+    """A response in memory."""
 
     record: ResponseRecord
     before: bytes | None
-    """The items of the turns before its own, as JSON."""
+    """The items of the turns before this response's, as JSON; None where they were not read."""
     since_s: float
+    """Unix time at which it was remembered."""
 
     @property
     def size(self) -> int:
@@ -61,7 +61,7 @@ class Known(msgspec.Struct, gc=False):
 
 
 class Responses:
-    """One per worker."""
+    """The stored responses as one worker reads and writes them."""
 
     def __init__(self, spool: Spool, journal: Reader, clock: Callable[[], float], server: Server) -> None:
         self._spool = spool
@@ -73,13 +73,15 @@ class Responses:
         self.kept = StoredEventStreams(journal, clock)
         self.running: dict[str, BackgroundJob] = {}
         """By their ids."""
-        self._recent: OrderedDict[tuple[str, str], Known] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, str], Remembered] = OrderedDict()
         self._recent_bytes = 0
         self._deleted = Path(server.run_dir) / DELETED
         self._deleted_at = _changed_at(self._deleted)
 
     async def continued(self, raw: Raw, tenant: str) -> Turn:
-        """The request with the turns before it; raises NotFound where `previous_response_id` names nothing."""
+        """The request preceded by the turns that it continues. Raises NotFound where `previous_response_id` or
+        `conversation` names nothing, and CallerError where it can't be continued.
+        """
         conversation = conversation_of(raw)
         if conversation:
             return await self._within(raw, conversation, tenant)
@@ -87,20 +89,20 @@ class Responses:
         if not previous:
             return Turn(await self.recalled(raw, tenant))
         record, before = await self._whole(previous, tenant, param="previous_response_id")
-        told = msgspec.json.decode(record.output, type=_Output)
-        if told.status in STATES:
+        answer = msgspec.json.decode(record.output, type=_Output)
+        if answer.status in STATES:
             raise CallerError(f"Previous response '{previous}' has not ended.", param="previous_response_id",
                               code="previous_response_in_progress")  # fmt: skip
-        items = [*_decode_items(before), *turn_items(record.input), *told.output]
+        items = [*_decode_items(before), *turn_items(record.input), *answer.output]
         raw = await self.recalled(_with_input(raw), tenant, lambda: _by_id(items))
         self._fits(len(before) + len(record.input) + len(record.output) + _sent(raw))
         continued = self._bounded(responses_input(items, raw), len(items), "previous_response_id")
-        if MARK in record.previous_response_id:  # the conversation it leaves may be changed, or go, without this one
+        if MARK in record.previous_response_id:  # the conversation may later change or be deleted without this branch
             return Turn(continued)
         return Turn(continued, previous, before=encode_json(items), own=input_json(raw))
 
     async def _within(self, raw: Raw, id: str, tenant: str) -> Turn:
-        """The request with the conversation's items first. Raises NotFound."""
+        """The request preceded by the conversation's items. Raises NotFound."""
         try:
             place, known = await self.conversations.snapshot(id, tenant)
         except NotFound as fault:
@@ -114,26 +116,28 @@ class Responses:
         return Turn(continued, place, id, encode_json(items), input_json(raw))
 
     def _bounded(self, continued: Raw, before: int, param: str) -> Raw:
-        """The same; raises CallerError where it has more items than a request may have."""
+        """The request `continued`. Raises CallerError where it has more items than a request may have."""
         most = self._server.max_messages
         if before >= most and len(_decode_items(continued["input"])) > most:
             raise CallerError(
-                f"With the turns before it the conversation has more than {most} items, which is the most of one "
-                "request. Begin a new one: send what of it is still needed as 'input'.",
+                f"With the turns before it the conversation has more than {most} items, the most that a request may "
+                "have. Begin a new one: send the items that are still needed as 'input'.",
                 param=param, code="array_above_max_length",
             )  # fmt: skip
         return continued
 
     async def input_of(self, id: str, tenant: str) -> list[dict[str, object]]:
-        """A response's input, the turns before it included. Raises NotFound."""
+        """A response's input, including the turns before it. Raises NotFound."""
         record, before = await self._whole(id, tenant)
         return [*msgspec.json.decode(before), *map(msgspec.json.decode, turn_items(record.input))]
 
     async def _whole(self, id: str, tenant: str, *, param: str | None = None) -> tuple[ResponseRecord, bytes]:
-        """A response, and the items of the turns before it as JSON. Raises NotFound."""
-        known = self._known(tenant, id)
-        if known is not None and known.before is not None:
-            return as_it_stands(known.record, self.worker, self._clock()), known.before
+        """A response, and the items of the turns before it as JSON. Raises NotFound, and CallerError where a turn
+        before it is no longer stored.
+        """
+        recent = self._recall(tenant, id)
+        if recent is not None and recent.before is not None:
+            return as_it_stands(recent.record, self.worker, self._clock()), recent.before
         chain = await self._journal.response_chain(id, tenant)
         if not chain:
             raise _not_found(id, param)
@@ -148,29 +152,29 @@ class Responses:
         return as_it_stands(chain[0], self.worker, self._clock()), before
 
     async def recalled(self, raw: Raw, tenant: str, known: Callable[[], Items] = dict) -> Raw:
-        """The request with the items that it refers to in their places; raises NotFound for one that isn't kept.
-        `known`: those of its conversation, which are meant where an upstream calls others the same.
+        """The request with each item reference replaced by its item. Raises NotFound for an item that isn't stored.
+        `known` returns the items of the request's own conversation, which take precedence over others of the same id.
         """
         if b'"%b"' % REFERENCE.encode() not in memoryview(raw.get("input", NOTHING)).tobytes():
             return raw
         kept, items = known(), input_items(raw)
         named = [str(item.get("id")) for item in items if item.get("type") == REFERENCE]
-        owners = {_keeper(id, tenant) for id in named if id not in kept}
+        owners = {_record_id(id, tenant) for id in named if id not in kept}
         if len(owners) > MOST_OWNERS:
             raise CallerError(f"'input' refers to items of more than {MOST_OWNERS} responses.", param="input")
         for owner in owners:
             kept |= await self.output_of(owner, tenant)
         sizes = {id: len(msgspec.json.encode(item)) for id, item in kept.items()}
         self._fits(sum(sizes.get(id, 0) for id in named))
-        return {**raw, **to_raw({"input": [_meant(item, kept) for item in items]})}
+        return {**raw, **to_raw({"input": [_resolved(item, kept) for item in items]})}
 
     def _fits(self, size: int) -> None:
-        """Raises TooLarge for a request that, with what it refers to, is longer than any may be."""
+        """Raise TooLarge for a request that, with what it refers to, has more bytes than a request may have."""
         if size > self._server.max_body_bytes:
             raise TooLarge(f"with what it refers to, the request is over {self._server.max_body_bytes} bytes")
 
     async def output_of(self, id: str, tenant: str) -> dict[str, dict[str, object]]:
-        """A response's items by their ids; none where it isn't kept."""
+        """A response's output items by id; empty where the response isn't stored."""
         try:
             record = await self.find(id, tenant)
         except NotFound:
@@ -178,9 +182,9 @@ class Responses:
         return {item["id"]: item for item in msgspec.json.decode(record.output)["output"]}
 
     async def find(self, id: str, tenant: str) -> ResponseRecord:
-        """Raises NotFound."""
-        known = self._known(tenant, id)
-        found = known.record if known is not None else await self._journal.response(id, tenant)
+        """The stored response. Raises NotFound."""
+        recent = self._recall(tenant, id)
+        found = recent.record if recent is not None else await self._journal.response(id, tenant)
         if found is None or found.deleted:
             raise _not_found(id, None)
         return as_it_stands(found, self.worker, self._clock())
@@ -209,10 +213,10 @@ class Responses:
         else:
             async for piece in self.kept.events_elsewhere(id, tenant, place, lambda: self._is_under_way(id, tenant)):
                 yield piece
-            while await self._is_under_way(id, tenant):  # noqa: ASYNC110  its worker tells nobody
+            while await self._is_under_way(id, tenant):  # noqa: ASYNC110  its worker sends no notice of the end
                 await asyncio.sleep(LOOK_EVERY_S)
             number, are_all = await self.kept.ask(lambda kept: kept.known(id, tenant))
-            number = number if are_all else max(number, place)  # its worker told more than it lived to write
+            number = number if are_all else max(number, place)  # its worker ended before it had stored all it had sent
         if number >= place:
             yield last_event(await self._end_of(id, tenant), number)
 
@@ -229,8 +233,8 @@ class Responses:
             return False
 
     async def cancel(self, id: str, tenant: str) -> ResponseRecord:
-        """The response as it is then: one that has ended stays as it is. Raises NotFound, and CallerError for one whose
-        client waits for it.
+        """Cancel a background response and return it; one that has ended stays as it is. Raises NotFound, and
+        CallerError for a response that isn't made in the background.
         """
         record = await self.find(id, tenant)
         response = msgspec.json.decode(record.output)
@@ -243,28 +247,28 @@ class Responses:
             return await self.find(id, tenant)
         output = msgspec.json.encode({**response, "status": "cancelled"})
         record = msgspec.structs.replace(record, time_s=self._clock(), output=output)
-        await append_durably(self._spool, record)  # whoever makes it looks
+        await append_durably(self._spool, record)  # the worker that makes it will read this and stop
         return record
 
     async def delete(self, id: str, tenant: str) -> None:
-        """Gone for good once this returns; raises NotFound where there is none."""
+        """Delete a response durably, with its events and items. Raises NotFound."""
         record = await self.find(id, tenant)
         if b'"background":true' in record.output:
-            with suppress(HeadgateError):  # else they go as old ones do, told to nobody
+            with suppress(HeadgateError):  # otherwise its events are deleted with those that are too old
                 await self.kept.ask(lambda kept: kept.remove(id, tenant))
-        gone = [id]
+        deleted = [id]
         for name in _named(msgspec.json.decode(record.output)["output"], tenant):
-            with suppress(NotFound):  # a later response's, where the upstream calls both the same
-                gone += [name] if (await self.find(name, tenant)).decision_id == record.decision_id else []
-        for one in gone:
+            with suppress(NotFound):  # a later response may have an item of the same id, which stays
+                deleted += [name] if (await self.find(name, tenant)).decision_id == record.decision_id else []
+        for one in deleted:
             await append_durably(self._spool, ResponseRecord(id=one, time_s=self._clock(), tenant=tenant, deleted=True))
         self._deleted.parent.mkdir(parents=True, exist_ok=True)
         self._deleted.touch()
         self._forget_all()
 
     async def keep(self, exchange: Exchange) -> None:
-        """Store the answer of a /v1/responses call, unless the caller said not to, and add it to its conversation.
-        Raises HeadgateError where that can't be done.
+        """Store the answer of a /v1/responses call, unless the request has `store: false`, and add it to its
+        conversation. Raises HeadgateError where that can't be done.
         """
         call, body = exchange.call, exchange.answer_body
         if not body:
@@ -290,42 +294,44 @@ class Responses:
         )
         last = self._recent.get((record.tenant, turn.previous))
         if last is not None and last.size > LARGE_BYTES:
-            self.forget(record.tenant, turn.previous)  # the next turn follows this one, which holds all of that
+            self.forget(record.tenant, turn.previous)  # the next turn continues this one, which includes it
         self._spool.append(record)
         self.remember(record, turn.before)
         self.keep_items(record, answer.output)
 
     async def add_to_conversation(self, turn: Turn, tenant: str, response: bytes) -> None:
-        """The turn and what it was answered, where it is of one. Raises NotFound, and HeadgateError 503."""
+        """Add a turn's input and output to its conversation, if it has one. Raises NotFound, and HeadgateError (503)
+        where it can't be stored.
+        """
         if turn.conversation:
             said = msgspec.json.decode(response, type=_Output).output
             await self.conversations.append_turn(turn.conversation, tenant, [*_decode_items(turn.own), *said])
 
     def keep_items(self, record: ResponseRecord, output: list[dict[str, object]]) -> None:
-        """What may be referred to by an upstream's own ids."""
+        """Store the output items that have an upstream's own ids, so that requests may refer to them."""
         for name, item in _named(output, record.tenant).items():
             self._spool.append(one := _record_of(record, name, item))
             self.remember(one)
 
     def remember(self, record: ResponseRecord, before: bytes | None = None) -> None:
-        """`before`: the items of the turns before it, where they are known."""
-        known = self._recent.get((record.tenant, record.id))
-        if before is None and known is not None:
-            before = known.before
+        """Keep a response in memory. `before` has the items of the turns before it as JSON, None where not known."""
+        recent = self._recent.get((record.tenant, record.id))
+        if before is None and recent is not None:
+            before = recent.before
         self.forget(record.tenant, record.id)
-        self._recent[record.tenant, record.id] = kept = Known(record, before, self._clock())
-        self._recent_bytes += kept.size
+        self._recent[record.tenant, record.id] = new = Remembered(record, before, self._clock())
+        self._recent_bytes += new.size
         while len(self._recent) > REMEMBERED or self._recent_bytes > REMEMBERED_BYTES:
             self.forget(*next(iter(self._recent)))
 
-    def _known(self, tenant: str, id: str) -> Known | None:
-        """From memory, unless something was deleted since, by whichever worker."""
-        if (told := _changed_at(self._deleted)) != self._deleted_at:
-            self._deleted_at = told
+    def _recall(self, tenant: str, id: str) -> Remembered | None:
+        """A response from memory. All of it is dropped first where any worker has deleted a response since."""
+        if (deleted_at := _changed_at(self._deleted)) != self._deleted_at:
+            self._deleted_at = deleted_at
             self._forget_all()
-        known = self._recent.get((tenant, id))
-        if known is None or abs(self._clock() - known.since_s) < REMEMBERED_S:
-            return known
+        recent = self._recent.get((tenant, id))
+        if recent is None or abs(self._clock() - recent.since_s) < REMEMBERED_S:
+            return recent
         self.forget(tenant, id)
         return None
 
@@ -334,12 +340,12 @@ class Responses:
         self._recent_bytes = 0
 
     def forget(self, tenant: str, id: str) -> None:
-        known = self._recent.pop((tenant, id), None)
-        self._recent_bytes -= known.size if known is not None else 0
+        recent = self._recent.pop((tenant, id), None)
+        self._recent_bytes -= recent.size if recent is not None else 0
 
 
 def _with_input(raw: Raw) -> Raw:
-    """A turn need add nothing to those before it."""
+    """The request with an empty input where it has none, since a turn need not add anything to those before it."""
     return raw if is_set(raw, "input") else {**raw, **to_raw({"input": []})}
 
 
@@ -357,34 +363,36 @@ def _changed_at(path: Path) -> int:
 def _not_found(id: str, param: str | None) -> NotFound:
     if param is None:
         return NotFound(f"Response with id '{id}' not found.")
-    said = f"Previous response with id '{id}' not found."
-    return NotFound(said, param=param, code="previous_response_not_found", status=400)
+    message = f"Previous response with id '{id}' not found."
+    return NotFound(message, param=param, code="previous_response_not_found", status=400)
 
 
 def _unbroken(chain: list[ResponseRecord], param: str | None) -> list[ResponseRecord]:
-    """The same, from a response to its conversation's first; raises CallerError where that is not reached."""
+    """The chain, if it goes from a response back to the first of its conversation. Raises CallerError where it doesn't.
+    """
     last = chain[-1]
     if last in chain[:-1]:
         raise CallerError(f"The conversation of response '{chain[0].id}' goes in a circle: '{last.id}' follows itself.",
                           param=param, code="conversation_broken")  # fmt: skip
     if not last.input:
-        lost = last.id
+        missing = last.id
     elif last.previous_response_id:
-        lost = last.previous_response_id
+        missing = last.previous_response_id
     else:
         return chain
-    raise CallerError(f"The conversation of response '{chain[0].id}' is not whole: '{lost}', which it continues, is "
-                      "no longer stored. Begin a new one: send what of it is still needed as 'input'.", param=param,
-                      code="conversation_broken")  # fmt: skip
+    raise CallerError(f"The conversation of response '{chain[0].id}' is not whole: '{missing}', which it continues, is "
+                      "no longer stored. Begin a new one: send the items that are still needed as 'input'.",
+                      param=param, code="conversation_broken")  # fmt: skip
 
 
-def _meant(item: dict[str, object], kept: dict[str, dict[str, object]]) -> dict[str, object]:
+def _resolved(item: dict[str, object], kept: dict[str, dict[str, object]]) -> dict[str, object]:
+    """The item, or the item in `kept` that it refers to. Raises NotFound."""
     if item.get("type") != REFERENCE:
         return item
     found = kept.get(str(item.get("id")))
     if found is None:
-        said = f"Item with id '{item.get('id')}' not found. Items are not kept when `store` is false."
-        raise NotFound(said, param="input")
+        message = f"Item with id '{item.get('id')}' not found. Items are not kept when `store` is false."
+        raise NotFound(message, param="input")
     return found
 
 
@@ -398,25 +406,27 @@ class _Answer(msgspec.Struct):
     output: list[dict[str, object]] = []
 
 
-def _keeper(item_id: str, tenant: str) -> str:
-    """Under what an item is kept: its response, where its id tells that; else a name of its own, and of its tenant's,
-    since upstreams may call the items of many the same. No tenant's name has a line break.
+def _record_id(item_id: str, tenant: str) -> str:
+    """Id of the record that holds an item: that of its response where the item's id names it, and otherwise one made
+    from the tenant and the item's id, because upstreams may use one id for several tenants. No tenant's name has a line
+    break.
     """
     return owner_of(item_id) or f"item:{tenant}\n{item_id}"
 
 
 def _named(output: list[dict[str, object]], tenant: str) -> Items:
-    """Items whose id doesn't tell their response, as an upstream's don't, by what they are kept under."""
+    """The items whose ids don't name their response, as an upstream's own ids don't, by the id of their record."""
     ids = ((item.get("id"), item) for item in output)
-    return {_keeper(id, tenant): item for id, item in ids if isinstance(id, str) and id and not owner_of(id)}
+    return {_record_id(id, tenant): item for id, item in ids if isinstance(id, str) and id and not owner_of(id)}
 
 
 def _by_id(items: Sequence[msgspec.Raw]) -> Items:
-    """Of several with one id the last."""
-    told = map(msgspec.json.decode, items)
-    return {item["id"]: item for item in told if item.get("id")}
+    """Items by id; of several with one id the last."""
+    decoded = map(msgspec.json.decode, items)
+    return {item["id"]: item for item in decoded if item.get("id")}
 
 
 def _record_of(response: ResponseRecord, name: str, item: dict[str, object]) -> ResponseRecord:
-    alone = {"id": name, "previous_response_id": "", "input": b"[]"}
-    return msgspec.structs.replace(response, **alone, output=msgspec.json.encode({"output": [item]}))
+    """The record of a single item of a response."""
+    own = {"id": name, "previous_response_id": "", "input": b"[]"}
+    return msgspec.structs.replace(response, **own, output=msgspec.json.encode({"output": [item]}))

@@ -1,9 +1,9 @@
-"""The cache where several workers serve: one store for all of them, and one of them asks upstream.
+"""The answer cache of several workers: one store for all of them, and only one of them sends a missed request upstream.
 
-With Redis, answers, leases and what semantic tiers learn are shared by all replicas: who may ask upstream is agreed
-on by a lease, and what one replica records, deletes or judges the others hear of within a quarter of a second. They
-need not have heard of a deletion: a hit is served only while the shared store has its entry. Without Redis the
-workers of one machine share a file.
+With Redis all replicas share answers, leases and what semantic caches learn. A lease decides which worker sends a
+request upstream. What one replica records, deletes or judges reaches the others within a quarter of a second. A deleted
+entry is never served even before that, because a hit needs its entry in the shared store. Without Redis, the workers of
+one machine share a file.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from routers.features import Featurizer
 log = logging.getLogger("headgate.cache")
 
 LONGEST_LOOK_S = 0.1
-"""A cache that answers later is a miss."""
+"""A look-up that takes longer is a miss."""
 FOLLOW_EVERY_S = 0.25
 TELL_WITHIN_S = 1.0
-"""Of a message to the others: nobody waits for it."""
+"""Timeout of a message to other replicas, for which no request waits."""
 
 
 class SharedAnswerCache(AnswerCache):
-    """One worker's part in the cache of all."""
+    """The shared answer cache as one worker uses it."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class SharedAnswerCache(AnswerCache):
         self.flight = Flight(RedisLease(self._link))
         self._replications: dict[str, Replication] = {}
         self._sets: dict[str, VectorSets] = {}
-        """By route, where Redis holds the vectors."""
+        """By route, the vector sets in Redis; empty where every replica has an index of its own."""
         self._wants_sets = vectors_in_redis
         self._probed = False
         self._closing = False
@@ -64,7 +64,7 @@ class SharedAnswerCache(AnswerCache):
         self._telling: set[asyncio.Task[bool]] = set()
 
     def finder(self, exchange: Exchange, clock: Callable[[], float]) -> LookUp | None:
-        """How to look again for what another replica has answered meanwhile."""
+        """A function that looks up whether another replica has stored the answer meanwhile."""
         key, tenant = exchange.cache_key, exchange.caller.tenant
 
         async def look_up() -> Entry | None:
@@ -102,11 +102,11 @@ class SharedAnswerCache(AnswerCache):
         return await super().find(exchange, now_s)
 
     async def _probe(self) -> None:
-        """Once, before the first question: whether vectors can lie where the operator wants them."""
+        """Find out, once before the first look-up, whether Redis supports vector sets."""
         self._probed = True
         self._wants_sets = await has_vector_sets(self._slow_link)
         if not self._wants_sets:
-            log.warning("Redis told of no vector sets (version 8 has them): every replica keeps an index of its own")
+            log.warning("Redis has no vector sets (version 8 has them): every replica keeps an index of its own")
 
     def recorded(self, exchange: Exchange, similar: Similar, entry: Entry) -> None:
         replication, sets = self._replications[exchange.route.name], self._sets.get(exchange.route.name)
@@ -128,7 +128,7 @@ class SharedAnswerCache(AnswerCache):
         return deleted
 
     async def close(self) -> None:
-        self._closing = True  # a client in the middle of a command may take a cancellation for a fault of Redis
+        self._closing = True  # a client may take a cancellation during a command for a fault of Redis
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait((self._following,), timeout=2 * TELL_WITHIN_S)
@@ -138,7 +138,7 @@ class SharedAnswerCache(AnswerCache):
         await self._slow_link.close()
 
     def _tell(self, telling: Coroutine[Any, Any, bool]) -> None:
-        """Beside the request; what can't be told is lost to the others' indexes, not to the store."""
+        """Send a message in the background. If it fails, other replicas' indexes lack it, but the store doesn't."""
         task = asyncio.create_task(telling)
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)

@@ -1,8 +1,10 @@
-"""Solved cases put before a question, for models that are not expected to answer it well on their own.
+"""Solved cases shown before a question to models that are not expected to answer it well by themselves (few-shot
+examples).
 
-A route's file holds questions with answers that were right, each of a tenant (EcoAssistant). The nearest are shown, the
-nearest last; how many depends on what the router expects of the model: none where it is good enough, for every case is
-paid for in tokens (DynaICL). The client's own messages stay whole and in order. Cases never cross tenants.
+A route's file has questions with right answers, each of one tenant (EcoAssistant). The most similar cases are shown,
+the most similar last. How many depends on the quality that the router expects of the model: none where that is high
+enough, because every case costs tokens (DynaICL). The client's own messages stay unchanged and in order. Cases are
+never shown to another tenant.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from routers.features import Featurizer, shipped_featurizer
 from routers.types import Choice
 
 TURN_BYTES = 64
-"""Of JSON around a case's two turns, at most."""
+"""Most bytes of JSON around a case's two turns."""
 _encode = msgspec.json.Encoder().encode
 
 
 class CaseLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of the file."""
+    """One line of a route's file."""
 
     question: str
     answer: str
@@ -37,19 +39,21 @@ class CaseLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class SolvedCases:
-    """Of one route."""
+    """The solved cases of one route."""
 
     stores: Mapping[str, Solved]
+    """The cases of each tenant."""
     most: int
+    """Most cases that are shown for one question."""
     bound_tokens: int
-    """No `most` cases have more; a token is at least one byte."""
+    """Upper bound on the tokens of `most` cases, counted in bytes, because a token has at least one."""
     featurizer: Featurizer
 
     def shown_in(
         self, plan: Plan, messages: Sequence[Message], question: str, tenant: str, choice: Choice
     ) -> tuple[Plan, int]:
-        """The plan with cases before the question of each step that is not expected to do well enough without, and how
-        many the step that sees most is shown; 0: there are none to show.
+        """The plan with cases before the question, in each step whose model is not expected to do well enough without
+        them; and the largest number of cases in a step, 0 where none are shown.
         """
         store = self.stores.get(tenant)
         if store is None or not messages or plan.strategy is not None:
@@ -70,12 +74,12 @@ class SolvedCases:
 
 
 def meaning(featurizer: Featurizer, text: str) -> Vector:
-    """What two questions are compared by: their words, not their length."""
+    """The part of the vector that questions are compared by, which depends on their words and not on their length."""
     return featurizer.describe(text).vector[: featurizer.layout.tail.stop]
 
 
 def open_solved(path: str, most: int, setting: str = "routes.solved") -> SolvedCases:
-    """ConfigError, naming the setting, where the file can't be read or a line is no case."""
+    """The cases in a file. Raises ConfigError, which names the setting, where it can't be read or a line is no case."""
     try:
         return _opened(path, Path(path).stat().st_mtime_ns, most)
     except OSError as error:
@@ -86,7 +90,7 @@ def open_solved(path: str, most: int, setting: str = "routes.solved") -> SolvedC
 
 @lru_cache(maxsize=16)
 def _opened(path: str, changed_ns: int, most: int) -> SolvedCases:
-    """Read again only where the file has changed: a reload must not embed every case anew."""
+    """The cases, cached until the file changes, so that a reload doesn't embed every case again."""
     featurizer, stores, sizes = shipped_featurizer(), dict[str, Solved](), list[int]()
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:

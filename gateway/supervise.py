@@ -1,9 +1,10 @@
-"""`headgate serve`: starts the workers, the control process and the servers we manage; restarts what dies.
+"""`headgate serve`: starts the workers, the control process and the managed inference servers, and restarts any that
+ends.
 
-The supervisor serves nothing and holds no state but the listening sockets: one for each worker, so that the kernel
-spreads connections over them, and what waits in a socket's queue outlives the worker that was to take it. SIGHUP
-reads the configuration again and replaces the workers one after the other; no request fails, no stream is cut. A run
-folder that somebody clears away is laid anew, and all that lived in it begins again.
+The supervisor serves nothing and has no state but the listening sockets: one for each worker, so that the kernel
+spreads connections over them, and the connections in a socket's queue outlive its worker. On SIGHUP it reads the
+configuration again and replaces the workers one after the other; no request fails, and no stream is cut. A run folder
+that somebody deletes is created anew, and every process that used it is replaced.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ log = logging.getLogger("headgate.serve")
 
 READY_TIMEOUT_S = 120.0
 LOAD_TIMEOUT_S = 600.0
-"""For a server of ours that a reload adds to load its models."""
+"""Time in which a managed server that a reload adds must have loaded its models."""
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""For workers: a decision's products are too small to share, and idle threads that spin cost more than they give."""
+"""Environment of workers: a decision's matrix products are too small for several threads, and idle ones would spin."""
 LOCK = "serve.lock"
 FOLDER_EVERY_S = 1.0
 FIXED = ("host", "port", "admin_host", "admin_port")
-"""Settings of the server that a reload leaves as they are."""
+"""Settings of the server that only a restart changes."""
 
 
 async def serve(config: Config, path: str | None, on_ready: Callable[[], None], *, workers: int | None) -> None:
-    """Until SIGINT or SIGTERM. `workers`: the command line's number, which wins over the file's, at a reload too.
-    Raises ConfigError where a port is taken.
+    """Serve until SIGINT or SIGTERM. `workers` is the command line's number of workers, which overrides the file's,
+    also at a reload; None where it states none. Raises ConfigError where a port or the run folder is in use.
     """
     raise_file_limit()
     supervisor = Supervisor(config, path, workers)
@@ -82,16 +83,16 @@ class Supervisor:
         self._in_force = self._run_dir / "config.toml"
         self._on_trial = self._run_dir / "config.trial.toml"
         self._file = self._in_force
-        """What children go by that start now."""
+        """The copy of the configuration that children are started with."""
         self._port = config.server.port
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
         self._tasks: dict[Keeper, asyncio.Task[None]] = {}
-        """Of every child, those too that only finish what is under way."""
+        """The task of every child, including those that only finish their requests."""
         self._upstreams = {one.socket: self._keeper(_upstream(one)) for one in _managed(config)}
         self._sockets: list[socket.socket] = []
-        """One for each worker. Those that fewer workers leave over are all workers' together: whoever closes a socket
-        resets the connections in its queue."""
+        """One for each worker. When a reload lowers the number of workers, all workers accept from the surplus sockets
+        as well, because closing a socket resets the connections in its queue."""
         for _ in range(self._count):
             self._sockets.append(self._listen())
         self._admin_socket = listen(admin_host(config.server), config.server.admin_port, "server.admin_port")
@@ -99,7 +100,7 @@ class Supervisor:
         forget(self._run_dir)
         (self._run_dir / REFUSED).unlink(missing_ok=True)
         self._frozen = self._freeze(self._in_force)
-        """What is in force, word by word."""
+        """The bytes of the configuration file in force."""
         self._control = self._keeper(self._control_child())
         self._workers: list[Keeper] = []
         for _ in range(self._count):
@@ -110,7 +111,9 @@ class Supervisor:
             self._keep(keeper)
 
     async def stop(self) -> None:
-        """From behind, in the order of need: workers end while upstreams still answer and control ships."""
+        """Stop the workers first, while managed servers still answer and the control process still ships the journal,
+        then the control process, then the managed servers.
+        """
         for task in self._reloads:
             task.cancel()
         await asyncio.gather(*self._reloads, return_exceptions=True)
@@ -123,7 +126,9 @@ class Supervisor:
         await self._finish([*self._upstreams.values()])
 
     async def announce(self, on_ready: Callable[[], None]) -> None:
-        """Say so once a worker accepts connections and every managed server answers; never where none does."""
+        """Call `on_ready` once a worker accepts connections and every managed server answers or has timed out; not
+        before a worker does.
+        """
         waiting: set[asyncio.Task[Any]] = {asyncio.create_task(keeper.is_ready.wait()) for keeper in self._workers}
         done: set[asyncio.Task[Any]] = set()
         while not done:
@@ -131,7 +136,7 @@ class Supervisor:
                 waiting, timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
-                log.error("no worker answers after %.0f s; what they said is above", READY_TIMEOUT_S)
+                log.error("no worker answers after %.0f s; see their messages above", READY_TIMEOUT_S)
         for task in waiting:
             task.cancel()
         for one in _managed(self.config):
@@ -143,7 +148,7 @@ class Supervisor:
     # Reloading
 
     def reload_soon(self) -> None:
-        """SIGHUP."""
+        """Reload in the background, as SIGHUP asks for."""
         self._soon(self.reload())
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
@@ -152,13 +157,15 @@ class Supervisor:
         task.add_done_callback(self._reloads.discard)
 
     async def reload(self) -> None:
-        """The configuration as it is now, in every worker and in control; a faulty one changes nothing."""
+        """Put the configuration file as it is now into force in all processes. A faulty one is refused and changes
+        nothing.
+        """
         async with self._reloading:
             config, problems = check(self._path, os.environ)
             if config is None:
                 self._refuse("; ".join(problems))
                 return
-            if config.server.run_dir != self.config.server.run_dir:  # what is spooled there would never be shipped
+            if config.server.run_dir != self.config.server.run_dir:  # the old folder's spools would never be shipped
                 self._refuse("server.run_dir: only a restart can change it")
                 return
             try:
@@ -170,25 +177,27 @@ class Supervisor:
                 return
             _warn_of_fixed(self.config, config)
             tell_system(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            if await self._exchange(config):
+            if await self._apply(config):
                 (self._run_dir / REFUSED).unlink(missing_ok=True)
                 log.warning("configuration reloaded; %d worker(s)", len(self._workers))
             tell_system("READY=1")
 
-    async def _exchange(self, config: Config) -> bool:
-        """First servers that new workers will ask, then workers, then control; what only the old ones asked ends."""
+    async def _apply(self, config: Config) -> bool:
+        """Start new managed servers, then replace the workers, then the control process, and then stop managed servers
+        that are no longer used. False, and nothing changes, where one of the new processes doesn't start.
+        """
         added = [one for one in _managed(config) if one.socket not in self._upstreams]
         if not await self._start_upstreams(added) or not await self._put_in_force(config):
             await self._end_upstreams([one.socket for one in added])
             return False
         self._add_or_end_workers()
-        asked = {one.socket for one in _managed(config)}
-        self._soon(self._end_unasked([one for one in self._upstreams if one not in asked]))
+        used = {one.socket for one in _managed(config)}
+        self._soon(self._end_unused([one for one in self._upstreams if one not in used]))
         await self._control.restart(self._control_child())
         return True
 
     async def _start_upstreams(self, added: list[Managed]) -> bool:
-        """False: one of them does not answer."""
+        """Start managed servers and wait until they answer. False where one doesn't, or can't load its models."""
         for one in added:
             keeper = self._upstreams[one.socket] = self._keeper(_upstream(one))
             self._keep(keeper)
@@ -196,26 +205,28 @@ class Supervisor:
         for one in added:
             while not await is_ready(one.socket):
                 if self._upstreams[one.socket].restarts or time.monotonic() > deadline_s:
-                    self._refuse(f"provider {one.provider} does not start; what it said is above")
+                    self._refuse(f"provider {one.provider} does not start; see its messages above")
                     return False
                 await asyncio.sleep(0.05)
             if lost := await lost_models(one.socket):
-                self._refuse(f"provider {one.provider} can't load {', '.join(lost)}; what it said is above")
+                self._refuse(f"provider {one.provider} can't load {', '.join(lost)}; see its messages above")
                 return False
         return True
 
     def _refuse(self, why: str) -> None:
-        """Told in the log, and to the control process by a file that stays until a reload is done."""
+        """Log that the reload is refused, and leave a file that tells the control process until a reload succeeds."""
         log.error("configuration not reloaded, the old one stays: %s", why)
         with suppress(OSError):
             (self._run_dir / REFUSED).touch(mode=0o600)
 
-    async def _end_unasked(self, sockets: list[Path]) -> None:
-        """These servers, once the workers that may ask them are gone, if no reload has named them again."""
+    async def _end_unused(self, sockets: list[Path]) -> None:
+        """Stop these managed servers once the workers that may call them have ended, unless a later reload uses them
+        again.
+        """
         await asyncio.gather(*(keeper.left() for keeper in self._tasks))
         async with self._reloading:
-            asked = {one.socket for one in _managed(self.config)}
-            await self._end_upstreams([one for one in sockets if one not in asked])
+            used = {one.socket for one in _managed(self.config)}
+            await self._end_upstreams([one for one in sockets if one not in used])
 
     async def _end_upstreams(self, sockets: list[Path]) -> None:
         await self._finish([self._upstreams.pop(one) for one in sockets])
@@ -223,7 +234,9 @@ class Supervisor:
             one.unlink(missing_ok=True)
 
     async def _put_in_force(self, config: Config) -> bool:
-        """In every worker, one after the other. False: in none, and what starts from now on goes by the old one."""
+        """Replace every worker, one after the other, by one with this configuration. False where one doesn't start:
+        then all workers, and those that are started later, have the old configuration.
+        """
         try:
             frozen = self._freeze(self._on_trial)
         except OSError as fault:
@@ -234,12 +247,12 @@ class Supervisor:
         replaced = await self._replace(tried)
         self._file = self._in_force
         if replaced < len(tried):
-            self._refuse(f"worker {replaced} can't start with the new configuration; what it said is above")
+            self._refuse(f"worker {replaced} can't start with the new configuration; see its messages above")
             self.config = old
             await self._replace(tried[:replaced])
         elif self._path:
             self._frozen = frozen
-            with suppress(OSError):  # the folder was cleared away meanwhile: it is laid anew with this
+            with suppress(OSError):  # the run folder was deleted meanwhile, and will be created anew with this file
                 self._on_trial.replace(self._in_force)
         for slot, keeper in enumerate(tried):
             keeper.child = replace(keeper.child, command=self._worker_child(slot).command)
@@ -247,7 +260,7 @@ class Supervisor:
         return replaced == len(tried)
 
     async def _replace(self, keepers: list[Keeper]) -> int:
-        """These by new ones of the configuration in force, until one doesn't start; how many were."""
+        """Replace workers one after the other until one doesn't start, and return how many were replaced."""
         for slot, keeper in enumerate(keepers):
             self._open(slot)
             if not await keeper.replace(self._worker_child(slot), READY_TIMEOUT_S):
@@ -272,8 +285,8 @@ class Supervisor:
     # The run folder
 
     async def keep_folder(self) -> None:
-        """Until cancelled: sockets, locks and what children start by are there, or are made again."""
-        said = ""
+        """Create the run folder anew whenever it was deleted, until cancelled."""
+        last_fault = ""
         while True:
             await asyncio.sleep(FOLDER_EVERY_S)
             async with self._reloading:
@@ -282,14 +295,14 @@ class Supervisor:
                 try:
                     self._lay_folder()
                 except (OSError, ConfigError) as fault:
-                    if str(fault) != said:
+                    if str(fault) != last_fault:
                         log.error("server.run_dir is gone and can't be laid anew; no worker can be started: %s", fault)
-                    said = str(fault)
+                    last_fault = str(fault)
                     continue
-                said = ""
+                last_fault = ""
                 log.error("server.run_dir %s was cleared away while it is in use: it is laid anew, and all processes "
                           "are replaced. Lost are files of clients, and unshipped decisions of workers that had ended. "
-                          "Let nothing clean there", self._run_dir)  # fmt: skip
+                          "Exclude this folder from any clean-up", self._run_dir)  # fmt: skip
                 await self._begin_again()
 
     def _has_folder(self) -> bool:
@@ -300,22 +313,26 @@ class Supervisor:
             return False
 
     def _lay_folder(self) -> None:
-        """Raises OSError where it can't be made, ConfigError where another gateway has it by now."""
+        """Create the folder, its lock and its copy of the configuration. Raises OSError where that fails, and
+        ConfigError where another gateway has taken the folder.
+        """
         self._run_dir.mkdir(0o700, parents=True, exist_ok=True)
-        self._run_dir.chmod(self._mode)  # a worker may have been faster
-        before, self._lock = self._lock, own(self._run_dir)
-        os.close(before)
+        self._run_dir.chmod(self._mode)  # a worker may have created it, with another mode
+        old_lock, self._lock = self._lock, own(self._run_dir)
+        os.close(old_lock)
         if self._path:
             _write_private(self._in_force, self._frozen)
 
     async def _begin_again(self) -> None:
-        """Servers of ours whose sockets are gone, workers, control: each new one beside the one that was."""
-        lost = [one for one in _managed(self.config) if not one.socket.exists()]
-        before = [self._upstreams[one.socket] for one in lost if one.socket in self._upstreams]
-        await self._start_upstreams(lost)
+        """Replace the managed servers whose sockets are gone, the workers and the control process. Each new process
+        starts beside the old one.
+        """
+        missing = [one for one in _managed(self.config) if not one.socket.exists()]
+        old = [self._upstreams[one.socket] for one in missing if one.socket in self._upstreams]
+        await self._start_upstreams(missing)
         await self._replace(self._workers[: self._count])
         await self._control.restart(self._control_child())
-        await self._finish(before)
+        await self._finish(old)
 
     # Children
 
@@ -324,14 +341,14 @@ class Supervisor:
         return self._stated or self.config.server.workers
 
     def _open(self, slot: int) -> None:
-        """The socket of this worker, where there is none."""
+        """Open the socket of this worker if it isn't open."""
         if slot == len(self._sockets):
             self._sockets.append(self._listen())
         elif self._sockets[slot].fileno() < 0:
             self._sockets[slot] = self._listen()
 
     def _close(self, slot: int) -> None:
-        """What this worker would have answered and does not."""
+        """Close the socket of a worker that doesn't start, and the surplus sockets, so that no client waits there."""
         for sock in (self._sockets[slot], *self._sockets[self._count :]):
             sock.close()
 
@@ -360,7 +377,9 @@ class Supervisor:
         return [*path, "--workers", str(self._count), "--parent", str(os.getpid())]
 
     def _freeze(self, copy: Path) -> bytes:
-        """A copy of the file: a child that is started again goes by it, whatever the file says meanwhile."""
+        """Copy the configuration file, and return its bytes. Children are started with the copy, so that later changes
+        of the file don't reach them before a reload.
+        """
         content = Path(self._path).read_bytes() if self._path else b""
         if self._path:
             _write_private(copy, content)
@@ -371,7 +390,7 @@ class Supervisor:
         task.add_done_callback(lambda _: self._tasks.pop(keeper, None))
 
     async def _finish(self, keepers: list[Keeper]) -> None:
-        """Stop these and wait until they are gone."""
+        """Stop these children and wait until they have ended."""
         tasks = [self._tasks.pop(keeper) for keeper in keepers if keeper in self._tasks]
         for task in tasks:
             task.cancel()
@@ -379,9 +398,11 @@ class Supervisor:
 
 
 def unshared_by(workers: int, config: Config) -> str:
-    """Why so many workers can't serve this configuration and the keys made at run time; empty: they can."""
-    made = (key for key in read_settings(config.server.run_dir).keys if key.revoked_s is None)
-    return unshared(config, made) if workers > 1 else ""
+    """Why this number of workers can't share the limits and budgets of the configuration and of keys made at run time;
+    empty where they can.
+    """
+    keys = (key for key in read_settings(config.server.run_dir).keys if key.revoked_s is None)
+    return unshared(config, keys) if workers > 1 else ""
 
 
 def _write_private(path: Path, text: bytes) -> None:
@@ -392,14 +413,16 @@ def _write_private(path: Path, text: bytes) -> None:
 
 
 def own(run_dir: Path) -> int:
-    """A lock on the folder, as long as this process lives. Raises ConfigError where another gateway has it."""
+    """Lock the folder for as long as this process lives, and return the lock's file descriptor. Raises ConfigError
+    where another gateway has the lock.
+    """
     lock = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        why = f"server.run_dir: another gateway runs in {run_dir}: each needs a folder of its own"
-        raise ConfigError([why]) from None
+        problem = f"server.run_dir: another gateway runs in {run_dir}: each needs a folder of its own"
+        raise ConfigError([problem]) from None
     return lock
 
 
@@ -418,7 +441,7 @@ def _warn_of_fixed(old: Config, new: Config) -> None:
 
 
 def tell_system(state: str) -> None:
-    """systemd, where it asked to be told (sd_notify)."""
+    """Send a state to systemd (sd_notify); does nothing where NOTIFY_SOCKET is not set."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -426,4 +449,4 @@ def tell_system(state: str) -> None:
         try:
             sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
         except OSError as fault:
-            log.warning("systemd can't be told: %s", fault)
+            log.warning("systemd can't be notified: %s", fault)

@@ -1,9 +1,10 @@
-"""`headgate cascade tiny`: what cascades are worth on the two shipped models, over real HTTP, every answer checked.
+"""`headgate cascade tiny`: measures cascades on the two shipped models over real HTTP, with every answer checked.
 
-On learning questions, answered by both models, a threshold is chosen that sends a budgeted share of them to the large
+On learning questions, which both models answer, a threshold is chosen that sends a budgeted share of them to the large
 model, and a router and a cascade are trained to keep a share of its right answers. Both cascades, and sampling with a
-fixed and an adaptive number of tries, are then measured on other questions; so are solved cases shown to the small
-model, refined answers, drafting by steps, and samples that a verifier picks from, whether they pay or not.
+fixed and an adaptive number of tries, are then measured on other questions. So are solved cases shown to the small
+model, refined answers, drafting by steps, and samples that a verifier picks from. The report also has those that don't
+pay.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from local_models.tasks import Question, held_out_questions, is_right
 BUDGET = 0.32
 """Share of learning questions that the threshold may send to the large model."""
 SHARE = 0.99
-"""Of the large model's right answers, that the trained cascade is to keep."""
+"""Share of the large model's accuracy that the trained cascade must reach."""
 TRIES = 5
 IN_FLIGHT = 8
 
@@ -78,18 +79,18 @@ accept_at = {accept_at}
 
 
 async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any]:
-    """Figures on `queries` questions; what is learnt is learnt from as many others."""
+    """The report on `queries` questions; training and thresholds use as many others."""
     questions = list({q.prompt: q for q in held_out_questions(8 * queries, seed=seed)}.values())[: 2 * queries]
     learning, judging = questions[: len(questions) // 2], questions[len(questions) // 2 :]
     with tempfile.TemporaryDirectory(prefix="headgate-tiny-") as name:
         demo = Demo(Path(name), console, free_port(), free_port())
         write(demo)
         async with demo.gateway():
-            taught = [await ask(demo, SMALL, learning), await ask(demo, LARGE, learning)]
-        accept_at = threshold(taught[0])
+            learnt = [await ask(demo, SMALL, learning), await ask(demo, LARGE, learning)]
+        accept_at = threshold(learnt[0])
         cases = demo.folder / "cases.jsonl"
-        tiny_shown.write_cases(cases, learning, taught[1])
-        write(demo, accept_at, *await train(demo, learning, taught), cases=str(cases))
+        tiny_shown.write_cases(cases, learning, learnt[1])
+        write(demo, accept_at, *await train(demo, learning, learnt), cases=str(cases))
         async with demo.gateway():
             small, large = await ask(demo, SMALL, judging), await ask(demo, LARGE, judging)
             climbed = {name: await ask(demo, name, judging) for name in ("cascade", "trained")}
@@ -120,42 +121,43 @@ async def measure(queries: int, *, seed: int, console: Console) -> dict[str, Any
 def write(
     demo: Demo, accept_at: float = 0.5, router: str = "cheapest", cascade: str = "none", *, cases: str = ""
 ) -> None:
-    filled = (HOME + ROUTES + (tiny_shown.ROUTES if cases else "")).format(
+    """Write the configuration; without `cases` it has no routes that show solved cases."""
+    config = (HOME + ROUTES + (tiny_shown.ROUTES if cases else "")).format(
         port=demo.port, admin_port=demo.admin_port, folder=demo.folder, accept_at=accept_at, router=router,
         cascade=cascade, share=SHARE, cases=cases, most=tiny_shown.MOST,
     )  # fmt: skip
-    demo.config.write_text(filled)
+    demo.config.write_text(config)
 
 
-async def train(demo: Demo, questions: Sequence[Question], taught: Sequence[Sequence[Reply]]) -> tuple[str, str]:
-    """A router and a cascade from answers of both models, by the commands an operator runs; their paths."""
+async def train(demo: Demo, questions: Sequence[Question], replies: Sequence[Sequence[Reply]]) -> tuple[str, str]:
+    """Train a router and a cascade on both models' replies, by the commands that operators use; return their paths."""
     data = demo.folder / "answers"
-    write_data(data, questions, taught)
+    write_data(data, questions, replies)
     router, cascade = str(demo.folder / "router.safetensors"), str(demo.folder / "cascade.safetensors")
     await demo.command("train", "--data", str(data), "--router", "linear", "--out", router)
     await demo.command("cascade", "train", "--data", str(data), "--router", "linear", "--out", cascade)
     return router, cascade
 
 
-def write_data(folder: Path, questions: Sequence[Question], taught: Sequence[Sequence[Reply]]) -> None:
-    """Outcome data as any user would bring it; a confidence is a log-probability there."""
+def write_data(folder: Path, questions: Sequence[Question], replies: Sequence[Sequence[Reply]]) -> None:
+    """Write both models' replies as outcome data, where a confidence is a log-probability."""
     import pyarrow
     from pyarrow import parquet
 
     folder.mkdir()
     ids = [f"q{place}" for place in range(len(questions))]
-    asked = {"query_id": ids, "task": [""] * len(ids), "split": ["train"] * len(ids)}
-    parquet.write_table(pyarrow.table({**asked, "text": [q.prompt for q in questions]}), folder / "queries.parquet")
-    replies = [(id, reply) for id, *both in zip(ids, *taught, strict=True) for reply in both]
+    queries = {"query_id": ids, "task": [""] * len(ids), "split": ["train"] * len(ids)}
+    parquet.write_table(pyarrow.table({**queries, "text": [q.prompt for q in questions]}), folder / "queries.parquet")
+    rows = [(id, reply) for id, *both in zip(ids, *replies, strict=True) for reply in both]
     outcomes = {
-        "query_id": [id for id, _ in replies],
-        "model": [reply.model for _, reply in replies],
-        "score": [float(reply.right) for _, reply in replies],
-        "cost_usd": [reply.cost_usd for _, reply in replies],
-        "input_tokens": [reply.tokens[0] for _, reply in replies],
-        "output_tokens": [reply.tokens[1] for _, reply in replies],
-        "confidence": [log(max(reply.confidence, 1e-30)) for _, reply in replies],
-        "response": [reply.text for _, reply in replies],
+        "query_id": [id for id, _ in rows],
+        "model": [reply.model for _, reply in rows],
+        "score": [float(reply.right) for _, reply in rows],
+        "cost_usd": [reply.cost_usd for _, reply in rows],
+        "input_tokens": [reply.tokens[0] for _, reply in rows],
+        "output_tokens": [reply.tokens[1] for _, reply in rows],
+        "confidence": [log(max(reply.confidence, 1e-30)) for _, reply in rows],
+        "response": [reply.text for _, reply in rows],
     }
     parquet.write_table(pyarrow.table(outcomes), folder / "outcomes.parquet")
 
@@ -163,8 +165,8 @@ def write_data(folder: Path, questions: Sequence[Question], taught: Sequence[Seq
 async def ask(
     demo: Demo, model: str, questions: Sequence[Question], *, sample: int | None = None, answered: bool = False
 ) -> list[Reply]:
-    """Every question once; with `sample` at a temperature, in the draw of that number; `answered`: asked and answered
-    once before in the same chat.
+    """The reply to each question. With `sample`, which is the seed, it is sampled at a temperature. With `answered`,
+    the question and its right answer come once before in the same chat.
     """
     gate = asyncio.Semaphore(IN_FLIGHT)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{demo.port}/v1", timeout=60.0) as client:
@@ -186,26 +188,28 @@ async def _reply(
     }  # fmt: skip
     answer = await client.post("/chat/completions", json={k: v for k, v in body.items() if v is not None})
     answer.raise_for_status()
-    told = answer.json()
-    choice = told["choices"][0]
+    content = answer.json()
+    choice = content["choices"][0]
     text = choice["message"]["content"] or ""
-    sure = [token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or ()]
-    asked = [model]
+    logprobs = [token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or ()]
+    attempted = [model]
     if model not in (SMALL, LARGE):
         record = await client.get(f"/decisions/{answer.headers['x-headgate-decision-id']}")
-        asked = [attempt["model"] for attempt in record.json()["attempts"]]
+        attempted = [attempt["model"] for attempt in record.json()["attempts"]]
     return Reply(
-        text, is_right(question, text), answer.headers["x-headgate-model"], len(asked),
+        text, is_right(question, text), answer.headers["x-headgate-model"], len(attempted),
         float(answer.headers["x-headgate-cost-usd"]),
-        exp((sum(sure) / len(sure) + min(sure)) / 2) if sure else 0.0, LARGE in asked,
-        (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]),
+        exp((sum(logprobs) / len(logprobs) + min(logprobs)) / 2) if logprobs else 0.0, LARGE in attempted,
+        (content["usage"]["prompt_tokens"], content["usage"]["completion_tokens"]),
     )  # fmt: skip
 
 
 def threshold(small: Sequence[Reply]) -> float:
-    """The highest that sends no more than `BUDGET` of these answers back; it takes no truth to choose it."""
-    sure = np.array([reply.confidence for reply in small])
-    return float(max((t for t in GRID[1:] if (sure < t).mean() <= BUDGET), default=GRID[-1]))
+    """The highest threshold that rejects at most a share `BUDGET` of these replies, chosen without knowing which are
+    right.
+    """
+    confidence = np.array([reply.confidence for reply in small])
+    return float(max((t for t in GRID[1:] if (confidence < t).mean() <= BUDGET), default=GRID[-1]))
 
 
 def rights(replies: Sequence[Reply]) -> list[float]:
@@ -213,7 +217,7 @@ def rights(replies: Sequence[Reply]) -> list[float]:
 
 
 def against(climbed: Sequence[Reply], large: Sequence[Reply]) -> dict[str, Figure]:
-    """A cascade beside always asking the large model."""
+    """A cascade compared with always asking the large model."""
     return {
         "accuracy": mean(rights(climbed)),
         "share_of_large": ratio(rights(climbed), rights(large)),
@@ -223,7 +227,8 @@ def against(climbed: Sequence[Reply], large: Sequence[Reply]) -> dict[str, Figur
 
 
 def kept_local(climbed: Sequence[Reply], large: Sequence[Reply], questions: Sequence[Question]) -> dict[str, Any]:
-    """Share of requests that the large model, which would be the remote one, never sees (Crayon); of each kind too."""
+    """Share of requests that never reach the large model, which would be the remote one (Crayon), overall and by kind.
+    """
     stayed = [float(not reply.large) for reply in climbed]
     kinds = sorted({question.kind for question in questions})
     return {
@@ -237,7 +242,7 @@ def kept_local(climbed: Sequence[Reply], large: Sequence[Reply], questions: Sequ
 
 
 def pair(direct: Sequence[Reply], refined: Sequence[Reply]) -> Pair:
-    """A model's answers beside its refined ones."""
+    """Scores and costs of a model's answers and of its refined answers."""
     (score, cost_usd), (better, paid_usd) = (
         np.array([(float(reply.right), reply.cost_usd) for reply in replies]).T for replies in (direct, refined)
     )
@@ -245,26 +250,28 @@ def pair(direct: Sequence[Reply], refined: Sequence[Reply]) -> Pair:
 
 
 def voted(tries: Sequence[Sequence[Reply]], questions: Sequence[Question]) -> list[float]:
-    """1 where the most frequent of a fixed number of answers is right; of equally frequent ones the first counts."""
-    found = []
+    """For each question 1 where the most frequent of a fixed number of answers is right, else 0; of equally frequent
+    answers the first counts.
+    """
+    scores = []
     for place, question in enumerate(questions):
         texts = [replies[place].text for replies in tries]
-        found.append(float(is_right(question, max(texts, key=texts.count))))
-    return found
+        scores.append(float(is_right(question, max(texts, key=texts.count))))
+    return scores
 
 
 def sampled(
     replies: Sequence[Reply], tries: Sequence[Sequence[Reply]], questions: Sequence[Question]
 ) -> dict[str, Figure]:
-    """Tries as each question needs them, beside as many for all: the most there may be, and what they took on average,
-    rounded up.
+    """An adaptive number of tries compared with the same number for every question: the largest number, and the
+    adaptive one's mean, rounded up.
     """
     calls = [float(reply.calls) for reply in replies]
-    alike = min(ceil(sum(calls) / len(calls)), len(tries))
+    fixed = min(ceil(sum(calls) / len(calls)), len(tries))
     return {
         "accuracy": mean(rights(replies)),
         "calls": mean(calls),
         "saved": mean([1.0 - one / len(tries) for one in calls]),
         "accuracy_minus_all_tries": difference(rights(replies), voted(tries, questions)),
-        f"accuracy_minus_{alike}_tries": difference(rights(replies), voted(tries[:alike], questions)),
+        f"accuracy_minus_{fixed}_tries": difference(rights(replies), voted(tries[:fixed], questions)),
     }

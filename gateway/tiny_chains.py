@@ -1,8 +1,9 @@
-"""Problems of several steps on the two shipped models: what drafting by steps saves where one mistake spoils the rest.
+"""Measures drafting by steps on problems of several steps, where one mistake spoils the rest, with the two shipped
+models.
 
-Each step takes what the one before came to, as it was written, and adds a number or keeps the larger. What decides is
-the gateway's own `Stepwise`; beside it stand whole solutions sent to the large model, both thresholds chosen on
-learning problems, and as many steps sent there by chance.
+Each step takes the number that the step before has written, and adds another number or keeps the larger of both. The
+gateway's own `Stepwise` decides. It is compared with a cascade of whole solutions, both with thresholds chosen on
+learning problems, and with sending the same share of steps to the large model at random.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from local_models.tasks import Question, is_held_out
 
 STEPS = 5
 SUMS = 0.25
-"""How many of the steps are sums, which the small model mostly gets wrong; the others ask for the larger number."""
+"""Share of steps that are sums, which the small model mostly gets wrong; the others ask for the larger number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A number, and what is done with it one step after another: a kind of question and the other number."""
+    """A first number, and the steps applied to it in order, each a kind of question and another number."""
 
     first: int
     steps: tuple[tuple[str, int], ...]
@@ -56,10 +57,10 @@ class Chain:
 
 
 def chains(count: int, seed: int) -> list[Chain]:
-    """None of whose steps a shipped model was trained on; sums stay below 1,000, as in training."""
+    """Random problems without any step that a shipped model was trained on; sums stay below 1,000, as in training."""
     rng = random.Random(seed)
-    found: list[Chain] = []
-    while len(found) < count:
+    drawn: list[Chain] = []
+    while len(drawn) < count:
         first, kinds = _number(rng), ["total" if rng.random() < SUMS else "larger" for _ in range(STEPS)]
         chain = Chain(first, ())
         for kind in kinds:
@@ -67,8 +68,8 @@ def chains(count: int, seed: int) -> list[Chain]:
             fit = (n for n in others if chain.answer + n < 1000 and is_held_out(_question(kind, chain.answer, n)))
             chain = Chain(first, (*chain.steps, (kind, other))) if (other := next(fit, None)) is not None else chain
         if len(chain.steps) == STEPS:
-            found.append(chain)
-    return found
+            drawn.append(chain)
+    return drawn
 
 
 def _number(rng: random.Random) -> int:
@@ -87,13 +88,13 @@ def _number_of(kind: str, line: str) -> int | None:
 
 
 class Solvers:
-    """Both models, a step at a time."""
+    """Both models, which solve problems one step at a time."""
 
     def __init__(self, writers: Writers) -> None:
         self._writers = writers
 
     def write(self, model: str, chain: Chain, so_far: str) -> Outcome:
-        """The step after those that stand, one a line."""
+        """The step that follows those in `so_far`, which has one step per line."""
         lines = so_far.split()
         number = _number_of(chain.steps[len(lines) - 1][0], lines[-1]) if lines else chain.first
         if number is None:
@@ -104,21 +105,21 @@ class Solvers:
         return Outcome(model, evidence=structs.replace(outcome.evidence, text=text))
 
     def whole(self, model: str, chain: Chain) -> list[Outcome]:
-        """All steps by one model."""
+        """All steps by the same model."""
         return self.by_turns([model] * STEPS, chain)
 
     def by_turns(self, models: Sequence[str], chain: Chain) -> list[Outcome]:
-        """Each step by the model named for it, until a step is no number."""
-        said: list[Outcome] = []
+        """Each step by the model of its place in `models`, up to the last step or one that is not a number."""
+        history: list[Outcome] = []
         for model in models:
-            said.append(self.write(model, chain, "\n".join(outcome.evidence.text for outcome in said)))
-            if END in said[-1].evidence.text:
+            history.append(self.write(model, chain, "\n".join(outcome.evidence.text for outcome in history)))
+            if END in history[-1].evidence.text:
                 break
-        return said
+        return history
 
 
 def by_steps(solvers: Solvers, chain: Chain, accept_at: float) -> Written:
-    """Steps of the small model, those below `accept_at` by the large one."""
+    """The solution in steps by the small model, with steps below `accept_at` rewritten by the large one."""
     drafts = Stepwise(Step(SMALL), Step(LARGE), lambda so_far: {SO_FAR: so_far}, accept_at, STEPS)
     history = list[Outcome]()
     while not isinstance(move := drafts.next(history, lambda step: True), Keep):
@@ -128,53 +129,54 @@ def by_steps(solvers: Solvers, chain: Chain, accept_at: float) -> Written:
 
 
 def by_answers(solvers: Solvers, chain: Chain, accept_at: float) -> Written:
-    """The small model's solution, or the large one's where it shows less."""
-    asked = said = solvers.whole(SMALL, chain)
-    if not RAW(SMALL, _together(said)) >= accept_at:
-        said = solvers.whole(LARGE, chain)
-        asked = asked + said
-    return _written(chain, said[-1].evidence.text, asked)
+    """The small model's solution, or the large one's where its confidence is below `accept_at`."""
+    history = solution = solvers.whole(SMALL, chain)
+    if not RAW(SMALL, _together(solution)) >= accept_at:
+        solution = solvers.whole(LARGE, chain)
+        history = history + solution
+    return _written(chain, solution[-1].evidence.text, history)
 
 
 def by_chance(solvers: Solvers, chain: Chain, share: float, rng: random.Random) -> Written:
-    """Each step by the large model with a probability of `share`, whatever the small one would have shown."""
-    said = solvers.by_turns([LARGE if rng.random() < share else SMALL for _ in range(STEPS)], chain)
-    return _written(chain, said[-1].evidence.text, said)
+    """The solution with each step written by the large model with probability `share`, whatever the confidence."""
+    history = solvers.by_turns([LARGE if rng.random() < share else SMALL for _ in range(STEPS)], chain)
+    return _written(chain, history[-1].evidence.text, history)
 
 
 def report(count: int, seed: int, share: float, writers: Writers | None = None) -> dict[str, Any]:
-    """The large model's tokens at `share` of its accuracy, on `count` chains beside as many to learn from."""
+    """The large model's tokens at `share` of its accuracy, on `count` chains; thresholds are chosen on as many others.
+    """
     solvers, drawn = Solvers(writers or Writers()), chains(2 * count, seed)
     learning, judging = drawn[:count], drawn[count:]
     target = share * float(np.mean([by_answers(solvers, chain, 2.0).right for chain in learning]))
     alone = [by_answers(solvers, chain, 2.0) for chain in judging]
     ways = {}
-    found: dict[str, Any] = {"steps": STEPS, "small": mean([by_answers(solvers, c, 0.0).right for c in judging])}
-    found["large"] = mean([one.right for one in alone])
+    figures: dict[str, Any] = {"steps": STEPS, "small": mean([by_answers(solvers, c, 0.0).right for c in judging])}
+    figures["large"] = mean([one.right for one in alone])
     for name, way in (("by_steps", by_steps), ("by_answers", by_answers)):
         accept_at = thriftiest({at: [way(solvers, chain, at) for chain in learning] for at in GRID}, target)
         ways[name] = [way(solvers, chain, accept_at) for chain in judging]
-        found[name] = {"accept_at": accept_at, **beside(ways[name], alone)}
-    share_sent = found["by_steps"]["large_token_share"]["value"]
+        figures[name] = {"accept_at": accept_at, **beside(ways[name], alone)}
+    share_sent = figures["by_steps"]["large_token_share"]["value"]
     rng = random.Random(seed)
-    found["by_chance"] = beside([by_chance(solvers, chain, share_sent, rng) for chain in judging], alone)
+    figures["by_chance"] = beside([by_chance(solvers, chain, share_sent, rng) for chain in judging], alone)
     steps, answers = ways["by_steps"], ways["by_answers"]
-    found["large_tokens_steps_over_answers"] = ratio(
+    figures["large_tokens_steps_over_answers"] = ratio(
         [one.large_tokens for one in steps], [one.large_tokens for one in answers]
     )
-    found["accuracy_steps_minus_answers"] = difference([o.right for o in steps], [o.right for o in answers])
-    return found
+    figures["accuracy_steps_minus_answers"] = difference([o.right for o in steps], [o.right for o in answers])
+    return figures
 
 
-def _written(chain: Chain, text: str, asked: Sequence[Outcome]) -> Written:
-    came_to = _number_of(chain.steps[-1][0], text.split("\n")[-1])
-    return Written(came_to == chain.answer, tokens(asked, LARGE), tokens(asked, LARGE, SMALL))
+def _written(chain: Chain, text: str, history: Sequence[Outcome]) -> Written:
+    result = _number_of(chain.steps[-1][0], text.split("\n")[-1])
+    return Written(result == chain.answer, tokens(history, LARGE), tokens(history, LARGE, SMALL))
 
 
-def _together(said: Sequence[Outcome]) -> Evidence:
-    """What a solution shows as one answer."""
-    shown = [outcome.evidence for outcome in said if outcome.evidence.output_tokens]
-    count = sum(evidence.output_tokens for evidence in shown)
-    total = sum(evidence.mean_logprob * evidence.output_tokens for evidence in shown)
-    least = min((evidence.min_logprob for evidence in shown), default=nan)
+def _together(solution: Sequence[Outcome]) -> Evidence:
+    """The evidence of all steps of a solution as that of one answer."""
+    parts = [outcome.evidence for outcome in solution if outcome.evidence.output_tokens]
+    count = sum(evidence.output_tokens for evidence in parts)
+    total = sum(evidence.mean_logprob * evidence.output_tokens for evidence in parts)
+    least = min((evidence.min_logprob for evidence in parts), default=nan)
     return Evidence(total / count if count else nan, least, output_tokens=count)

@@ -1,4 +1,4 @@
-"""Figures of the measurement on the shipped models, each with its 95 % interval over questions (paired bootstrap)."""
+"""Figures of `headgate cascade tiny`, each with its 95 % interval over questions (paired bootstrap)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from routers.intervals import resampled_counts
 
 RESAMPLES = 1000
 Figure = dict[str, float | None]
-"""value, low, high; null where it isn't defined."""
+"""The keys are value, low and high; each is None where it isn't defined."""
 
 
 def mean(values: Sequence[float]) -> Figure:
-    """Of one number a question."""
+    """Mean of one number per question."""
     return ratio(values, [1.0] * len(values))
 
 
@@ -25,7 +25,7 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Figure:
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:
-    """Sum over sum, the same questions drawn for both."""
+    """Sum of `over` divided by sum of `under`; both are resampled by the same questions."""
     pairs = np.column_stack([np.asarray(over, float), np.asarray(under, float)])
     count = len(pairs)
     sums = np.vstack([np.ones(count), resampled_counts(count, RESAMPLES)]) @ pairs

@@ -1,4 +1,4 @@
-"""One checked answer of the measurement on the shipped models."""
+"""One checked answer in `headgate cascade tiny`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Reply:
     right: bool
     model: str
     calls: int
-    """Of upstream models, that it took."""
+    """Number of attempts that it took."""
     cost_usd: float
     confidence: float
     large: bool = False
-    """The large model was called."""
+    """Whether the large model was called."""
     tokens: tuple[int, int] = (0, 0)
-    """Of prompt and answer."""
+    """Number of tokens of the prompt and of the answer."""

@@ -1,11 +1,11 @@
-"""Accuracy per token of several samples of the small shipped model, the best picked by a verifier: the large model's
-log-probability of each, which takes one prefill.
+"""Measures accuracy per token of several samples of the small shipped model, of which a verifier picks the best: the
+verifier is the large model's log-probability of each answer, which takes one prefill.
 
-As many samples for every question (best-of-n) are laid beside as many as each seems to need: in advance, by what the
-question looks like to the small model (Damani et al. 2024, Learning How Hard to Think; Snell et al. 2024, Scaling
-LLM Test-Time Compute Optimally), and as graded, by the gateway's own `BestOf`. Tokens are those of the small model's
-answers; every different answer is read once by the large model, either way. Chances, prices and thresholds come from
-learning questions.
+The same number of samples for every question (best-of-n) is compared with a number chosen per question. That is chosen
+in advance, by the small model's hidden state of the question (Damani et al. 2024, Learning How Hard to Think; Snell et
+al. 2024, Scaling LLM Test-Time Compute Optimally), or as samples are graded, by the gateway's own `BestOf`. Only tokens
+of the small model's answers are counted, since the large model reads each different answer once in all cases. Chances,
+prices and thresholds are learnt on other questions.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ AT_ONCE = 32
 """Questions that are sampled together."""
 LEARNT_SAMPLES = 4
 LEAST_SURPRISE, MOST_SURPRISE = 1e-6, 20.0
-"""Minus the verifier's log-probability; beyond these it tells no more."""
+"""Surprise is minus the verifier's log-probability, clipped to these bounds, beyond which it tells nothing more."""
 PENALTY = 1.0
 BUDGETS = 40
 RATES = (*np.geomspace(1.0, 1e-8, 24).tolist(), 0.0)
-"""Chance of a right answer that a token must bring, from no second sample up to all."""
+"""Least gain in the chance of a right answer per token, from a rate that allows no second sample to one that allows
+all.
+"""
 Counts = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Samples of n questions in the order they were drawn; matrices are (n, k), `seen` is (n, d)."""
+    """k samples of each of n questions, in the order in which they were drawn. Matrices are (n, k); `seen` is (n, d).
+    """
 
     texts: list[list[str]]
     right: Matrix
@@ -52,47 +55,50 @@ class Sampled:
     verifier: Matrix
     """The large model's log-probability of the whole answer."""
     own: Matrix
-    """The small model's."""
+    """The small model's log-probability of the whole answer."""
     seen: Matrix
     """The small model's mean hidden state of the question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """Learnt of questions: the chance that a sample is right, its tokens, and what the verifier's word is worth."""
+    """Learnt predictors of a question's difficulty."""
 
     chance: Callable[[Matrix], Matrix]
+    """Probability that a sample is right, from `Sampled.seen`."""
     tokens: Callable[[Matrix], Matrix]
+    """Expected tokens of a sample, from `Sampled.seen`."""
     grade: Callable[[Matrix], Matrix]
+    """Probability that a sample is right, from the verifier's log-probability."""
 
 
 def draw(
     writers: Writers, questions: Sequence[Question], samples: int = SAMPLES, *, first_seed: int = 0
 ) -> Sampled:
-    """Every question's samples, checked and scored; no two have the same seed."""
+    """The samples of every question, checked and scored; no two samples have the same seed."""
     engine, codec = writers.engines[SMALL], writers.codec
-    asked = [tuple(codec.encode_chat([{"role": "user", "content": q.prompt}])) for q in questions]
+    prompts = [tuple(codec.encode_chat([{"role": "user", "content": q.prompt}])) for q in questions]
     texts = [[""] * samples for _ in questions]
     tokens = np.zeros((len(questions), samples))
     for begin in range(0, len(questions), AT_ONCE):
         for place in range(begin, min(begin + AT_ONCE, len(questions))):
             for one in range(samples):
                 sampling = Sampling(TEMPERATURE, seed=first_seed + place * samples + one)
-                engine.add(Request(f"{place} {one}", asked[place], MOST_TOKENS, sampling))
+                engine.add(Request(f"{place} {one}", prompts[place], MOST_TOKENS, sampling))
         while engine.busy:
             for event in engine.step():
                 place, one = map(int, event.request_id.split())
                 texts[place][one] += event.text
                 if isinstance(event, Finished):
                     tokens[place, one] = event.usage.output_tokens
-    right = [[float(is_right(q, text)) for text in said] for q, said in zip(questions, texts, strict=True)]
-    verifier, own = (np.array(list(map(scorer(writers, name), asked, texts))) for name in (LARGE, SMALL))
-    seen = np.array([engine.embed(ids).tolist() for ids in asked])
+    right = [[float(is_right(q, text)) for text in each] for q, each in zip(questions, texts, strict=True)]
+    verifier, own = (np.array(list(map(scorer(writers, name), prompts, texts))) for name in (LARGE, SMALL))
+    seen = np.array([engine.embed(ids).tolist() for ids in prompts])
     return Sampled(texts, np.array(right), tokens, verifier, own, seen)
 
 
 def scorer(writers: Writers, model: str) -> Callable[[tuple[int, ...], list[str]], list[float]]:
-    """Log-probabilities of whole answers to a prompt, their end included: a beginning of an answer is none."""
+    """A function of a prompt and answers that returns the log-probability of each answer, including its end token."""
     engine, codec = writers.engines[model], writers.codec
     end = min(engine.runner.decoder.shape.end_ids)
 
@@ -104,8 +110,8 @@ def scorer(writers: Writers, model: str) -> Callable[[tuple[int, ...], list[str]
 
 
 def learnt(from_: Sampled) -> Difficulty:
-    """Logistic in what the small model sees, linear for tokens, and logistic in the verifier's surprise and its
-    logarithm.
+    """Fit the predictors: chances by logistic and tokens by linear regression on the small model's hidden state, grades
+    by logistic regression on the verifier's surprise and its logarithm.
     """
     middle, spread = from_.seen.mean(0), from_.seen.std(0) + 1e-9
 
@@ -128,9 +134,8 @@ def learnt(from_: Sampled) -> Difficulty:
 
 
 def in_advance(chance: Matrix, tokens: Matrix, budget: float) -> Counts:
-    """Samples of every question, at least one, by greedy gain per token until the budget is spent.
-
-    The k-th gains p (1 - p)^(k - 1).
+    """Number of samples of every question, at least one: samples with the largest gain per token are taken first, until
+    the budget in tokens is spent. The k-th sample of a question gains p (1 - p)^(k - 1).
     """
     more = SAMPLES - 1
     gains = chance[:, None] * (1.0 - chance[:, None]) ** np.arange(1, SAMPLES) / tokens[:, None]
@@ -141,7 +146,7 @@ def in_advance(chance: Matrix, tokens: Matrix, budget: float) -> Counts:
 
 
 def as_graded(grades: Matrix, chance: Matrix, tokens: Matrix, rate: float) -> Counts:
-    """Samples of every question until the next one's expected gain per token is below the rate (`BestOf`)."""
+    """Number of samples of every question until the next one's expected gain per token is below the rate (`BestOf`)."""
     tries = (Step(SMALL),) * SAMPLES
     counts = []
     for graded, p, price in zip(grades.tolist(), chance.tolist(), tokens.tolist(), strict=True):
@@ -154,34 +159,38 @@ def as_graded(grades: Matrix, chance: Matrix, tokens: Matrix, rate: float) -> Co
 
 
 def picked(right: Matrix, score: Matrix) -> Matrix:
-    """Column k: 1 where that of the first k + 1 samples is right that scores most."""
+    """In column k, 1 where the sample with the highest score among the first k + 1 is right, else 0."""
     best = np.column_stack([score[:, : k + 1].argmax(1) for k in range(score.shape[1])])
     return np.take_along_axis(right, best, 1)
 
 
 def voted(sampled: Sampled, k: int) -> list[float]:
-    """1 where the most frequent of the first k answers is right; of equally frequent ones the first counts."""
-    said = [texts[:k] for texts in sampled.texts]
-    return [right[texts.index(max(texts, key=texts.count))] for right, texts in zip(sampled.right, said, strict=True)]
+    """For each question 1 where the most frequent of its first k answers is right, else 0; of equally frequent answers
+    the first counts.
+    """
+    first = [texts[:k] for texts in sampled.texts]
+    return [right[texts.index(max(texts, key=texts.count))] for right, texts in zip(sampled.right, first, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What a number of samples for each question brought; both (n,)."""
+    """Whether each question was answered right, and the tokens of its samples; both (n,)."""
 
     right: Matrix
     tokens: Matrix
 
 
 def way_of(sampled: Sampled, best: Matrix, counts: Counts) -> Way:
-    """So many samples of each question; `best` as of `picked`."""
+    """The result of `counts` samples of each question; `best` is the result of `picked`."""
     last = counts[:, None] - 1
     tokens = np.cumsum(sampled.tokens, 1)
     return Way(*(np.take_along_axis(one, last, 1)[:, 0] for one in (best, tokens)))
 
 
 def efficiency(same: Way, ways: Sequence[Way]) -> Figure:
-    """Tokens of as many samples for all, over those of the ways, thriftiest first, where these are right as often."""
+    """Tokens of the same number of samples for every question, divided by the tokens at which the curve `ways`, ordered
+    by tokens, reaches the same accuracy.
+    """
     n = len(same.right)
     weights = np.vstack([np.full(n, 1.0 / n), resampled_weights(n, RESAMPLES, 0)])
     right, tokens = (weights @ np.array([getattr(way, name) for way in ways]).T for name in ("right", "tokens"))
@@ -194,7 +203,7 @@ def efficiency(same: Way, ways: Sequence[Way]) -> Figure:
 
 
 def _reached(target: float, accuracy: Matrix, tokens: Matrix) -> float:
-    """Tokens at which the curve first has that accuracy, between two of its points by the line; NaN where nowhere."""
+    """Tokens at which the curve first reaches the target accuracy, interpolated linearly; NaN where it never does."""
     above = np.flatnonzero(accuracy >= target - 1e-12)
     if not len(above):
         return float("nan")
@@ -206,15 +215,15 @@ def _reached(target: float, accuracy: Matrix, tokens: Matrix) -> float:
 
 
 def report(learning: Sequence[Question], judging: Sequence[Question]) -> dict[str, Any]:
-    """What more samples are worth by who picks, and what fewer of them for easy questions save, at equal accuracy and
-    at equal tokens.
+    """What more samples are worth by the way of picking one, and what fewer samples for easy questions save, at equal
+    accuracy and at equal tokens.
     """
     writers = Writers()
     return compared(draw(writers, learning, LEARNT_SAMPLES, first_seed=len(judging) * SAMPLES), draw(writers, judging))
 
 
 def compared(taught: Sampled, sampled: Sampled) -> dict[str, Any]:
-    """The report on samples drawn before."""
+    """The report on given samples; the predictors are learnt from `taught`."""
     difficulty, best = learnt(taught), picked(sampled.right, sampled.verifier)
     fixed = {k: way_of(sampled, best, np.full(len(best), k)) for k in SHOWN}
     curves = {
@@ -238,7 +247,9 @@ def compared(taught: Sampled, sampled: Sampled) -> dict[str, Any]:
 
 
 def _beside(same: Way, curve: Sequence[Way]) -> dict[str, Figure]:
-    """The dearest way that takes no more tokens than as many samples for all."""
+    """The point of the curve with the most tokens that takes no more than the same number of samples for every question
+    does, compared with that.
+    """
     budget = same.tokens.mean()
     within = max((way for way in curve if way.tokens.mean() <= budget), key=lambda way: way.tokens.mean())
     return {
