@@ -1,4 +1,4 @@
-"""Keys: who calls, found by digest, never shown."""
+"""API keys: callers are found by digest, and no key is ever shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def who(keyring: Keyring, key: str, now: float = NOW) -> Caller:
 
 
 def test_a_file_key_brings_its_rights_budgets_and_limits() -> None:
-    """All that the request path asks of a caller, made once at start."""
+    """A key of the file has everything that the request path needs of a caller."""
     caller = who(Keyring(AUTH), "hg-file-key")
     assert caller == Caller(
         "file:search", "search", "t", models=frozenset({"auto"}), knobs=False, explore=False,
@@ -39,7 +39,7 @@ def test_a_file_key_brings_its_rights_budgets_and_limits() -> None:
 
 
 def test_a_stored_key_brings_its_own() -> None:
-    """As a file's key does, and its end."""
+    """A key of the database has the same, and its expiry."""
     key, record = new_key("batch", NOW, tenant="t")
     told = {"models": ("auto",), "knobs": False, "explore": False, "budget_usd": 2.0, "budget_period": "week", "tpm": 9}
     record = msgspec.structs.replace(record, expires_s=NOW + 10, **told)
@@ -52,13 +52,13 @@ def test_a_stored_key_brings_its_own() -> None:
 
 @pytest.mark.parametrize("header", [b"Bearer hg-master", b"bearer  hg-master ", b"BEARER hg-master"])
 def test_the_master_key_may_do_everything(header: bytes) -> None:
-    """However its scheme is written."""
+    """The master key identifies an admin, in any letter case of the scheme."""
     assert Keyring(AUTH).identify(header, None, "10.0.0.9", NOW) is MASTER
     assert MASTER.may_use("anything")
 
 
 def test_a_key_may_come_in_a_header_of_its_own() -> None:
-    """As Anthropic's and Azure's clients send it."""
+    """A key in a header of its own is read, as Anthropic's and Azure's clients send it."""
     keyring = Keyring(AUTH)
     assert keyring.identify(None, b"hg-master", "10.0.0.9", NOW) is MASTER
     assert keyring.identify(b"Basic eDp5", b"hg-file-key", "10.0.0.9", NOW).name == "search"
@@ -70,14 +70,14 @@ def test_a_key_may_come_in_a_header_of_its_own() -> None:
      (b"Bearer hg-Master", "Incorrect"), (b"Bearer \xff", "Incorrect"), (None, "provide")],
 )  # fmt: skip
 def test_anything_else_is_refused(header: bytes | None, why: str) -> None:
-    """An unknown key, half a header, another case of a letter; also where there is no master key."""
+    """An unknown key, half a header or a letter in another case is refused, with and without a master key."""
     for auth in (AUTH, Auth(keys=[FILE_KEY])):
         with pytest.raises(Unauthorized, match=why):
             Keyring(auth).identify(header, None, "127.0.0.1", NOW)
 
 
 def test_without_any_key_this_machine_may_call_and_no_other() -> None:
-    """Whatever key its client sends, since SDKs insist on sending one."""
+    """A gateway without keys answers this machine whatever key the client sends, since SDKs insist on sending one."""
     keyring = Keyring(Auth())
     assert keyring.is_open
     assert keyring.identify(None, None, "127.0.0.1", NOW) is ANYONE
@@ -88,7 +88,9 @@ def test_without_any_key_this_machine_may_call_and_no_other() -> None:
 
 
 def test_a_rotated_key_opens_by_its_earlier_secret_until_the_grace_has_passed() -> None:
-    """As the same key, so budgets, limits and usage go on; a shorter grace shortens one that was granted before."""
+    """The earlier secret identifies the same key, so budgets, limits and usage go on; a shorter grace shortens one
+    granted before.
+    """
     first, record = new_key("app", NOW)
     record = msgspec.structs.replace(record, budget_usd=2.0, rpm=5)
     once = rotated(record, "hg-second", NOW, 100.0)
@@ -104,7 +106,7 @@ def test_a_rotated_key_opens_by_its_earlier_secret_until_the_grace_has_passed() 
 
 
 def test_a_rotation_outlives_neither_the_key_nor_its_revocation() -> None:
-    """The grace is no way around an end."""
+    """An earlier secret doesn't work once its key has expired or is revoked."""
     first, record = new_key("app", NOW)
     short = rotated(msgspec.structs.replace(record, expires_s=NOW + 5), "hg-second", NOW, 100.0)
     gone = msgspec.structs.replace(rotated(record, "hg-second", NOW, 100.0), revoked_s=NOW)
@@ -122,7 +124,7 @@ def test_a_rotation_outlives_neither_the_key_nor_its_revocation() -> None:
 
 
 def test_one_key_closes_an_open_gateway_even_once_revoked() -> None:
-    """Making a key means asking for keys; revoking the only one must not open the door again."""
+    """Revoking the only key must not make the gateway open again."""
     _, record = new_key("k", NOW)
     for stored in (record, msgspec.structs.replace(record, revoked_s=NOW)):
         keyring = Keyring(Auth(), lambda stored=stored: [stored])
@@ -132,7 +134,7 @@ def test_one_key_closes_an_open_gateway_even_once_revoked() -> None:
 
 
 def test_a_reload_sees_new_keys_and_revoked_ones() -> None:
-    """Without a restart; a loader that fails leaves the keys as they were."""
+    """A reload applies new and revoked keys; when loading fails, the keys stay as they were."""
     stored: list[KeyRecord] = []
     keyring = Keyring(AUTH, lambda: list(stored))
     key, record = new_key("batch", NOW, tenant="t")
@@ -154,7 +156,7 @@ def test_a_reload_sees_new_keys_and_revoked_ones() -> None:
 
 
 def test_a_key_expires() -> None:
-    """From its last moment on."""
+    """A key is refused from the moment of its expiry on."""
     key, record = new_key("k", NOW)
     keyring = Keyring(Auth(), lambda: [msgspec.structs.replace(record, expires_s=NOW + 10)])
     assert who(keyring, key, NOW + 9).name == "k"
@@ -163,7 +165,7 @@ def test_a_key_expires() -> None:
 
 
 def test_a_new_key_is_stored_by_digest_only() -> None:
-    """Two keys differ, begin alike, and are nowhere in their records."""
+    """Two new keys differ, have the same prefix, and are nowhere in their records."""
     (one, record), (two, _) = new_key("a", NOW), new_key("a", NOW)
     assert one != two and one.startswith("hg-") and len(one) >= 32
     assert record.key_hash == hash_key(one) and one not in repr(record)
@@ -171,7 +173,7 @@ def test_a_new_key_is_stored_by_digest_only() -> None:
 
 
 def test_no_repr_and_no_log_shows_a_key(caplog: pytest.LogCaptureFixture) -> None:
-    """Of whatever holds keys, and of what a refusal says."""
+    """No `repr` and no refusal contains a key."""
     keyring = Keyring(AUTH)
     with caplog.at_level(logging.DEBUG), pytest.raises(Unauthorized) as refused:
         who(keyring, "hg-wrong-key")
@@ -186,5 +188,5 @@ def test_no_repr_and_no_log_shows_a_key(caplog: pytest.LogCaptureFixture) -> Non
      ("::ffff:10.0.0.1", False), ("192.168.0.1", False), ("localhost", False), ("", False)],
 )  # fmt: skip
 def test_loopback_is_told_from_other_addresses(host: str, is_ours: bool) -> None:
-    """By address; names aren't looked up."""
+    """Loopback addresses are recognised; names are not resolved."""
     assert is_loopback(host) is is_ours

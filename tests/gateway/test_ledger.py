@@ -30,7 +30,7 @@ class Clock:
 
 
 class Interleavings(RuleBasedStateMachine):
-    """Any order of holds, shrinks, settlements (twice, too) and days going by, against a plain model."""
+    """Any order of holds, shrinks, settlements (also repeated ones) and passing days agrees with a plain model."""
 
     holds = Bundle("holds")
 
@@ -104,7 +104,7 @@ TestInterleavings.settings = settings(max_examples=60, stateful_step_count=30, d
 
 
 async def test_a_refusal_touches_no_account() -> None:
-    """Where the second of two accounts says no, the first holds nothing."""
+    """Where the second of two accounts refuses, nothing is held in the first."""
     ledger = MemoryLedger(Clock())
     with pytest.raises(OverBudget, match=r"route 'r' is \$0.0000007: "):
         await ledger.hold((KEY, ROUTE), 800)
@@ -113,7 +113,7 @@ async def test_a_refusal_touches_no_account() -> None:
 
 
 async def test_a_refusal_says_whether_waiting_may_help() -> None:
-    """Trying again soon helps only where holds in flight are in the way."""
+    """A refusal has a retry-after only where holds in flight are in the way."""
     ledger = MemoryLedger(Clock())
     hold = await ledger.hold((KEY,), 900)
     with pytest.raises(OverBudget) as refused:
@@ -140,7 +140,7 @@ async def test_what_the_journal_remembers_is_spent() -> None:
 
 
 def test_what_ends_after_midnight_is_spent_on_the_day_that_begins() -> None:
-    """Be it the first that is heard of the account that day."""
+    """A request that ends after midnight is booked on the new day, even if it is the account's first that day."""
     clock = Clock()
     ledger = MemoryLedger(clock)
     ledger.hold_now((KEY,), 700).settle(700)
@@ -151,7 +151,7 @@ def test_what_ends_after_midnight_is_spent_on_the_day_that_begins() -> None:
 
 
 async def test_until_the_journal_answers_nothing_is_held_of_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was spent before counts from the first hold on; accounts without a limit need not wait for it."""
+    """Past spending counts from the first hold on; accounts without a budget don't wait for it."""
     monkeypatch.setattr("gateway.ledger.RECALL_EVERY_S", 0.01)
     answers: list[dict[str, int]] = []
 
@@ -176,7 +176,7 @@ async def test_until_the_journal_answers_nothing_is_held_of_a_budget(monkeypatch
 
 @pytest.mark.parametrize("wrong", [-1, -(10**12)])
 async def test_negative_money_is_refused(wrong: int) -> None:
-    """Nobody earns by asking."""
+    """Negative amounts can't be held or spent."""
     ledger = MemoryLedger(Clock())
     with pytest.raises(ValueError):
         await ledger.hold((KEY,), wrong)
@@ -188,7 +188,7 @@ async def test_negative_money_is_refused(wrong: int) -> None:
 
 
 def test_a_hold_grows_by_nothing() -> None:
-    """Shrinking to more than is held is a mistake of the caller's."""
+    """Shrinking a hold to more than it has raises ValueError."""
     with pytest.raises(ValueError):
         MemoryLedger(Clock()).hold_now((KEY,), 10).shrink(11)
 
@@ -196,7 +196,7 @@ def test_a_hold_grows_by_nothing() -> None:
 @pytest.mark.parametrize("spent", [0, 4, 10, 12, 15, 20])
 @pytest.mark.parametrize("shrunk", [15, 12, 7, 0])
 def test_two_holds_of_a_request_are_one(shrunk: int, spent: int) -> None:
-    """What was spent counts once, and more than was held is known."""
+    """Joined holds book what was spent once, and record an overrun."""
     ledger = MemoryLedger(Clock())
     both = Joined(ledger.hold_now((KEY,), 10), ledger.hold_now((KEY, TENANT), 5))
     for wrong in (-1, both.nanousd + 1):
@@ -220,7 +220,7 @@ def test_two_holds_of_a_request_are_one(shrunk: int, spent: int) -> None:
     ],
 )
 def test_periods_begin_at_midnight_utc(period: str, start: float, end: float) -> None:
-    """Weeks on Monday, months on the first."""
+    """Days, weeks (on Monday) and months (on the first) begin at midnight UTC."""
     for now in (start, NOON + 0.5, end - 1e-3):
         assert period_start(period, now) == start  # type: ignore[arg-type]
         assert period_end(period, now) == end  # type: ignore[arg-type]
@@ -228,5 +228,5 @@ def test_periods_begin_at_midnight_utc(period: str, start: float, end: float) ->
 
 
 def test_a_total_never_ends() -> None:
-    """An account without period counts from the beginning of time."""
+    """The period "total" begins at 0 and never ends."""
     assert (period_start("total", NOON), period_end("total", NOON)) == (0.0, float("inf"))

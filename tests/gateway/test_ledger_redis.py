@@ -40,7 +40,7 @@ class Clock:
 
 
 class Journal:
-    """What it says was spent; away it says nothing."""
+    """Reads past spending as the journal does; raises an error while it is away."""
 
     def __init__(self, spent: dict[str, int], *, is_away: bool) -> None:
         self.spent = spent
@@ -67,7 +67,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def worker(redis: Redis, redis_server: RedisServer) -> AsyncIterator[Callable[..., RedisLedger]]:
-    """Makes ledgers, each as a worker of its own has one."""
+    """Makes ledgers, each as that of a separate worker."""
     made: list[RedisLedger] = []
 
     def make(clock: Clock | None = None, **settings: Any) -> RedisLedger:
@@ -80,7 +80,7 @@ async def worker(redis: Redis, redis_server: RedisServer) -> AsyncIterator[Calla
 
 
 async def test_what_one_worker_holds_another_sees(worker: Make, clock: Clock) -> None:
-    """A budget is one budget, however many workers spend from it."""
+    """A budget is shared by all workers that spend from it."""
     one, two = worker(clock), worker(clock)
     hold = await one.hold((KEY, TENANT), 700)
     with pytest.raises(OverBudget, match="key 'a'"):
@@ -94,7 +94,7 @@ async def test_what_one_worker_holds_another_sees(worker: Make, clock: Clock) ->
 
 
 async def test_a_refusal_holds_nothing_anywhere(worker: Make, clock: Clock) -> None:
-    """Where the second account says no, the first isn't touched."""
+    """Where the second account refuses, nothing is held in the first."""
     ledger = worker(clock)
     with pytest.raises(OverBudget, match="tenant 't'"):
         await ledger.hold((FREE, TENANT), 1501)
@@ -117,7 +117,7 @@ async def test_settling_is_counted_once_however_often_it_is_sent(worker: Make, c
 
 
 async def test_shrinking_gives_back_at_once(worker: Make, clock: Clock) -> None:
-    """What a plan turns out not to need is free for others."""
+    """What a shrunk hold gives back can be held by others at once."""
     ledger = worker(clock)
     hold = await ledger.hold((KEY,), 900)
     hold.shrink(200)
@@ -131,7 +131,7 @@ async def test_shrinking_gives_back_at_once(worker: Make, clock: Clock) -> None:
 
 
 async def test_a_dead_workers_holds_lapse_and_a_living_ones_are_renewed(worker: Make, clock: Clock) -> None:
-    """A crash doesn't eat the budget; a long stream doesn't lose its hold."""
+    """A crash doesn't use up the budget, and a long stream doesn't lose its hold."""
     dead, alive = worker(clock), worker(clock)
     await dead.hold((TENANT,), 1000)
     await alive.hold((TENANT,), 100)
@@ -143,7 +143,7 @@ async def test_a_dead_workers_holds_lapse_and_a_living_ones_are_renewed(worker: 
 
 
 async def test_a_settlement_after_its_lease_still_counts(worker: Make, clock: Clock) -> None:
-    """Money spent by a hold that lapsed is spent all the same, and is given back only once."""
+    """Money spent by a hold that has lapsed is booked all the same, and its hold is given back only once."""
     slow, other = worker(clock), worker(clock)
     hold = await slow.hold((TENANT,), 1000)
     clock.now += 121
@@ -154,7 +154,7 @@ async def test_a_settlement_after_its_lease_still_counts(worker: Make, clock: Cl
 
 
 async def test_a_new_day_begins_with_nothing_spent(worker: Make, clock: Clock) -> None:
-    """Periods roll; what is held stays held."""
+    """A new period begins with nothing spent, and what is held stays held."""
     ledger = worker(clock)
     (await ledger.hold((KEY,), 900)).settle(900)
     running = await ledger.hold((KEY,), 100)
@@ -201,7 +201,7 @@ async def test_while_redis_is_away_budgets_go_on_and_nothing_spent_is_lost(
     worker: Make,
     clock: Clock,
 ) -> None:
-    """Serving goes on by what the worker knew, within the limit; the spending arrives when Redis is back."""
+    """Requests are served within what the worker knew of the budget, and the spending is booked when Redis is back."""
     ledger = worker(clock)
     (await ledger.hold((KEY,), 600)).settle(600)
     await ledger.flush()
@@ -224,7 +224,7 @@ async def test_while_redis_is_away_budgets_go_on_and_nothing_spent_is_lost(
 async def test_what_redis_may_not_know_yet_counts_while_it_is_away(
     redis_server: RedisServer, worker: Make, clock: Clock, is_told: bool
 ) -> None:
-    """What is still held, and what was spent just before, once each."""
+    """What is still held, and what was spent just before the outage, count once each."""
     ledger = worker(clock)
     await ledger.hold((KEY,), 200)
     for hold in [await ledger.hold((KEY,), 300) for _ in range(2)]:
@@ -243,7 +243,7 @@ async def test_what_redis_may_not_know_yet_counts_while_it_is_away(
 
 
 async def test_while_redis_is_away_days_go_by_as_ever(redis_server: RedisServer, worker: Make, clock: Clock) -> None:
-    """What was spent today counts, and tomorrow nothing of it."""
+    """Today's spending counts today and not tomorrow."""
     ledger = worker(clock)
     for spent in (900, 600):
         (await ledger.hold((KEY,), spent)).settle(spent)
@@ -263,7 +263,7 @@ async def test_while_redis_is_away_days_go_by_as_ever(redis_server: RedisServer,
 async def test_a_long_outage_keeps_sums_instead_of_requests(
     worker: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The queue is bounded, and what it sums up arrives whole."""
+    """The queue of settlements is bounded, and the sums that replace them arrive whole."""
     monkeypatch.setattr(ledger_outbox, "MAX_QUEUED", 100)
     ledger = worker(clock)
     for _ in range(500):
@@ -286,7 +286,7 @@ async def test_scripts_run_where_digests_are_unknown(redis: Redis, worker: Make,
 
 
 async def test_the_runner_sends_by_itself(worker: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A smaller hold and a settlement reach Redis without anybody waiting for them, before the next pulse."""
+    """A smaller hold and a settlement reach Redis in the background, before the next pulse."""
     monkeypatch.setattr(ledger_redis, "PULSE_S", 1e9)
     ledger = worker(clock)
     runner = asyncio.create_task(ledger.run())
@@ -302,7 +302,7 @@ async def test_the_runner_sends_by_itself(worker: Make, clock: Clock, monkeypatc
 
 
 async def test_a_worker_that_ends_sends_what_is_left(worker: Make, clock: Clock) -> None:
-    """Nobody else knows what it spent."""
+    """Closing a ledger sends the queued settlements, which no other process knows."""
     ledger = worker(clock)
     (await ledger.hold((KEY,), 10)).settle(7)
     await ledger.close()
@@ -312,7 +312,7 @@ async def test_a_worker_that_ends_sends_what_is_left(worker: Make, clock: Clock)
 async def test_a_redis_that_lost_its_data_is_told_before_anything_is_held(
     redis: Redis, worker: Make, clock: Clock
 ) -> None:
-    """What was spent and what is held come back; a hold that a forgetful Redis allowed is not kept."""
+    """Spent and held amounts are restored first, and a hold that the emptied Redis had granted is not kept."""
     one, two = worker(clock), worker(clock)
     (await one.hold((KEY,), 600)).settle(600)
     await one.flush()
@@ -333,7 +333,9 @@ async def test_a_redis_that_lost_its_data_is_told_before_anything_is_held(
 async def test_what_the_dead_had_spent_the_journal_tells(
     redis: Redis, worker: Make, clock: Clock, knew_redis: bool
 ) -> None:
-    """No worker remembers it: until the journal answers nothing of a budget is held, then all of it counts, once."""
+    """Spending of ended workers is read from the journal: until it answers, nothing is held of a budget; then all
+    counts once.
+    """
     dead, left = worker(clock), worker(clock, when_away="refuse")
     (await dead.hold((KEY,), 700)).settle(700)
     await dead.flush()
@@ -358,7 +360,7 @@ async def test_what_the_dead_had_spent_the_journal_tells(
 
 
 async def test_a_redis_that_was_told_already_needs_no_journal(redis: Redis, worker: Make, clock: Clock) -> None:
-    """A worker that starts while the database is away goes by a Redis that the control process has righted."""
+    """A worker that starts while the database is away uses a Redis that the control process has restored."""
     await worker(clock).renew()
     await redis.hset(PREFIX + "born", RIGHTED, "1")
     fresh = worker(clock, when_away="refuse")
@@ -370,8 +372,8 @@ async def test_a_redis_that_was_told_already_needs_no_journal(redis: Redis, work
 async def test_a_failover_that_lost_the_last_writes_forgets_nothing_held(
     redis: Redis, worker: Make, clock: Clock
 ) -> None:
-    """A replica that was behind takes over, the same epoch in it: what is held counts again from the next renewal on,
-    what was spent once the control process tells what the journal knows.
+    """When a replica that lacks the last writes takes over with the same epoch, holds count again from the next renewal
+    on, and spending when the control process restores it.
     """
     one, two = worker(clock), worker(clock)
     (await one.hold((KEY,), 100)).settle(100)
@@ -398,7 +400,7 @@ async def test_a_failover_that_lost_the_last_writes_forgets_nothing_held(
 
 
 async def test_nothing_is_held_while_a_new_redis_is_being_told(redis: Redis, worker: Make) -> None:
-    """After a loss every worker has a moment to say what it knew, also one that nobody asks anything."""
+    """After a loss every worker has a moment to send what it knows, also one without requests."""
     busy, idle = worker(settle_down_s=0.4), worker(settle_down_s=0.4)
     (await idle.hold((TENANT,), 1400)).settle(1400)
     await idle.flush()
@@ -413,7 +415,7 @@ async def test_nothing_is_held_while_a_new_redis_is_being_told(redis: Redis, wor
 
 
 async def test_a_clock_that_runs_ahead_begins_no_period_for_the_others(worker: Make) -> None:
-    """Redis' clock decides whether a day has come, so a wrong clock can't make a spent budget new."""
+    """Redis' clock decides whether a day has begun, so a wrong clock can't renew a spent budget."""
     right = worker()
     (await right.hold((KEY,), 1000)).settle(1000)
     await right.flush()
@@ -428,7 +430,8 @@ async def test_a_clock_that_runs_ahead_begins_no_period_for_the_others(worker: M
 async def test_shares_of_all_workers_stay_within_the_budget(
     redis_server: RedisServer, worker: Make, clock: Clock, count: int, most: int
 ) -> None:
-    """While Redis is away workers together give away no more than half of what was left; a lone one has all of it."""
+    """While Redis is away all workers together hold at most half of what was left; a single worker may hold all of it.
+    """
     ledgers = [worker(clock) for _ in range(count)]
     for ledger in ledgers:
         (await ledger.hold((TENANT,), 100)).settle(100)
@@ -473,7 +476,7 @@ async def test_every_account_is_looked_after_in_its_turn(worker: Make, clock: Cl
 
 
 async def test_a_worker_that_fell_silent_has_no_share(worker: Make, clock: Clock) -> None:
-    """It may have died; it counts again when it is heard of."""
+    """A worker without a pulse doesn't count for the shares until it sends one again."""
     one, two = worker(clock), worker(clock)
     counts = []
     for ledger, passed_s in ((one, 0.0), (two, 6.0), (one, 1.0), (two, 0.0)):
@@ -487,7 +490,7 @@ async def test_where_told_to_a_budget_is_refused_while_redis_is_away(
     redis_server: RedisServer,
     worker: Make,
 ) -> None:
-    """`redis_away = "refuse"`: 503 for whoever has a budget, and service for everybody else."""
+    """With `redis_away = "refuse"` callers with a budget get 503, and all others are served."""
     ledger = worker(when_away="refuse")
     redis_server.stop()
     with pytest.raises(PolicyError) as refused:
@@ -513,7 +516,7 @@ async def take(ledger: RedisLedger, limits: SharedLimits, tokens: int = 0, now: 
 
 
 async def test_a_limit_is_one_limit_for_all_workers(worker: Make, clock: Clock) -> None:
-    """Ten requests a minute are ten, however they fall on workers; the eleventh is told when to come again."""
+    """Ten requests a minute pass in total, by whichever worker; the eleventh gets a retry-after."""
     pairs = [(ledger, SharedLimits(ledger)) for ledger in (worker(clock), worker(clock))]
     for n in range(10):
         await take(*pairs[n % 2])
@@ -528,7 +531,7 @@ async def test_a_limit_is_one_limit_for_all_workers(worker: Make, clock: Clock) 
 
 
 async def test_corrections_reach_every_worker(worker: Make, clock: Clock) -> None:
-    """Tokens guessed too high are given back to all, and the headers say what Redis said."""
+    """Tokens that were estimated too high are given back to all workers, and the headers have Redis' levels."""
     one, two = worker(clock), worker(clock)
     first, second = SharedLimits(one), SharedLimits(two)
     taken = await take(one, first, 800)
@@ -544,7 +547,7 @@ async def test_corrections_reach_every_worker(worker: Make, clock: Clock) -> Non
 
 
 async def test_a_request_larger_than_a_minute_leaves_a_debt(redis: Redis, worker: Make, clock: Clock) -> None:
-    """It passes a full bucket, and Redis keeps the debt until it is paid; what is refused gives nothing back."""
+    """It passes a full bucket, and Redis keeps the debt until it is paid; a refused request changes nothing."""
     ledger = worker(clock)
     await take(ledger, SharedLimits(ledger), 3000)
     for _ in range(2):
@@ -558,7 +561,7 @@ async def test_a_request_larger_than_a_minute_leaves_a_debt(redis: Redis, worker
 
 
 async def test_what_a_budget_refuses_takes_no_limit(worker: Make, clock: Clock) -> None:
-    """Money and limits are one step: all or nothing."""
+    """Money and limits are taken in one step, or neither is."""
     ledger = worker(clock)
     limits = SharedLimits(ledger)
     taken = limits.take((RPM, TPM), 10, 0.0)
@@ -571,7 +574,7 @@ async def test_what_a_budget_refuses_takes_no_limit(worker: Make, clock: Clock) 
 
 
 async def test_a_refusal_is_not_asked_for_again_at_once(redis: Redis, worker: Make, clock: Clock) -> None:
-    """A flood beyond the limit costs Redis one question in a while."""
+    """Repeated requests beyond the limit are refused without asking Redis each time."""
     ledger = worker(clock)
     limits = SharedLimits(ledger)
     for _ in range(10):
@@ -589,7 +592,7 @@ async def test_a_refusal_is_not_asked_for_again_at_once(redis: Redis, worker: Ma
 async def test_while_redis_is_away_limits_are_shared_out(
     redis_server: RedisServer, worker: Make, clock: Clock, tokens: int, each: int
 ) -> None:
-    """Two workers have half of the limit each, and the whole of it together once Redis is back."""
+    """Two workers have half of the limit each while Redis is away, and share the whole once it is back."""
     ledgers = [worker(clock), worker(clock)]
     for ledger in [*ledgers, *ledgers]:
         await ledger.renew()
@@ -608,7 +611,7 @@ async def test_while_redis_is_away_limits_are_shared_out(
 
 
 async def spoil(redis: Redis, name: str, how: str) -> None:
-    """Something else stands where the ledger looks."""
+    """Put something else at a key of the ledger."""
     key = PREFIX + name
     match how:
         case "string":
@@ -624,7 +627,7 @@ async def spoil(redis: Redis, name: str, how: str) -> None:
 async def test_a_spoilt_budget_is_nobody_elses_trouble(
     redis: Redis, worker: Make, clock: Clock, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its callers are refused, all others go on; what the journal knows makes it whole, with no money lost or won."""
+    """Only its own callers are refused, and the journal restores it with the right amount."""
     ledger = worker(clock, when_away="refuse")
     runner = asyncio.create_task(ledger.run())
     other = Account("tenant:sound", 1000, "day")
@@ -657,7 +660,8 @@ async def test_a_spoilt_budget_is_nobody_elses_trouble(
 
 @pytest.mark.parametrize("name", ["leases", "workers", "born"])
 async def test_what_all_budgets_need_is_made_anew(redis: Redis, worker: Make, clock: Clock, name: str) -> None:
-    """Where something else stands at a key of the ledger's own, budgets are away for a moment, nothing is forgotten."""
+    """Where something else is at one of the ledger's own keys, budgets are away for a moment, and nothing is forgotten.
+    """
     ledger = worker(clock, when_away="refuse")
     runner = asyncio.create_task(ledger.run())
     (await ledger.hold([KEY], 20)).settle(20)
@@ -676,7 +680,7 @@ async def test_what_all_budgets_need_is_made_anew(redis: Redis, worker: Make, cl
 
 
 async def test_a_spoilt_rate_limit_begins_anew(redis: Redis, worker: Make, clock: Clock) -> None:
-    """It would be full within a minute anyway."""
+    """A bucket that can't be read is replaced by a full one, as it would be after a minute anyway."""
     ledger = worker(clock)
     limits = SharedLimits(ledger)
     limit = Limit("key:k", 3, None)
@@ -701,7 +705,7 @@ REFUSING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 async def test_a_redis_that_refuses_to_write_is_away_for_so_long(
     redis: Redis, worker: Make, clock: Clock, why: str, when_away: str
 ) -> None:
-    """Full, without rights or replicas: only budgets feel it, nothing spent is lost, it is back by itself."""
+    """While Redis refuses writes, only budgets are affected; nothing spent is lost, and it recovers by itself."""
     ledger = worker(clock, when_away=when_away)
     runner = asyncio.create_task(ledger.run())
     spoils, mends = REFUSING[why]

@@ -1,4 +1,4 @@
-"""Requests and tokens per minute."""
+"""Rate limits of requests and tokens per minute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROUTE = Limit("route:r", rpm=60)
 
 
 def test_the_limit_passes_and_one_more_waits() -> None:
-    """Six a minute: six pass at once, the seventh is told when, and passes then."""
+    """Of six a minute six pass at once; the seventh gets a retry-after, and passes then."""
     limits = Limits()
     for _ in range(6):
         limits.take((KEY,), 10, 100.0)
@@ -28,7 +28,8 @@ def test_the_limit_passes_and_one_more_waits() -> None:
 
 
 def test_tokens_are_corrected_by_what_was_used() -> None:
-    """A guess too high is given back, one too low is taken; a second correction changes nothing."""
+    """Tokens that were estimated too high are given back, too low ones are taken; a second correction changes nothing.
+    """
     limits = Limits()
     taken = limits.take((KEY,), 500, 0.0)
     assert dict(taken.headers(0.0))[b"x-ratelimit-remaining-tokens"] == b"100"
@@ -42,7 +43,7 @@ def test_tokens_are_corrected_by_what_was_used() -> None:
 
 
 def test_a_request_larger_than_a_minute_passes_a_full_bucket_and_leaves_a_debt() -> None:
-    """It would otherwise never pass at all."""
+    """A request larger than a minute's tokens would otherwise never pass."""
     limits = Limits()
     limits.take((KEY,), 3000, 0.0)
     with pytest.raises(RateLimited) as refused:
@@ -51,7 +52,7 @@ def test_a_request_larger_than_a_minute_passes_a_full_bucket_and_leaves_a_debt()
 
 
 def test_one_limit_that_refuses_leaves_the_others_untouched() -> None:
-    """All limits of a request give, or none does, tokens as well as requests."""
+    """Either all limits of a request are taken, or none is, in requests and in tokens."""
     limits = Limits()
     for _ in range(6):
         limits.take((KEY,), 0, 0.0)
@@ -71,7 +72,7 @@ def test_one_limit_that_refuses_leaves_the_others_untouched() -> None:
 @pytest.mark.parametrize("small", [Limit("route:b", rpm=5, tpm=10), Limit("route:b", tpm=10)])
 @pytest.mark.parametrize("first", [Limit("key:b", rpm=5), Limit("key:b", tpm=1000), Limit("key:b", rpm=5, tpm=1000)])
 def test_what_is_refused_is_given_back(first: Limit, small: Limit) -> None:
-    """By the limit that refuses and by those before it, requests and tokens, at whatever time."""
+    """A refused request takes nothing from the refusing limit or those before it, at any time."""
     limits, now = Limits(), 1e6
     limits.take((small,), 10, now)
     limits.take((first,), 400, now)
@@ -89,7 +90,7 @@ def test_what_is_refused_is_given_back(first: Limit, small: Limit) -> None:
 
 @pytest.mark.parametrize("order", [(ROUTE, KEY), (KEY, ROUTE)])
 def test_headers_tell_the_tightest_limit(order: tuple[Limit, ...]) -> None:
-    """Of several limits, the one with the least share left; reset is a duration as OpenAI writes it."""
+    """The headers are those of the limit with the smallest share left; reset is a duration as OpenAI writes it."""
     limits = Limits()
     assert limits.take(order, 150, 1000.0).headers(1000.0) == [
         (b"x-ratelimit-limit-requests", b"6"),
@@ -117,13 +118,13 @@ def test_headers_tell_the_tightest_limit(order: tuple[Limit, ...]) -> None:
     ],
 )
 def test_durations_read_as_openai_writes_them(seconds: float, text: str) -> None:
-    """`12ms`, `1.5s`, `6m0s`."""
+    """Durations are written as `12ms`, `1.5s` and `6m0s`."""
     assert duration(seconds) == text
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(0, 400)), max_size=60))
 def test_no_hour_lets_more_pass_than_its_minutes_allow(requests: list[tuple[float, int]]) -> None:
-    """Whatever the times and sizes: a full bucket, what was refilled since, and one debt at most."""
+    """At any times and sizes, at most a full bucket, what was refilled since and one debt pass."""
     limits, now, passed, tokens = Limits(), 0.0, 0, 0
     for wait_s, size in requests:
         now += wait_s
@@ -138,7 +139,7 @@ def test_no_hour_lets_more_pass_than_its_minutes_allow(requests: list[tuple[floa
 
 
 def test_a_clock_that_goes_back_gives_nothing() -> None:
-    """Time only ever refills."""
+    """A clock that is set back refills nothing."""
     limits = Limits()
     for _ in range(6):
         limits.take((KEY,), 0, 100.0)
@@ -147,7 +148,7 @@ def test_a_clock_that_goes_back_gives_nothing() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """Full buckets are forgotten first; a busy one survives a flood of idle ones."""
+    """Full buckets are dropped first, so a busy one survives a flood of idle ones."""
     limits = Limits(max_limits=100)
     for _ in range(6):
         limits.take((KEY,), 0, 0.0)
@@ -162,7 +163,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_a_changed_limit_begins_anew() -> None:
-    """After a reload the new numbers hold."""
+    """After a reload the new numbers apply."""
     limits = Limits()
     limits.take((KEY,), 0, 0.0)
     assert limits.take((Limit("key:a", rpm=3),), 0, 0.0).headers(0.0)[0][1] == b"3"

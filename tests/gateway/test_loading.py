@@ -1,4 +1,4 @@
-"""A model of this machine whose process is not up yet: waited for, passed over, or told of as what it is."""
+"""Requests for a local model that is still loading: they wait, fall back, or are refused as such."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOME = {"name": "tiny-small", "provider": "mine"}
 
 
 def room(folder: Path, **routes: Mapping[str, Any]) -> Any:
-    """A gateway with one managed engine, which nobody has started, and the scripted upstream's `echo`."""
+    """A gateway with one managed engine that has not been started, and the scripted upstream's `echo`."""
     named = [{"name": name, "router": "cheapest", **route} for name, route in routes.items()]
     return live(folder, models=["echo", HOME], routes=named, providers=[{"name": "mine", "kind": "local"}])
 
@@ -45,7 +45,7 @@ async def test_it_is_told_as_loading(tmp_path: Path) -> None:
 
 
 async def test_another_answers_meanwhile(tmp_path: Path) -> None:
-    """A route with a fallback doesn't wait."""
+    """A route with a fallback doesn't wait for the loading model."""
     async with room(tmp_path, both={"models": ["tiny-small"], "fallback": ["echo"], "retries": 3}) as gateway:
         response = await ask(gateway, "both")
         assert response.status_code == 200
@@ -54,7 +54,7 @@ async def test_another_answers_meanwhile(tmp_path: Path) -> None:
 
 
 async def test_it_is_waited_for(tmp_path: Path) -> None:
-    """A real engine that comes up while a request waits answers it."""
+    """A request that waits is answered by a real engine that comes up meanwhile."""
     async with room(tmp_path, alone={"models": ["tiny-small"], "retries": 40, "max_attempts": 40}) as gateway:
         config = gateway.services.config
         child = managed(next(one for one in config.providers if one.name == "mine"), config.server)
@@ -74,7 +74,7 @@ async def test_it_is_waited_for(tmp_path: Path) -> None:
 
 
 async def test_other_faults_are_told_as_they_are(tmp_path: Path) -> None:
-    """A socket that can't be opened for another reason is no server that loads."""
+    """A socket that can't be opened for another reason doesn't count as a loading server."""
     async with room(tmp_path) as gateway:
         pool = gateway.services.driver.sender.providers["mine"].pool
         errors = (PermissionError("no"), FileNotFoundError(), ConnectionRefusedError())

@@ -1,4 +1,4 @@
-"""Logs: structured, and without secrets or text of requests, whatever way they come in."""
+"""Logs are structured and contain neither secrets nor text of requests, by whatever way these come in."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROMPT = "how do I tell my doctor"
 
 
 class Sink:
-    """A logger of our own behind a real handler."""
+    """A logger with a real handler whose output can be read."""
 
     def __init__(self, style: Literal["json", "text"]) -> None:
         self.stream = io.StringIO()
@@ -56,7 +56,8 @@ def sink(request: pytest.FixtureRequest) -> Sink:
 
 
 def test_known_secrets_are_hidden_on_every_path(sink: Sink) -> None:
-    """In the message, its arguments, extra fields of any depth, exceptions, their causes and stacks."""
+    """Known secrets are hidden in the message, its arguments, nested extra fields, exceptions, their causes and stacks.
+    """
     for secret in SECRETS:
         sink.log.info("key " + secret)
         sink.log.info("key %s of %r", secret, {"a": secret})
@@ -89,7 +90,7 @@ def test_known_secrets_are_hidden_on_every_path(sink: Sink) -> None:
     ],
 )  # fmt: skip
 def test_what_looks_like_a_credential_is_hidden(leak: str, sink: Sink) -> None:
-    """Even one nobody told us of."""
+    """Text that looks like a credential is hidden although it is no known secret."""
     sink.log.info("upstream said %s", leak)
     for part in ("4242", "abcDEF123", "dXNlcjpwYXNz"):
         assert part not in sink.text
@@ -98,7 +99,7 @@ def test_what_looks_like_a_credential_is_hidden(leak: str, sink: Sink) -> None:
 
 @pytest.mark.parametrize("name", ["prompt", "messages", "content", "text", "body", "answer_text", "input"])
 def test_fields_that_carry_text_of_requests_are_dropped(name: str, sink: Sink) -> None:
-    """Only their size is told, at any depth."""
+    """Only the size of such a field is logged, at any depth."""
     sink.log.info("x", extra={name: PROMPT, "call": {name: [{"role": "user", "x": PROMPT}]}})
     assert PROMPT not in sink.text and "of 23" in sink.text
 
@@ -107,13 +108,13 @@ def test_fields_that_carry_text_of_requests_are_dropped(name: str, sink: Sink) -
     "name", ["api_key", "master_key", "session_token", "Authorization", "set-cookie", "secret"]
 )
 def test_fields_that_carry_secrets_are_hidden(name: str, sink: Sink) -> None:
-    """By their name, whatever is in them."""
+    """A field with the name of a secret is hidden whatever its value."""
     sink.log.info("x", extra={name: 12345678, "headers": {name: "12345678"}})
     assert "12345678" not in sink.text
 
 
 def test_json_is_one_object_a_line() -> None:
-    """With time, level, logger, message and the fields; line breaks can't forge a line."""
+    """Each line has time, level, logger, message and the fields; line breaks can't forge a line."""
     sink = Sink("json")
     sink.log.warning("two\nlines", extra={"route": "auto", "tokens": 5, "ok": True, "none": None})
     sink.log.info("next")
@@ -127,7 +128,7 @@ def test_json_is_one_object_a_line() -> None:
 
 
 def test_an_exception_is_told_by_type_and_place() -> None:
-    """Not by its local values."""
+    """An exception is logged with its type and place, without values of local variables."""
     sink = Sink("json")
     hidden = PROMPT
     try:
@@ -139,33 +140,33 @@ def test_an_exception_is_told_by_type_and_place() -> None:
 
 
 def test_a_long_message_is_cut(sink: Sink) -> None:
-    """Only text of a request is that long."""
+    """A message that is too long is cut, since only text of a request is that long."""
     sink.log.info("x" * 100_000)
     assert len(sink.text) < 9000
 
 
 @given(st.text(min_size=4, max_size=30), st.text(max_size=50), st.text(max_size=50))
 def test_a_known_secret_never_comes_through(secret: str, before: str, after: str) -> None:
-    """Wherever it stands and whatever it is made of."""
+    """A known secret is hidden wherever it stands and whatever its characters."""
     cleaned = SecretFilter({secret}).clean(before + secret + after)
     assert secret not in cleaned.replace("***", "\0") or secret in "\\n\\r***"
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=300))
 def test_the_sieve_takes_any_text(text: str) -> None:
-    """And gives one line."""
+    """The filter accepts any text and returns one line."""
     assert "\n" not in SecretFilter().clean(text)
 
 
 @pytest.mark.parametrize("steers", ["\x1b[2K", "\x9b31m", "\r", "\x07", "\x7f", "\x85", "\u2028", "\u202e"])
 def test_a_line_steers_no_terminal(sink: Sink, steers: str) -> None:
-    """What a client or a provider says neither hides a line nor feigns one."""
+    """Control characters in text of clients and providers are escaped, so it can neither hide nor forge a line."""
     sink.log.warning("a model named %s", f"x{steers}y", extra={"agent": steers})
     assert not set(steers) - set("[2K31m") & set(sink.text), sink.text
 
 
 def test_a_cut_leaves_no_part_of_a_secret() -> None:
-    """A message is cut where it is too long, but not within a secret."""
+    """A message that is too long is not cut within a secret."""
     for place in range(MAX_CHARS - 30, MAX_CHARS + 1):
         message = "x " * (place // 2) + "the-provider-secret" + "y" * 99
         assert "provider" not in SecretFilter(["the-provider-secret"]).clean(message)
@@ -173,14 +174,14 @@ def test_a_cut_leaves_no_part_of_a_secret() -> None:
 
 @pytest.mark.parametrize("text", ["a.", "a-", "bearer ", "a://b:", "api_key", 'password="'])
 def test_no_text_keeps_the_sieve_long(text: str) -> None:
-    """A request can't buy a second of the gateway's time with a message."""
+    """No text makes the filter take long, so a request can't slow down the gateway by a message."""
     begun = time.process_time()
     SecretFilter(["secret"]).clean(text * (MAX_CHARS // len(text)))
     assert time.process_time() - begun < 0.1
 
 
 def test_secrets_come_from_the_whole_configuration() -> None:
-    """Keys, header values and the password of a URL, but no address."""
+    """Keys, header values and the password of a URL are secrets, addresses are not."""
     config = Config(
         providers=[
             ProviderConfig(name="a", kind="openai", api_key=Secret("k1"), headers={"x-key": Secret("k2")})
@@ -193,7 +194,9 @@ def test_secrets_come_from_the_whole_configuration() -> None:
 
 @pytest.mark.parametrize("blocking", [True, False])
 def test_nobody_waits_for_whoever_has_stopped_reading(blocking: bool) -> None:
-    """Lines beyond a bound are dropped; whoever reads again gets the others whole, and is told how many there were."""
+    """Lines beyond a bound are dropped; once the log is read again, the others come whole, with the number of dropped
+    lines.
+    """
     read, written = os.pipe()
     os.set_blocking(written, blocking)  # as another program may have left a terminal
     handler = NonBlockingHandler(written)
@@ -222,7 +225,8 @@ def test_nobody_waits_for_whoever_has_stopped_reading(blocking: bool) -> None:
 
 
 def test_a_log_that_is_cut_short_goes_on_at_its_beginning(tmp_path: Path) -> None:
-    """As logrotate does with copytruncate, also where the shell opened the file by `>`: no hole is left before it."""
+    """After a truncation, as by logrotate's copytruncate, no hole is left, also where the shell opened the file by `>`.
+    """
     path = tmp_path / "log"
     with path.open("wb") as file:
         handler = NonBlockingHandler(append_to(file.fileno()))
@@ -247,7 +251,7 @@ def root() -> Iterator[logging.Logger]:
 
 
 def test_every_logger_goes_through_the_secret_filter(root: logging.Logger) -> None:
-    """Libraries' loggers, too, and the server's."""
+    """Loggers of libraries and of the server are filtered as well."""
     stream = io.StringIO()
     set_up("info", "json", SECRETS, stream)
     for name in ("uvicorn.error", "uvicorn.access", "some.library"):

@@ -1,4 +1,4 @@
-"""Metrics: every name once, bounded labels, numbers that add up over workers."""
+"""Metrics: every name is declared once, labels are bounded, and numbers add up over workers."""
 
 from __future__ import annotations
 
@@ -65,12 +65,14 @@ def settled() -> Metrics:
 def test_a_request_is_counted_everywhere_it_should_be(
     name: str, labels: dict[str, str], expected: float
 ) -> None:
-    """Money, time, tokens, attempts, the router's choice and how the climb ended."""
+    """One request counts in money, time, tokens, attempts, the router's choice and the cascade's verdict."""
     assert value(merge([settled().snapshot()]), name, **labels) == pytest.approx(expected)
 
 
 def test_retries_escalations_and_hedges_are_told_apart() -> None:
-    """Same model again, another after a rejected answer, another beside a slow one."""
+    """The same model again is a retry, another after a rejected answer an escalation, another beside a slow one a
+    hedge.
+    """
     made = exchange()
     made.attempts = [
         Attempt("small", "acme/s", 0.0, 1.0, failure="timeout"),
@@ -87,7 +89,7 @@ def test_retries_escalations_and_hedges_are_told_apart() -> None:
 
 
 def test_a_cache_hit_saves_what_its_entry_had_cost() -> None:
-    """And a refusal to cache counts as one, whatever its reason."""
+    """A hit counts the cost of its entry as saved; refusals to cache count as one state, whatever the reason."""
     metrics = Metrics()
     made = exchange()
     made.hit = Hit(Entry("e", "chat", b"", "large", "d", 0.0, 1.0, 0.25), "exact")
@@ -101,7 +103,7 @@ def test_a_cache_hit_saves_what_its_entry_had_cost() -> None:
 
 
 def test_workers_add_up() -> None:
-    """Counters, histograms and requests in flight are sums; a breaker is as open as in the worst worker."""
+    """Counters, histograms and requests in flight are summed; a breaker has the worst worker's state."""
     one, two = settled(), settled()
     two.opened()
     fleets = [Fleet(CONFIG.models), Fleet(CONFIG.models)]
@@ -121,13 +123,13 @@ def test_workers_add_up() -> None:
 
 
 def test_an_unknown_metric_of_a_newer_worker_is_left_out() -> None:
-    """Workers of two versions run side by side during an update."""
+    """Workers of two versions can run side by side during an update."""
     newer = b'{"headgate_future":[[["a"],[1.0]]],"headgate_refused":[[["chat","x"],[2.0]]]}'
     assert value(merge([newer]), "headgate_refused_total", surface="chat", code="x") == 2
 
 
 def test_refusals_and_gaveups_are_counted() -> None:
-    """A request that was never held, and one whose router gave up."""
+    """Requests without a hold, and requests whose router could not decide, are counted."""
     metrics = Metrics()
     metrics.refused("messages", "invalid_api_key")
     metrics.undecided("auto")
@@ -137,7 +139,7 @@ def test_refusals_and_gaveups_are_counted() -> None:
 
 
 def test_series_are_bounded() -> None:
-    """Whatever a label's values: the rest is counted as other."""
+    """Beyond the bound, further label values are counted as "other"."""
     counter, histogram = Counter("headgate_retries"), Histogram("headgate_overhead_seconds")
     for i in range(MAX_SERIES + 50):
         counter.add((str(i),))
@@ -147,7 +149,7 @@ def test_series_are_bounded() -> None:
 
 
 def test_names_follow_the_conventions_and_no_label_is_unbounded() -> None:
-    """Each name once, seconds and dollars spelled out, labels from closed sets only."""
+    """Each name is declared once, with units spelled out and labels from closed sets only."""
     names = [spec.name for spec in METRICS]
     assert len(set(names)) == len(names)
     allowed = {
@@ -172,13 +174,13 @@ def test_names_follow_the_conventions_and_no_label_is_unbounded() -> None:
 
 
 def test_no_prompt_key_or_user_reaches_metrics() -> None:
-    """Text of a request is in no label."""
+    """No label contains text of a request."""
     text = merge([settled().snapshot()])
     assert PROMPT not in text and b"req-1" not in text and b"dec-1" not in text
 
 
 def test_every_failure_may_be_a_label() -> None:
-    """Attempts are told apart by the closed vocabulary of failures."""
+    """Failures of attempts are a closed vocabulary."""
     metrics = Metrics()
     made = exchange()
     made.attempts = [
@@ -189,7 +191,7 @@ def test_every_failure_may_be_a_label() -> None:
 
 
 async def test_the_loop_says_how_late_it_is() -> None:
-    """A blocked event loop shows in its lag."""
+    """A blocked event loop shows in the lag metric."""
     metrics = Metrics()
     watching = asyncio.create_task(watch_loop(metrics, every_s=0.0))
     while not metrics.lag_s.values:

@@ -1,4 +1,4 @@
-"""Usage that is odd, missing or a lie, as an upstream tells it: each answer is paid for and its decision is kept."""
+"""Odd, missing or false usage in upstream answers: each answer is paid for, and its decision is recorded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ASKED: Json = {"model": "m", "max_tokens": 200, "messages": [{"role": "user", "c
 
 
 def stream(*usages: Any) -> list[Json]:
-    """A streamed answer whose usage is told so often."""
+    """A streamed answer with these usages, one after the other."""
     *events, last = completion_events({"content": SAID})
     return [*events, *({**last, "usage": usage} for usage in usages)]
 
@@ -52,7 +52,7 @@ NOTHING: Json = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 async def test_what_was_said_is_not_free_because_nobody_counted_it(
     tmp_path: Path, kind: str, path: str, answer: Any
 ) -> None:
-    """Zeros beside a text are no count: both sides are estimated, as far as they are not told."""
+    """Zero usage beside a text is estimated, on each side for which the upstream states none."""
     async with fixed(tmp_path, kind, answer, PRICES) as home:
         record = await paid(home, path)
     (attempt,) = record.attempts
@@ -62,7 +62,7 @@ async def test_what_was_said_is_not_free_because_nobody_counted_it(
 
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_every_choice_is_paid_for_where_nobody_counted(tmp_path: Path, is_stream: bool) -> None:
-    """Not only the first, which is all that evidence needs."""
+    """All choices are estimated, not only the first, which evidence is read from."""
     whole, events = completion(content=SAID), stream(None)
     first, end = events[0]["choices"][0], events[1]["choices"][0]
     events[:2] = [{**events[0], "choices": [{**one, "index": index}]} for index in range(3) for one in (first, end)]
@@ -73,7 +73,7 @@ async def test_every_choice_is_paid_for_where_nobody_counted(tmp_path: Path, is_
 
 
 async def test_every_choice_is_paid_for_where_a_stream_breaks_off(tmp_path: Path) -> None:
-    """Before the upstream says what it counted."""
+    """All choices are estimated where a stream ends before its usage."""
     event = completion_events({"content": SAID})[0]
     events = [{**event, "choices": [{**event["choices"][0], "index": index}]} for index in range(3)]
     async with fixed(tmp_path, "openai", events, PRICES) as home:
@@ -83,7 +83,7 @@ async def test_every_choice_is_paid_for_where_a_stream_breaks_off(tmp_path: Path
 
 @pytest.mark.parametrize("then", [NOTHING, None, {}])
 async def test_a_count_is_not_taken_back(tmp_path: Path, then: Any) -> None:
-    """A stream's last chunk may repeat its usage as zeros."""
+    """The last chunk of a stream may repeat its usage as zeros, which are ignored."""
     async with fixed(tmp_path, "openai", stream(COUNTED, then), PRICES) as home:
         record = await paid(home)
     assert record.attempts[0].usage == {"input": 5, "output": 3} and record.cost_nanousd == 5_000 + 3 * 15_000
@@ -91,7 +91,7 @@ async def test_a_count_is_not_taken_back(tmp_path: Path, then: Any) -> None:
 
 @pytest.mark.parametrize("count", [2**31, 2**52, 2**70, 1e18])
 async def test_no_count_is_more_than_the_journal_holds(tmp_path: Path, count: float) -> None:
-    """One answer of so many tokens would cost more than 64 bits hold, and its decision would be lost."""
+    """Usage is bounded so that its cost fits 64 bits; otherwise the decision would be lost."""
     usage = {"prompt_tokens": 5, "completion_tokens": count}
     async with fixed(tmp_path, "openai", completion(content=SAID) | {"usage": usage}, PRICES) as home:
         record = await paid(home)
@@ -99,7 +99,7 @@ async def test_no_count_is_more_than_the_journal_holds(tmp_path: Path, count: fl
 
 
 async def test_no_hold_is_more_than_the_journal_holds(tmp_path: Path) -> None:
-    """However much a request asks for: where no budget refuses it, its decision is kept."""
+    """However much a request asks for, its decision is recorded where no budget refuses it."""
     asks = {"model": "m", "prompt": ["weather?"] * 4096, "n": 128, "max_tokens": 2**31}
     said = {"id": "c1", "object": "text_completion", "created": 1, "model": "up", "usage": COUNTED,
             "choices": [{"index": 0, "text": "rain", "finish_reason": "stop", "logprobs": None}]}  # fmt: skip
@@ -117,7 +117,8 @@ SPOKEN = 5 * 1000 + 3 * 15_000
 
 
 def at(tier: str | None, *, is_stream: bool) -> Any:
-    """An answer that names its tier, a streamed one as OpenAI's do: with each chunk, here of another odd type."""
+    """An answer that names its service tier; as a stream in each chunk, as OpenAI's do, here with values of odd types.
+    """
     told = {} if tier is None else {"service_tier": tier}
     whole = completion(content=SAID) | {"usage": COUNTED} | told
     return [event | told | {"model": 7} for event in stream(COUNTED)] if is_stream else whole
@@ -132,7 +133,7 @@ def at(tier: str | None, *, is_stream: bool) -> Any:
 async def test_a_service_tier_has_its_price(
     tmp_path: Path, asked: str | None, told: str | None, times: int, is_stream: bool
 ) -> None:
-    """The tier that served is billed, as far as the answer names it; the one asked for is held."""
+    """The tier in the answer is billed if it names one; the tier in the request is held."""
     async with fixed(tmp_path, "openai", at(told, is_stream=is_stream), PRICES) as home:
         plain = await paid(home)
         record = await paid(home, **({} if asked is None else {"service_tier": asked}))
@@ -142,7 +143,7 @@ async def test_a_service_tier_has_its_price(
 
 @pytest.mark.parametrize("tier", ["flex", "priority"])
 async def test_tiers_cost_what_the_model_says(tmp_path: Path, tier: str) -> None:
-    """A cheaper one is held at the price, by which the request may be served all the same."""
+    """A cheaper tier is held at the ordinary price, at which the request may be served all the same."""
     prices = {**PRICES, "tier_prices": {"flex": 0.5, "priority": 1.5}}
     async with fixed(tmp_path, "openai", at(tier, is_stream=False), prices) as home:
         plain = await paid(home)
@@ -152,7 +153,7 @@ async def test_tiers_cost_what_the_model_says(tmp_path: Path, tier: str) -> None
 
 
 async def test_a_tier_that_the_upstream_is_not_told_costs_nothing_more(tmp_path: Path) -> None:
-    """Anthropic's API has no OpenAI's tiers; its own fast mode has its price."""
+    """Anthropic's API doesn't receive OpenAI's tiers, so they cost nothing there; its own fast mode has its price."""
     answer = message({"type": "text", "text": SAID})
     async with fixed(tmp_path, "anthropic", answer, PRICES) as home:
         assert (await paid(home, service_tier="priority")).cost_nanousd == SPOKEN
@@ -163,7 +164,7 @@ async def test_a_tier_that_the_upstream_is_not_told_costs_nothing_more(tmp_path:
 
 
 async def test_a_cap_on_the_cost_knows_of_tiers(tmp_path: Path) -> None:
-    """What a request may cost at most bounds it at the tier that it asks for."""
+    """A request's cap on cost is compared with the price of the tier that it asks for."""
     async with fixed(tmp_path, "openai", at("priority", is_stream=False), PRICES) as home:
         assert home.gateway is not None
         for tier, status in (("default", 200), ("priority", 400)):
@@ -183,7 +184,7 @@ FILE: Json = {"type": "file", "file": {"file_id": "file-abc"}}
 async def test_a_document_is_held_at_the_models_context(
     tmp_path: Path, kind: str, path: str, part: Json, context: int
 ) -> None:
-    """So that no budget is overrun by what a few bytes turn out to be."""
+    """Documents of unknown length are held at the model's whole context, so that no budget is overrun."""
     tokens = (context or 200_000) - 200
     answer = message({"type": "text", "text": SAID}) | {"usage": {"input_tokens": tokens, "output_tokens": 200}}
     if kind == "openai":
@@ -197,7 +198,7 @@ async def test_a_document_is_held_at_the_models_context(
 
 
 async def test_a_prediction_is_held(tmp_path: Path) -> None:
-    """Its tokens that the answer doesn't use are billed as output beside it."""
+    """Predicted tokens that the answer doesn't use are billed as output, and held."""
     used = {"prompt_tokens": 5, "completion_tokens": 1100, "total_tokens": 1105,
             "completion_tokens_details": {"rejected_prediction_tokens": 900}}  # fmt: skip
     async with fixed(tmp_path, "openai", completion(content=SAID) | {"usage": used}, PRICES) as home:

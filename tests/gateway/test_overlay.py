@@ -30,14 +30,14 @@ def config() -> Config:
 
 
 def test_nothing_on_it_is_the_configuration_itself(config: Config) -> None:
-    """And so is a change to what it says already: every secret comes through as it was."""
+    """An empty overlay, or one that repeats a value, gives the same configuration, secrets included."""
     assert overlaid(config, Overlay(), {}) == (config, [])
     same, problems = overlaid(config, Overlay(routes={"auto": {"cost_weight": 0.5}}), {})
     assert problems == [] and same == config
 
 
 def test_each_kind_of_section_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not each of ten thousand keys: every worker waits meanwhile, and its requests with it."""
+    """Types are inspected once and not for each of ten thousand keys, because requests wait meanwhile."""
     keys = [{"name": f"k{number}", "key": f"${{K}}{number}"} for number in range(50)]
     config, problems = parse({**BASE, "auth": {"keys": keys}}, {"K": "sk"})
     assert config is not None, problems
@@ -56,7 +56,7 @@ def test_each_kind_of_section_is_looked_at_once(monkeypatch: pytest.MonkeyPatch)
 @settings(deadline=None)
 @given(st.floats(0, 1), st.one_of(st.none(), st.floats(0.01, 1)), st.integers(1, 9))
 def test_only_what_was_changed_changes(weight: float, floor: float | None, attempts: int) -> None:
-    """Every other field of every other table is as the file has it."""
+    """Every other field of every table stays as in the file."""
     config, _ = parse(BASE, {"K": "sk"})
     assert config is not None
     change = {"cost_weight": weight, "min_quality": floor, "max_attempts": attempts}
@@ -81,14 +81,14 @@ def test_only_what_was_changed_changes(weight: float, floor: float | None, attem
     ],
 )  # fmt: skip
 def test_what_the_file_could_not_say_is_refused(config: Config, overlay: Overlay, problem: str) -> None:
-    """With the path that the file would have."""
+    """An overlay is refused with the path that the fault would have in the file."""
     found, problems = overlaid(config, overlay, {})
     assert found is None and any(problem in one for one in problems), problems
     assert not any("sk-" in one for one in problems)
 
 
 def test_a_secret_is_put_away_and_found_again(config: Config, tmp_path: Path) -> None:
-    """In a file of its own, mode 0600; another one beside it; a variable's name is no secret."""
+    """Secrets are stored in a file of mode 0600, one beside the other; a variable's name is no secret."""
     named = hide(tmp_path, "sk-${very} secret")
     hide(tmp_path, "second")
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600 and len(read_secrets(tmp_path)) == 2

@@ -34,8 +34,8 @@ def route(budget: float | None, **stated: object) -> RouteConfig:
 
 
 async def test_a_paced_route_turns_to_the_cheap_model_in_time(tmp_path: Path) -> None:
-    """The dear model answers while the purse is full; once its cost is settled the cheap one does; the record says
-    which weight was in force.
+    """The expensive model answers while the purse is full, and the cheap one once its cost is settled; the record says
+    so.
     """
     routes = [{"name": "auto", "models": ["small", "large"], "budget_usd_per_day": 1.0}]
     async with live(tmp_path, models=MODELS, routes=routes) as gateway, httpx.AsyncClient() as client:
@@ -56,7 +56,7 @@ async def test_a_paced_route_turns_to_the_cheap_model_in_time(tmp_path: Path) ->
 
 
 def test_a_weight_asked_for_is_never_lowered() -> None:
-    """A full purse is no reason to spend more than the route or the request wants to."""
+    """A full purse doesn't lower the cost weight of the route or the request."""
     clock = [0.0]
     purses = Purses(lambda: clock[0])
     purses.adopt([route(1.0)])
@@ -68,7 +68,7 @@ def test_a_weight_asked_for_is_never_lowered() -> None:
 
 
 def test_a_purse_outlives_a_reload_unless_its_budget_changes() -> None:
-    """New settings don't fill a purse again; another budget is another purse. Workers share the budget."""
+    """New settings don't refill a purse, another budget makes a new one, and workers share the budget."""
     clock = [0.0]
     purses = Purses(lambda: clock[0], workers=2)
     purses.adopt([route(1.0), route(None)])
@@ -125,7 +125,7 @@ async def test_a_new_worker_knows_when_requests_come_and_what_was_spent(tmp_path
 
 
 async def test_workers_share_what_was_spent(tmp_path: Path) -> None:
-    """Each takes its part of it for its own, as of the budget."""
+    """Each worker counts its share of past spending, as it does of the budget."""
     purses, journal = known_purses(seeded(tmp_path, NOON_S, cost_nanousd=20_000_000), tmp_path, [NOON_S], workers=2)
     await purses.learn(journal)
     assert purses.fullness()["auto",] == pytest.approx((0.1 - 0.02) / 0.1, abs=0.05)
@@ -133,7 +133,7 @@ async def test_workers_share_what_was_spent(tmp_path: Path) -> None:
 
 
 async def test_another_budget_still_knows_when_requests_come(tmp_path: Path) -> None:
-    """The day's shape is the traffic's, not the budget's; what was spent counts against the new one, once."""
+    """The day's shape is kept; past spending counts once against the new budget."""
     clock = [NOON_S]
     purses, journal = known_purses(seeded(tmp_path, NOON_S, cost_nanousd=20_000_000), tmp_path, clock)
     await purses.learn(journal)
@@ -150,7 +150,7 @@ async def test_another_budget_still_knows_when_requests_come(tmp_path: Path) -> 
 
 
 async def test_what_waits_in_the_spool_was_spent_too(tmp_path: Path) -> None:
-    """A gateway that was killed has told the database nothing of its last answers."""
+    """Spending in the spool counts, because a killed gateway has not shipped its last decisions."""
     routes = [{"name": "auto", "models": ["large"], "budget_usd_per_day": 1.0}]
     async with live(tmp_path, models=MODELS, routes=routes) as gateway, httpx.AsyncClient() as client:
         body = {"model": "auto", "messages": [{"role": "user", "content": "tell me of it " * 300}]}
@@ -164,7 +164,7 @@ async def test_what_waits_in_the_spool_was_spent_too(tmp_path: Path) -> None:
 
 
 async def test_every_day_is_learnt_once_it_is_over(tmp_path: Path) -> None:
-    """A few minutes after midnight, also where the clock was days ahead meanwhile."""
+    """Shapes are learnt a few minutes after midnight, also where the clock was days ahead meanwhile."""
     clock = [NOON_S]
     purses, journal = known_purses(seeded(tmp_path, NOON_S), tmp_path, clock)
     purse = purses._purses["auto"]
@@ -179,7 +179,7 @@ async def test_every_day_is_learnt_once_it_is_over(tmp_path: Path) -> None:
 
 
 def paced_config(folder: Path) -> tuple[Path, str]:
-    """A gateway whose one paced route has a dear model."""
+    """The configuration of a gateway whose only route is paced and has an expensive model."""
     port = free_port()
     path = folder / "headgate.toml"
     path.write_text(f"""
@@ -209,7 +209,7 @@ budget_usd_per_day = 1.0
 
 
 async def fullness(client: httpx.AsyncClient, differs_from: float) -> float:
-    """Of the purse, as soon as it is another. TimeoutError: it stays so."""
+    """The purse's fullness once it differs from the given one. Raises TimeoutError where it stays."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             lines = (await client.get("/metrics")).text.splitlines()

@@ -1,4 +1,4 @@
-"""A conversation goes on where its beginning is still in a cache, if that is cheaper."""
+"""A conversation continues on a deployment that has its beginning in a cache, if that is cheaper."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_the_next_turn_stays_with_the_model_that_has_the_beginning(tmp_pat
 
 
 async def test_a_short_prompt_pays_nothing(tmp_path: Path) -> None:
-    """Below what providers keep, nothing is remembered."""
+    """A prompt too short for providers to cache is not remembered."""
     models = [{"name": name, **PRICE} for name in "ab"]
     async with live(tmp_path, models=models, routes=[ROUTE]) as gateway, httpx.AsyncClient() as client:
         body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}

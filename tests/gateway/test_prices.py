@@ -1,4 +1,4 @@
-"""Money: golden bills, and bounds that hold."""
+"""Prices: golden bills, and bounds that hold."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ TIERED = Price.of(
     ],
 )
 def test_a_bill_adds_up_disjoint_buckets(price: Price, usage: Usage, nano: int) -> None:
-    """Each bucket at its own price; one without a price costs as what it is part of."""
+    """Each bucket has its own price; one without a price costs as much as the bucket that it is part of."""
     assert price.cost(usage) == nano
 
 
@@ -78,7 +78,7 @@ def test_a_price_below_a_nano_dollar_a_token_is_exact() -> None:
 
 
 def test_reading_from_openai_and_from_anthropic_bills_the_same() -> None:
-    """The two ways to report 1000 prompt tokens of which 900 were cached cost the same."""
+    """1000 prompt tokens of which 900 were cached cost the same in both ways of reporting them."""
     openai = Usage.from_openai(
         {"prompt_tokens": 1000, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 900}}
     )
@@ -109,7 +109,7 @@ def test_no_answer_within_the_bounds_costs_more_than_the_worst_case(usage: Usage
 
 
 def test_a_tier_multiplies_the_prices_of_tokens_alone() -> None:
-    """Searches and units cost what they cost; what names no tier is of the automatic one."""
+    """Prices of searches and units don't change with the tier; a request without a tier has the automatic one."""
     usage = Usage(input_tokens=1000, output_tokens=10, web_searches=1)
     tokens, search = 3_000_000 + 150_000, 10_000_000
     assert SEARCHER.cost(usage, "priority") == 2 * tokens + search
@@ -122,13 +122,13 @@ def test_a_tier_multiplies_the_prices_of_tokens_alone() -> None:
 
 @given(counts, counts, st.integers(1, 8))
 def test_n_answers_pay_the_prompt_once(prompt: int, answer: int, n: int) -> None:
-    """`n` choices multiply the output only."""
+    """`n` multiplies only the output."""
     assert MINI.worst(prompt, answer, n) == MINI.worst(prompt, answer * n)
 
 
 @given(st.integers(0, 10**15))
 def test_dollars_and_back(amount: int) -> None:
-    """Nothing is lost between nano-USD and the dollars shown, up to a million dollars."""
+    """Converting nano-USD to dollars and back is exact up to a million dollars."""
     assert nanousd(usd(amount)) == amount
 
 
@@ -137,5 +137,5 @@ def test_dollars_and_back(amount: int) -> None:
     [(0.0, "$0"), (20.0, "$20"), (0.05, "$0.05"), (1e-9, "$0.000000001"), (1e7, "$10,000,000"), (100.0, "$100")],
 )
 def test_money_is_told_without_an_exponent(usd: float, told: str) -> None:
-    """Whoever reads a refusal at night needs no arithmetic, and no zero of a whole number is lost."""
+    """Amounts are written without an exponent, and whole numbers keep their zeros."""
     assert dollars(usd) == told

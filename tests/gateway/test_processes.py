@@ -1,4 +1,4 @@
-"""Children that are kept alive, whatever hinders it for a while."""
+"""Child processes are kept alive, whatever prevents that for a while."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def kept(keeper: Keeper) -> AsyncIterator[None]:
 
 
 async def test_a_child_that_dies_while_the_disk_is_full_is_started_again(tmp_path: Path) -> None:
-    """What it had counted can't be put to the others': it stays where it lies until it can."""
+    """Its counters can't be added to the others' then, and stay in their own file until they can."""
     counted = msgspec.json.encode({"headgate_requests_total": [[[], [3.0]]]})
     snapshot_of(tmp_path, 0).write_bytes(counted)
     (tmp_path / GONE).with_suffix(".new").mkdir()  # what can't be written, even by root
@@ -47,7 +47,7 @@ async def test_a_child_that_dies_while_the_disk_is_full_is_started_again(tmp_pat
 
 
 async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
-    """The system may have no memory, no process and no file for it just now. No attempt keeps a file."""
+    """The system may lack memory, processes or files for a while. No attempt leaks a file."""
     program = tmp_path / "program"
     keeper = Keeper(Child("a", [str(program)]))
     async with kept(keeper):
@@ -62,7 +62,7 @@ async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> 
 
 
 async def test_a_child_replaced_while_it_is_started_again_is_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a worker that dies in the middle of a reload: its successor by the old configuration would stay for ever."""
+    """When a worker dies during a reload, no successor with the old configuration stays."""
     began, go = asyncio.Event(), asyncio.Event()
     start, runs = Run.start, list[Run]()
 
@@ -87,7 +87,7 @@ async def test_a_child_replaced_while_it_is_started_again_is_there_once(monkeypa
 
 
 async def test_whoever_ends_waits_for_what_a_restart_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM in the middle of a reload: control may hold its port and ship yet."""
+    """After SIGTERM during a reload the supervisor waits for the old control process, which may still hold its port."""
     start, runs = Run.start, list[Run]()
 
     async def noted(child: Child, number: int) -> Run:
@@ -107,7 +107,7 @@ async def test_whoever_ends_waits_for_what_a_restart_ends(tmp_path: Path, monkey
 
 
 async def test_a_replacement_that_ends_at_once_is_waited_for_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody else takes its status from the event loop, which warned of an unknown child process."""
+    """Its exit status is left to the event loop, which would otherwise warn of an unknown child process."""
     keeper = Keeper(Child("a", ["sleep", "60"]))
     async with kept(keeper):
         await until(keeper.is_ready.is_set)
@@ -117,7 +117,8 @@ async def test_a_replacement_that_ends_at_once_is_waited_for_once(caplog: pytest
 
 
 async def test_a_replacement_that_is_given_up_is_not_left_behind(tmp_path: Path) -> None:
-    """As by SIGTERM in the middle of a reload: it would find its supervisor gone, and say so as an error."""
+    """A replacement is stopped when SIGTERM comes during a reload; otherwise it would log that its supervisor is gone.
+    """
     steady = Child("a", [sys.executable, "-c", "import time; time.sleep(60)"])
     written = tmp_path / "pid"
     program = f"import os, time; open({str(written)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
