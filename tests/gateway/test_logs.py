@@ -153,7 +153,7 @@ def test_a_known_secret_never_comes_through(secret: str, before: str, after: str
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=300))
-def test_the_sieve_takes_any_text(text: str) -> None:
+def test_the_filter_takes_any_text(text: str) -> None:
     """The filter accepts any text and returns one line."""
     assert "\n" not in SecretFilter().clean(text)
 
@@ -173,7 +173,7 @@ def test_a_cut_leaves_no_part_of_a_secret() -> None:
 
 
 @pytest.mark.parametrize("text", ["a.", "a-", "bearer ", "a://b:", "api_key", 'password="'])
-def test_no_text_keeps_the_sieve_long(text: str) -> None:
+def test_no_text_takes_the_filter_long(text: str) -> None:
     """No text makes the filter take long, so a request can't slow down the gateway by a message."""
     begun = time.process_time()
     SecretFilter(["secret"]).clean(text * (MAX_CHARS // len(text)))

@@ -169,7 +169,9 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody but process 1 inherits orphans here")
 async def test_who_inherits_orphans_lets_them_go_when_they_end() -> None:
-    """As process 1 of a container: none stays as a zombie, the living live, and every child's own status is told."""
+    """As process 1 of a container it leaves no zombie, ends no living process, and gets the exit status of each child
+    of its own.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", REAPER, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""Promotions and roll-backs: what serves a route is always the step that the operator means."""
+"""Promotions and roll-backs: the version that serves a route is always the one that the operator means."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def live(versions: Versions) -> list[str]:
     [("ab", "a"), ("ba", "b"), ("cab", "a"), ("aba", "b"), ("abcb", "c")],
 )
 def test_a_roll_back_serves_what_was_live_before(versions: Versions, tmp_path: Path, promoted: str, back: str) -> None:
-    """By the order of promotions; when a version was made says nothing."""
+    """The order of promotions counts, not the times at which versions were made."""
     for version in promoted:
         versions.promote("auto", version, actor="me")
     found = versions.roll_back("auto", actor="me")
@@ -61,7 +61,7 @@ def test_a_roll_back_serves_what_was_live_before(versions: Versions, tmp_path: P
 
 
 def test_roll_backs_go_all_the_way_to_the_configuration(versions: Versions, tmp_path: Path) -> None:
-    """Each takes one step, never to a version that was rolled back, and the last one leaves no version live."""
+    """Each goes one step back, never to a version that was rolled back, and the last one leaves no version live."""
     for version in "bca":
         versions.promote("auto", version, actor="me")
     steps = [versions.roll_back("auto", actor="me") for _ in range(3)]
@@ -73,7 +73,7 @@ def test_roll_backs_go_all_the_way_to_the_configuration(versions: Versions, tmp_
 
 @pytest.mark.parametrize("step", ["promote another", "promote it", "roll back", "roll back to the configuration"])
 def test_who_promotes_or_rolls_back_decides_over_every_request(versions: Versions, tmp_path: Path, step: str) -> None:
-    """A canary that was running keeps no share of the traffic, and is no canary any more."""
+    """A canary of the route ends and keeps no share of the requests."""
     promoted = "b" if step.endswith("configuration") else "ab"
     for version in promoted:
         versions.promote("auto", version, actor="me")
@@ -94,7 +94,7 @@ def test_who_promotes_or_rolls_back_decides_over_every_request(versions: Version
 def test_a_version_is_meant_by_its_name_or_enough_of_it(
     versions: Versions, tmp_path: Path, asked: str, meant: str
 ) -> None:
-    """A whole name is that version though another begins so; three characters are no version, whatever begins so."""
+    """A whole name is that version even if another begins so; three characters never stand for a version."""
     path = str(tmp_path / "a.safetensors")
     named = [meant] if asked == "3fa1" else ["3fa1c0de", "3fa1c0de99"]
     for name in named:
@@ -106,7 +106,7 @@ def test_a_version_is_meant_by_its_name_or_enough_of_it(
 
 
 def test_a_version_whose_file_is_gone_is_never_served(versions: Versions, tmp_path: Path) -> None:
-    """Promoting it is refused and changes nothing; a roll-back passes it over."""
+    """Its promotion is refused and changes nothing; a roll-back skips it."""
     for version in "cab":
         versions.promote("auto", version, actor="me")
     (tmp_path / "a.safetensors").unlink()
@@ -118,7 +118,7 @@ def test_a_version_whose_file_is_gone_is_never_served(versions: Versions, tmp_pa
 
 
 def test_a_lost_version_comes_back_from_what_replicas_share(versions: Versions, tmp_path: Path) -> None:
-    """The database holds what was promoted on any replica: promoted again, it is served from this machine."""
+    """The database has the artefacts promoted on any replica, so a promotion restores the file on this machine."""
     store, content = open_store(f"sqlite:///{tmp_path}/journal.db"), DEFAULT_ARTIFACT.read_bytes()
     checksum = sha256(content).hexdigest()
     store.save_router_version(RouterVersion("auto", "d", 9.0, "candidate", "/elsewhere.safetensors", checksum), "me")
@@ -150,7 +150,7 @@ for line in sys.stdin:
 def test_of_two_replicas_that_promote_at_one_moment_one_does(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
-    """Both saw the same version serve; the other is refused, and only what won is live."""
+    """Both expect the same version to be live; one of them is refused, and only the other's is live."""
     url = postgres_server.new_database()
     migrate(url)
     store = open_store(url)
@@ -182,7 +182,7 @@ def test_of_two_replicas_that_promote_at_one_moment_one_does(
 
 
 def test_a_step_from_what_no_longer_serves_is_refused(versions: Versions, tmp_path: Path) -> None:
-    """It changes nothing, neither forwards nor back."""
+    """A promotion or roll-back that expects another live version changes nothing."""
     versions.promote("auto", "a", actor="me", instead="")
     for step in (lambda: versions.promote("auto", "b", actor="me", instead=""),
                  lambda: versions.roll_back("auto", actor="me", instead="b")):  # fmt: skip
@@ -193,7 +193,7 @@ def test_a_step_from_what_no_longer_serves_is_refused(versions: Versions, tmp_pa
 
 
 def test_changes_of_settings_at_the_same_time_lose_none(tmp_path: Path) -> None:
-    """Each reads what the one before has written, though all of them begin together."""
+    """Each change reads what the one before has written, although all begin together."""
     together = threading.Barrier(8)
 
     def add(route: str) -> None:
@@ -215,7 +215,7 @@ def test_changes_of_settings_at_the_same_time_lose_none(tmp_path: Path) -> None:
 
 
 def test_a_version_says_what_its_artefact_was_trained_on(versions: Versions, tmp_path: Path) -> None:
-    """As `headgate train` wrote it; two of its 42 rows ask what test rows ask."""
+    """It has the rows that `headgate train` wrote; two of the 42 ask the same as test rows."""
     folder, made = write_folder(tmp_path / "data", 60), tmp_path / "made.safetensors"
     app = typer.Typer()
     add_to(app)

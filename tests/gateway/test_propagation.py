@@ -45,7 +45,8 @@ def key(name: str) -> KeyRecord:
 
 
 def test_a_change_is_seen_and_nothing_else_is_looked_through(admin: AdminServices) -> None:
-    """A new key, a revocation and a setting reach the workers' file at the next look; without a change none is read."""
+    """A new key, a revocation and a setting reach the workers' file at the next look; without a change nothing is read.
+    """
     propagation = Propagation(admin, now=lambda: 0.0)
     while propagation.step():
         pass
@@ -63,7 +64,7 @@ def test_a_change_is_seen_and_nothing_else_is_looked_through(admin: AdminService
 
 
 def test_what_no_audit_line_tells_of_is_found_a_little_later(admin: AdminServices) -> None:
-    """A hand in the database needs no restart."""
+    """A change made by hand in the database needs no restart."""
     now = 0.0
     propagation = Propagation(admin, now=lambda: now)
     admin.store.add_key(key("ci"), "me")
@@ -77,7 +78,7 @@ def test_what_no_audit_line_tells_of_is_found_a_little_later(admin: AdminService
 
 
 def test_a_replica_learns_what_another_made(postgres_server: PostgresServer, tmp_path: Path) -> None:
-    """A key and a promotion of one are the other's after a look of each."""
+    """A key and a promotion on one replica reach the other after a look of each."""
     url = postgres_server.new_database()
     migrate(url)
     one, two = (services_at(tmp_path / name, Store(open_engine(url))) for name in ("one", "two"))
@@ -95,7 +96,7 @@ def test_a_replica_learns_what_another_made(postgres_server: PostgresServer, tmp
 
 
 def test_nothing_else_holds_it_up(admin: AdminServices, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a chore of the journal hangs, a key still reaches the workers."""
+    """While other work on the journal hangs, a key still reaches the workers."""
     hanging, over, ended = threading.Event(), threading.Event(), threading.Event()
 
     def hang(_: AdminServices) -> None:
@@ -126,7 +127,7 @@ def test_nothing_else_holds_it_up(admin: AdminServices, monkeypatch: pytest.Monk
 def test_a_database_that_is_away_is_told_once(
     tmp_path: Path, postgres_server: PostgresServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not with every look: five lines a second fill a disk before a long outage ends."""
+    """It is not logged at every look: five lines a second would fill a disk during a long outage."""
     monkeypatch.setattr("gateway.propagation.LOOK_EVERY_S", 0.02)
     url = postgres_server.new_database()
     migrate(url)

@@ -1,4 +1,4 @@
-"""Small questions asked in one upstream call, over real sockets: the scripted upstream repeats what it is asked."""
+"""Small questions grouped into one upstream call, over real sockets: the scripted upstream repeats what it is asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SYSTEM = {"role": "system", "content": "Answer in one word."}
 
 
 def route(**more: Any) -> dict[str, Any]:
-    """A window so long that only a full group ends it, unless the test says otherwise."""
+    """A route that waits so long that only a full group is sent, unless the test says otherwise."""
     return {"name": "auto", "models": ["small"], "router": "cheapest", "gather_ms": 10_000, "gather_most": 3, **more}
 
 
@@ -27,7 +27,7 @@ def chat(question: str, **more: Any) -> dict[str, Any]:
 
 
 async def ask(gateway: Live, bodies: Sequence[dict[str, Any]], **headers: str) -> list[httpx.Response]:
-    """All at the same time."""
+    """Send all questions at the same time."""
     async with httpx.AsyncClient(timeout=60, headers=headers) as client:
         posts = [client.post(gateway.url + "/v1/chat/completions", json=body) for body in bodies]
         return list(await asyncio.gather(*posts))
@@ -42,7 +42,7 @@ def upstream_bodies(gateway: Live) -> list[dict[str, Any]]:
 
 
 async def test_three_questions_are_one_call_and_each_pays_its_share(tmp_path: Path) -> None:
-    """Everybody hears his own answer; tokens and money of the shares are those of the call."""
+    """Each question gets its own answer, and the shares of tokens and money add up to those of the call."""
     async with live(tmp_path, models=["small"], routes=[route()]) as gateway:
         questions = ["what is two and two?", "which is the capital of France, and how long has it been?", "why?"]
         answers = await ask(gateway, [chat(question) for question in questions])
@@ -68,7 +68,7 @@ async def test_three_questions_are_one_call_and_each_pays_its_share(tmp_path: Pa
 
 
 async def test_a_reply_that_cannot_be_told_apart_is_asked_for_again_singly(tmp_path: Path) -> None:
-    """Nothing is guessed: every question is then its own call, and both are paid."""
+    """Nothing is guessed: each question is then sent by itself, and both calls are paid."""
     scripts = {"small": [{"text": "[[1]]\nonly one"}, {"text": "alone"}]}
     async with live(tmp_path, scripts=scripts, models=["small"], routes=[route()]) as gateway:
         answers = await ask(gateway, [chat("one?"), chat("two?"), chat("three?")])
@@ -92,7 +92,7 @@ async def test_a_reply_that_cannot_be_told_apart_is_asked_for_again_singly(tmp_p
     ],
 )
 async def test_whatever_becomes_of_the_call_everybody_is_answered(tmp_path: Path, step: dict[str, Any]) -> None:
-    """A truncated, refused or broken call fails for all of them; each is then asked alone."""
+    """A truncated, refused or broken call fails for all questions, and each is then sent by itself."""
     async with live(
         tmp_path, scripts={"small": [step, {"text": "alone"}]}, models=["small"], routes=[route()]
     ) as gateway:
@@ -102,7 +102,7 @@ async def test_whatever_becomes_of_the_call_everybody_is_answered(tmp_path: Path
 
 
 async def test_a_lonely_question_goes_out_as_it_came(tmp_path: Path) -> None:
-    """After its window, without marks and without any mention of others."""
+    """A question that nobody joins is sent unchanged when its time is over."""
     async with live(tmp_path, models=["small"], routes=[route(gather_ms=1)]) as gateway:
         (answer,) = await ask(gateway, [chat("one?")])
         record = await gateway.decision(answer.headers["x-headgate-decision-id"])
@@ -128,7 +128,9 @@ async def test_a_lonely_question_goes_out_as_it_came(tmp_path: Path) -> None:
     ],
 )
 async def test_what_is_not_alike_is_not_gathered(tmp_path: Path, odd: dict[str, Any]) -> None:
-    """Other settings, another system prompt, streams, forced formats, several turns, long texts and forged marks."""
+    """Other settings, another system prompt, streams, forced formats, several turns, long texts and forged marks are
+    never grouped.
+    """
     async with live(tmp_path, models=["small"], routes=[route(gather_most=2, gather_ms=20)]) as gateway:
         answers = await ask(gateway, [chat("plain?"), chat("odd?", **odd)])
         await gateway.rest()
@@ -138,7 +140,7 @@ async def test_what_is_not_alike_is_not_gathered(tmp_path: Path, odd: dict[str, 
 
 
 async def test_tenants_never_share_a_call(tmp_path: Path) -> None:
-    """Nor do two keys of different tenants; two keys of the same one may."""
+    """Keys of different tenants are never grouped; two keys of the same tenant are."""
     keys = [{"name": name, "key": f"hg-{name}", "tenant": tenant}
             for name, tenant in (("a", "x"), ("b", "y"), ("c", "x"))]  # fmt: skip
     async with live(tmp_path, models=["small"], routes=[route(gather_most=2, gather_ms=300)],
@@ -153,7 +155,7 @@ async def test_tenants_never_share_a_call(tmp_path: Path) -> None:
 
 
 async def test_who_leaves_takes_nobody_with_him(tmp_path: Path) -> None:
-    """A client that goes while the call is under way pays its part of the prompt; the others hear their answers."""
+    """A client that disconnects during the call pays its part of the prompt, and the others get their answers."""
     scripts = {"small": [{"delay_s": 0.5}]}
     async with live(tmp_path, scripts=scripts, models=["small"], routes=[route()]) as gateway:
         staying = asyncio.create_task(ask(gateway, [chat("one?"), chat("two?")]))
@@ -170,7 +172,7 @@ async def test_who_leaves_takes_nobody_with_him(tmp_path: Path) -> None:
 
 
 async def test_nobody_waits_for_a_call_that_all_have_left(tmp_path: Path) -> None:
-    """The upstream is let go, and nothing stays held."""
+    """The upstream call is cancelled, and nothing stays held."""
     scripts = {"small": [{"fault": "silent"}]}
     async with live(tmp_path, scripts=scripts, models=["small"], routes=[route(gather_most=2)]) as gateway:
         both = asyncio.create_task(ask(gateway, [chat("one?"), chat("two?")]))
@@ -183,7 +185,7 @@ async def test_nobody_waits_for_a_call_that_all_have_left(tmp_path: Path) -> Non
 
 
 def test_a_route_that_could_not_ask_again_is_refused_at_start() -> None:
-    """A reply that can't be told apart needs a second attempt."""
+    """A reply that can't be taken apart needs a second attempt."""
     provider, model = {"name": "up", "kind": "scripted"}, {"name": "small", "provider": "up"}
     for short in ({"retries": 0}, {"max_attempts": 1}):
         _, problems = parse({"providers": [provider], "models": [model], "routes": [route(**short)]}, {})

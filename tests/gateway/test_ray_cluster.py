@@ -1,4 +1,4 @@
-"""A machine too busy for Ray's first start is asked again; other faults are told at once."""
+"""Ray's start is tried again on a busy machine; other faults are raised at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.ray_cluster import TRIES, _start_own
 
 
 class Starts:
-    """Ray's `init`, which fails so many times as it does on a busy machine, or otherwise."""
+    """A double of Ray's `init` that fails this many times, as on a busy machine or otherwise."""
 
     def __init__(self, failures: int, message: str = "The current node timed out during startup. This could") -> None:
         self.failures, self.message, self.asked = failures, message, 0
@@ -23,7 +23,7 @@ class Starts:
 
 
 def test_a_slow_start_is_tried_again() -> None:
-    """As often as it takes, up to a bound."""
+    """A start that times out is tried again, up to a bound."""
     ray = Starts(TRIES - 1)
     _start_own(ray, 2)
     assert ray.asked == TRIES
@@ -32,7 +32,7 @@ def test_a_slow_start_is_tried_again() -> None:
 
 
 def test_another_fault_is_not_tried_again() -> None:
-    """It would only come again."""
+    """Any other fault is raised at once, because it would only come again."""
     ray = Starts(1, "no such file")
     with pytest.raises(Exception, match="no such file"):
         _start_own(ray, 2)
@@ -40,7 +40,7 @@ def test_another_fault_is_not_tried_again() -> None:
 
 
 def test_native_output_leaves_a_commands_own_alone() -> None:
-    """What is written to file descriptor 1 behind Python's back goes to standard error."""
+    """What native code writes to file descriptor 1 goes to standard error."""
     script = "import os; from gateway.ray_cluster import _keep_stdout as k; k(); os.write(1, b'raylet'); print('told')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("told\n", "raylet")

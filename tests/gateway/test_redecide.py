@@ -1,4 +1,4 @@
-"""A recorded decision, made again from what the journal kept of it."""
+"""A recorded decision is made again from what the journal has of it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ WEIGHTED = decision(1, excluded={}, router="weighted@1", reason="by weight", dra
 
 
 async def test_the_same_router_repeats_its_choice(tmp_path: Path) -> None:
-    """Whatever was drawn, asked for or excluded: the record alone leads to the same choice and probabilities."""
+    """For any draw, knobs and exclusions, the record alone leads to the same choice and probabilities."""
     async with live(tmp_path, models=MODELS, routes=ROUTES) as gateway:
         route = gateway.services.book.find("auto")
         assert route.router is not None
@@ -78,7 +78,7 @@ async def test_the_same_router_repeats_its_choice(tmp_path: Path) -> None:
 
 
 def test_a_draw_that_was_not_kept_is_one_that_leads_to_the_recorded_model() -> None:
-    """Records of before it was kept still repeat, and say that the draw is not theirs."""
+    """Old records without a draw still repeat the choice, with a note that the draw is not theirs."""
     router = open_router("weighted", weights={"small": 4.0, "large": 1.0})
     policy = Policy(router, [Candidate("small"), Candidate("large")], Knobs())
     for model in ("small", "large"):
@@ -89,7 +89,7 @@ def test_a_draw_that_was_not_kept_is_one_that_leads_to_the_recorded_model() -> N
 
 
 def test_features_of_another_version_are_refused() -> None:
-    """A vector that the router can't read is no input; without a text there is nothing to make one of."""
+    """A router can't use a vector of another version, and without a text no other can be made."""
     with pytest.raises(CallerError, match="version static-9; the record has features of version static-1 and no text"):
         vector_of(decision(1, vector=b"\0\0", features_version="static-1"), "static-9")
 
@@ -99,13 +99,13 @@ def test_features_of_another_version_are_refused() -> None:
     [({"model": "", "cache": "hit", "cache_why": {"entry": "e"}}, "by the cache"), ({"reason": "pinned"}, "itself")],
 )
 def test_what_no_router_decided_is_refused(changes: dict[str, object], said: str) -> None:
-    """A cache hit and a pinned model have no choice in them."""
+    """Cache hits and pinned models have no choice to repeat."""
     with pytest.raises(CallerError, match=said):
         refuse_undecided(decision(1, **changes))
 
 
 def test_the_command_shows_what_would_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the route's own router the recorded choice comes out; with another one the differences are named."""
+    """The route's own router repeats the recorded choice; with another router the differences are named."""
     (tmp_path / "headgate.toml").write_text(CONFIG.format(folder=tmp_path))
     monkeypatch.chdir(tmp_path)
     store = open_store(f"sqlite:///{tmp_path}/journal.db")

@@ -1,4 +1,4 @@
-"""One connection for everybody: in order, in time, and left alone when it fails."""
+"""One connection to Redis for a whole worker: answers in order and in time, and a pause after failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def wire(redis_server: RedisServer) -> AsyncIterator[RedisWire]:
 
 
 async def test_answers_go_to_those_who_asked(wire: RedisWire) -> None:
-    """Hundreds at once over one connection, some given up while waiting: nobody gets another's answer."""
+    """Of hundreds of concurrent commands on one connection, some cancelled, each gets its own answer."""
     await asyncio.gather(*(wire.ask("SET", f"k{n}", n) for n in range(300)))
     asking = [asyncio.create_task(wire.ask("GET", f"k{n}")) for n in range(300)]
     await asyncio.sleep(0)
@@ -41,7 +41,7 @@ async def test_answers_go_to_those_who_asked(wire: RedisWire) -> None:
 
 
 async def test_an_error_of_redis_is_no_outage(wire: RedisWire) -> None:
-    """It is told to who caused it, and the connection serves on."""
+    """An error answer is raised to its caller, and the connection serves on."""
     await wire.ask("SET", "text", "abc")
     with pytest.raises(RedisRefused, match="not an integer"):
         await wire.ask("INCR", "text")
@@ -49,7 +49,7 @@ async def test_an_error_of_redis_is_no_outage(wire: RedisWire) -> None:
 
 
 async def test_scripts_run_by_digest_or_text(wire: RedisWire) -> None:
-    """Unknown to Redis at first and after a flush, one at a time or many in one write."""
+    """Scripts that Redis doesn't know, at first and after a flush, run one at a time and many in one write."""
     script = Script("return {KEYS[1], ARGV[1]}")
     assert await wire.run(script, ["k"], [1]) == [b"k", b"1"]
     await wire.ask("SCRIPT", "FLUSH")
@@ -62,7 +62,7 @@ async def test_a_redis_that_stands_still_costs_its_timeout_a_few_times(
     redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Then commands fail at once, but for one now and then, and all is well when it moves again."""
+    """After a few timeouts commands fail at once, except one now and then, until Redis answers again."""
     monkeypatch.setattr(redis_wire, "REST_S", 0.2)
     wire = RedisWire(redis_server.url, timeout_s=0.1)
     await answers(wire)
@@ -86,7 +86,7 @@ async def test_a_redis_that_stands_still_costs_its_timeout_a_few_times(
 
 
 async def answers(wire: RedisWire) -> None:
-    """Again, at last."""
+    """Wait until Redis answers again."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
@@ -97,7 +97,7 @@ async def answers(wire: RedisWire) -> None:
 
 
 async def test_it_connects_again_by_itself(redis_server: RedisServer, wire: RedisWire) -> None:
-    """A server that was restarted, or a connection that was cut, is noticed by the next command at most."""
+    """After a restart or a cut connection, at most one command fails."""
     redis_server.stop()
     with pytest.raises(RedisAway):
         await wire.ask("PING")
@@ -112,7 +112,7 @@ async def test_it_connects_again_by_itself(redis_server: RedisServer, wire: Redi
 
 
 async def test_passwords_and_databases(redis_server: RedisServer, wire: RedisWire) -> None:
-    """The URL's are used before anything is asked; a wrong one is away, not silence."""
+    """The URL's password and database are used before the first command; a wrong one counts as away."""
     await wire.ask("CONFIG", "SET", "requirepass", "se:cret")
     try:
         base = redis_server.url.removesuffix("/0")
@@ -134,7 +134,9 @@ async def test_a_redis_that_lets_nobody_in_keeps_no_connection(
     wire: RedisWire,
     changed: tuple[str, str],
 ) -> None:
-    """However often it is asked, and it is left alone between: else its connections, and our files, run out."""
+    """A refused login closes its connection and is not tried at every command; otherwise connections and files would
+    run out.
+    """
     stranger = RedisWire(redis_server.url.replace(*changed), timeout_s=PATIENCE_S)
     for _ in range(20):
         with pytest.raises(RedisAway):
@@ -152,7 +154,7 @@ async def test_a_primary_that_became_a_replica_is_left(
     tmp_path: Path,
     in_batches: bool,
 ) -> None:
-    """After a failover its name leads to another: it is asked from the next command on."""
+    """After a failover the next command connects anew, because the name may lead to another server."""
     script = Script("return redis.call('SET', KEYS[1], ARGV[1])")
     successor = RedisServer(tmp_path)
     successor.start()
@@ -179,9 +181,7 @@ async def test_a_primary_that_became_a_replica_is_left(
 
 
 def test_an_answer_unread_by_a_loop_that_was_held_up_is_in_time(redis_server: RedisServer) -> None:
-    """Redis answered; that this process didn't come to read it is not Redis' fault. (uvloop calls timers before it
-    reads.)
-    """
+    """An answer that arrived while the event loop was blocked is in time. (uvloop calls timers before it reads.)"""
 
     async def ask_and_be_held_up() -> object:
         wire, loop = RedisWire(redis_server.url, timeout_s=0.2), asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What one replica serves, the others serve too; one of them leads."""
+"""Replicas share what they serve, and one of them leads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def database(postgres_server: PostgresServer) -> str:
 
 @pytest.fixture
 def replicas(database: str, tmp_path: Path) -> Iterator[list[tuple[ReplicaSync, Path]]]:
-    """Three of them, each with a folder of its own."""
+    """Three replicas, each with a run folder of its own."""
     made = []
     for name in ("one", "two", "three"):
         folder = tmp_path / name
@@ -56,7 +56,7 @@ def served(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_promotion_reaches_every_replica_with_its_file(replicas: list[tuple[ReplicaSync, Path]]) -> None:
-    """The artefact arrives before any setting names it; going back arrives too."""
+    """The artefact arrives before any setting names it; a roll-back arrives too."""
     (one, here), (two, there), (three, yonder) = replicas
     first, second = (write(here / f"routers/a/{name}.safetensors", name.encode()) for name in ("first", "second"))
     serve(here, "a", first)
@@ -77,7 +77,7 @@ def test_a_promotion_reaches_every_replica_with_its_file(replicas: list[tuple[Re
 
 
 def test_changes_of_several_replicas_at_once_all_count(replicas: list[tuple[ReplicaSync, Path]]) -> None:
-    """Entries are merged one by one; who was overtaken looks again; a version is used once."""
+    """Entries are merged one by one; a replica that was overtaken merges again; each version is stored once."""
     (one, here), (two, there), _ = replicas
     one.step()
     two.step()
@@ -99,7 +99,7 @@ def test_changes_of_several_replicas_at_once_all_count(replicas: list[tuple[Repl
 
 
 def test_what_stays_a_replicas_own_is_not_touched(replicas: list[tuple[ReplicaSync, Path]]) -> None:
-    """Keys come from the database by another way; this neither sends nor drops them."""
+    """Keys come from the database in another way, and are neither sent nor dropped here."""
     from gateway.keys import new_key
 
     (one, here), (two, there), _ = replicas
@@ -113,7 +113,7 @@ def test_what_stays_a_replicas_own_is_not_touched(replicas: list[tuple[ReplicaSy
 
 
 def test_a_spoilt_artefact_changes_nothing(replicas: list[tuple[ReplicaSync, Path]]) -> None:
-    """A file whose bytes are not those of its name is refused, and the old setting stays."""
+    """A file whose bytes don't match its checksum is refused, and the old setting stays."""
     (one, here), (two, there), _ = replicas
     serve(here, "a", write(here / "a.safetensors", b"good"))
     one.step()
@@ -125,7 +125,7 @@ def test_a_spoilt_artefact_changes_nothing(replicas: list[tuple[ReplicaSync, Pat
 
 
 async def test_one_leads_and_another_follows_it(database: str, tmp_path: Path) -> None:
-    """At most one replica leads; when its connection ends, the next does, as soon as the server has noticed."""
+    """At most one replica leads; when its connection ends, another does as soon as the server has noticed."""
     engines = [open_engine(database) for _ in range(2)]
     first, second = (Leadership(engine, tmp_path) for engine in engines)
     assert first.is_mine() and not second.is_mine() and first.is_mine()
@@ -144,7 +144,7 @@ async def test_one_leads_and_another_follows_it(database: str, tmp_path: Path) -
 
 
 def test_beside_an_embedded_database_a_file_says_who_leads(tmp_path: Path) -> None:
-    """Two control processes of one machine never both lead."""
+    """Two control processes on one machine never both lead."""
     engine = open_engine(f"sqlite:///{tmp_path}/x.db")
     first, second = Leadership(engine, tmp_path), Leadership(engine, tmp_path)
     assert first.is_mine() and not second.is_mine()

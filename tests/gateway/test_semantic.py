@@ -1,4 +1,6 @@
-"""The semantic cache in the live path: learns what may be served, keeps within its bound, never crosses tenants."""
+"""The semantic cache while serving: it learns what may be served, stays within its error bound, and never crosses
+tenants.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ FILLERS = ("thanks", "now", "today", "soon", "dear", "hello", "again", "kindly",
 
 @asynccontextmanager
 async def upstream(answer: Callable[[str], object]) -> AsyncIterator[str]:
-    """A chat API whose answer is a function of the question: its text, or all of its choices."""
+    """A chat API whose answer, its text or all of its choices, is a function of the question."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = json.loads((await receive())["body"])
@@ -88,7 +90,7 @@ def by_topic(text: str) -> str:
 
 
 async def test_other_words_are_served_once_the_rule_is_learnt(tmp_path: Path) -> None:
-    """Nothing is served before the first fit; then paraphrases hit, rightly, and audits are charged to nobody's key."""
+    """Nothing is served before the first fit; then paraphrases hit rightly, and audits are charged to no key."""
     rng = random.Random(5)
     keys = [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key": "hg-b", "tenant": "b"}]
     async with gateway_over(tmp_path, by_topic, auth={"keys": keys}) as gateway, httpx.AsyncClient() as client:
@@ -122,7 +124,7 @@ async def test_other_words_are_served_once_the_rule_is_learnt(tmp_path: Path) ->
 
 
 async def test_a_miss_says_why_nothing_was_served(tmp_path: Path) -> None:
-    """In the decision and in the metrics, by a bounded name and with how near it was; never in anybody's words."""
+    """The decision and the metrics have a bounded reason and the similarity, but no text."""
     wording = WORDINGS[0].format(topic="refund")
     questions = {
         "empty": wording, "unlearnt": f"{wording} thanks", "number": f"{wording} for 3 items",
@@ -159,13 +161,13 @@ async def test_a_miss_says_why_nothing_was_served(tmp_path: Path) -> None:
 
 
 def flat_rule() -> Fitted:
-    """One that scores everything alike."""
+    """A pair rule that gives every pair the same score."""
     none = np.zeros(FEATURES)
     return Fitted(none, none + 1, np.zeros(FEATURES + 1))
 
 
 async def test_a_deleted_entry_is_never_proposed_again(tmp_path: Path) -> None:
-    """DELETE takes effect before the next request, on the exact and on the semantic tier."""
+    """DELETE takes effect before the next request, in the exact and the semantic cache."""
     async with gateway_over(tmp_path, by_topic) as gateway, httpx.AsyncClient() as client:
         text = WORDINGS[0].format(topic="refund")
         await ask(gateway, client, text)
@@ -181,7 +183,7 @@ async def test_a_deleted_entry_is_never_proposed_again(tmp_path: Path) -> None:
     ("verdict", "learnt"), [("Yes.", True), ("**No**, they differ", True), ("As a language model", False), ("", False)]
 )
 async def test_a_judge_that_gives_no_verdict_teaches_nothing(tmp_path: Path, verdict: str, learnt: bool) -> None:
-    """What is neither yes nor no, a failure too, is no mark against the cache; who pays is the route."""
+    """An unclear or failed judgement doesn't count against the cache; the route pays for it."""
     asked = iter(range(1000))
 
     def answer(text: str) -> str:
@@ -220,7 +222,7 @@ def choice(text: str | None, finish: str | None = "stop", index: int = 0, **more
 async def test_only_a_good_answer_is_given_again(
     tmp_path: Path, surface: str, choices: list[dict[str, object]], why: str
 ) -> None:
-    """Refusals, silence and what has no known end, of any choice, are asked for anew, on every surface."""
+    """Refusals, empty answers and choices without a known end are not cached, on any surface."""
     if (surface == "completions" and why == "refusal") or (surface != "completions" and len(choices) > 1):
         return
     turns = [{"role": "user", "content": "hello"}]
@@ -237,7 +239,7 @@ async def test_only_a_good_answer_is_given_again(
 
 
 class Slow:
-    """An embedder that takes its time, or none at all."""
+    """An embedder that is slow, or never returns."""
 
     version = "slow@1"
 
@@ -259,7 +261,7 @@ class Slow:
 async def test_a_slow_embedder_never_holds_the_loop(
     wait_s: float, within_s: float, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Vectors are made in threads; one that is late or does not come is a miss."""
+    """Vectors are computed in threads; one that is late or fails makes a miss."""
     monkeypatch.setattr(answer_cache, "EMBED_WITHIN_S", within_s)
     slow = Slow(wait_s)
     cache = AnswerCache(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore
@@ -272,7 +274,7 @@ async def test_a_slow_embedder_never_holds_the_loop(
 async def test_nobody_waits_for_an_embedder_that_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While all its threads are late, a question is a miss at once; the operator is told once, and of its return."""
+    """While all its threads are busy, a question is a miss at once; the outage and its end are logged once each."""
     monkeypatch.setattr(answer_cache, "EMBED_WITHIN_S", 0.02)
     slow = Slow(1.0)
     cache = AnswerCache(MemoryStore(1 << 20), lambda: pytest.fail("the shipped table is not asked"), slow)  # type: ignore

@@ -32,7 +32,7 @@ CHAT = {"model": "auto", "messages": [{"role": "user", "content": "hello there"}
 
 
 def write_config(folder: Path, *, master_key: str = "hg-master") -> tuple[Path, int, int]:
-    """A gateway over the managed scripted upstream; the data port and the admin port."""
+    """The configuration of a gateway with the managed scripted upstream; returns the data port and the admin port."""
     port, admin_port = free_port(), free_port()
     path = folder / "headgate.toml"
     path.write_text(f"""
@@ -77,7 +77,7 @@ def started(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
 async def test_the_addresses_it_names_are_addresses(tmp_path: Path) -> None:
-    """On IPv6 too, whose hosts stand in brackets."""
+    """IPv6 hosts are in brackets."""
     config, _, _ = write_config(tmp_path)
     config.write_text(config.read_text().replace("[server]", '[server]\nhost = "::1"'))
     process = await asyncio.create_subprocess_exec(
@@ -125,7 +125,7 @@ async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path:
 
 
 async def eventually(client: httpx.AsyncClient, headers: dict[str, str], status: int) -> httpx.Response:
-    """Ask until the status is as it should be; a second is promised, a minute is allowed on a busy machine."""
+    """Repeat a request until its status is as expected; a second is promised, a minute is allowed on a busy machine."""
     for _ in range(600):
         answer = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
         if answer.status_code == status:
@@ -135,7 +135,7 @@ async def eventually(client: httpx.AsyncClient, headers: dict[str, str], status:
 
 
 async def eventually_told(admin_port: int) -> int:
-    """How many decisions the control process tells, once it tells any."""
+    """The number of decisions that the control process reports, once there are any."""
     async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin_port}") as control:
         while True:
             with suppress(httpx.TransportError):
@@ -149,8 +149,8 @@ async def eventually_told(admin_port: int) -> int:
 async def test_a_stream_under_way_ends_and_no_process_is_left(
     tmp_path: Path, sign: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """At Ctrl-C too, which a terminal tells every process of the group: the stream arrives whole, without a word of
-    faults; afterwards nothing listens any more.
+    """Also at Ctrl-C, which a terminal sends to the whole process group: the stream arrives whole, no error is logged,
+    and nothing listens any more.
     """
     config, port, _ = write_config(tmp_path, master_key="")
     async with served(config) as process:
@@ -171,7 +171,7 @@ async def test_a_stream_under_way_ends_and_no_process_is_left(
 
 
 async def test_a_taken_port_is_said_at_once(tmp_path: Path) -> None:
-    """Two gateways on one port: the second ends with the path of the setting and starts nothing."""
+    """A second gateway on the port ends with the setting's path, and starts nothing."""
     config, _, _ = write_config(tmp_path, master_key="")
     async with served(config):
         second = await asyncio.to_thread(started, "serve", "--config", str(config))
@@ -180,7 +180,7 @@ async def test_a_taken_port_is_said_at_once(tmp_path: Path) -> None:
 
 
 async def test_a_second_gateway_in_one_run_folder_is_refused_and_disturbs_nothing(tmp_path: Path) -> None:
-    """On ports of its own too: what the first has counted and the configuration that it goes by stay."""
+    """Also on ports of its own; the first one's counters and configuration stay."""
     config, port, admin_port = write_config(tmp_path, master_key="")
     other = tmp_path / "other.toml"
     text = config.read_text().replace(str(port), str(free_port())).replace(str(admin_port), str(free_port()))
@@ -197,7 +197,7 @@ async def test_a_second_gateway_in_one_run_folder_is_refused_and_disturbs_nothin
 
 
 def test_the_base_install_imports_no_torch() -> None:
-    """Everything a worker imports to serve, without torch, transformers or scikit-learn."""
+    """A worker serves without importing torch, transformers or scikit-learn."""
     code = (
         "import sys, gateway.worker, gateway.app\n"
         "from gateway.config_load import embedded\n"
@@ -209,7 +209,7 @@ def test_the_base_install_imports_no_torch() -> None:
 
 
 def test_a_worker_loads_only_the_clients_it_needs() -> None:
-    """Without Redis and without budgets neither Redis' client nor the database's: they are a third of its memory."""
+    """Without Redis and budgets neither client is imported; they are a third of a worker's memory."""
     code = (
         "import sys, gateway.worker, gateway.app\n"
         "from gateway.config_load import embedded\n"
@@ -221,14 +221,14 @@ def test_a_worker_loads_only_the_clients_it_needs() -> None:
 
 
 def test_a_control_process_without_redis_loads_no_client_of_it() -> None:
-    """It would take as long as a fifth of all else that it loads."""
+    """Importing Redis' client takes a fifth of the time of all other imports."""
     code = "import sys, gateway.control; print('redis' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
     assert done.stdout.strip() == "False", done.stdout + done.stderr
 
 
 def test_check_config_says_everything_at_once(tmp_path: Path) -> None:
-    """Three faults in one file are three lines with three paths."""
+    """Three faults in one file give three lines with three paths."""
     path = tmp_path / "bad.toml"
     path.write_text('[server]\nprot = 1\n[[routes]]\nname = "a"\nmodels = ["x"]\nfallback = ["a"]\n')
     done = headgate("check-config", path, "--json")
@@ -244,7 +244,7 @@ def test_a_database_whose_schema_is_behind_is_told_before_anything_starts(
     tmp_path: Path,
     postgres_server: PostgresServer,
 ) -> None:
-    """Its workers could hold no budget: the command to run is said at once, not by a gateway that refuses all."""
+    """The start is refused with the command to run, because workers could hold no budget."""
     path, _, _ = write_config(tmp_path)
     url = postgres_server.new_database()
     path.write_text(path.read_text().replace(f"sqlite:///{tmp_path}/journal.db", url))
@@ -253,7 +253,7 @@ def test_a_database_whose_schema_is_behind_is_told_before_anything_starts(
 
 
 def test_what_the_command_is_given_wrongly_ends_it_in_one_line(tmp_path: Path) -> None:
-    """A folder that can't be made, amounts that are none: status 2 and a sentence, never a traceback."""
+    """A folder that can't be created or an invalid amount gives status 2 and a sentence, never a traceback."""
     path, _, _ = write_config(tmp_path)
     (tmp_path / "file").touch()
     for words, said in [
@@ -268,7 +268,7 @@ def test_what_the_command_is_given_wrongly_ends_it_in_one_line(tmp_path: Path) -
 
 @pytest.mark.parametrize("words", [("serve",), ("keys", "create", "app")])
 def test_spoilt_settings_are_told_in_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """With the file's name, what is wrong with it and what to do; no trace."""
+    """The message names the file, what is wrong with it and what to do, without a traceback."""
     config, _, _ = write_config(tmp_path)
     (spoilt := tmp_path / "run" / "settings.json").parent.mkdir()
     spoilt.touch()
@@ -279,7 +279,7 @@ def test_spoilt_settings_are_told_in_one_line(tmp_path: Path, words: tuple[str, 
 
 
 def test_a_journal_in_no_folder_ends_the_start(tmp_path: Path) -> None:
-    """It would be waited for in vain, as if it were a server that is away."""
+    """A missing folder doesn't count as a database that is away, which would be waited for."""
     path, _, _ = write_config(tmp_path)
     path.write_text(re.sub(r"sqlite:///.*\"", f'sqlite:///{tmp_path}/nowhere/journal.db"', path.read_text()))
     done = started("serve", "--config", str(path))
@@ -305,7 +305,7 @@ main()
      ("otel", ("check-config", "serve"))],
 )  # fmt: skip
 def test_what_is_not_installed_is_told_with_its_extra(tmp_path: Path, extra: str, commands: tuple[str, ...]) -> None:
-    """In one line and before anything starts."""
+    """A missing extra is named in one line before anything starts."""
     path, _, _ = write_config(tmp_path)
     (tmp_path / "in.jsonl").write_text('{"prompt": "why?"}\n')
     text = path.read_text()
@@ -324,7 +324,7 @@ def test_what_is_not_installed_is_told_with_its_extra(tmp_path: Path, extra: str
 
 
 def test_a_base_install_without_a_file_says_what_it_needs(tmp_path: Path) -> None:
-    """The embedded defaults run local models, which the base install can't."""
+    """The embedded defaults run local models, which need an extra."""
     for command, told in (("serve", "a headgate.toml here replaces"), ("check-config", "the embedded defaults: 1")):
         done = subprocess.run(
             [sys.executable, "-c", BASE, command],
@@ -334,12 +334,12 @@ def test_a_base_install_without_a_file_says_what_it_needs(tmp_path: Path) -> Non
 
 
 def test_the_version_is_told() -> None:
-    """As every command's is."""
+    """`--version` prints the version."""
     assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", started("--version").stdout)
 
 
 def test_no_help_text_loses_a_word() -> None:
-    """Words in square brackets are taken for markup and vanish from what a terminal shows."""
+    """Words in square brackets would be taken for markup and not be shown."""
     import typer.main
 
     from gateway.__main__ import app, mount
@@ -364,7 +364,7 @@ def test_no_help_text_loses_a_word() -> None:
      ('router = "cheapest"\ncascade = "gone/trained.bin"', "routes[0].cascade: gone/trained.bin: no such file")],
 )  # fmt: skip
 def test_a_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path, setting: str, told: str) -> None:
-    """`check-config` and `serve` name the setting; no worker is started again and again."""
+    """`check-config` and `serve` name the setting, and no worker is restarted again and again."""
     path, _, _ = write_config(tmp_path)
     path.write_text(path.read_text().replace('router = "cheapest"', setting))
     checked = headgate("check-config", "--config", path)
@@ -376,7 +376,7 @@ def test_a_file_that_is_not_there_is_told_before_anything_starts(tmp_path: Path,
 
 @pytest.mark.parametrize("after_s", [0.01, 0.05, 0.1, 0.2, 0.4])
 def test_ctrl_c_while_the_command_is_being_loaded_says_nothing(after_s: float) -> None:
-    """No trace of whatever was being imported, and the shell's status 130."""
+    """It ends without a traceback, with the shell's status 130."""
     code = "from gateway import start; print(flush=True); start.main()"
     words = [sys.executable, "-c", code, "--version"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -389,7 +389,7 @@ def test_ctrl_c_while_the_command_is_being_loaded_says_nothing(after_s: float) -
 
 
 def test_ctrl_c_while_the_command_line_is_put_together_says_nothing() -> None:
-    """Between the imports and the command itself."""
+    """It ends without a traceback between the imports and the command itself."""
     code = (
         "import signal, typer.main; from gateway import start\n"
         "typer.main.get_command = lambda _: signal.raise_signal(signal.SIGINT)\n"
@@ -401,7 +401,7 @@ def test_ctrl_c_while_the_command_line_is_put_together_says_nothing() -> None:
 
 @pytest.mark.parametrize("port", ["port", "admin_port"])
 async def test_more_clients_than_file_descriptors(tmp_path: Path, port: str) -> None:
-    """New ones are turned away, which the log tells in a line; those that are there are served; it goes on after."""
+    """New connections are turned away, which is logged in one line; open ones are served, and afterwards all are."""
     ports = {"port": free_port(), "admin_port": free_port()}
     said = tmp_path / "said.log"
     (tmp_path / "headgate.toml").write_text(
@@ -415,7 +415,7 @@ async def test_more_clients_than_file_descriptors(tmp_path: Path, port: str) -> 
     head = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
     async def opened() -> asyncio.StreamWriter | None:
-        """A connection that is answered; None: turned away."""
+        """A connection that was answered; None where it was turned away."""
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", ports[port])
             writer.write(head)
@@ -454,7 +454,7 @@ async def test_more_clients_than_file_descriptors(tmp_path: Path, port: str) -> 
 
 
 async def test_a_provider_is_not_blamed_for_a_lack_of_file_descriptors(tmp_path: Path) -> None:
-    """Whoever is connected is told 503 to try again, and no breaker opens, over TCP, by a name or by a socket file."""
+    """Clients get 503 with a retry, and no breaker opens, over TCP, by a name or by a socket file."""
     port, said = free_port(), tmp_path / "said.log"
     up = await asyncio.start_server(answer_chat, "127.0.0.1", 0)
     there = up.sockets[0].getsockname()[1]
@@ -511,7 +511,7 @@ async def test_a_provider_is_not_blamed_for_a_lack_of_file_descriptors(tmp_path:
 
 
 async def answer_chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Any request, one a connection."""
+    """Answers any request, one per connection."""
     await reader.readuntil(b"\r\n\r\n")
     told = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [
         {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]}  # fmt: skip
@@ -523,7 +523,7 @@ async def answer_chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 async def test_whoever_stops_reading_the_log_stops_nobody(tmp_path: Path) -> None:
-    """As by Ctrl-S on a terminal: workers answer, and all of them end at SIGTERM."""
+    """When nobody reads the log, as after Ctrl-S on a terminal, workers answer and end at SIGTERM."""
     config, port, _ = write_config(tmp_path, master_key="")
     config.write_text(config.read_text() + '[telemetry]\nlog_level = "debug"\n')
     read, log = os.pipe()
@@ -555,7 +555,7 @@ async def test_whoever_stops_reading_the_log_stops_nobody(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
 async def test_a_full_disk_under_its_output_keeps_nobody_waiting(tmp_path: Path) -> None:
-    """The service manager is told that it is ready, though the shell is not."""
+    """The service manager is notified although nothing can be written to the standard output."""
     config, _, _ = write_config(tmp_path, master_key="")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, open("/dev/full", "wb") as full:
         notified.bind(str(tmp_path / "notify"))
@@ -572,7 +572,7 @@ async def test_a_full_disk_under_its_output_keeps_nobody_waiting(tmp_path: Path)
 
 
 async def test_a_run_folder_has_any_name_in_any_locale(tmp_path: Path) -> None:
-    """Also one that the locale can't spell, and with characters that mean something in URLs."""
+    """Its name may have characters that the locale can't represent or that have a meaning in URLs."""
     config, port, admin_port = write_config(tmp_path, master_key="")
     with (
         TemporaryDirectory(suffix="größe: 5%41 語") as folder,  # a short path: a socket's has 107 bytes
@@ -590,7 +590,7 @@ async def test_a_run_folder_has_any_name_in_any_locale(tmp_path: Path) -> None:
 
 
 async def test_it_serves_as_the_only_program_of_a_bare_container(tmp_path: Path) -> None:
-    """As process 1, which inherits orphans, and without shared memory (/dev/shm)."""
+    """It runs as process 1, which inherits orphans, and without shared memory (/dev/shm)."""
     config, port, _ = write_config(tmp_path, master_key="")
     alone = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c"]
     bare = "mount -t tmpfs -o ro none /dev/shm && exec"
@@ -619,12 +619,12 @@ async def test_it_serves_as_the_only_program_of_a_bare_container(tmp_path: Path)
 
 
 def _children(pid: int) -> list[int]:
-    """Those that ended too, until somebody asks after them."""
+    """Ids of a process's children, including those that have ended and were not reaped."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def test_the_command_line_states_how_many_workers_there_are(tmp_path: Path) -> None:
-    """At a reload too, where the file said the same at the start."""
+    """Also at a reload, where the file states another number."""
     config, _, _ = write_config(tmp_path, master_key="")
     async with served(config, "--workers", "1") as process:
         config.write_text(config.read_text().replace("[server]", "[server]\nworkers = 3"))
@@ -639,7 +639,7 @@ async def test_the_command_line_states_how_many_workers_there_are(tmp_path: Path
 
 
 async def test_a_reload_to_several_workers_needs_what_a_start_needs(tmp_path: Path) -> None:
-    """Each of them would give out the whole budget of a key that was made meanwhile."""
+    """Without shared storage each worker would give out the whole budget of a key that was made meanwhile."""
     config, _, _ = write_config(tmp_path, master_key="")
     async with served(config) as process:
         words = ("keys", "create", "app", "--budget-usd", "1", "--config", str(config))
@@ -655,8 +655,8 @@ async def test_a_reload_to_several_workers_needs_what_a_start_needs(tmp_path: Pa
 async def test_a_run_folder_that_is_cleared_away_is_laid_anew(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """While it serves: no request fails, every decision is stored, the socket of a server of ours comes back, and so
-    does a worker that dies, by the configuration in force.
+    """No request fails, every decision is stored, and the sockets of managed servers and workers that die come back,
+    with the configuration in force.
     """
     config, port, admin_port = write_config(tmp_path)
     run = tmp_path / "run"
@@ -697,7 +697,7 @@ async def test_a_run_folder_that_is_cleared_away_is_laid_anew(
 async def test_a_run_folder_that_is_cleared_away_in_a_reload_is_laid_anew(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With what the new workers go by, as soon as one is there that has read it."""
+    """It has the configuration of the new workers as soon as one of them has started with it."""
     config, _, _ = write_config(tmp_path)
     run = tmp_path / "run"
     async with served(config) as process:
@@ -714,7 +714,7 @@ async def test_a_run_folder_that_is_cleared_away_in_a_reload_is_laid_anew(
 
 
 def test_as_many_files_as_the_system_allows() -> None:
-    """Whatever a shell starts processes with."""
+    """The limit of open files is raised, whatever a shell has set."""
     asks = "from gateway.listen import raise_file_limit as r; import resource; r(); print(*resource.getrlimit(7))"
     shell = f'ulimit -Sn 100; exec {sys.executable} -c "{asks}"'
     soft, hard = subprocess.run(shell, shell=True, capture_output=True, text=True, check=True).stdout.split()

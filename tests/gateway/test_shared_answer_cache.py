@@ -1,4 +1,4 @@
-"""Caches of several workers: what one remembers another proposes, what one deletes none serves."""
+"""The cache of several workers: one proposes what another has stored, and none serves what another has deleted."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def remember(cache: SharedAnswerCache) -> None:
 async def test_what_one_remembers_the_other_proposes_until_it_is_deleted(
     caches: tuple[SharedAnswerCache, SharedAnswerCache],
 ) -> None:
-    """Entries, deletions of one and of a tenant's all reach the other's index; the store is one."""
+    """Entries, and deletions of one and of all of a tenant's, reach the other's index; the store is shared."""
     one, two = caches
     mine, theirs = one.semantic_of(ROUTE), two.semantic_of(ROUTE)
     await remember(one)
@@ -71,7 +71,7 @@ async def test_what_one_remembers_the_other_proposes_until_it_is_deleted(
 
 
 async def test_verdicts_are_told(caches: tuple[SharedAnswerCache, SharedAnswerCache]) -> None:
-    """A row that one replica's judge settled is learnt by the other."""
+    """A verdict of one replica's judge is learnt by the other."""
     one, two = caches
     theirs = two.semantic_of(ROUTE)
     one.semantic_of(ROUTE)
@@ -85,7 +85,7 @@ async def test_verdicts_are_told(caches: tuple[SharedAnswerCache, SharedAnswerCa
 
 
 async def test_workers_of_one_machine_share_a_file(tmp_path: Path) -> None:
-    """Without Redis several workers have one store, so a deletion counts for all; a single one keeps to its memory."""
+    """Without Redis several workers share a store, so that deletions count for all; a single worker uses its memory."""
     many = Config(server=Server(run_dir=str(tmp_path), workers=2))
     one, two = (open_cache(many, shipped_featurizer) for _ in range(2))
     await one.store.put(b"k", ENTRY)
@@ -104,7 +104,7 @@ async def test_workers_of_one_machine_share_a_file(tmp_path: Path) -> None:
 async def test_where_redis_has_no_vector_sets_every_replica_keeps_an_index(
     redis_server: RedisServer,
 ) -> None:
-    """The operator's wish is dropped with a warning, and the cache works as before."""
+    """The setting is ignored with a warning, and the cache works with an index per replica."""
     cache = SharedAnswerCache(redis_server.url, 5.0, shipped_featurizer, vectors_in_redis=True)
     await cache._probe()
     assert not cache._wants_sets
@@ -116,7 +116,7 @@ async def test_where_redis_has_no_vector_sets_every_replica_keeps_an_index(
 
 
 def test_a_pair_rule_is_of_the_vectors_that_are_compared(tmp_path: Path) -> None:
-    """A route's cache gets its rule; a file that is none, or one of another embedder's vectors, is refused at start."""
+    """A route's cache uses its rule; a file that is no rule, or is for another embedder, is refused at the start."""
     pairs = labelled(200)
     rule = fit_pair_rule(pairs, np.full(len(pairs), 0.5), embedder="native-abc")
     rule.save(tmp_path / "rule.npz")

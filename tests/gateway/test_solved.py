@@ -45,7 +45,7 @@ def route(folder: Path, **more: Any) -> dict[str, Any]:
 
 
 async def ask(gateway: Live, question: str = QUESTION, key: str = "") -> tuple[list[dict[str, str]], httpx.Response]:
-    """The messages that the upstream saw last, and what the client heard."""
+    """The messages that the upstream last received, and the client's answer."""
     system = {"role": "system", "content": "Be brief."}
     body = {"model": "auto", "messages": [system, {"role": "user", "content": question}], "max_tokens": 8}
     async with httpx.AsyncClient(timeout=60) as client:
@@ -55,7 +55,7 @@ async def ask(gateway: Live, question: str = QUESTION, key: str = "") -> tuple[l
 
 
 async def test_the_nearest_cases_stand_before_the_question(tmp_path: Path) -> None:
-    """The client's messages stay whole and in order; another tenant's case is never shown; the hold covers it all."""
+    """The client's messages stay whole and in order, no other tenant's case is shown, and the hold covers all of it."""
     async with live(tmp_path, models=["small"], routes=[route(tmp_path)]) as gateway:
         seen, answer = await ask(gateway)
         record = await gateway.decision(answer.headers["x-headgate-decision-id"])
@@ -68,7 +68,7 @@ async def test_the_nearest_cases_stand_before_the_question(tmp_path: Path) -> No
 
 
 async def test_a_question_like_no_case_goes_out_as_it_came(tmp_path: Path) -> None:
-    """Nothing that is not similar is paid for; nor is a question its own example."""
+    """Cases that are not similar are not shown, nor is a question as its own example."""
     async with live(tmp_path, models=["small"], routes=[route(tmp_path, solved_withheld=1.0)]) as gateway:
         far, answer = await ask(gateway, "quarterly tax filing deadline for corporations")
         own, _ = await ask(gateway, CASES[2]["question"])
@@ -78,7 +78,7 @@ async def test_a_question_like_no_case_goes_out_as_it_came(tmp_path: Path) -> No
 
 
 async def test_cases_are_withheld_by_chance_from_a_share_of_requests(tmp_path: Path) -> None:
-    """The record says what was shown and how likely that was; a cached answer was shown nothing."""
+    """The record says how many were shown and with what probability; a cached answer has none."""
     routes = [route(tmp_path, solved_withheld=0.5, cache="exact")]
     async with live(tmp_path, models=["small"], routes=routes) as gateway:
         told = list[DecisionRecord]()
@@ -97,7 +97,7 @@ async def test_cases_are_withheld_by_chance_from_a_share_of_requests(tmp_path: P
 
 
 async def test_cases_are_not_withheld_from_keys_that_opted_out_of_exploration(tmp_path: Path) -> None:
-    """And then it was certain that they are shown."""
+    """For such keys they are shown with probability 1."""
     auth = {"master_key": "master", "keys": [{"name": "calm", "key": "sk-calm", "explore": False}]}
     always = route(tmp_path, solved_withheld=1.0)
     async with live(tmp_path, models=["small"], routes=[always], auth=auth) as gateway:
@@ -110,7 +110,7 @@ async def test_cases_are_not_withheld_from_keys_that_opted_out_of_exploration(tm
 
 
 async def test_a_batch_job_is_withheld_nothing(tmp_path: Path) -> None:
-    """Nothing is learnt of its answers, so it would be worse off for nothing."""
+    """Nothing is learnt from a batch job's answers, so withholding would only harm it."""
     routes = [route(tmp_path, solved_withheld=1.0)]
     async with live(tmp_path, models=["small"], routes=routes) as gateway:
         asker = Asker(gateway.services, "job", ANYONE)
@@ -121,7 +121,7 @@ async def test_a_batch_job_is_withheld_nothing(tmp_path: Path) -> None:
 
 
 async def test_checks_still_read_an_answer_that_was_shown_cases(tmp_path: Path) -> None:
-    """A climb's first step with examples before it is an answer to the client's question like any other."""
+    """An answer with cases in its prompt is checked like any other."""
     models = [{"name": "small"}, {"name": "large", "output_usd_per_mtok": 40.0}]
     checked = {"models": ["small", "large"], "cascade": "confidence", "check": ["false"], "check_timeout_s": 60.0}
     async with live(tmp_path, models=models, routes=[route(tmp_path, **checked)]) as gateway:
@@ -132,7 +132,7 @@ async def test_checks_still_read_an_answer_that_was_shown_cases(tmp_path: Path) 
 
 
 def test_bad_files_and_cascades_that_show_nothing_are_refused(tmp_path: Path) -> None:
-    """A file that is away, a line that is no case, and a strategy that writes its own requests."""
+    """A missing file, a line that is no case, and a strategy that writes its own requests are refused."""
     with pytest.raises(ConfigError, match="No such file"):
         open_solved(str(tmp_path / "nothing.jsonl"), 4)
     with pytest.raises(ConfigError, match="line 2"):
@@ -144,7 +144,7 @@ def test_bad_files_and_cascades_that_show_nothing_are_refused(tmp_path: Path) ->
 
 
 def test_cases_are_made_from_answers_found_right(tmp_path: Path) -> None:
-    """Single turns with text and good feedback, oldest first; the latest feedback on an answer counts."""
+    """Single turns with text and good feedback become cases, oldest first; the latest feedback on an answer counts."""
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
     told = [("a", 1.0, 1, "four"), ("b", 0.2, 1, "five"), ("c", 1.0, 3, "six"), ("d", 1.0, 1, ""), ("e", 1.0, 1, "ten")]
     asked = [

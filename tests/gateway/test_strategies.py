@@ -1,4 +1,4 @@
-"""Strategies that feedback teaches, served over HTTP: drawn, recorded, learnt, kept over a reload."""
+"""Strategies that feedback teaches, over HTTP: drawn, recorded, learnt, and kept over a reload."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ async def ask(client: httpx.AsyncClient, gateway: Live, text: str) -> httpx.Resp
 
 
 def question(i: int) -> tuple[bool, str]:
-    """Whether it is hard, and its text."""
+    """Whether the question is hard, and its text."""
     if i % 2:
         return True, f"Question: what is {i} * {i + 3} + {i + 8} in base {i % 7 + 3}?\nAnswer:"
     return False, f"Write a tender poem about garden number {i} at night"
 
 
 async def taught(client: httpx.AsyncClient, gateway: Live, rounds: int) -> None:
-    """Sums are right only when verified; poems always."""
+    """Ask questions and give feedback by which sums are right only when verified, and poems always."""
     for i in range(rounds):
         hard, text = question(i)
         answer = await ask(client, gateway, text)
@@ -51,8 +51,8 @@ async def taught(client: httpx.AsyncClient, gateway: Live, rounds: int) -> None:
 
 
 async def test_a_strategy_is_drawn_recorded_and_learnt(tmp_path: Path) -> None:
-    """Each decision tells the strategy and every one's chance; after feedback hard queries are verified and easy ones
-    are not; another book of the same configuration goes on with what was learnt.
+    """Each decision has the strategy and the probability of each; after feedback hard queries are verified and easy
+    ones are not; a new book of the same configuration keeps what was learnt.
     """
     async with (
         live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway,
@@ -76,7 +76,7 @@ async def test_a_strategy_is_drawn_recorded_and_learnt(tmp_path: Path) -> None:
 
 
 def test_a_learned_cascade_needs_strategies_to_choose_among(tmp_path: Path) -> None:
-    """None, one, an unknown one and one twice are refused with their paths."""
+    """No strategy, a single one, an unknown one and a repeated one are refused with their paths."""
 
     def problems(**changed: object) -> list[str]:
         routes = [{**ROUTE, **changed}]

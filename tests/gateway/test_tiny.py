@@ -1,4 +1,4 @@
-"""What the measurement on the shipped models computes from answers; the models themselves are asked by the command."""
+"""What `headgate cascade tiny` computes from answers, without the models."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def reply(right: bool, confidence: float = 1.0, *, model: str = "tiny-small", ca
 
 
 def test_the_threshold_sends_a_budgeted_share_to_the_large_model():
-    """As many of the least sure answers as the budget allows, whether they are right or not."""
+    """As many of the least confident answers are sent as the budget allows, whether they are right or not."""
     small = [reply(True, 0.9)] * 70 + [reply(False, 0.4)] * 30
     assert 0.8 < threshold(small) <= 0.9
     assert threshold([*small, *small[-20:]]) <= 0.4
 
 
 def test_a_cascade_is_measured_beside_the_large_model():
-    """Shares of accuracy, calls and cost."""
+    """The report has shares of accuracy, calls and cost."""
     climbed = [reply(True)] * 60 + [reply(True, model="tiny-large")] * 39 + [reply(False)]
     found = against(climbed, [reply(True, model="tiny-large")] * 100)
     assert found["share_of_large"]["value"] == pytest.approx(0.99)
@@ -34,7 +34,7 @@ def test_a_cascade_is_measured_beside_the_large_model():
 
 
 def test_what_stays_local_is_counted_beside_the_quality_kept():
-    """Of all requests and of each kind; a request that climbed to the large model has left."""
+    """It is counted over all requests and by kind; a request that reached the large model doesn't count."""
     easy, hard = Question("larger", "a", "a?", "1"), Question("total", "b", "b?", "2")
     climbed = [reply(True)] * 50 + [reply(True)] * 20 + [reply(True, model="tiny-large")] * 30
     found = kept_local(climbed, [reply(True, model="tiny-large")] * 100, [easy] * 50 + [hard] * 50)
@@ -44,7 +44,7 @@ def test_what_stays_local_is_counted_beside_the_quality_kept():
 
 
 def test_answers_are_written_as_outcome_data(tmp_path: Path):
-    """What both models said, with its price and how sure it was, is what the training commands read."""
+    """Both models' answers, costs and confidences are written as the training commands read them."""
     questions = [Question("larger", f"larger 1 {n}", f"larger of 1 and {n}?", str(n)) for n in (2, 3)]
     small, large = [reply(True, 0.5), reply(False, 0.0)], [reply(True, model="tiny-large")] * 2
     write_data(tmp_path / "answers", questions, [small, large])
@@ -56,9 +56,7 @@ def test_answers_are_written_as_outcome_data(tmp_path: Path):
 
 
 def test_votes_and_calls_are_counted():
-    """The most frequent of a fixed number of answers counts; adaptive tries are what they took, and stand beside as
-    many tries for every question.
-    """
+    """The most frequent of a fixed number of answers counts; adaptive tries count as many calls as they took."""
     questions = [Question("larger", "larger 1 2", "larger of 1 and 2?", "2")] * 2
     tries = [[reply(True, text="2")] * 2, [reply(False, text="1")] * 2, [reply(False, text="1")] * 2]
     assert voted(tries, questions) == [0.0, 0.0] and voted(tries[:2], questions) == [1.0, 1.0]

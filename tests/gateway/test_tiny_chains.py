@@ -15,12 +15,12 @@ def solvers() -> Solvers:
 
 
 def test_a_chain_comes_to_what_its_steps_do():
-    """A sum of what the step before came to, or the larger of both."""
+    """Each step adds to the number of the step before, or keeps the larger of both."""
     assert Chain(7, (("total", 5), ("larger", 30), ("larger", 2), ("total", 1))).answer == 31
 
 
 def test_no_step_was_trained_on():
-    """Neither its sums nor its comparisons, and all stay within three digits."""
+    """No shipped model was trained on a chain's sums or comparisons, and all numbers have at most three digits."""
     for chain in chains(20, 5):
         assert len(chain.steps) == STEPS and chain.answer < 1000
         for at, (kind, other) in enumerate(chain.steps):
@@ -28,7 +28,7 @@ def test_no_step_was_trained_on():
 
 
 def test_thresholds_at_the_ends_leave_all_to_one_model(solvers: Solvers):
-    """By steps and by whole solutions alike; every step's words are those of the model that it was left to."""
+    """By steps and by whole solutions alike, each step is written by the model that the threshold leaves it to."""
     for chain in chains(8, 6):
         for accept_at, model in ((0.0, SMALL), (2.0, LARGE)):
             steps, whole = by_steps(solvers, chain, accept_at), by_answers(solvers, chain, accept_at)
@@ -38,13 +38,15 @@ def test_thresholds_at_the_ends_leave_all_to_one_model(solvers: Solvers):
 
 
 def test_what_is_no_number_ends_a_solution(solvers: Solvers):
-    """Nothing can follow it, so it is wrong and no model is asked."""
+    """No step can follow it, so the solution is wrong and no model is asked again."""
     outcome = solvers.write(LARGE, chains(1, 6)[0], "abc")
     assert outcome.evidence.output_tokens == 0 and "####" in outcome.evidence.text
 
 
 def test_steps_save_tokens_that_whole_solutions_and_chance_do_not():
-    """At the large model's accuracy steps need fewer of its tokens; as many by chance are right less often."""
+    """At the large model's accuracy steps need fewer of its tokens; the same share of steps by chance is right less
+    often.
+    """
     found = report(40, 1, 0.95)
     assert found["large_tokens_steps_over_answers"]["high"] < 1.0
     assert found["by_chance"]["accuracy"]["value"] < found["by_steps"]["accuracy"]["value"] - 0.1

@@ -1,4 +1,4 @@
-"""Figures with intervals, and what examples are worth, computed from answers."""
+"""Figures with intervals, and the value of examples, computed from answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def reply(right: bool, into: int = 10, cost_usd: float = 1.0) -> Reply:
 
 
 def test_a_figure_has_an_interval_that_narrows_with_questions():
-    """Constant data has none; ten times the questions a third of the width."""
+    """Constant data has an interval of width zero; ten times the questions give about a third of the width."""
     few, many = mean([0.0, 1.0] * 20), mean([0.0, 1.0] * 200)
     assert few["value"] == many["value"] == 0.5 and mean([0.3] * 9) == pytest.approx(dict.fromkeys(few, 0.3))
     width, narrow = (found["high"] - found["low"] for found in (few, many))
@@ -26,21 +26,21 @@ def test_a_figure_has_an_interval_that_narrows_with_questions():
 
 
 def test_differences_are_paired():
-    """Questions that differ much, answered alike both ways, leave no doubt about the difference."""
+    """Where the same questions get the same scores, the difference has no uncertainty."""
     hard = [0.0, 1.0, 0.0, 1.0, 1.0] * 8
     assert difference(hard, [one - 0.25 for one in hard]) == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
     assert ratio([0.0, 0.0], [0.0, 0.0])["value"] is None
 
 
 def test_only_right_answers_become_cases(tmp_path: Path):
-    """What is written is what a route reads."""
+    """The file has only right answers, in the format that a route reads."""
     questions = [Question("larger", f"larger 1 {n}", f"larger of 1 and {n}?", str(n)) for n in (2, 3)]
     tiny_shown.write_cases(tmp_path / "cases.jsonl", questions, [reply(True), reply(False)])
     assert len(open_solved(str(tmp_path / "cases.jsonl"), 4).stores["default"]) == 1
 
 
 def test_examples_are_laid_beside_none():
-    """Success, tokens and cost of every way, and what the chosen number saves."""
+    """The report has accuracy, tokens and cost of each way, and what choosing the number of cases saves."""
     asked = {
         "shown": [reply(True, 90)] * 10,
         "shown-as-needed": [reply(True, 30)] * 9 + [reply(False, 30)],

@@ -1,4 +1,4 @@
-"""Samples of the small shipped model: who picks, and how many each question gets."""
+"""Samples of the small shipped model: how one is picked, and how many each question gets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from local_models.tasks import held_out_questions
 
 
 def drawn(seed: int, *, informed: bool = True, n: int = 240) -> Sampled:
-    """Questions that are always right, right one time in eight, or never; each kind looks like itself."""
+    """Questions that are always right, right one time in eight, or never; each kind has its own hidden state."""
     rng = np.random.default_rng(seed)
     kind = np.arange(n) % 3
     right = (rng.random((n, SAMPLES)) < np.array([1.0, 0.125, 0.0])[kind][:, None]).astype(float)
@@ -33,13 +33,15 @@ def drawn(seed: int, *, informed: bool = True, n: int = 240) -> Sampled:
 
 
 def test_the_best_scored_of_the_first_k_is_picked():
-    """Of equal scores the first; a better one that comes later counts from then on."""
+    """Of equal scores the first is picked; a better one that comes later is picked from then on."""
     right, score = np.array([[1.0, 0.0, 0.0, 1.0]]), np.array([[-2.0, -2.0, -1.0, -0.5]])
     assert picked(right, score).tolist() == [[1.0, 1.0, 0.0, 1.0]]
 
 
 def test_a_budget_goes_where_another_sample_gains_most_per_token():
-    """Neither to what is surely right nor to what is hopeless; of equally hard ones to the shorter; never beyond."""
+    """Neither surely right nor hopeless questions get more; of equally hard ones the shorter does; the budget is never
+    exceeded.
+    """
     chance, tokens = np.array([0.99, 0.3, 0.3, 1e-6]), np.array([5.0, 5.0, 10.0, 5.0])
     assert in_advance(chance, tokens, 25.0).tolist() == [1, 1, 1, 1]
     assert in_advance(chance, tokens, 35.0).tolist() == [1, 3, 1, 1]
@@ -50,7 +52,7 @@ def test_a_budget_goes_where_another_sample_gains_most_per_token():
 
 
 def test_sampling_ends_once_the_verifier_is_sure_or_hope_is_gone():
-    """As often as a token's rate allows; a free token leaves only certainty to stop at."""
+    """It goes on as long as the rate per token allows; at rate 0 it ends only with certainty."""
     grades = np.full((3, SAMPLES), 0.01)
     grades[0, 2] = 0.99
     chance, tokens = np.array([0.5, 0.5, 1e-4]), np.full(3, 5.0)
@@ -61,7 +63,8 @@ def test_sampling_ends_once_the_verifier_is_sure_or_hope_is_gone():
 
 
 def test_efficiency_is_tokens_at_equal_accuracy():
-    """Between two points of the curve by the line; undefined where it never gets there."""
+    """Between two points of the curve it is interpolated linearly; it is undefined where the accuracy is never reached.
+    """
     half, most = np.tile([1.0, 0.0], 50), np.tile([1.0, 1.0, 1.0, 0.0], 25)
     fixed = Way(most, np.full(100, 40.0))
     assert efficiency(fixed, [Way(half, np.full(100, 5.0)), Way(most, np.full(100, 10.0))])["value"] == pytest.approx(4)
@@ -71,7 +74,9 @@ def test_efficiency_is_tokens_at_equal_accuracy():
 
 
 def test_allocation_by_difficulty_beats_as_many_for_all():
-    """A third of the questions is worth sampling: more accuracy at equal tokens, fewer tokens at equal accuracy."""
+    """Where a third of the questions is worth sampling, it has more accuracy at equal tokens and fewer tokens at equal
+    accuracy.
+    """
     found = compared(drawn(0), drawn(1))
     assert found["samples"]["16"]["by_verifier"]["value"] == found["samples"]["16"]["some_right"]["value"] > 0.55
     for way in ("in_advance", "as_graded"):
@@ -82,14 +87,14 @@ def test_allocation_by_difficulty_beats_as_many_for_all():
 
 
 def test_a_verifier_that_knows_nothing_gains_nothing():
-    """Though some sample is right more and more often."""
+    """Accuracy stays the same although more samples contain a right one more often."""
     told = compared(drawn(0, informed=False), drawn(1, informed=False))["samples"]
     assert told["16"]["some_right"]["value"] > told["1"]["some_right"]["value"] + 0.2
     assert abs(told["16"]["by_verifier"]["value"] - told["1"]["by_verifier"]["value"]) < 0.1
 
 
 def test_the_large_model_picks_right_answers_of_the_small_one():
-    """Real samples: different draws, whole answers, and a verifier nearly as good as knowing."""
+    """Real samples differ, are whole, and the verifier picks nearly as well as one that knows the answer."""
     questions = [q for q in held_out_questions(60, seed=3) if q.kind == "total"][:16]
     writers = Writers()
     one, other = draw(writers, questions), draw(writers, questions, first_seed=16 * SAMPLES)
@@ -101,7 +106,7 @@ def test_the_large_model_picks_right_answers_of_the_small_one():
 
 
 def test_a_beginning_of_an_answer_is_no_answer():
-    """What goes on is not taken for what ends."""
+    """The beginning of an answer is scored lower than the whole answer."""
     writers = Writers()
     for question in held_out_questions(6, seed=3):
         prompt = tuple(writers.codec.encode_chat([{"role": "user", "content": question.prompt}]))

@@ -16,14 +16,14 @@ def writers() -> Writers:
 
 
 def test_steps_that_are_always_taken_make_the_small_models_answer(writers: Writers):
-    """Only what ends exactly at a step's edge, and so shows nothing, is asked of the large model."""
+    """Only an answer that ends exactly at a step's edge, without evidence, is written by the large model."""
     for question in QUESTIONS:
         by_steps, alone = stepwise(writers, question, 0.0), whole(writers, question, 0.0)
         assert by_steps.right == alone.right and alone.large_tokens == 0 and by_steps.large_tokens <= 1
 
 
 def test_steps_that_are_never_taken_make_the_large_models_answer(writers: Writers):
-    """Every token is then written twice, once by each, and the large model's stand."""
+    """Each token is written by both models, and the large one's is kept."""
     for question in QUESTIONS:
         by_steps, alone = stepwise(writers, question, 2.0), whole(writers, question, 2.0)
         assert (by_steps.right, by_steps.large_tokens) == (alone.right, alone.large_tokens)
@@ -31,14 +31,16 @@ def test_steps_that_are_never_taken_make_the_large_models_answer(writers: Writer
 
 
 def test_the_thriftiest_threshold_reaches_the_target():
-    """Fewest large-model tokens among those right often enough; the strictest where none is."""
+    """It is the one with the fewest large-model tokens among those that reach the target; the highest where none does.
+    """
     few, many = Written(True, 1, 9), Written(True, 5, 9)
     tried = {0.5: [Written(False, 0, 9), few], 0.7: [few, few], 0.9: [many, many]}
     assert thriftiest(tried, 1.0) == 0.7 and thriftiest(tried, 0.5) == 0.5 and thriftiest(tried, 1.1) == 0.9
 
 
 def test_the_report_counts_the_large_models_tokens():
-    """Fewer than it writes alone, laid beside sending whole answers."""
+    """Drafting needs fewer tokens of the large model than it writes alone, and is compared with sending whole answers.
+    """
     found = report(QUESTIONS[:6], QUESTIONS[6:], 0.99)
     assert 0.0 <= found["by_steps"]["large_token_share"]["value"] <= 1.0
     assert found["by_steps"]["all_token_ratio"]["value"] > found["by_steps"]["large_token_share"]["value"]

@@ -1,4 +1,4 @@
-"""Certificates that end, don't fit or are renewed: said in time, and taken up."""
+"""Certificates that expire, don't fit their keys or are renewed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DAY_S = 86_400.0
 
 
 def certificate(folder: Path, name: str, days: float, *, begins: float = -1.0, ca: bool = False) -> tuple[Path, Path]:
-    """Of itself, for localhost: valid from so many days from now to so many days from now."""
+    """A self-signed certificate for localhost, valid between these numbers of days from now."""
     made = folder / f"of-{name}"
     made.mkdir(exist_ok=True)
     (made / "index").write_text("")
@@ -58,7 +58,7 @@ def config_of(cert: Path | str = "", key: Path | str = "", ca: Path | str = "", 
 
 
 def test_dates_are_those_that_openssl_reads(tmp_path: Path) -> None:
-    """In both notations of a time, of every certificate in a file; a file without one says so."""
+    """Dates are read in both time formats, of every certificate in a file; a file without one raises an error."""
     near, _ = certificate(tmp_path, "near", 30, ca=True)
     far, _ = certificate(tmp_path, "far", 40_000, begins=-3, ca=True)
     both = tmp_path / "both.pem"
@@ -75,7 +75,8 @@ def test_dates_are_those_that_openssl_reads(tmp_path: Path) -> None:
 
 
 def test_what_ends_soon_has_ended_or_has_not_begun_is_a_warning(tmp_path: Path) -> None:
-    """Within 14 days, each file by its setting, and by its place where a file holds several."""
+    """Each file is named by its setting, and a certificate by its number where a file holds several; "soon" is 14 days.
+    """
     sound, soon = certificate(tmp_path, "sound", 15), certificate(tmp_path, "soon", 13)
     ended, early = certificate(tmp_path, "ended", -0.1), certificate(tmp_path, "early", 90, begins=2)
 
@@ -92,7 +93,7 @@ def test_what_ends_soon_has_ended_or_has_not_begun_is_a_warning(tmp_path: Path) 
 
 
 def test_certificates_for_redis_and_postgresql_are_looked_at_too(tmp_path: Path) -> None:
-    """As their addresses name them: authorities, and those by which they know us, which must fit their keys."""
+    """Authorities and client certificates in their URLs are checked; the latter must fit their keys."""
     (sound, key), (soon, _) = certificate(tmp_path, "sound", 90), certificate(tmp_path, "soon", 1)
     urls = {
         "redis_url": f"rediss://h:1/0?ssl_ca_certs={soon}&ssl_certfile={sound}&ssl_keyfile={key}",
@@ -108,7 +109,7 @@ def test_certificates_for_redis_and_postgresql_are_looked_at_too(tmp_path: Path)
 
 
 def test_check_config_warns(tmp_path: Path) -> None:
-    """And refuses nothing for it; a key that doesn't fit is refused."""
+    """Expiry is only warned of; a key that doesn't fit its certificate is refused."""
     path, _, _ = write_config(tmp_path)
     (cert, key), (_, foreign) = certificate(tmp_path, "soon", 3), certificate(tmp_path, "other", 90)
     plain = path.read_text()
@@ -122,7 +123,7 @@ def test_check_config_warns(tmp_path: Path) -> None:
 
 
 def shown(port: int) -> float:
-    """When the certificate ends that a new connection is shown."""
+    """The expiry of the certificate that a new connection is given."""
     pem = ssl.get_server_certificate(("127.0.0.1", port))
     with tempfile.NamedTemporaryFile("w") as file:
         file.write(pem)
@@ -137,7 +138,7 @@ def left_s(admin_port: int) -> float:
 
 
 async def test_a_renewed_certificate_is_taken_up_without_a_reload(tmp_path: Path) -> None:
-    """By both ports, and told by the metric; connections stay. One that doesn't fit its key changes nothing."""
+    """Both ports use it, the metric shows it, and connections stay. One that doesn't fit its key changes nothing."""
     path, port, admin_port = write_config(tmp_path)
     cert, key = certificate(tmp_path, "server", 3)
     fresh, its_key = certificate(tmp_path, "fresh", 60)
@@ -159,8 +160,8 @@ async def test_a_renewed_certificate_is_taken_up_without_a_reload(tmp_path: Path
 
 
 async def test_renewed_authorities_of_clients_are_taken_up_without_a_reload(tmp_path: Path) -> None:
-    """By both ports, the removed one too: its clients come by no new connection and resume none. Open ones go on, and
-    what can't be read changes nothing.
+    """On both ports, clients of a removed authority can neither connect nor resume a session. Open connections go on,
+    and a file that can't be read changes nothing.
     """
     path, port, admin_port = write_config(tmp_path)
     cert, key = certificate(tmp_path, "server", 60)
@@ -212,7 +213,7 @@ async def test_renewed_authorities_of_clients_are_taken_up_without_a_reload(tmp_
 
 
 async def test_redis_is_shown_our_certificate(tmp_path: Path) -> None:
-    """Where it asks for one, as `ssl_certfile` in its address names it."""
+    """A Redis that requires a client certificate gets the one that `ssl_certfile` in its URL names."""
     cert, key = certificate(tmp_path, "both", 9, ca=True)
     port = free_port()
     process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Spans: made at the end of a request, after the GenAI conventions, without its text."""
+"""Spans are made at the end of a request, by the GenAI conventions, without its text."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ HEADER = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     ],
 )  # fmt: skip
 def test_a_malformed_traceparent_begins_a_new_trace(header: bytes) -> None:
-    """As the specification asks: neither refused nor continued."""
+    """It is neither refused nor continued, as the specification asks."""
     assert parse_traceparent(header) is None
 
 
 @given(st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.booleans())
 def test_a_traceparent_reads_as_it_was_written(trace_id: int, span_id: int, sampled: bool) -> None:
-    """And a child keeps the trace and the decision to sample, under its own id."""
+    """A child keeps the trace and the sampling decision, with a span id of its own."""
     parent = parse_traceparent(traceparent(trace_id, span_id, sampled))
     assert parent == Parent(trace_id, span_id, sampled)
     child = parse_traceparent(parent.child())
@@ -40,7 +40,7 @@ def test_a_traceparent_reads_as_it_was_written(trace_id: int, span_id: int, samp
 
 
 def test_a_later_version_may_say_more() -> None:
-    """Its first four fields are read all the same."""
+    """The first four fields of a later version are read."""
     assert parse_traceparent(b"01" + HEADER[2:] + b"-more") == parse_traceparent(HEADER)
 
 
@@ -57,7 +57,7 @@ def spans(headers: dict[bytes, bytes] | None = None, error: str = "") -> list[ob
 
 
 def test_a_request_is_a_span_with_a_child_for_each_attempt() -> None:
-    """Named, timed and attributed as the conventions say."""
+    """Spans are named, timed and attributed as the conventions say."""
     first, second, whole = spans({b"traceparent": HEADER})
     assert [span.name for span in (first, second, whole)] == ["chat small", "chat large", "chat auto"]
     assert whole.parent.span_id == 0x00F067AA0BA902B7
@@ -78,7 +78,7 @@ def test_a_request_is_a_span_with_a_child_for_each_attempt() -> None:
 
 
 def test_failures_mark_their_span() -> None:
-    """An attempt's by its failure, a request's by the error the client got."""
+    """An attempt's span has its failure, and the request's span the error that the client got."""
     first, second, whole = spans(error="upstream_error")
     assert (first.attributes["error.type"], first.status.is_ok) == ("overloaded", False)
     assert "error.type" not in second.attributes and second.status.is_ok
@@ -87,13 +87,13 @@ def test_failures_mark_their_span() -> None:
 
 
 def test_no_span_holds_text_of_a_request() -> None:
-    """Neither in a name nor in an attribute."""
+    """No text is in a name or an attribute."""
     text = "".join(span.to_json() for span in spans())
     assert PROMPT.decode() not in text and "cinnamon" not in text
 
 
 def test_without_an_endpoint_nothing_is_imported() -> None:
-    """Serving pays nothing for tracing that is off."""
+    """OpenTelemetry is not imported where tracing is off."""
     assert tracing_to("", {}) is None
     code = (
         "import sys, gateway.tracing; gateway.tracing.tracing_to('', {}); "
@@ -103,7 +103,7 @@ def test_without_an_endpoint_nothing_is_imported() -> None:
 
 
 def test_an_endpoint_is_sent_to_over_http() -> None:
-    """The collector's address is completed with the path of traces."""
+    """Spans go to the collector's address with the path of traces added."""
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     tracing = tracing_to("http://127.0.0.1:9/", {})
     assert tracing is not None

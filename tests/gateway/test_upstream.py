@@ -201,7 +201,7 @@ def test_any_truncation_of_an_answer_is_an_error(wire: bytes, data: st.DataObjec
 
 @pytest.mark.parametrize("encoding", [b"identity", b"Identity", b""])
 async def test_an_answer_that_says_it_is_not_compressed_is_read(encoding: bytes) -> None:
-    """However it says so."""
+    """Every way to say "not compressed" is accepted."""
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -267,7 +267,7 @@ async def test_body_over_the_limit(framing: str) -> None:
 
 
 async def test_connects_equal_concurrency_over_a_thousand_requests() -> None:
-    """Keep-alive is never lost: 1,000 requests by 8 clients make 8 connections."""
+    """Connections are reused: 1,000 requests by 8 clients make 8 connections."""
     async with ScriptedServer() as server:
         pool = open_pool(server.url, most=16)
 
@@ -319,7 +319,7 @@ async def test_server_closes_idle_connection() -> None:
 
 
 async def test_stale_connection_is_retried_once() -> None:
-    """A kept-alive connection that dies before a byte of the answer is replaced without a word."""
+    """A kept-alive connection that dies before a byte of the answer is replaced silently."""
     served: list[int] = []
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -375,7 +375,7 @@ async def test_received_bytes_forbid_a_retry() -> None:
 
 
 async def test_bytes_nobody_asked_for() -> None:
-    """Bytes behind an answer or on a resting connection close it; they are never the next answer."""
+    """Bytes after an answer or on an idle connection close it; they are never taken for the next answer."""
     async with ScriptedServer({"m": [{"fault": "extra_bytes"}]}) as server:
         pool = open_pool(server.url)
         for _ in range(3):
@@ -523,7 +523,7 @@ async def test_a_poured_body_arrives_whole() -> None:
 
 
 async def test_a_taker_that_pauses_stops_the_upstream() -> None:
-    """What comes while nobody takes is bounded, and is there when the taker goes on."""
+    """What arrives during the pause is bounded, and is there when the taker goes on."""
     async with ScriptedServer({"m": [{"text": "word " * 40_000, "coalesce": True}]}) as server:
         pool = open_pool(server.url)
         response = await pool.send(HEAD, ask(text="x", stream=True), timeout_s=60)
@@ -539,7 +539,7 @@ async def test_a_taker_that_pauses_stops_the_upstream() -> None:
 
 
 async def test_a_taker_that_fails_ends_its_own_answer_only() -> None:
-    """Its fault is raised where the answer is awaited; the connection is given up, the pool serves on."""
+    """Its exception is raised where the answer is awaited; the connection is closed, and the pool serves on."""
     async with ScriptedServer({"m": [{"text": "a b c", "gap_s": 0.005}]}) as server:
         pool = open_pool(server.url)
         response = await pool.send(HEAD, ask(stream=True), timeout_s=60)
@@ -557,7 +557,7 @@ async def test_a_taker_that_fails_ends_its_own_answer_only() -> None:
 
 
 async def test_a_part_grants_time_for_the_next() -> None:
-    """Without a grant the first limit holds for all that follows; with one, each part has its own."""
+    """Without a grant the first time limit holds for all that follows; with one, each part has its own."""
     script = {"m": [{"text": "a b c d e f", "gap_s": 0.25}]}
     async with ScriptedServer(script) as server:
         pool = open_pool(server.url)
@@ -609,7 +609,8 @@ def dead_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 async def test_names_that_nobody_finds_delay_nobody_else(dead_names: list[str]) -> None:
-    """However many they are: neither another upstream nor what else needs threads waits, and each is sought once."""
+    """However many they are, neither other upstreams nor other users of threads wait, and each name is looked up once.
+    """
     names = [f"a{number}.dead.test" for number in range(40)]
     pools = [Pool(Endpoint.parse(f"http://{name}"), max_connections=8, connect_timeout_s=0.5) for name in names]
     asking = [asyncio.create_task(pool.send(HEAD, b"{}", timeout_s=60)) for pool in pools for _ in range(3)]
@@ -632,7 +633,7 @@ async def test_names_that_nobody_finds_delay_nobody_else(dead_names: list[str]) 
 async def test_a_lookup_that_is_lost_is_followed_by_few_others(
     dead_names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A nameserver that is back is asked again, yet no name takes thread after thread."""
+    """After a lost look-up the nameserver is tried again, yet no name uses thread after thread."""
     name = lookup.Name("lost.dead.test")
     for fresh_s, sought in ((60.0, 1), (0.0, lookup.MAX_THREADS)):
         monkeypatch.setattr(lookup, "FRESH_S", fresh_s)
@@ -727,7 +728,7 @@ async def test_an_answer_before_the_request_is_written() -> None:
 
 
 async def test_cancel_leaves_the_upstream() -> None:
-    """A cancelled answer aborts its connection at once, and twice is as good as once."""
+    """A cancelled answer aborts its connection at once; cancelling twice does no more."""
     async with ScriptedServer({"m": [{"fault": "stall"}]}) as server:
         pool = open_pool(server.url)
         response = await pool.send(HEAD, ask(stream=True), timeout_s=60)
@@ -761,7 +762,7 @@ async def test_cancelling_the_task_leaves_the_upstream(fault: str) -> None:
 
 
 async def test_late_cancel_does_not_touch_the_next_exchange() -> None:
-    """Cancelling an answer that has ended leaves the connection, now somebody else's, alone."""
+    """Cancelling an answer that has ended leaves the connection, now used by another request, alone."""
     async with ScriptedServer() as server:
         pool = open_pool(server.url, most=1)
         first = await pool.send(HEAD, ask(), timeout_s=60)
