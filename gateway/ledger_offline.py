@@ -155,5 +155,5 @@ def _over_share(known: KnownAccount, nanousd: int, workers: int) -> OverBudget:
     refusal = over_budget(known.account, nanousd, spent, held)
     if spent + held + nanousd > (known.account.limit_nanousd or 0):
         return refusal
-    message = f"{refusal.message} Redis can't tell it just now, so each of {workers} workers has a share of it."
+    message = f"{refusal.message} Redis can't tell its balance now, so each of {workers} workers has a share of it."
     return OverBudget(message, retry_after_s=1.0)
