@@ -79,7 +79,8 @@ class Background:
         if job.stream is None:
             await reply.whole(200, [*headers, JSON], encode_json(response))
         else:
-            await give(reply, 200, [*headers, *EVENTS], with_keepalives(s.responses.told(record.id, record.tenant, 0)))
+            events = with_keepalives(s.responses.events_from(record.id, record.tenant, 0))
+            await give(reply, 200, [*headers, *EVENTS], events)
 
     async def close(self, patience_s: float = 0.0) -> None:
         """Refuse new responses, wait `patience_s` seconds for those under way, then end the rest as failed."""

@@ -72,7 +72,7 @@ class Responses:
         self.conversations = ConversationService(journal, server, clock)
         self.kept = StoredEventStreams(journal, clock)
         self.running: dict[str, BackgroundJob] = {}
-        """By their ids."""
+        """Background responses that this worker is making, by id."""
         self._recent: OrderedDict[tuple[str, str], Remembered] = OrderedDict()
         self._recent_bytes = 0
         self._deleted = Path(server.run_dir) / DELETED
@@ -190,7 +190,7 @@ class Responses:
         return as_it_stands(found, self.worker, self._clock())
 
     async def is_streamed(self, id: str, tenant: str) -> bool:
-        """Whether `told` tells of it: its stream may be taken up. Raises NotFound."""
+        """Whether `events_from` has the response's events, so that a client can resume its stream. Raises NotFound."""
         if (job := self.running.get(id)) is not None and job.tenant == tenant:
             return job.stream is not None
         found = await self._journal.response(id, tenant)
@@ -202,8 +202,8 @@ class Responses:
         _, are_all = await self.kept.ask(lambda kept: kept.known(id, tenant))
         return are_all
 
-    async def told(self, id: str, tenant: str, place: int) -> AsyncIterator[bytes]:
-        """Its events from that place on, as they come; the last of them once it has ended."""
+    async def events_from(self, id: str, tenant: str, place: int) -> AsyncIterator[bytes]:
+        """The response's events from number `place` on, as they come, and the last one once the response has ended."""
         job = self.running.get(id)
         if job is not None and job.stream is not None and job.task is not None and job.tenant == tenant:
             async for piece in job.stream.since(place):
@@ -304,8 +304,8 @@ class Responses:
         where it can't be stored.
         """
         if turn.conversation:
-            said = msgspec.json.decode(response, type=_Output).output
-            await self.conversations.append_turn(turn.conversation, tenant, [*_decode_items(turn.own), *said])
+            output = msgspec.json.decode(response, type=_Output).output
+            await self.conversations.append_turn(turn.conversation, tenant, [*_decode_items(turn.own), *output])
 
     def keep_items(self, record: ResponseRecord, output: list[dict[str, object]]) -> None:
         """Store the output items that have an upstream's own ids, so that requests may refer to them."""

@@ -29,7 +29,7 @@ async def get_response(request: Request, id: str) -> Answer:
     record, after = await responses.find(id, tenant), query_value(request, "starting_after")
     is_stream, place = query_value(request, "stream") == "true", _place_after(after)
     if is_stream and b'"background":true' in record.output and await responses.is_streamed(id, tenant):
-        return 200, [*EVENTS], _until_disconnect(request, with_keepalives(responses.told(id, tenant, place)))
+        return 200, [*EVENTS], _until_disconnect(request, with_keepalives(responses.events_from(id, tenant, place)))
     if after:
         raise CallerError("Only the stream of a response made with background=true and stream=true can be resumed. "
                           "Retrieve this one whole.", param="starting_after")  # fmt: skip
