@@ -1,7 +1,7 @@
-"""The ways in which a job's prompts may be answered, and what limits them: models, samples, providers' endpoints.
+"""The arms of a job (models, samples, providers' batch endpoints) and the capacities that limit them.
 
-Capacities come from the configuration: what providers' accounts, routes and keys allow a minute, and how many calls
-the job makes at once. A minute's limit is taken as a rate that holds all the time.
+Capacities come from the configuration: the limits per minute of providers, routes and keys, and the number of calls
+that the job makes at once. A limit per minute is treated as a constant rate.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from gateway.limits import Limit
 from gateway.routes import RouteBook
 
 ENDPOINT_KINDS = frozenset({"openai"})
-"""Providers whose own batch endpoints gateway/batch/endpoint.py speaks."""
+"""Kinds of providers whose batch endpoints gateway/batch/endpoint.py can use."""
 SELECTION = 0.5
-"""Share of the gain of several samples that choosing among them realises, where no check tells right from wrong: an
-assumption, and so is its standard error.
+"""Share of the possible gain from several samples that choosing among them realises, where no check tells right from
+wrong answers: an assumption.
 """
 SELECTION_SD = 0.25
+"""Standard error of that share, also an assumption."""
 
 
 def with_samples(estimates: Estimates, counts: Sequence[int], selection: float = SELECTION) -> Estimates:
-    """Adds an arm for each model and count of samples: of b tries one is right with chance 1 - (1 - p)^b (Damani et
-    al. 2024, section 3), of which gain `selection` is realised.
+    """Add an arm for each model and number of samples. At least one of b samples is right with probability
+    1 - (1 - p)^b (Damani et al. 2024, section 3); the share `selection` of that gain is realised.
     """
     wider = estimates
     for count in counts:
         if count < 2:
-            raise ValueError(f"best of {count} is no choice")
+            raise ValueError(f"the number of samples must be 2 or more, not {count}")
         arms = tuple(replace(arm, samples=count) for arm in estimates.arms)
         gain = (1.0 - (1.0 - estimates.quality) ** count) - estimates.quality
-        doubt = np.float32(SELECTION_SD) * gain.mean(0)
+        selection_sd = np.float32(SELECTION_SD) * gain.mean(0)
         copy = replace(
             estimates,
             arms=arms,
@@ -43,14 +44,14 @@ def with_samples(estimates: Estimates, counts: Sequence[int], selection: float =
             cost_usd=estimates.cost_usd * np.float32(count),
             output_tokens=estimates.output_tokens * np.float32(count),
             latency_s=estimates.latency_s * np.float32(count),
-            quality_shift_sd=np.hypot(estimates.quality_shift_sd, doubt),
+            quality_shift_sd=np.hypot(estimates.quality_shift_sd, selection_sd),
         )
         wider = joined(wider, copy)
     return wider
 
 
 def with_endpoints(estimates: Estimates, config: Config, deadline_s: float) -> Estimates:
-    """Adds an arm for each model whose provider has a batch endpoint that is done before the deadline."""
+    """Add an arm for each model whose provider has a batch endpoint with a window that ends before the deadline."""
     wider = estimates
     for place, arm in enumerate(estimates.arms):
         offer = endpoint_of(config, arm.model)
@@ -70,7 +71,9 @@ def with_endpoints(estimates: Estimates, config: Config, deadline_s: float) -> E
 
 
 def endpoint_of(config: Config, model: str) -> tuple[float, float] | None:
-    """Discount and window of the batch endpoint of a model's provider; None where one deployment has none."""
+    """Discount (a share of the price) and window in seconds of the batch endpoints of a model's providers; None where a
+    provider of the model has none.
+    """
     providers = {provider.name: provider for provider in config.providers}
     offers = []
     for deployment in _deployments(config, model):
@@ -86,7 +89,7 @@ _OF_ARM = ("quality_shift_sd", "cost_shift_sd")
 
 
 def columns(estimates: Estimates, places: Sequence[int]) -> Estimates:
-    """The estimates of those arms alone."""
+    """The estimates of these arms only."""
     kept = list(places)
     return replace(
         estimates,
@@ -97,7 +100,7 @@ def columns(estimates: Estimates, places: Sequence[int]) -> Estimates:
 
 
 def joined(one: Estimates, other: Estimates) -> Estimates:
-    """One table with the arms of both, over the same prompts."""
+    """The estimates with the arms of both, which must be of the same prompts."""
     return replace(
         one,
         arms=(*one.arms, *other.arms),
@@ -106,7 +109,7 @@ def joined(one: Estimates, other: Estimates) -> Estimates:
     )
 
 
-# -- what limits them
+# -- capacities
 
 
 def capacities_of(
@@ -118,39 +121,39 @@ def capacities_of(
     concurrency: int = 0,
     limits: Sequence[Limit] = (),
 ) -> tuple[Capacity, ...]:
-    """Capacities of the providers behind these arms, of the job's routes and key (`limits`), and of calls made at once
-    (0: no bound).
+    """Capacities of the providers behind these arms, of the job's routes and key (`limits`), and of the calls made at
+    once (`concurrency` 0: no bound).
     """
     live = [arm.via == "live" for arm in arms]
-    found: list[Capacity] = []
+    capacities: list[Capacity] = []
     for provider in config.providers:
         share = [
             _share(config, arm.model, provider.name) * is_live for arm, is_live in zip(arms, live, strict=True)
         ]
-        found += _per_minute(f"provider {provider.name}", provider.rpm, provider.tpm, arms, share)
+        capacities += _per_minute(f"provider {provider.name}", provider.rpm, provider.tpm, arms, share)
     for name in routes:
         route = book.routes.get(name)
         if route is not None:
             own = {model.name for model in route.models}
             share = [float(arm.model in own and is_live) for arm, is_live in zip(arms, live, strict=True)]
-            found += _per_minute(f"route {name}", route.config.rpm, route.config.tpm, arms, share)
+            capacities += _per_minute(f"route {name}", route.config.rpm, route.config.tpm, arms, share)
     for limit in limits:
-        found += _per_minute(limit.id, limit.rpm, limit.tpm, arms, [float(is_live) for is_live in live])
+        capacities += _per_minute(limit.id, limit.rpm, limit.tpm, arms, [float(is_live) for is_live in live])
     if concurrency:
-        found.append(Capacity("calls at once", float(concurrency), seconds=tuple(map(float, live))))
-    return tuple(found)
+        capacities.append(Capacity("calls at once", float(concurrency), seconds=tuple(map(float, live))))
+    return tuple(capacities)
 
 
 def _per_minute(
     name: str, rpm: int | None, tpm: int | None, arms: Sequence[Arm], share: Sequence[float]
 ) -> list[Capacity]:
     calls = tuple(arm.samples * part for arm, part in zip(arms, share, strict=True))
-    found = []
+    capacities = []
     if rpm is not None and any(share):
-        found.append(Capacity(f"{name}: requests", rpm / 60.0, requests=calls))
+        capacities.append(Capacity(f"{name}: requests", rpm / 60.0, requests=calls))
     if tpm is not None and any(share):
-        found.append(Capacity(f"{name}: tokens", tpm / 60.0, input_tokens=calls, output_tokens=tuple(share)))
-    return found
+        capacities.append(Capacity(f"{name}: tokens", tpm / 60.0, input_tokens=calls, output_tokens=tuple(share)))
+    return capacities
 
 
 def _share(config: Config, model: str, provider: str) -> float:

@@ -1,9 +1,9 @@
-"""Asks one prompt of a job through the request path that live traffic takes, and keeps what came in one write.
+"""Asks one prompt of a job through the request path of live traffic, and stores its result in one write.
 
-An answer and the decision that paid for it are one record of the spool, so a crash can lose both or neither. Before
-the call an intent is written: after a crash, one without its decision may have been billed though nobody knows, and
-counts as spent (`Jobs.write_off`). Every call has a `Call.idempotency_key`, so that a provider which honours those keys
-bills and answers a repeated call once.
+An answer and the decision that paid for it are one record of the spool, so a crash loses both or neither. Before the
+call a start record is written: a start without a decision after a crash may have been billed, and counts as spent
+(`Jobs.write_off`). Every call has an idempotency key (`Call.idempotency_key`), so that a provider which honours such keys bills
+and answers a repeated call only once.
 """
 
 from __future__ import annotations
@@ -38,30 +38,32 @@ from routers.types import Candidate, Choice, Estimate, Knobs, Query
 MAX_TRIES = 5
 """Calls of one prompt before its failure is final."""
 MAX_TRIES_BUSY = 40
-"""The same where its provider only says that it is busy."""
+"""Calls of one prompt before its failure is final where the provider only reports that it is busy (`BUSY`)."""
 BUSY = frozenset({429, 503})
 MAY_PASS = frozenset({408, 409, 425, 429, 499, 500, 502, 503, 504})
+"""HTTP statuses after which the same call may succeed later."""
 SPOOL_RETRY_S = 0.5
 SENT_BYTES = 2
-"""For each byte of a file, in base64 or as a text in JSON; a text of more signs that JSON must write out is longer, and
-then its own hold says so.
+"""Assumed bytes of the request for each byte of a file, which is sent in base64 or as text in JSON. A text with many
+escapes takes more; its call is held for its real size once the file has been read.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ArmCall:
-    """How an arm answers: the model, what was expected of it, and who may be asked after it."""
+    """How an arm answers one prompt: its predicted quality and cost, and the models it may escalate to."""
 
     arm: Arm
     quality: float
     cost_usd: float
     better: tuple[Estimate, ...] = ()
-    """Who may be asked after it: by the plan's cascade or, of an arm that doesn't climb, by the route's."""
+    """Models that may be asked after it, by the rule of the plan's cascade (`arm.rule`) or else by the route's cascade.
+    """
 
 
 @dataclass(slots=True)
 class CallResult:
-    """What came of one call."""
+    """The result of one call."""
 
     place: int
     line: int
@@ -71,7 +73,7 @@ class CallResult:
     code: str = ""
     cost_nanousd: int = 0
     held: bool = True
-    """False: refused before any money was held, and nothing was recorded."""
+    """False where the call was refused before any money was held."""
     final: bool = True
     retry_after_s: float = 0.0
     latency_s: float = 0.0
@@ -85,21 +87,21 @@ class CallResult:
 
 @dataclass(slots=True)
 class PreparedCall:
-    """A prompt about to be asked."""
+    """A prompt that is ready to be asked."""
 
     prompt: Prompt
     worst_nanousd: int
-    """Most that the call will be held for."""
+    """Worst-case cost, for which money is held; files that the prompt names are estimated by their sizes."""
     call: Call | None
     route: Route | None
     error: HeadgateError | None = None
-    """Why it can't be asked at all."""
+    """Why it can't be asked at all; `call` and `route` are then None."""
     names_files: bool = False
-    """Of its owner's, which are read when it is asked."""
+    """Whether it names uploaded files, which are read when it is asked."""
 
 
 class JobSpool(Spool):
-    """The worker's spool, but for the decisions of calls under way: their asker writes them, with the answer."""
+    """The worker's spool, which holds back the decisions of calls under way until they are written with the answer."""
 
     def __init__(self, spool: Spool) -> None:
         super().__init__(spool.directory)
@@ -123,11 +125,11 @@ class JobSpool(Spool):
         await self._spool.sync()
 
     def close(self) -> None:
-        """Its owner's to close."""
+        """Does nothing: the worker closes its spool itself."""
 
 
 class JobBook(RouteBook):
-    """The worker's routes as they are now, and one of its own for each prompt under way."""
+    """The worker's present routes, and one planned route for each prompt under way."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -140,12 +142,12 @@ class JobBook(RouteBook):
         return self.planned.get(name) or self._services.book.find(name, param)
 
     def narrow(self, route: Route, names: tuple[str, ...]) -> Route:
-        """A planned route stays: the plan has chosen among the models that its line allows."""
+        """The route unchanged: the plan has chosen among the models that the line allows."""
         return route
 
 
 class FixedRouter:
-    """A router whose one choice the plan has made."""
+    """A router that always returns the plan's choice."""
 
     name, version, features_version = "batch", "1", ""
 
@@ -157,7 +159,7 @@ class FixedRouter:
 
 
 class BestOfPlanner:
-    """Best of several samples of one model, by their vote and confidence."""
+    """Plans the best of several samples of one model, by their vote and confidence."""
 
     writes = False
 
@@ -170,20 +172,20 @@ class BestOfPlanner:
 
 
 class Asker:
-    """Asks the prompts of one job, as many at once as its runner wants."""
+    """Asks the prompts of one job; its runner decides how many at once."""
 
     def __init__(self, services: Services, job: str, caller: Caller) -> None:
         self.job = job
-        self.caller = replace(caller, explore=False)  # nobody learns from a job's rounds
+        self.caller = replace(caller, explore=False)  # a job's calls are planned, so they never explore
         self.spool = JobSpool(services.spool)
         self.file_bytes: Mapping[str, int] = {}
-        """Of the files that the job's prompts name, by their ids."""
+        """Sizes of the files that the job's prompts name, by id."""
         self.book = JobBook(services)
         self.s = replace(services, spool=self.spool, book=self.book)
         self.answering = Answering(self.s)
 
     def ready(self, prompt: Prompt, arm_call: ArmCall) -> PreparedCall:
-        """The prompt as the request path will take it, and the most that it can cost."""
+        """The prompt as a call of the request path, with its worst-case cost, or the error that refuses it."""
         try:
             call = self.call(prompt)
             permit(self.caller, call)
@@ -198,13 +200,15 @@ class Asker:
         return PreparedCall(prompt, worst, call, route, names_files=named is not None)
 
     async def with_files(self, ready: PreparedCall) -> tuple[Call, int]:
-        """The call with the files that it names, and its worst case then. Raises HeadgateError."""
+        """The call with the contents of the files that it names, and its worst-case cost in nano-dollars. Raises
+        HeadgateError where a file can't be had.
+        """
         assert ready.call is not None and ready.route is not None
         call = await call_with_files(self.s, ready.call, self.caller.tenant)
         return call, cost_bound(ready.route, self.answering.worst_cases(call, ready.route), ready.route.names)
 
     async def ask(self, ready: PreparedCall, *, tries: int, timeout_s: float) -> CallResult:
-        """`tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
+        """Make one call. `tries`: how many calls of this prompt have been made before. Raises only when cancelled."""
         line, call = ready.prompt.line, ready.call
         result = CallResult(ready.prompt.index, line, 0)
         request_id = f"{self.job}-{line}-{self.s.ids.new('try')[4:]}"
@@ -232,7 +236,9 @@ class Asker:
             del self.book.planned[name]
 
     async def _heard(self, call: Call, result: CallResult, tries: int) -> CallResult:
-        """Between the decision's making and its record nothing waits: only a crash in those microseconds parts them."""
+        """Answer the call and record its decision with the answer. Nothing is awaited between the two, so that only a
+        crash within microseconds can lose the decision.
+        """
         heard = Heard()
         self.spool.expect(call.request_id)
         try:
@@ -256,7 +262,7 @@ class Asker:
         return result
 
     async def give_up(self, prompt: Prompt, status: int, code: str, message: str) -> None:
-        """A prompt that nobody will be asked: it failed, for nothing."""
+        """Record that a prompt failed without being asked, at no cost."""
         error = HeadgateError(message, code=code, status=status)
         await self._refused(CallResult(prompt.index, prompt.line, 0), prompt, f"{self.job}-{prompt.line}", error)
 
@@ -274,14 +280,14 @@ class Asker:
         )  # fmt: skip
 
     def _kept(self, decision: DecisionRecord, result: CallResult, body: bytes) -> DecisionRecord:
-        """`body` is empty where the prompt will be asked again."""
+        """The decision with the job's fields and the answer; `body` is empty where the prompt will be asked again."""
         return msgspec.structs.replace(
             decision, job=self.job, job_index=result.line, job_final=bool(body), job_answer=body
         )
 
     async def write(self, record: Record) -> None:
-        """What was paid for is never dropped: where the disk is full, nothing goes on until it is not."""
-        while not self.spool.append(record):  # noqa: ASYNC110 - nothing tells when a disk has space again
+        """Append to the spool. Where that fails (a full disk) wait and retry, since paid answers are never dropped."""
+        while not self.spool.append(record):  # noqa: ASYNC110 - no event tells when a disk has space again
             await asyncio.sleep(SPOOL_RETRY_S)
 
     def call(self, prompt: Prompt) -> Call:
@@ -297,47 +303,49 @@ class Asker:
         return call
 
     def _route(self, call: Call, arm_call: ArmCall) -> Route:
-        """The asked route with the plan's choice; retries are the runner's, so the worst case is one call's."""
+        """The requested route with the plan's choice in place of its router. It makes no retries, which are up to the
+        runner, so that the worst case is that of one call.
+        """
         book, arm = self.s.book, arm_call.arm
-        asked = book.find(call.options.route or call.model)
+        requested = book.find(call.options.route or call.model)
         model = book.models[arm.model]
-        cascade = climbing(asked.cascade) if arm.rule >= 0 else None
+        cascade = climbing(requested.cascade) if arm.rule >= 0 else None
         if cascade is not None and arm.rule < len(cascade.rules):
-            most = cascade.posterior.space.depth + 1
-            config = msgspec.structs.replace(asked.config, retries=0, max_attempts=most, hedge_after_s=None)
+            attempts = cascade.posterior.space.depth + 1
+            config = msgspec.structs.replace(requested.config, retries=0, max_attempts=attempts, hedge_after_s=None)
             return replace(
-                asked, config=config, fallbacks=(), router=FixedRouter(choice_of(arm_call)), promise=None,
+                requested, config=config, fallbacks=(), router=FixedRouter(choice_of(arm_call)), promise=None,
                 strategy_bandit=None, cascade=Climbing(cascade, arm.model, arm.rule),
             )  # fmt: skip
-        if arm_call.better and arm.rule < 0 and asked.router is not None:
-            return replace(asked, router=FixedRouter(choice_of(arm_call)))
+        if arm_call.better and arm.rule < 0 and requested.router is not None:
+            return replace(requested, router=FixedRouter(choice_of(arm_call)))
         config = msgspec.structs.replace(
-            asked.config, retries=0, max_attempts=max(1, arm.samples), hedge_after_s=None, cascade="none"
+            requested.config, retries=0, max_attempts=max(1, arm.samples), hedge_after_s=None, cascade="none"
         )
         sampled = BestOfPlanner(arm.samples) if arm.samples > 1 else None
         names = (arm.model,) * max(1, arm.samples)
         router = FixedRouter(choice_of(replace(arm_call, better=())))
         return replace(
-            asked, config=config, models=(model,), fallbacks=(), router=router,
+            requested, config=config, models=(model,), fallbacks=(), router=router,
             default_model=arm.model, names=names, cascade=sampled, promise=None,
         )  # fmt: skip
 
 
 def choice_of(arm_call: ArmCall) -> Choice:
-    """The plan's choice as a router's: certain, with those expected to do better after it."""
+    """The plan's choice as a router's choice: of probability 1, followed by the better models in rising quality."""
     own = Estimate(arm_call.arm.model, arm_call.quality, 0.0, arm_call.cost_usd)
     ranked = (own, *sorted(arm_call.better, key=lambda one: one.quality))
-    chances = {one.model: float(one is own) for one in ranked}
-    return Choice(own.model, 1.0, chances, ranked, {}, "planned", "batch@1", tuple(chances))
+    probabilities = {one.model: float(one is own) for one in ranked}
+    return Choice(own.model, 1.0, probabilities, ranked, {}, "planned", "batch@1", tuple(probabilities))
 
 
 def may_ask_again(status: int, tries: int) -> bool:
-    """After that many calls, the last of which ended with this status."""
+    """Whether a prompt may be asked again after `tries` calls, the last of which ended with this HTTP status."""
     return status in MAY_PASS and tries < (MAX_TRIES_BUSY if status in BUSY else MAX_TRIES)
 
 
 def error_code(body: bytes | bytearray) -> str:
-    """What an error answer says of its kind."""
+    """The code, or else the type, of an error answer; empty where it has none."""
     try:
         error = msgspec.json.decode(body)["error"]
         return str(error.get("code") or error.get("type") or "")

@@ -1,8 +1,8 @@
-"""Which arm answers which prompt: one joint assignment under a budget, a deadline, rate limits and floors.
+"""Decides which arm answers which prompt: one joint assignment under a budget, a deadline, rate limits and floors.
 
 Lagrange relaxation prices money and capacity (gateway/batch/dual.py), the few prompts left between two arms are
-rounded (gateway/batch/rounding.py), and the dual bounds what any other assignment could have more. Small jobs whose
-gap is worth it are solved exactly. Pure, no clock: the same estimates and limits give the same assignment.
+rounded (gateway/batch/rounding.py), and the dual bounds how much better any other assignment could be. Small jobs with
+a notable gap are solved exactly. Pure, without a clock: the same estimates and limits give the same assignment.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from gateway.batch.types import UNASSIGNED, Assignment, Capacity, Estimates, Imp
 
 DEFAULT_OBJECTIVE = Objective()
 _EXACT_CELLS = 4_000
-"""A job of at most that many prompts times arms is worth the exact way."""
+"""Jobs of at most so many prompts times arms may be solved exactly."""
 _EXACT_GAP = 1e-3
+"""Least gap, as a share of the worth, for which a job is solved exactly."""
 _ANSWERED = 10.0
-"""What it is worth to answer at all, where not every prompt can be answered: more than any answer's quality."""
-_LOOKED_AT = 4_000
-"""Prompts of a large job on which the least budget and deadline are sought."""
+"""Worth of answering a prompt at all, where not every prompt can be answered: more than any answer's quality."""
+_SAMPLE = 4_000
+"""Prompts of a large job on which its least budget and deadline are searched."""
 _MORE = 1.0 + 1e-3
+"""The search for the least budget or deadline begins at the refused one times this."""
 _HOPELESS = 1.03
-"""A sample's least load beyond which the whole can't be borne either."""
-_DOUBLINGS = 12
+"""Least load of a sample above which the whole job can't keep its limits either."""
+_RISES = 12
+"""Steps by which the search multiplies a limit by 8 before it gives up."""
 
 
 def assign(
@@ -42,18 +45,18 @@ def assign(
     capacities: Sequence[Capacity] = (),
     objective: Objective = DEFAULT_OBJECTIVE,
 ) -> Assignment:
-    """Every prompt gets an arm, so that the sum of predicted qualities is as large as the limits allow.
+    """Assign an arm to every prompt, so that the sum of predicted qualities is as large as the limits allow.
 
-    Impossible where no assignment keeps them, with the least budget and the least deadline that would do; prompts
-    that no arm may answer must have been taken out before (ValueError).
+    Raises Impossible, with the least sufficient budget and deadline, where no assignment keeps the limits, and
+    ValueError where no arm may answer some prompt: such prompts must be left out before.
     """
-    nobody = ~allowed(estimates).any(1)
-    if nobody.any():
-        raise ValueError(f"{int(nobody.sum())} prompt(s) that no arm may answer; the first is {int(nobody.argmax())}")
-    found = attempted(estimates, budget_usd, deadline_s=deadline_s, capacities=capacities, objective=objective)
-    if found is None:
+    orphans = ~allowed(estimates).any(1)
+    if orphans.any():
+        raise ValueError(f"no arm may answer {int(orphans.sum())} prompt(s); the first is {int(orphans.argmax())}")
+    assignment = attempted(estimates, budget_usd, deadline_s=deadline_s, capacities=capacities, objective=objective)
+    if assignment is None:
         raise _impossible(estimates, budget_usd, deadline_s, capacities)
-    return found
+    return assignment
 
 
 def attempted(
@@ -64,7 +67,7 @@ def attempted(
     capacities: Sequence[Capacity] = (),
     objective: Objective = DEFAULT_OBJECTIVE,
 ) -> Assignment | None:
-    """The same, or None where the limits can't be kept."""
+    """The assignment as `assign` makes it, or None where the limits can't be kept."""
     estimates = timely(estimates, deadline_s)
     program = program_of(estimates, budget_usd, deadline_s, capacities, objective=objective)
     if (program.worth <= NEVER / 2).all(1).any():
@@ -86,8 +89,8 @@ def replan(
     capacities: Sequence[Capacity] = (),
     objective: Objective = DEFAULT_OBJECTIVE,
 ) -> Assignment:
-    """The same for the rows `rest`, with what is left of money and time. Where that is too little for all of them,
-    as many as possible are answered; the others, and those outside `rest`, are UNASSIGNED.
+    """Assign arms to the rows `rest` only, with the money and time that are left. Where these don't suffice for all
+    rows, as many as possible are assigned; the others, and those outside `rest`, are UNASSIGNED.
     """
     arm = np.full(len(estimates), UNASSIGNED, np.int16)
     if not len(rest):
@@ -102,17 +105,20 @@ def replan(
         bare = _optional(bare)
     gap = _gap(bare, draft)
     arm[rest] = np.where(draft.arm == len(estimates.arms), UNASSIGNED, draft.arm)
-    found = _assignment(estimates, replace(draft, arm=arm), gap, budget_usd, _finish_s(estimates, arm, capacities))
-    return replace(found, shortfall=int((arm[rest] == UNASSIGNED).sum()))
+    finish_s = _finish_s(estimates, arm, capacities)
+    assignment = _assignment(estimates, replace(draft, arm=arm), gap, budget_usd, finish_s)
+    return replace(assignment, shortfall=int((arm[rest] == UNASSIGNED).sum()))
 
 
 def _plain(objective: Objective) -> Objective:
-    """The objective in which the bound is stated: predicted quality, and money where it has a price."""
+    """The objective of the stated bound: predicted quality, less money where it has a price."""
     return replace(BARE, usd_price=objective.usd_price)
 
 
 def _hardened(program: Program, budget_usd: float, objective: Objective) -> Program:
-    """The program with the price of hard prompts reduced, at the price that money has (of a large job: on a sample)."""
+    """The program in which the price of hard prompts is reduced. The price of money is found first, for a large job on
+    a sample.
+    """
     if not objective.hardness or not 0 < budget_usd < math.inf:
         return program
     price = float(money_price(sampled(program))[0]) / budget_usd
@@ -120,46 +126,50 @@ def _hardened(program: Program, budget_usd: float, objective: Objective) -> Prog
 
 
 def _solved(program: Program) -> Draft:
-    """An assignment and the prices that led to it. It breaks a limit only where every assignment does."""
+    """An assignment and the prices that led to it. Where it breaks a limit (`fits` is false), none was found that
+    doesn't.
+    """
     prices = money_price(program)
-    alone = program.decide(prices)
-    uses = program.uses(alone)
+    decision = program.decide(prices)
+    uses = program.uses(decision)
     if uses[0] > 1.0:
-        return Draft(program, prices, alone.arm, uses)
+        return Draft(program, prices, decision.arm, uses)
     if (uses > 1.0).any():
-        if least_load(sampled(program, most=_LOOKED_AT), asks=_HOPELESS) > _HOPELESS:
-            return Draft(program, prices, alone.arm, uses)
+        if least_load(sampled(program, most=_SAMPLE), asks=_HOPELESS) > _HOPELESS:
+            return Draft(program, prices, decision.arm, uses)
         prices = all_prices(program, prices)
     draft = rounded(program, prices)
     if program.worth.size > _EXACT_CELLS:
         return draft
-    missed = math.inf
+    gap_share = math.inf
     if draft.fits:
-        missed = _gap(program, draft) / max(abs(program.tally(draft.arm).worth), 1e-9)
-    if missed > _EXACT_GAP and least_load(program, asks=1.0) <= 1.0 + 1e-9:
+        gap_share = _gap(program, draft) / max(abs(program.tally(draft.arm).worth), 1e-9)
+    if gap_share > _EXACT_GAP and least_load(program, asks=1.0) <= 1.0 + 1e-9:
         return _better(draft, exact(program, gap=_EXACT_GAP / 2).arm)
     return draft
 
 
 def _better(draft: Draft, arm: NDArray[np.int16] | None) -> Draft:
-    """What branch and bound saw, where it beats the draft: a search cut short may have seen less, or nothing."""
+    """The result of branch and bound where it beats the draft, else the draft: a search that was cut short may have
+    found less, or nothing.
+    """
     if arm is None:
         return draft
     program = draft.program
-    seen = program.tally(arm)
-    if draft.fits and program.tally(draft.arm).worth >= seen.worth:
+    exact_tally = program.tally(arm)
+    if draft.fits and program.tally(draft.arm).worth >= exact_tally.worth:
         return draft
-    return Draft(program, draft.prices, arm, np.minimum(program.uses(seen), 1.0))
+    return Draft(program, draft.prices, arm, np.minimum(program.uses(exact_tally), 1.0))
 
 
 def _gap(program: Program, draft: Draft) -> float:
-    """How much more the best assignment under the same limits can be worth at most."""
+    """The most by which the best assignment under the same limits can be worth more."""
     bound = program.bound(program.decide(draft.prices), draft.prices)
     return max(bound - program.tally(draft.arm).worth, 0.0)
 
 
 def _optional(program: Program) -> Program:
-    """The program with one more arm, no answer, which costs nothing and is worth less than any answer."""
+    """The program with one more arm, "no answer", which costs nothing and is worth less than any answer."""
     zero = np.zeros((len(program), 1), np.float32)
     worth = np.where(program.worth > NEVER / 2, program.worth + np.float32(_ANSWERED), program.worth)
     weights = np.concatenate([program.weights, np.zeros((*program.weights.shape[:2], 1))], axis=2)
@@ -186,7 +196,7 @@ def _assignment(
 
 
 def _finish_s(estimates: Estimates, arm: NDArray[np.int16], capacities: Sequence[Capacity]) -> float:
-    """Seconds until the busiest capacity is through, and at least the longest window of a provider's batch."""
+    """Seconds that the busiest capacity needs, and at least the longest window of a provider's batch."""
     used = np.unique(arm[arm != UNASSIGNED])
     windows: float = max((estimates.arms[a].window_s for a in used.tolist()), default=0.0)
     if not capacities:
@@ -214,15 +224,16 @@ def _impossible(
 
 
 def cheapest_usd(estimates: Estimates, deadline_s: float = math.inf) -> float:
-    """Cost of the job where every prompt goes to the cheapest arm that may answer it in time, rates left aside."""
+    """Cost of the job where every prompt goes to the cheapest arm that may answer it in time; rates are not considered.
+    """
     return float(np.where(allowed(estimates, deadline_s), estimates.cost_usd, np.inf).min(1).sum(dtype=np.float64))
 
 
 def least_budget(
     estimates: Estimates, deadline_s: float, capacities: Sequence[Capacity], at_least_usd: float = 0.0
 ) -> float:
-    """Least expected cost at which the job can be done in time, to half a percent; infinite where no money helps. Of a
-    large job, found on a sample.
+    """Least expected cost at which the job can be done in time, to half a percent; infinite where no budget suffices.
+    For a large job it is found on a sample.
     """
     low = max(cheapest_usd(timely(estimates, deadline_s), deadline_s), at_least_usd)
     if not math.isfinite(low):
@@ -232,17 +243,17 @@ def least_budget(
 
 
 def _part(estimates: Estimates, capacities: Sequence[Capacity]) -> tuple[Estimates, Sequence[Capacity], float]:
-    """A sample of a large job, the capacities that it may use, and its share of the job."""
+    """A sample of a large job, the capacities that the sample may use, and its share of the job's prompts."""
     n = len(estimates)
-    if n <= _LOOKED_AT:
+    if n <= _SAMPLE:
         return estimates, capacities, 1.0
-    share = _LOOKED_AT / n
-    rows = np.sort(np.random.default_rng(0).choice(n, _LOOKED_AT, replace=False))
+    share = _SAMPLE / n
+    rows = np.sort(np.random.default_rng(0).choice(n, _SAMPLE, replace=False))
     return estimates.rows(rows), [replace(one, per_s=one.per_s * share) for one in capacities], share
 
 
 def timely(estimates: Estimates, deadline_s: float) -> Estimates:
-    """The estimates without answers that take longer than the deadline by themselves."""
+    """The estimates with infinite costs for answers whose own latency exceeds the deadline."""
     late = estimates.latency_s > deadline_s
     if not late.any():
         return estimates
@@ -255,19 +266,20 @@ def _possible(estimates: Estimates, budget_usd: float, deadline_s: float, capaci
 
 
 def _bearable(program: Program) -> bool:
-    """Whether some assignment is known to keep the limits; for a small job, one of whole prompts."""
+    """Whether some assignment keeps the limits: for a small job a real one, for a large job perhaps a fractional one.
+    """
     if least_load(program, asks=1.0) > 1.0:
         return False
     return program.worth.size > _EXACT_CELLS or exact(program, gap=1.0).arm is not None
 
 
 def _least(possible: Callable[[float], bool], low: float) -> float:
-    """The least limit, at `low` or above, that makes the job possible; infinite where none does."""
+    """The least limit at or above `low` that makes the job possible; infinite where none was found."""
     low = max(low, 1e-9)
     if possible(low):
         return low
     high = low
-    for _ in range(_DOUBLINGS):
+    for _ in range(_RISES):
         low, high = high, high * 8.0
         if possible(high):
             break

@@ -1,8 +1,8 @@
-"""What each model is expected to give on each prompt: the very router of each prompt's route, asked in bulk.
+"""Estimates each model's quality, cost and latency on each prompt, by the router of the prompt's route, in bulk.
 
-A learned router's estimators read a whole block of prompts in a few matrix products. A router that says no quality
-(rules, weights, price) keeps its say over which models may answer; their quality is the prior by price that an
-untrained router lives on. Who may not answer (context, tools, images, knobs) is judged as for a live request.
+A learned router's estimators process a whole block of prompts in a few matrix products. A router without quality
+estimates (rules, weights, price) still decides which models may answer; their quality is the prior by price that an
+untrained router uses. Models that may not answer (context, tools, images, knobs) are excluded as for a live request.
 """
 
 from __future__ import annotations
@@ -35,17 +35,20 @@ from routers.types import Candidate, Knobs, Query, Router, Undecided
 log = logging.getLogger("headgate.batch")
 
 LEARNED_QUALITY_SHIFT, GUESSED_QUALITY_SHIFT = 0.02, 0.1
-"""Standard error that all predictions of one model share: of a model the router was trained on (what held-out rows of
-its training data show), and of one that only its price is known of (an assumption)."""
+"""Standard error that all quality predictions of one model share: of a model that the router was trained on (measured
+on held-out rows of its training data), and of one whose price alone is known (an assumption).
+"""
 LEARNED_COST_SHIFT, GUESSED_COST_SHIFT = 0.05, 0.5
-"""The same for costs, as a share: where output lengths were learnt, and where they are assumed."""
+"""Standard error that all cost predictions of one model share, as a share of the cost: where output lengths were
+learnt, and where they are assumed.
+"""
 
 Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Of a block of prompts, by every model of the configuration: matrices (prompts, models)."""
+    """Estimates for a block of prompts and every model of the configuration: matrices (prompts, models)."""
 
     quality: Floats
     quality_sd: Floats
@@ -54,14 +57,14 @@ class Forecasts:
     output_tokens: Floats
     latency_s: Floats
     learned: NDArray[np.bool_]
-    """Whether quality comes from training, shape (models,)."""
+    """Whether the quality was learnt in training, shape (models,)."""
     measured: NDArray[np.bool_]
-    """Whether output lengths do."""
+    """Whether the output lengths were learnt in training, shape (models,)."""
     refused: tuple[str, ...]
-    """Per prompt: why no model may answer it; empty where one may."""
+    """Per prompt: why no model may answer it; empty where at least one may."""
 
     def rows(self, kept: NDArray[np.intp]) -> Forecasts:
-        """Those prompts alone."""
+        """The estimates of these prompts only."""
         matrices = {name: getattr(self, name)[kept] for name in MATRICES}
         refused = tuple(self.refused[row] for row in kept.tolist())
         return Forecasts(**matrices, learned=self.learned, measured=self.measured, refused=refused)
@@ -69,33 +72,33 @@ class Forecasts:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Prompts of one route, with what its router reads of them."""
+    """Prompts of one route, with the inputs of its router."""
 
     route: Route
-    asked: Sequence[Described]
+    described: Sequence[Described]
     reader: Featurizer | None
-    """Whose vectors the router reads; None: it reads none."""
+    """The featurizer whose vectors the router was trained on; None where it reads no vectors."""
     vectors: Floats | None
-    """Of all prompts, shape (n, dims)."""
+    """Vectors of all prompts, shape (n, dims); None where the router reads none, or they could not be made."""
     knobs: Sequence[Knobs]
     candidates: Sequence[Candidate]
 
     def query(self, row: int) -> Query:
         """One prompt as a router sees it."""
         if self.reader is None or self.vectors is None:
-            return bare_query(self.asked[row])
-        return self.reader.query_of(self.asked[row], self.vectors[row])
+            return bare_query(self.described[row])
+        return self.reader.query_of(self.described[row], self.vectors[row])
 
 
 def forecasts(
     requests: Sequence[Request], models: Sequence[str], featurizer: Featurizer, embedder: Featurizer | None = None
 ) -> Forecasts:
-    """Estimates for every request, in the order of `models`. `embedder` describes texts for routers that were trained
-    on its vectors; without theirs such a router has no say, as live.
+    """Estimates for every request, in the order of `models`. `embedder` makes the vectors for routers that were trained
+    on them; without its vectors such a router is not used, as for live traffic.
     """
     shape = (len(requests), len(models))
-    found = {name: np.full(shape, np.nan, np.float32) for name in MATRICES}
-    found["cost_usd"][:] = np.inf
+    matrices = {name: np.full(shape, np.nan, np.float32) for name in MATRICES}
+    matrices["cost_usd"][:] = np.inf
     learned, measured = np.zeros(len(models), bool), np.zeros(len(models), bool)
     refused = [""] * len(requests)
     place = {model: j for j, model in enumerate(models)}
@@ -104,18 +107,18 @@ def forecasts(
         columns = [place[candidate.model] for candidate in block.candidates]
         parts, known, lengths = _estimated(block)
         for name in MATRICES:
-            found[name][np.ix_(rows, columns)] = parts[name]
-        _bar(block, found, refused, rows, columns)
+            matrices[name][np.ix_(rows, columns)] = parts[name]
+        _bar(block, matrices, refused, rows, columns)
         learned[columns] |= known
         measured[columns] |= lengths
-    return Forecasts(**found, learned=learned, measured=measured, refused=tuple(refused))
+    return Forecasts(**matrices, learned=learned, measured=measured, refused=tuple(refused))
 
 
 MATRICES = ("quality", "quality_sd", "cost_usd", "output_tokens", "latency_s")
 
 
 def _by_route(requests: Sequence[Request]) -> list[list[int]]:
-    """Rows of each route (as narrowed by the request), so that each is asked once."""
+    """Rows of the requests of each route, as narrowed by the request's options."""
     rows: dict[tuple[str, str], list[int]] = {}
     for row, request in enumerate(requests):
         rows.setdefault((request.route.name, request.route.scope), []).append(row)
@@ -124,21 +127,22 @@ def _by_route(requests: Sequence[Request]) -> list[list[int]]:
 
 def _block(requests: Sequence[Request], featurizers: Sequence[Featurizer]) -> _Block:
     route = requests[0].route
-    wanted = route.router.features_version if route.router is not None else ""
-    reader = next((one for one in featurizers if one.version == wanted), None)
-    asked = [request.call.described for request in requests]
+    version = route.router.features_version if route.router is not None else ""
+    reader = next((one for one in featurizers if one.version == version), None)
+    described = [request.call.described for request in requests]
     knobs = [
         merge(route.knobs, request.call.options.knobs) if request.call.options.stated else route.knobs
         for request in requests
     ]
-    return _Block(route, asked, reader, _vectors(asked, reader), knobs, [model.candidate for model in route.models])
+    candidates = [model.candidate for model in route.models]
+    return _Block(route, described, reader, _vectors(described, reader), knobs, candidates)
 
 
-def _vectors(asked: Sequence[Described], reader: Featurizer | None) -> Floats | None:
+def _vectors(described: Sequence[Described], reader: Featurizer | None) -> Floats | None:
     if reader is None:
         return None
     try:
-        return reader.vectors(asked)
+        return reader.vectors(described)
     except EmbeddingFailed as error:
         log.warning("%s", error)
         return None
@@ -153,7 +157,7 @@ def _estimated(block: _Block) -> tuple[dict[str, Matrix], NDArray[np.bool_], NDA
     plug = _plug_in(router)
     m = len(block.candidates)
     if plug is None or plug.learned is None or block.vectors is None:
-        quality = np.tile(prior.expected(block.candidates), (len(block.asked), 1))
+        quality = np.tile(prior.expected(block.candidates), (len(block.described), 1))
         parts = _priced(block, quality, np.full(quality.shape, prior.PRIOR_SD), None, None)
         return parts, np.zeros(m, bool), np.zeros(m, bool)
     learned = plug.learned
@@ -175,7 +179,8 @@ def _estimated(block: _Block) -> tuple[dict[str, Matrix], NDArray[np.bool_], NDA
 
 
 def _plug_in(router: Router | None) -> PluginRouter | None:
-    """The learned router behind a canary's incumbent or a bandit's base; None: this one learns nothing."""
+    """The learned router, also as a canary's incumbent or a bandit's base; None where the router is not a learned one.
+    """
     if isinstance(router, Canary):
         return _plug_in(router.incumbent)
     if isinstance(router, Bandit):
@@ -199,7 +204,7 @@ def _quality(
 
 
 def _picked(estimator: Any, z: Matrix, places: NDArray[np.intp], known: NDArray[np.bool_]) -> Matrix | None:
-    """From values per trained model to values per candidate, NaN where it was not trained on."""
+    """The estimator's values by candidate, NaN for models that it was not trained on; None without an estimator."""
     if estimator is None:
         return None
     values = np.full((len(z), len(places)), np.nan)
@@ -210,16 +215,18 @@ def _picked(estimator: Any, z: Matrix, places: NDArray[np.intp], known: NDArray[
 def _priced(
     block: _Block, quality: Matrix, sd: Matrix, tokens: Matrix | None, learnt: Matrix | None
 ) -> dict[str, Matrix]:
-    """Tokens within what the request allows, and their price; what was learnt of costs where a model has no price."""
-    inputs = np.array([one.input_tokens for one in block.asked], float)[:, None]
-    most = np.array([one.max_output_tokens or np.inf for one in block.asked], float)[:, None]
+    """The estimates with output tokens capped by what the request allows, and their price. `learnt` holds learnt costs,
+    used for models whose configured price is 0.
+    """
+    inputs = np.array([one.input_tokens for one in block.described], float)[:, None]
+    most = np.array([one.max_output_tokens or np.inf for one in block.described], float)[:, None]
     expected = np.full(quality.shape, TYPICAL_OUTPUT_TOKENS) if tokens is None else tokens
     expected = np.minimum(np.where(np.isfinite(expected), expected, TYPICAL_OUTPUT_TOKENS), most)
     into, out = (
         np.array([getattr(candidate, name) for candidate in block.candidates]) / 1e6
         for name in ("input_usd_per_mtok", "output_usd_per_mtok")
     )
-    expected = expected * np.array([one.n for one in block.asked], float)[:, None]
+    expected = expected * np.array([one.n for one in block.described], float)[:, None]
     cost = inputs * into + expected * out
     if learnt is not None:
         cost = np.where((into == 0) & (out == 0) & np.isfinite(learnt), learnt, cost)
@@ -231,7 +238,7 @@ def _priced(
 
 
 def _correct(bandit: Bandit, block: _Block, parts: dict[str, Matrix]) -> None:
-    """What a bandit has learnt beyond its base, prompt by prompt."""
+    """Add the bandit's corrections of its base router, prompt by prompt."""
     assert block.vectors is not None
     models = [candidate.model for candidate in block.candidates]
     for row, vector in enumerate(block.vectors):
@@ -245,41 +252,41 @@ def _correct(bandit: Bandit, block: _Block, parts: dict[str, Matrix]) -> None:
 
 
 def _bar(
-    block: _Block, found: dict[str, Floats], refused: list[str], rows: Sequence[int], columns: Sequence[int]
+    block: _Block, matrices: dict[str, Floats], refused: list[str], rows: Sequence[int], columns: Sequence[int]
 ) -> None:
-    """Infinite cost for models that may not answer; the reasons where none may."""
+    """Set the cost of models that may not answer to infinity, and note the reasons in `refused` where none may."""
     chooses = block.route.router is not None and _plug_in(block.route.router) is None
     room = min((one.context_tokens for one in block.candidates if one.context_tokens), default=sys.maxsize)
-    for place, (row, asked, knobs) in enumerate(zip(rows, block.asked, block.knobs, strict=True)):
-        plain = _plain(asked, knobs, room)
+    for place, (row, described, knobs) in enumerate(zip(rows, block.described, block.knobs, strict=True)):
+        plain = _plain(described, knobs, room)
         if plain and not chooses:
             continue
         query = block.query(place)
         reasons: dict[str, str] = {}
         for column, candidate in zip(columns, block.candidates, strict=True) if not plain else ():
-            reason = exclusion(query, candidate, knobs) or _over(found, row, column, knobs)
+            reason = exclusion(query, candidate, knobs) or _over(matrices, row, column, knobs)
             if reason:
                 reasons[candidate.model] = reason
-                found["cost_usd"][row, column] = np.inf
+                matrices["cost_usd"][row, column] = np.inf
         if len(reasons) == len(columns):
             refused[row] = "; ".join(f"{model}: {reason}" for model, reason in reasons.items())
         elif chooses:
-            _keep_chosen(block, query, knobs, found["cost_usd"], row, columns)
+            _keep_chosen(block, query, knobs, matrices["cost_usd"], row, columns)
 
 
-def _plain(asked: Described, knobs: Knobs, least_context: int) -> bool:
-    """Nothing about this request can rule a model out."""
-    if asked.tools or asked.images or asked.wants_json:
+def _plain(described: Described, knobs: Knobs, least_context: int) -> bool:
+    """Whether nothing about this request can exclude a model."""
+    if described.tools or described.images or described.wants_json:
         return False
     if knobs.max_cost_usd is not None or knobs.max_latency_s is not None:
         return False
-    return asked.input_tokens + (asked.max_output_tokens or 0) + 16 <= least_context
+    return described.input_tokens + (described.max_output_tokens or 0) + 16 <= least_context
 
 
-def _over(found: dict[str, Floats], row: int, column: int, knobs: Knobs) -> str:
-    if knobs.max_cost_usd is not None and found["cost_usd"][row, column] > knobs.max_cost_usd:
+def _over(matrices: dict[str, Floats], row: int, column: int, knobs: Knobs) -> str:
+    if knobs.max_cost_usd is not None and matrices["cost_usd"][row, column] > knobs.max_cost_usd:
         return TOO_EXPENSIVE
-    if knobs.max_latency_s is not None and found["latency_s"][row, column] > knobs.max_latency_s:
+    if knobs.max_latency_s is not None and matrices["latency_s"][row, column] > knobs.max_latency_s:
         return "expected to take longer than max_latency_s"
     return ""
 
@@ -287,7 +294,7 @@ def _over(found: dict[str, Floats], row: int, column: int, knobs: Knobs) -> str:
 def _keep_chosen(
     block: _Block, query: Query, knobs: Knobs, cost: Floats, row: int, columns: Sequence[int]
 ) -> None:
-    """A router without estimates has its say: only models that it might choose stay."""
+    """Set the cost of the models that a router without estimates would never choose to infinity."""
     assert block.route.router is not None
     try:
         chosen = block.route.router.choose(query, block.candidates, knobs, 0.5).probabilities

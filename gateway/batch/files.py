@@ -1,6 +1,7 @@
-"""Uploaded files and what jobs leave: kept in the database in pieces, each of one tenant, which alone sees it.
+"""Uploaded files and the files of batch jobs, stored in the database in pieces; only a file's own tenant sees it.
 
-What a batch of Anthropic's API is made of and leaves is the batch's own, which stands in the tenant's place.
+The input and the results of a message batch (Anthropic's API) belong to the batch, whose id stands in the tenant's
+place.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from gateway.wire.file_parts import LONGEST_ID, ids_in, named_type
 
 CHUNK_BYTES = 1024 * 1024
 AT_ONCE = 500
-"""Ids in one question to the database."""
+"""Most ids in one query."""
 
 
 class File(msgspec.Struct):
-    """One file's own description."""
+    """The description of one file, without its content."""
 
     id: str
     tenant: str
@@ -37,7 +38,7 @@ class File(msgspec.Struct):
 
     @property
     def mime_type(self) -> str:
-        """By its name."""
+        """The media type that the file's name suggests."""
         return named_type(self.name)
 
     def as_object(self) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class File(msgspec.Struct):
 
 
 class Files:
-    """Over one database. Synchronous: call it off the event loop."""
+    """The files of one database. Every method blocks: call it off the event loop."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
@@ -85,7 +86,7 @@ class Files:
         id: str = "",
         expires_s: float | None = None,
     ) -> File:
-        """All of it or nothing. `id`: to write the same file again in place of a broken-off one."""
+        """Write the whole file or nothing. With the `id` of an existing file, that file is replaced."""
         file = File(id or new_id("file"), clean(tenant), clean(purpose), clean(name), 0, now_s, expires_s)
         with self.engine.begin() as connection:
             connection.execute(sa.delete(file_chunks).where(file_chunks.c.file == file.id))
@@ -96,7 +97,7 @@ class Files:
         return file
 
     def find(self, id: str, tenant: str) -> File:
-        """Raises NotFound."""
+        """The tenant's file of this id. Raises NotFound."""
         query = sa.select(files).where(files.c.id == clean(id), files.c.tenant == clean(tenant))
         with self.engine.connect() as connection:
             row = connection.execute(query).mappings().first()
@@ -105,7 +106,7 @@ class Files:
         return File(**row)
 
     def named(self, ids: Sequence[str], tenant: str) -> dict[str, File]:
-        """Those of the tenant's that there are, by their ids."""
+        """The tenant's files of these ids, by id; ids without a file are left out."""
         found: dict[str, File] = {}
         with self.engine.connect() as connection:
             for place in range(0, len(ids), AT_ONCE):
@@ -117,7 +118,9 @@ class Files:
     def page(
         self, tenant: str, *, purpose: str = "", after: str = "", limit: int = 10_000, oldest_first: bool = False
     ) -> list[File]:
-        """`after`: the id of the last one of the page before. Raises NotFound where there is none of that id."""
+        """One page of the tenant's files, newest first unless `oldest_first`. `after`: the id of the last file of the
+        page before. Raises NotFound where there is no file of that id.
+        """
         place = sa.tuple_(files.c.created_s, files.c.id)
         query = sa.select(files).where(files.c.tenant == clean(tenant)).limit(limit)
         if purpose:
@@ -132,20 +135,20 @@ class Files:
             return [File(**row) for row in connection.execute(query).mappings()]
 
     def read(self, id: str) -> Iterator[bytes]:
-        """Its content, piece by piece."""
+        """The file's content, piece by piece."""
         place = 0
         while piece := self.piece(id, place):
             yield piece
             place += 1
 
     def piece(self, id: str, place: int) -> bytes:
-        """At most CHUNK_BYTES; empty behind the last one."""
+        """The piece number `place` of the content, of at most CHUNK_BYTES; empty after the last one."""
         query = sa.select(file_chunks.c.data).where(file_chunks.c.file == id, file_chunks.c.place == place)
         with self.engine.connect() as connection:
             return connection.execute(query).scalar_one_or_none() or b""
 
     def delete(self, id: str, tenant: str) -> None:
-        """Raises NotFound."""
+        """Delete the tenant's file of this id. Raises NotFound."""
         self.find(id, tenant)
         with self.engine.begin() as connection:
             connection.execute(sa.delete(files).where(files.c.id == id))
@@ -153,7 +156,7 @@ class Files:
 
 
 def named_in(path: Path) -> list[str]:
-    """Ids of uploaded files that stand in a job's lines, whatever else those hold; read a piece at a time."""
+    """Ids of the uploaded files that a job's lines name, sorted. The input is searched piece by piece, not parsed."""
     found: set[str] = set()
     before = b""
     with path.open("rb") as lines:
@@ -169,7 +172,7 @@ def _rfc3339(time_s: float) -> str:
 
 
 def _pieces(data: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of CHUNK_BYTES."""
+    """The data in pieces of CHUNK_BYTES; the last one may be shorter."""
     held = bytearray()
     for part in data:
         held += part

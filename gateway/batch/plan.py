@@ -1,9 +1,9 @@
-"""A job planned from its input to its assignment, before a cent is spent.
+"""Plans a job, from its input to its assignment, before a cent is spent.
 
     lines_of -> judge, estimate, dedupe -> pilot -> arms and limits -> assign -> frontier
 
-What the plan needs to run is in its folder. Without a budget every prompt is answered as the live route would, money
-and quality traded at its rate, but jointly within the deadline.
+Everything that a run needs is saved in the plan's folder. Without a budget, money and quality are traded at the live
+route's rate, but for all prompts jointly and within the deadline.
 """
 
 from __future__ import annotations
@@ -40,43 +40,45 @@ Piloted = tuple[Estimates, PilotReport]
 Pilot = Callable[[Gathered], Piloted]
 
 _CHEAPEST = 1e4
-"""Quality points per reference cost at which only money counts; more would drown qualities in rounding."""
+"""Most quality points per reference cost: at this rate only money counts, and a higher one would lose the qualities to
+rounding.
+"""
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What is asked of a job."""
+    """The limits and wishes for a job."""
 
     reading: ReadOptions = field(default_factory=ReadOptions)
     budget_usd: float | None = None
-    """None: as much as the live route would spend."""
+    """None: no budget; the plan trades money for quality at the live route's rate."""
     deadline_s: float = math.inf
     skip_bad: bool = False
     dedupe: Mode = "route"
     samples: tuple[int, ...] = ()
     """Best-of-k arms to consider beside single answers."""
     cascade: bool = False
-    """Consider answers that the route's trained cascade may ask better models for."""
+    """Consider arms that escalate to better models by the route's trained cascade."""
     concurrency: int = 0
-    """Calls at once; 0: no bound that the plan must keep."""
+    """Most calls at once; 0: the plan keeps no bound."""
     processes: int = 1
     frontier_points: int = POINTS
     tenant: str = "default"
     limits: tuple[Limit, ...] = ()
-    """Of the key that the job runs for."""
+    """Limits of the key that the job runs for."""
     kind: str = ""
-    """jsonl, csv, tsv or parquet; empty: the file's name or first bytes say."""
+    """jsonl, csv, tsv or parquet; empty: taken from the file's name or first bytes."""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PlanContext:
-    """Where the job's prompts may be answered: the gateway as it is configured and as it has learnt."""
+    """The gateway that will answer the job: its configuration, its routes, and what they have learnt."""
 
     config: Config
     book: RouteBook
     acceptances: Mapping[str, Acceptance] = field(default_factory=dict)
-    """By route: what its semantic cache has learnt to take for the same."""
+    """By route: the rule by which its semantic cache takes two questions as the same."""
 
 
 def plan_job(
@@ -88,9 +90,10 @@ def plan_job(
     pilot: Pilot | None = None,
     on_progress: Callable[[int, int], None] = lambda lines, size: None,
 ) -> Plan:
-    """The plan, saved in `folder`. BadJob with every bad line; Impossible with what would be possible.
+    """Plan the job and save the plan in `folder`. Raises BadJob with every bad line, Impossible with the limits that
+    would be possible, and CallerError for a bad budget, deadline or route.
 
-    `on_progress` is told the lines and bytes of each block read.
+    `on_progress` is called with the lines and bytes of each block read.
     """
     if options.budget_usd is not None and not options.budget_usd >= 0:
         raise CallerError(f"the budget must be 0 dollars or more, not {options.budget_usd}", param="budget")
@@ -102,7 +105,7 @@ def plan_job(
     folder.mkdir(parents=True, exist_ok=True)
     embedder = _embedder(context)
     reader = LineReader(context.book, options.reading)
-    how = GatherOptions(
+    gathering = GatherOptions(
         Scanner(reader, tuple(context.book.models), options.tenant, options.dedupe, embedder),
         Deduper(shipped_featurizer(), context.acceptances),
         folder / PROMPTS_FILE,
@@ -111,19 +114,19 @@ def plan_job(
         on_progress,
     )
     try:
-        gathered = gather(lines, how)
+        gathered = gather(lines, gathering)
         plan = solved(path.name, gathered, options, context, pilot(gathered) if pilot is not None else None)
     except BaseException:
-        how.file.unlink(missing_ok=True)
+        gathering.file.unlink(missing_ok=True)
         with suppress(OSError):
-            folder.rmdir()  # unless there is something else in it
+            folder.rmdir()  # fails where there is something else in it
         raise
     plan.save(folder)
     return plan
 
 
 def _embedder(context: PlanContext) -> Featurizer | None:
-    """The configured one, where a route's router was trained on its vectors."""
+    """The configured embedder where a route's router was trained on its vectors, else None."""
     routers = [route.router for route in context.book.routes.values()]
     if not any(router is not None and router.features_version.startswith(ENCODED) for router in routers):
         return None
@@ -135,7 +138,7 @@ def _embedder(context: PlanContext) -> Featurizer | None:
 def solved(
     source: str, gathered: Gathered, options: PlanOptions, context: PlanContext, piloted: Piloted | None = None
 ) -> Plan:
-    """The plan of an input that has been read."""
+    """The plan of an input that has been read. Raises BadJob and Impossible, as `plan_job` does."""
     estimates, report = piloted or (gathered.estimates, None)
     estimates, late = _reachable(estimates, gathered, options.skip_bad)
     if options.samples:
@@ -179,14 +182,14 @@ def solved(
 
 
 def _cascade(gathered: Gathered, book: RouteBook) -> RoutedCascade | None:
-    """The trained cascade of the one route that answers all prompts."""
+    """The trained cascade of the one route that answers all prompts; None where several routes do."""
     route = book.routes.get(gathered.routes[0]) if len(gathered.routes) == 1 else None
     return cascade_of(route) if route is not None else None
 
 
 def _reachable(estimates: Estimates, gathered: Gathered, skip_bad: bool) -> tuple[Estimates, list[Problem]]:
-    """What the pilot showed may put a floor out of reach: reported, and where bad lines are skipped such a prompt gets
-    the best that there is.
+    """Handle the prompts whose floor is out of reach after the pilot's corrections: they are reported, and where bad
+    lines are skipped, each one's floor is lowered to the best quality there is. Raises BadJob where they aren't.
     """
     missed = np.flatnonzero(~allowed(estimates).any(1))
     if not len(missed):
@@ -207,7 +210,7 @@ def _reachable(estimates: Estimates, gathered: Gathered, skip_bad: bool) -> tupl
 
 
 def live_price(estimates: Estimates, gathered: Gathered, book: RouteBook) -> float:
-    """Quality points per dollar at which the live route trades them, a call of its dearest model for the unit."""
+    """The live route's exchange rate in quality points per dollar; the mean cost of its dearest model is the unit."""
     route: Route | None = next((book.routes[name] for name in gathered.routes if name in book.routes), None)
     if route is None:
         return 0.0
@@ -221,15 +224,17 @@ def live_price(estimates: Estimates, gathered: Gathered, book: RouteBook) -> flo
 
 
 def shares(plan: Plan) -> Sequence[tuple[str, int, float, float]]:
-    """Per arm that answers: its label, prompts, predicted dollars and mean predicted quality, most prompts first."""
+    """Of each arm that answers prompts: label, number of prompts, predicted dollars and mean predicted quality; the arm
+    with the most prompts first.
+    """
     arm = plan.assignment.arm
     rows = np.flatnonzero(arm >= 0)
     count = np.bincount(arm[rows], minlength=len(plan.estimates.arms))
     usd = np.bincount(arm[rows], plan.estimates.cost_usd[rows, arm[rows]], len(plan.estimates.arms))
     quality = np.bincount(arm[rows], plan.estimates.quality[rows, arm[rows]], len(plan.estimates.arms))
-    found = [
+    counted = [
         (one.label, int(count[place]), float(usd[place]), float(quality[place] / count[place]))
         for place, one in enumerate(plan.estimates.arms)
         if count[place]
     ]
-    return sorted(found, key=lambda share: -share[1])
+    return sorted(counted, key=lambda share: -share[1])

@@ -1,9 +1,9 @@
-"""The assignment as a linear program, evaluated in bulk: what prices on money and capacity make everybody choose.
+"""The assignment as a linear program, evaluated in bulk: which arms the prompts choose at given prices of the limits.
 
     maximise  sum_i worth[i, x_i]   over arms x_i,   subject to   sum_i use_k[i, x_i] <= 1   for every limit k
 
-Uses are shares of the limit (money over the budget, tokens over what the deadline leaves room for), so limits of any
-unit are alike. With a price p_k >= 0 on each limit every prompt decides alone, and
+Uses are shares of a limit (money over the budget, tokens over what fits before the deadline), so limits of any unit
+are treated alike. With a price p_k >= 0 on each limit every prompt decides alone, and
 
     D(p) = sum_i max_a (worth[i, a] - sum_k p_k use_k[i, a]) + sum_k p_k
 
@@ -30,62 +30,65 @@ CALLS, MONEY, INPUT, OUTPUT, SECONDS = range(5)
 NEVER = np.float32(-1e30)
 """The worth of an arm that may not answer."""
 CAUTION = 0.0
-"""Standard errors less trust in each estimate. Those of a router whose stretch is learnt (`routers.estimators.stacked`)
-are as large as the scores say; on splits of the training rows of two sets a quarter was no better, more was worse.
+"""Standard errors subtracted from each quality estimate. On splits of the training rows of two data sets, 0.25 was no
+better than 0, and more was worse: routers with a learnt stretch (`routers.estimators.stacked`) are well calibrated.
 """
 HARDNESS = 0.2
-"""An answer that will be dear because it will be long is of a harder prompt than the estimates of quality know: so much
-of the price of what it costs beyond its model's mean is not counted against it. Chosen on training rows, where 0 to .3
-were alike for learnt stretches and .2 to .3 better for estimates without.
+"""A prompt whose answer is expected to be long is harder than its quality estimates say, and should not be sent to a
+cheap model for its cost alone. So this share of the price of the cost beyond its model's mean is not counted. Chosen on
+training rows, where 0 to 0.3 were alike for estimates with a learnt stretch, and 0.2 to 0.3 better for those without.
 """
 _CHUNK = 16_384
-"""Rows looked at together: they stay in the processor's cache."""
+"""Rows evaluated together: they fit into the processor's cache."""
 
 
 class Decision(NamedTuple):
-    """What all prompts together do at some prices."""
+    """The choices of all prompts together, at some prices or of a given assignment."""
 
     arm: NDArray[np.int16]
     totals: Array
     """Shape (5, arms): calls, dollars, tokens in, tokens out and seconds of each arm."""
     worth: float
     value: float
-    """Sum over prompts of the best worth less its price."""
+    """Sum over prompts of the chosen arm's worth less its price."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """Rows by arms. `weights` is (limits, 5, arms): what one unit of each thing uses of each limit."""
+    """The linear program: matrices (rows, arms), where a row is a prompt."""
 
     worth: Floats
     """NEVER where the arm may not answer."""
     cost: Floats
-    """Zero there."""
+    """Dollars; 0 where the arm may not answer."""
     output: Floats
+    """Output tokens."""
     seconds: Floats
-    """NaN-free; zero where unknown."""
+    """Latency; 0 where it is unknown, never NaN."""
     input: Floats
-    """Shape (n,)."""
+    """Input tokens, shape (rows,)."""
     weights: Array
+    """Share of each limit that one call, dollar, input token, output token or second uses, shape (limits, 5, arms)."""
     names: tuple[str, ...]
+    """Names of the limits."""
 
     def __len__(self) -> int:
         return len(self.worth)
 
     def rows(self, kept: Rows) -> Program:
-        """Those prompts alone, under the same limits."""
+        """The program of these prompts only, under the same limits."""
         return Program(
             self.worth[kept], self.cost[kept], self.output[kept], self.seconds[kept], self.input[kept],
             self.weights, self.names,
         )  # fmt: skip
 
     def scaled(self, share: float) -> Program:
-        """The same rows under limits `share` times as wide: what a sample of the rows may use."""
+        """The same rows under limits multiplied by `share`: what a sample of the rows may use."""
         weights = self.weights / share
         return Program(self.worth, self.cost, self.output, self.seconds, self.input, weights, self.names)
 
     def priced(self, prices: Array, part: slice) -> Floats:
-        """What every arm's use costs those rows at these prices, shape (rows, arms)."""
+        """The price of every arm's uses for the rows of `part`, shape (rows, arms)."""
         each: Floats = np.asarray(np.tensordot(prices, self.weights, 1), np.float32)
         price: Floats = self.cost[part] * each[MONEY]
         price += each[CALLS]
@@ -98,31 +101,33 @@ class Program:
         return price
 
     def values(self, prices: Array, part: slice) -> Floats:
-        """Worth less price of every arm for those rows."""
+        """Worth less price of every arm for the rows of `part`, shape (rows, arms)."""
         price = self.priced(prices, part)
         return np.subtract(self.worth[part], price, out=price)
 
     def parts(self) -> Iterator[slice]:
-        """All rows, in stretches that stay in the processor's cache."""
+        """All rows, in slices that fit into the processor's cache."""
         for start in range(0, len(self), _CHUNK):
             yield slice(start, min(start + _CHUNK, len(self)))
 
     def decide(self, prices: Array) -> Decision:
-        """Every prompt's best arm at those prices, shape (limits,)."""
+        """Every prompt's best arm at the prices, which have shape (limits,)."""
         n, arms = self.worth.shape
         arm = np.empty(n, np.int16)
         totals = np.zeros((5, arms))
         worth = value = 0.0
         for part in self.parts():
-            found = self.values(prices, part)
-            best = found.argmax(1)
+            values = self.values(prices, part)
+            best = values.argmax(1)
             arm[part] = best
-            value += float(np.take_along_axis(found, best[:, None], 1).sum(dtype=np.float64))
+            value += float(np.take_along_axis(values, best[:, None], 1).sum(dtype=np.float64))
             worth += self._add(totals, best, part)
         return Decision(arm, totals, worth, value)
 
     def tally(self, arm: NDArray[np.int16]) -> Decision:
-        """The same account of an assignment made otherwise; rows of a negative arm count for nothing."""
+        """The decision that a given assignment amounts to, with `value` equal to `worth`; rows of a negative arm are
+        left out.
+        """
         totals = np.zeros((5, self.worth.shape[1]))
         worth = 0.0
         for part in self.parts():
@@ -130,7 +135,7 @@ class Program:
         return Decision(arm, totals, worth, worth)
 
     def _add(self, totals: Array, best: Rows, part: slice) -> float:
-        """Add the rows' uses to `totals`; the sum of their worth."""
+        """Add the rows' uses to `totals`, and return the sum of their worth."""
         rows = np.flatnonzero(best >= 0)
         best, rows, arms = best[rows], rows + part.start, self.worth.shape[1]
         totals[CALLS] += np.bincount(best, minlength=arms)
@@ -148,7 +153,7 @@ class Program:
         return decision.value + float(prices.sum())
 
     def use_of(self, rows: Rows, arm: NDArray[np.intp]) -> Array:
-        """What answering those rows by those arms uses of each limit, shape (len(rows), limits)."""
+        """Share of each limit used by answering row i by arm i, shape (len(rows), limits)."""
         things = np.stack([
             np.ones(len(rows)), self.cost[rows, arm], self.input[rows], self.output[rows, arm], self.seconds[rows, arm],
         ])  # fmt: skip
@@ -157,16 +162,16 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What an answer is worth beside its predicted quality."""
+    """How the worth of an answer follows from its predicted quality and cost."""
 
     caution: float = CAUTION
-    """Standard errors that are taken off a predicted quality."""
+    """Standard errors that are subtracted from the predicted quality."""
     hardness: float = HARDNESS
-    """Share of the price of an answer's cost, beyond its model's mean, that is not counted against it."""
+    """Share of the price of an answer's cost beyond its model's mean that is not counted."""
     usd_price: float = 0.0
-    """Quality points that a dollar is worth even where the budget has some left."""
+    """Quality points that a dollar is worth even where the budget isn't used up."""
     thrift: float = 1e-5
-    """Quality points that the mean answer's cost is worth: settles ties in favour of the cheaper arm."""
+    """Quality points that the mean answer's cost is worth: decides ties in favour of the cheaper arm."""
 
 
 BARE = Objective(caution=0.0, hardness=0.0, thrift=0.0)
@@ -180,7 +185,9 @@ def program_of(
     rows: Rows | slice = slice(None),
     objective: Objective = BARE,
 ) -> Program:
-    """The program of those prompts. Limits that bind nothing (no deadline) are left out; money is always the first."""
+    """The program of the prompts `rows`. Money is always the first limit; capacities are left out where there is no
+    deadline.
+    """
     own = estimates.rows(rows)
     names, weights = ["budget"], [_money(len(own.arms), budget_usd)]
     for capacity in capacities if math.isfinite(deadline_s) else ():
@@ -206,21 +213,22 @@ def program_of(
 
 
 def hardened(program: Program, usd_price: float, share: float) -> Program:
-    """The same with that share of the price of costs beyond their arm's mean given back as worth; of costs beyond
-    three means no more, for those are of long prompts rather than of long answers.
+    """The program with the given share of the price of each cost beyond its arm's mean added to the worth. The excess
+    counts up to twice the mean, because larger costs are those of long prompts rather than of long answers.
     """
     able = program.worth > NEVER / 2
     mean = program.cost.sum(0, dtype=np.float64) / np.maximum(able.sum(0), 1)
-    given = np.float32(share * usd_price)
+    refund = np.float32(share * usd_price)
     worth = np.empty_like(program.worth)
     for part in program.parts():
         beyond = program.cost[part] - mean.astype(np.float32)
         np.clip(beyond, -mean, 2.0 * mean, out=beyond)
-        worth[part] = np.where(able[part], program.worth[part] + given * beyond, NEVER)
+        worth[part] = np.where(able[part], program.worth[part] + refund * beyond, NEVER)
     return replace(program, worth=worth)
 
 
 def _thrifty(objective: Objective, cost: Floats, barred: NDArray[np.bool_]) -> float:
+    """The objective's `thrift` in quality points per dollar."""
     if not objective.thrift:
         return 0.0
     mean = float(cost.sum(dtype=np.float64)) / max(barred.size - int(barred.sum()), 1)
@@ -228,7 +236,7 @@ def _thrifty(objective: Objective, cost: Floats, barred: NDArray[np.bool_]) -> f
 
 
 def allowed(estimates: Estimates, deadline_s: float = math.inf) -> NDArray[np.bool_]:
-    """Which arms may answer which prompts, shape (n, arms): able, of the quality asked, and in time."""
+    """Which arms may answer which prompts, shape (n, arms): able to, at or above the floor, and in time."""
     timely = np.array([arm.window_s <= deadline_s for arm in estimates.arms])
     able = np.isfinite(estimates.cost_usd) & (estimates.quality >= estimates.floor[:, None])
     return np.asarray(able & timely)

@@ -23,8 +23,8 @@ class Prompt:
     index: int
     """Its row in every array of the plan."""
     line: int
-    """Of the input, counted from 1 (a row of a table: its number). What the journal and providers know it by: another
-    plan of the same input may number its prompts otherwise.
+    """Number of its line in the input, or of its row in a table, from 1. The journal and providers identify it by this
+    number, because another plan of the same input may give it another index.
     """
     custom_id: str
     surface: str
@@ -33,11 +33,11 @@ class Prompt:
     body: bytes
     """A JSON object; its `model` is a route or a model that this gateway knows."""
     text: str
-    """Of the last user turn."""
+    """Text of the last user turn."""
     floor: float = 0.0
-    """Least predicted quality that will do; 0: any."""
+    """Least predicted quality, in [0, 1]; 0: any."""
     reference: str = ""
-    """The right answer, where the input knows it; never sent anywhere."""
+    """The right answer, where the input has it; never sent to a provider."""
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
@@ -57,7 +57,7 @@ _decode_line = msgspec.json.Decoder(_Line).decode
 def record_of(
     line: int, custom_id: str, url: str, body: bytes, text: str, floor: float = 0.0, reference: str = ""
 ) -> bytes:
-    """A prompt as it lies in the plan's file."""
+    """A prompt as one line of the plan's file."""
     return _encode_line(_Line(line, custom_id, url, msgspec.Raw(body), text, floor, reference)) + b"\n"
 
 
@@ -76,7 +76,7 @@ class PromptWriter:
         self.put_all([record_of(line, custom_id, url, body, text, floor, reference)], [line])
 
     def put_all(self, records: Sequence[bytes], lines: Sequence[int]) -> None:
-        """Prompts as `record_of` gives them, and their lines, in the order of the input."""
+        """Append prompts as `record_of` makes them, with their line numbers, in the order of the input."""
         self._file.write(b"".join(records))
         self._ends += accumulate(map(len, records), initial=self._ends.pop())
         self._lines += lines
@@ -111,7 +111,7 @@ class Prompts(Sequence[Prompt]):
         return _prompt(place, self._file.read(end - start))
 
     def place_of(self, line: int) -> int | None:
-        """Of the prompt that is this line of the input; None: none is."""
+        """Index of the prompt on this line of the input; None where that line is no prompt of its own."""
         place = int(np.searchsorted(self.lines, line))
         return place if place < len(self) and self.lines[place] == line else None
 

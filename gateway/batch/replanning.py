@@ -1,4 +1,4 @@
-"""Plans the rest of a running job again, as its calls show what prompts cost and how fast they are answered."""
+"""Plans the rest of a running job again from the measured costs and latencies of its calls."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
     from gateway.batch.run import Runner
 
 SHARE = 0.05
-"""Of the prompts: ended since the last plan, before the rest is planned again."""
+"""Share of the prompts that must have ended since the last plan before the rest is planned again."""
 LEAST = 8
+"""The least number of such prompts."""
 EVERY_S = 10.0
+"""Seconds after which the rest is planned again where at least one prompt has ended."""
 
 
 class Replanning:
-    """Replans the job of one runner. Solving is done in a thread; prompts that are asked meanwhile keep their arms."""
+    """Replans the job of one runner. Solving runs in a thread; prompts that are asked meanwhile keep their arms."""
 
     def __init__(self, runner: Runner) -> None:
         self.run = runner
         self.count = 0
         self.shortfall = 0
-        """Prompts that the last plan found neither money nor time for."""
+        """Prompts that the last plan left without an arm, for want of money or time."""
         self._task: asyncio.Task[None] | None = None
         self._at_s, self._at = runner.options.now(), 0
 
@@ -47,7 +49,7 @@ class Replanning:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _replan(self) -> None:
-        """Replan with what is left of money and time. Providers' batch endpoints are used only at a job's beginning."""
+        """Replan with the money and time left. Providers' batch endpoints are only used at the beginning of a job."""
         run = self.run
         rest = run.queue.rest()
         if not len(rest):
@@ -67,7 +69,9 @@ class Replanning:
         run.wake()
 
     def _left_usd(self) -> float:
-        """Money for the rest: what is left, less what the calls under way are expected to cost."""
+        """Dollars for the rest: the unspent budget, less the expected cost of the calls under way; infinite where there
+        is no budget.
+        """
         run = self.run
         if run.limit is None:
             return inf

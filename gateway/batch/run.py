@@ -1,10 +1,10 @@
 """Runs a planned job: as many calls at once as providers and money allow, never a cent above the budget.
 
-One loop decides (`launch`, `hear`, `look`), tasks only carry calls. The job's own account in the ledger holds the
-worst case of every call before it starts, so the budget can't be passed whatever was predicted; predictions only
-decide who is asked. What the calls cost and how long they take corrects the predictions, and the rest of the job is
-planned again. Everything that must survive is in the journal: a runner that dies leaves its lease, and the next one
-begins where the records end.
+One loop decides (`launch`, `hear`, `look`); tasks only make the calls. The job's own account in the ledger holds the
+worst case of every call before it starts, so the budget is kept however wrong the predictions are; predictions only
+decide which model is asked. Measured costs and latencies correct the predictions, and the rest of the job is planned
+again. Everything that must survive is in the journal: when a runner dies, its lease lapses, and the next runner
+continues where the records end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger("headgate.batch")
 
 LOOK_EVERY_S = 0.5
 WAIT_S = (0.25, 1.0, 4.0, 15.0)
-"""Before a prompt's second call, its third, ..."""
+"""Seconds to wait before a prompt's second call, its third, and so on."""
 OUT_OF_MONEY = "insufficient_quota"
 OVER_RATE = "rate_limit_exceeded"
 
@@ -49,11 +49,11 @@ class Endpoints(Protocol):
     """Providers' own batch endpoints (gateway/batch/endpoint.py)."""
 
     async def parts(self, runner: Runner) -> Sequence[Part]:
-        """What is to lie there: earlier runners' parts that have not ended, and new ones."""
+        """The parts to run: those of earlier runners that have not ended, and new ones."""
         ...
 
     async def run(self, runner: Runner, part: Part) -> None:
-        """Until every prompt of the part is heard of (`heard_away`) or given back (`come_back`)."""
+        """Run one part until each of its prompts has a result (`heard_away`) or is given back (`come_back`)."""
         ...
 
 
@@ -63,7 +63,7 @@ class Runner:
     def __init__(
         self, services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, options: RunnerOptions, spent: int
     ) -> None:
-        """`spent`: nano-dollars that the job has cost, what is at risk included."""
+        """`spent`: nano-dollars that the job has cost so far, including those at risk."""
         self.jobs, self.job, self.plan, self.options = jobs, job, plan, options
         self.s = services
         self.spent_before, self.spent_now = spent, 0
@@ -74,7 +74,7 @@ class Runner:
         self.limiters = {arm.model: ConcurrencyLimiter(job.card.concurrency) for arm in plan.estimates.arms}
         self.predicted_s = forecast.predicted_latencies(plan.estimates)
         self.climbs = any(arm.rule >= 0 for arm in plan.estimates.arms)
-        """The plan says which answers may be asked again of whom."""
+        """Whether the plan has arms that escalate to better models."""
         self.cost_ratios = forecast.CostRatios(plan.estimates.arms)
         self.tasks: set[asyncio.Task[None]] = set()
         self.parts: set[asyncio.Task[None]] = set()
@@ -94,13 +94,14 @@ class Runner:
         self.short = False
         """Whether a prompt waits for money and nothing has been settled since."""
         self.unafforded = 0
-        """Prompts sent to another arm than planned, because the most that it might have cost was more than was left."""
+        """Prompts sent to another arm than planned, because the money left did not cover the planned arm's worst case.
+        """
         self._shut_s = 0.0
         self._looked_s = -inf
         self.answered = 0
         """Prompts that have ended under this runner."""
         self.ended_elsewhere = 0
-        """Prompts that ended under an earlier plan and are none of this one."""
+        """Prompts that ended under an earlier plan and are not in this one."""
         self.lease = Lease(jobs, job, options)
         self.replanning = Replanning(self)
 
@@ -108,16 +109,16 @@ class Runner:
         return replace(caller, accounts=(*caller.accounts, self.account), explore=False)
 
     def go_by(self, caller: Caller) -> None:
-        """The key as it is now: what calls from here on may ask for and spend."""
+        """Make further calls with the key's present permissions and accounts."""
         self.asker.caller = self._of_job(caller)
 
     # ---- from begin to end
 
     def resume(self, items: Sequence[Item], parts: Sequence[Part]) -> None:
-        """Take over what the journal knows; prompts in a part that has not ended stay at their provider."""
+        """Take over what the journal records; prompts in a part that has not ended stay at their provider."""
         for item in items:
             ended = item.state in ("done", "failed")
-            if (place := self.plan.prompts.place_of(item.place)) is None:  # by this plan another answers it
+            if (place := self.plan.prompts.place_of(item.place)) is None:  # it is a duplicate in this plan
                 self.ended_elsewhere += ended
                 continue
             self.queue.tries[place] = item.tries
@@ -131,13 +132,13 @@ class Runner:
         self.queue.fill()
 
     def places(self, part: Part) -> list[int]:
-        """Of its prompts, as this plan has them."""
+        """The numbers that the part's prompts have in this plan; lines that are no prompt of this plan are left out."""
         found = [self.plan.prompts.place_of(line) for line in part.lines]
         return [place for place in found if place is not None]
 
     async def run(self, endpoints: Endpoints | None = None) -> None:
-        """Runs until every prompt is over, the job is cancelled, its deadline has passed, or `stop` is called. Raises
-        LostLease.
+        """Run until every prompt has ended, the job is cancelled, its deadline has passed, or `stop` is called. Raises
+        LostLease where another runner has taken the job.
         """
         if endpoints is not None:
             for part in await endpoints.parts(self):
@@ -154,10 +155,11 @@ class Runner:
         self.last = progress_of(self)
         self.options.on_progress(self.last)
         if self.lost:
-            raise LostLease("another runner has the job")
+            raise LostLease("another runner has taken the job")
 
     @property
     def over(self) -> bool:
+        """Whether the loop ends: there is nothing left to do, or this runner may not go on."""
         if self.tasks or self.parts:
             return self.stopped or self.lost
         return self.stopped or self.lost or self.over_for_good
@@ -169,7 +171,8 @@ class Runner:
 
     @property
     def ended_early(self) -> bool:
-        """Whether nothing more is to be asked although prompts are left."""
+        """Whether no further call is made although prompts are left: the job is cancelled, or its deadline has passed.
+        """
         return self.wish == "cancel" or self.left_s <= 0
 
     @property
@@ -184,11 +187,12 @@ class Runner:
 
     @property
     def left_s(self) -> float:
+        """Seconds to the deadline, negative after it; infinite where there is none."""
         return inf if self.job.card.deadline_s is None else self.job.card.deadline_s - self.options.clock()
 
     def stop(self, drain_s: float = 0.0) -> None:
-        """Let calls under way end within `drain_s` of the options or of this call, whichever is longer, and leave the
-        rest to the next runner.
+        """Give calls under way the longer of `drain_s` and the options' `drain_s` seconds to end, and leave the rest to
+        the next runner.
         """
         self.options = replace(self.options, drain_s=max(drain_s, self.options.drain_s))
         self.stopped = True
@@ -225,7 +229,7 @@ class Runner:
 
     @property
     def free(self) -> float:
-        """Nano-dollars of the job's budget that nothing is held for; infinite: there is no budget."""
+        """Nano-dollars of the job's budget that are neither spent nor held; infinite where there is no budget."""
         return inf if self.limit is None else self.limit - self.spent_now - self.held
 
     def _start(self, place: int, now: float) -> bool:
@@ -248,8 +252,8 @@ class Runner:
         self.queue.put_unfunded(place)
 
     def unstick(self) -> None:
-        """Called when nothing is under way: a prompt that waits for money gets an arm that what is left covers, and
-        prompts without an arm get the cheapest.
+        """Called when no call is under way: a prompt that waits for money gets an arm that the money left covers, and
+        prompts without an arm get the cheapest one.
         """
         if self.short and (place := self.queue.take_unfunded()) is not None:
             self.afford(place)
@@ -286,8 +290,8 @@ class Runner:
         self.hear(place, arm, result, began_s)
 
     def arm_call(self, place: int, number: int) -> ArmCall:
-        """How an arm answers this prompt, and which models may be asked after it: those that the plan says, or all
-        better ones where the plan has no climbs and the job wants cascades.
+        """How an arm answers this prompt, and which models its answer may be escalated to: those of the plan's cascade,
+        or all better ones where the plan has no cascade and the job wants one.
         """
         table, arm = self.plan.estimates, self.plan.estimates.arms[number]
         if arm.rule >= 0:
@@ -332,7 +336,9 @@ class Runner:
             self.queue.put_later(place, now + (result.retry_after_s or patience))
 
     def _hear_refusal(self, place: int, arm: int, result: CallResult, now: float) -> None:
-        """Refused before money was held: a budget of the key, tenant or route is short, or a rate limit is reached."""
+        """Take a refusal before money was held: a budget of the key, tenant or route is short, or a rate limit is
+        reached.
+        """
         if result.code == OUT_OF_MONEY:
             self._wait_for_money(place, arm)
         elif result.final and result.code != OVER_RATE:
@@ -342,7 +348,7 @@ class Runner:
             self.queue.put(place)
 
     def _count(self, place: int, arm: int, result: CallResult) -> None:
-        self.short = False  # what it held and did not cost is free for others
+        self.short = False  # its hold is settled, so other prompts may use what it did not cost
         self.queue.tries[place] += 1
         self.spent_now += result.cost_nanousd
         if result.ok and result.cost_nanousd:
@@ -363,13 +369,15 @@ class Runner:
             self.come_back([place])
 
     def opens_in_s(self, model: str) -> float:
-        """Seconds until another call of this model may start: its provider may have asked to wait or seem down."""
+        """Seconds until another call of this model may start: its provider may have asked to wait, or its breaker may
+        be open.
+        """
         now = self.s.now()
         opens = min((one.breaker.opens_s for one in self.s.fleet.deployments(model)), default=0.0)
         return max(0.0, opens - now, self.limiters[model].opens_s - self.options.now())
 
     def wake(self) -> None:
-        """Make the loop look again at which calls may start."""
+        """Make the loop check again which calls may start."""
         self._wakes.set()
 
     def come_back(self, places: Sequence[int]) -> None:
@@ -402,7 +410,7 @@ class Runner:
         self._give_up(place)
 
     def _give_up(self, place: int) -> None:
-        message = "the budget is used up: what is left does not cover the most that this prompt may cost"
+        message = "the budget is used up: the money left does not cover this prompt's worst-case cost"
         self._carry(self._fail(place, 429, "budget_exhausted", message))
 
     async def _fail(self, place: int, status: int, code: str, message: str) -> None:
@@ -412,7 +420,7 @@ class Runner:
     # ---- look
 
     def look(self) -> None:
-        """From time to time: renew the lease, read what users have asked of the job, replan, and report progress."""
+        """At most every `_look_s` seconds: renew the lease, read the users' wish, replan, and report progress."""
         now = self.options.now()
         if now - self._looked_s < self._look_s:
             return
@@ -425,7 +433,7 @@ class Runner:
 
     @property
     def _look_s(self) -> float:
-        """Seconds between two looks: fewer near a deadline, so that a shortfall is reported before it happens."""
+        """Least seconds between two looks: fewer near a deadline, so that a shortfall is reported before it happens."""
         return min(LOOK_EVERY_S, max(0.02, self.left_s / 10))
 
     # ---- inside
@@ -440,7 +448,7 @@ class Runner:
         self.short = False
         self._wakes.set()
         if not task.cancelled() and task.exception() is not None:
-            log.error("a part of %s failed", self.job.id, exc_info=task.exception())
+            log.error("a background task of %s failed", self.job.id, exc_info=task.exception())
 
     async def _sleep(self) -> None:
         """Sleep until something ends or is due."""
@@ -454,7 +462,8 @@ class Runner:
         self._wakes.clear()
 
     async def _drain(self) -> None:
-        """Let calls under way end in their time, unless the job is another runner's now."""
+        """Give calls under way `drain_s` seconds to end, and cancel them all at once where another runner has the job.
+        """
         await self.replanning.end()
         await self.lease.end()
         if self.tasks and not self.lost:

@@ -1,7 +1,7 @@
-"""The nouns of batch jobs: what is asked, what each way of answering is expected to give, and who answers what.
+"""The nouns of batch jobs: prompts, the estimates of each way to answer them, and the assignment of one to the other.
 
-Arrays, not objects, hold what there is one of per prompt, for a job may have a million. All of it is saved as JSON
-and safetensors; nothing is pickled. Decisions over these nouns are in `assign`; nothing here reads a clock.
+Values that exist once per prompt are held in arrays, not in objects, because a job may have a million prompts.
+Everything is saved as JSON and safetensors; nothing is pickled. Decisions are in `assign`; nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from routers.intervals import Interval
 
 Floats = NDArray[np.float32]
 UNASSIGNED = -1
-"""In `Assignment.arm`: nobody answers this prompt."""
+"""In `Assignment.arm`: no arm answers this prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with one line of the input, said before anything is spent."""
+    """A fault of one line of the input, reported before anything is spent."""
 
     line: int
-    """Counted from 1; 0: the file or the job as a whole."""
+    """Number of the line, from 1; 0 where the fault is of the file or of the whole job."""
     custom_id: str
     message: str
     code: str = "invalid_line"
@@ -49,7 +49,7 @@ def _first(problems: Sequence[Problem]) -> str:
 
 
 class BadJob(CallerError):
-    """The input can't be run as it stands; `problems` says line by line why."""
+    """The input can't be run as it is; `problems` lists its faults by line."""
 
     def __init__(self, problems: Sequence[Problem], message: str = "") -> None:
         super().__init__(message or _first(problems), code="invalid_batch")
@@ -62,19 +62,19 @@ class Impossible(CallerError):
     def __init__(self, message: str, least_budget_usd: float, least_deadline_s: float) -> None:
         super().__init__(message, code="impossible_batch")
         self.least_budget_usd = least_budget_usd
-        """Least expected cost within the deadline; infinite where no money helps."""
+        """Least expected cost that keeps the deadline; infinite where no budget does."""
         self.least_deadline_s = least_deadline_s
-        """Least time within the budget; infinite where no time helps."""
+        """Least time in seconds that keeps the budget; infinite where no deadline does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A line that asks what an earlier one asks: it is answered with the same answer, for nothing."""
+    """A line that asks the same as an earlier line, and gets its answer at no cost."""
 
     line: int
     custom_id: str
     index: int
-    """Of the prompt whose answer it takes."""
+    """Index of the prompt whose answer is used."""
     kind: str = "exact"
     """exact | semantic"""
 
@@ -85,24 +85,24 @@ class Arm:
 
     model: str
     samples: int = 1
-    """Best of that many."""
+    """Answers that are sampled; the best of them is kept."""
     via: str = "live"
     """live | batch (the provider's own batch endpoint)"""
     window_s: float = 0.0
-    """Time within which a provider's batch endpoint promises the answer."""
+    """Seconds within which a provider's batch endpoint promises the answer; 0 for live calls."""
     rule: int = -1
-    """Of the route's trained cascade: by which a better model is asked where this one's answer doesn't convince; -1:
-    the answer is kept.
+    """Number of the rule of the route's trained cascade that decides whether a better model is asked next; -1 where the
+    first answer is always kept.
     """
 
     @property
     def is_one_call(self) -> bool:
-        """One live call, whose answer is kept."""
+        """Whether the arm makes one live call and keeps its answer."""
         return self.via == "live" and self.samples == 1 and self.rule < 0
 
     @property
     def paid_as(self) -> str:
-        """Arms of one such name cost what was predicted of them, or miss it, alike."""
+        """The name under which paid and predicted cost are compared: arms that share it share one correction."""
         return self.model if self.rule < 0 else self.label
 
     @property
@@ -113,32 +113,32 @@ class Arm:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What each arm is expected to give on each prompt: matrices (n, arms), float32."""
+    """The expected quality, cost and latency of each arm on each prompt: matrices (n, arms), float32."""
 
     arms: tuple[Arm, ...]
     quality: Floats
     """Expected score in [0, 1]."""
     quality_sd: Floats
-    """Standard error of that expectation."""
+    """Standard error of the expected score."""
     cost_usd: Floats
-    """Expected; infinite where the arm may not or can't answer the prompt."""
+    """Expected cost; infinite where the arm may not or can't answer the prompt."""
     output_tokens: Floats
     latency_s: Floats
-    """Of one call; NaN where nothing is known."""
+    """Expected latency of one call; NaN where it is unknown."""
     input_tokens: Floats
     """Shape (n,)."""
     floor: Floats
-    """Least quality asked of each prompt, shape (n,)."""
+    """Least quality that each prompt requires, shape (n,)."""
     quality_shift_sd: Floats
-    """Standard error common to all predictions of an arm, shape (arms,)."""
+    """Standard error that all quality predictions of an arm share, shape (arms,)."""
     cost_shift_sd: Floats
-    """The same for costs, as a share of the cost."""
+    """Standard error that all cost predictions of an arm share, as a share of the cost, shape (arms,)."""
 
     def __len__(self) -> int:
         return len(self.quality)
 
     def rows(self, kept: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Estimates:
-        """Those prompts alone."""
+        """The estimates of these prompts only."""
         by_prompt = ("quality", "quality_sd", "cost_usd", "output_tokens", "latency_s", "input_tokens", "floor")
         return replace(self, **{name: getattr(self, name)[kept] for name in by_prompt})
 
@@ -148,8 +148,8 @@ class Estimates:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a provider, a key or this machine can do per second. An answer by arm `a` uses
-    `requests[a] + input_tokens[a] * input + output_tokens[a] * output + seconds[a] * latency` of it.
+    """A rate limit of a provider, a key or this machine, in units per second. An answer by arm `a` uses
+    `requests[a] + input_tokens[a] * input + output_tokens[a] * output + seconds[a] * latency` units.
     """
 
     name: str
@@ -158,33 +158,33 @@ class Capacity:
     input_tokens: tuple[float, ...] = ()
     output_tokens: tuple[float, ...] = ()
     seconds: tuple[float, ...] = ()
-    """Each of one weight per arm; empty: none."""
+    """Like the three before it, one weight per arm; empty where all weights are 0."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Who answers what, and how far from the best possible that is."""
+    """The arm that answers each prompt, and how far the assignment is from the best possible one."""
 
     arm: NDArray[np.int16]
-    """Shape (n,): a place in `Estimates.arms`, or UNASSIGNED."""
+    """Index into `Estimates.arms`, or UNASSIGNED, shape (n,)."""
     quality: float
     """Sum of predicted qualities over the assigned prompts."""
     cost_usd: float
-    """Predicted sum."""
+    """Sum of predicted costs over the assigned prompts."""
     usd_price: float
     """Lagrange multiplier of the budget: quality points that one more dollar buys."""
     capacity_prices: dict[str, float]
-    """The same for each capacity, per unit of its use."""
+    """Lagrange multiplier of each capacity, by its name."""
     bound: float
     """No assignment within the same limits has a larger sum of predicted qualities."""
     finish_s: float
-    """Time that the busiest capacity needs."""
+    """Seconds that the busiest capacity needs."""
     shortfall: int = 0
-    """Prompts left UNASSIGNED though they were to be assigned."""
+    """Prompts that should have been assigned but are UNASSIGNED for want of money or time."""
 
     @property
     def gap(self) -> float:
-        """Quality points, summed over prompts, that the best assignment could have more: 0 is optimal."""
+        """The most by which the best assignment's sum of qualities can exceed this one's; 0 is optimal."""
         return max(self.bound - self.quality, 0.0)
 
     @property
@@ -194,32 +194,32 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of the job's frontier: what a budget buys."""
+    """One point of the job's frontier: the cost and quality that a budget buys."""
 
     budget_usd: float
     cost_usd: Interval
     quality: Interval
     """Mean over prompts."""
     calls: dict[str, int]
-    """Prompts per arm's label."""
+    """Number of prompts by the label of their arm."""
     finish_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class PilotReport:
-    """What the pilot sample showed and cost."""
+    """The results and the cost of the pilot sample."""
 
     calls: int
     failures: int
     cost_usd: float
     scored: int
-    """Answers whose quality could be told."""
+    """Answers whose quality could be measured."""
     cost_ratio: dict[str, float]
-    """Paid over predicted, by model."""
+    """Paid over predicted cost, by model."""
     quality_shift: dict[str, float]
-    """Found minus predicted, by model."""
+    """Correction of the predicted quality, by model: measured minus predicted, shrunk towards 0."""
     skipped: int = 0
-    """Calls not made, for they might have cost more than what was left."""
+    """Calls not made, because the money left might not have covered them or a file could not be read."""
 
 
 @dataclass(frozen=True)
@@ -229,29 +229,30 @@ class Plan:
     source: str
     """The input's name."""
     route: str
-    """What answers lines that name no model."""
+    """The route that answers lines that name no model."""
     prompts: Prompts
     duplicates: tuple[Duplicate, ...]
     problems: tuple[Problem, ...]
-    """Lines left out because the job was planned with them skipped."""
+    """Faults of the lines that were left out, where the job was planned with bad lines skipped."""
     estimates: Estimates
     assignment: Assignment
     frontier: tuple[Point, ...]
     chosen: Point
     budget_usd: float
-    """For the run, what the pilot has spent taken off; infinite: none was set."""
+    """Budget of the run, less what the pilot has spent; infinite where none was set."""
     deadline_s: float
-    """From the start of the run; infinite: none."""
+    """Seconds from the start of the run; infinite where there is no deadline."""
     capacities: tuple[Capacity, ...] = ()
     usd_price: float = 0.0
-    """Quality points that a dollar is worth where no budget sets its price: `replan` by `Objective(usd_price=...)`."""
+    """Quality points that a dollar is worth where there is no budget; `replan` gets it as `Objective(usd_price=...)`.
+    """
     pilot: PilotReport | None = None
     tenant: str = "default"
     metadata: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Writes plan.json, plan.safetensors and prompts.jsonl; a reader never sees half a plan, for plan.json comes
-        last.
+        """Write plan.json, plan.safetensors and prompts.jsonl. plan.json is written last, so that a reader never sees
+        half a plan.
         """
         from safetensors.numpy import save_file
 
@@ -267,7 +268,7 @@ class Plan:
         draft.replace(folder / PLAN_FILE)
 
     def card(self) -> dict[str, Any]:
-        """All of the plan but its arrays and prompts."""
+        """The plan as JSON has it, without its arrays and prompts."""
         left_out = {"prompts", "estimates", "assignment"}
         card = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
         own = {f.name: getattr(self.assignment, f.name) for f in fields(self.assignment) if f.name != "arm"}
@@ -275,7 +276,7 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
-        """The plan saved there. BadJob where there is none, or one of another schema."""
+        """Read the plan from its folder. Raises BadJob where there is none, or one of another schema."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -283,9 +284,10 @@ class Plan:
             card = msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=_Card)
             arrays = load_file(folder / ARRAYS_FILE)
         except (OSError, msgspec.MsgspecError, SafetensorError) as error:
-            raise BadJob([Problem(0, "", f"{folder}: no plan here ({error})", "no_plan")]) from error
+            raise BadJob([Problem(0, "", f"{folder}: there is no plan here ({error})", "no_plan")]) from error
         if card.schema != SCHEMA:
-            raise BadJob([Problem(0, "", f"{folder}: a plan of schema {card.schema}, not {SCHEMA}", "no_plan")])
+            message = f"{folder}: the plan has schema {card.schema}, not {SCHEMA}: plan the job again"
+            raise BadJob([Problem(0, "", message, "no_plan")])
         whole = {f.name: getattr(card, f.name) for f in fields(cls) if hasattr(card, f.name)}
         for name in ("budget_usd", "deadline_s"):
             whole[name] = math.inf if whole[name] is None else whole[name]
@@ -302,7 +304,7 @@ PLAN_FILE, ARRAYS_FILE, PROMPTS_FILE = "plan.json", "plan.safetensors", "prompts
 
 
 class _Card(msgspec.Struct):
-    """plan.json, as it must be."""
+    """The contents of plan.json."""
 
     schema: int
     source: str
@@ -323,14 +325,14 @@ class _Card(msgspec.Struct):
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as JSON has them."""
+    """The value with dataclasses turned into dicts and tuples into lists."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: null says there is no such limit."""
+    """The value with infinite numbers as None, since JSON has no infinity; None means that there is no limit."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
