@@ -135,7 +135,7 @@ def _solved(program: Program) -> Draft:
     if uses[0] > 1.0:
         return Draft(program, prices, decision.arm, uses)
     if (uses > 1.0).any():
-        if least_load(sampled(program, most=_SAMPLE), asks=_HOPELESS) > _HOPELESS:
+        if least_load(sampled(program, most=_SAMPLE), threshold=_HOPELESS) > _HOPELESS:
             return Draft(program, prices, decision.arm, uses)
         prices = all_prices(program, prices)
     draft = rounded(program, prices)
@@ -144,7 +144,7 @@ def _solved(program: Program) -> Draft:
     gap_share = math.inf
     if draft.fits:
         gap_share = _gap(program, draft) / max(abs(program.tally(draft.arm).worth), 1e-9)
-    if gap_share > _EXACT_GAP and least_load(program, asks=1.0) <= 1.0 + 1e-9:
+    if gap_share > _EXACT_GAP and least_load(program, threshold=1.0) <= 1.0 + 1e-9:
         return _better(draft, exact(program, gap=_EXACT_GAP / 2).arm)
     return draft
 
@@ -268,7 +268,7 @@ def _possible(estimates: Estimates, budget_usd: float, deadline_s: float, capaci
 def _bearable(program: Program) -> bool:
     """Whether some assignment keeps the limits: for a small job a real one, for a large job perhaps a fractional one.
     """
-    if least_load(program, asks=1.0) > 1.0:
+    if least_load(program, threshold=1.0) > 1.0:
         return False
     return program.worth.size > _EXACT_CELLS or exact(program, gap=1.0).arm is not None
 

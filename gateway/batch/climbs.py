@@ -1,8 +1,9 @@
-"""Arms that ask one model and, where its answer doesn't convince, a better one: a trained cascade in a job's plan.
+"""Arms that escalate to a better model where the first answer isn't good enough: a trained cascade in a job's plan.
 
-Each opens with one model of the cascade's pool and goes on by one of its rules, the same for the whole job: the one
-with which the plan is expected to be worth most. What a climb will give is foretold from the prompt alone, as the
-cascade learnt it beside the rule. Rates and deadlines count such an arm as one call of its first model.
+Each such arm (a climb) starts with one model of the cascade's pool and continues by one of its rules. The rule is the
+same for the whole job: the one with which the plan is expected to be worth most. The quality and cost of a climb are
+predicted from the prompt alone, as the cascade learnt them together with the rule. Rates and deadlines count such an
+arm as one call of its first model.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from gateway.batch.program import Objective
 from gateway.batch.types import Arm, Estimates, Floats
 from gateway.routes import Route
 
-LOOKED_AT = 3_000
-"""Prompts of a large job on which its rule is sought."""
+SAMPLE = 3_000
+"""Prompts of a large job on which its rule is chosen."""
 _BLOCK = 1 << 16
+"""Prompts whose climbs are predicted together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Climbing:
-    """A trained cascade that begins where the plan says and goes on by the plan's rule."""
+    """A trained cascade that starts with the plan's model and continues by the plan's rule."""
 
     cascade: RoutedCascade
     opener: str
@@ -43,12 +45,16 @@ class Climbing:
 
 
 def cascade_of(route: Route) -> RoutedCascade | None:
-    """The route's trained cascade, where it can foretell its climbs and promises nothing else."""
+    """The route's trained cascade; None where it can't predict its climbs, or the route promises a share of wrong
+    answers (`most_wrong`), which a job's plan doesn't keep.
+    """
     return climbing(route.cascade) if not route.config.most_wrong else None
 
 
 def climbing(planner: Planner | None) -> RoutedCascade | None:
-    """A cascade whose rules say what a climb will give; those trained by earlier versions don't."""
+    """The planner where it is a trained cascade whose rules predict climbs, else None; cascades trained by earlier
+    versions don't.
+    """
     if isinstance(planner, RoutedCascade) and all(rule.gains is not None for rule in planner.rules):
         return planner
     return None
@@ -63,10 +69,10 @@ def with_climbs(
     deadline_s: float = math.inf,
     read_usd: Floats | None = None,
 ) -> Estimates:
-    """An arm more for each model that may open a climb, by the rule that the job gains most by; the same estimates
-    where none gains anything, or where the cascade knows a model that the job may not ask.
+    """Add an arm for each model that may start a climb, with the rule that the job gains most by. Returns the same
+    estimates where no rule gains anything, or where the cascade has a model that the job may not ask.
 
-    `read_usd`: cost of an answer with its evidence, (n, models of the cascade); None: evidence is free.
+    `read_usd`: cost of an answer with its evidence, shape (n, models of the cascade); None: evidence is free.
     """
     places = _places(estimates, cascade)
     if places is None:
@@ -76,7 +82,7 @@ def with_climbs(
 
 
 def _places(estimates: Estimates, cascade: RoutedCascade) -> list[int] | None:
-    """Columns of the cascade's models, each asked once and live."""
+    """Arms of the cascade's models that make one live call; None where a model has none."""
     known = {arm.model: place for place, arm in enumerate(estimates.arms) if arm.is_one_call}
     models = cascade.posterior.space.models
     return [known[model] for model in models] if all(model in known for model in models) else None
@@ -91,9 +97,11 @@ def _rule(
     deadline_s: float,
     read_usd: Floats | None,
 ) -> int | None:
-    """The rule with which a sample's best assignment is worth most; None: none is worth more than no climb."""
+    """The rule with which a sample's best assignment is worth most; None where climbs with no rule are worth more than
+    single answers.
+    """
     n = len(estimates)
-    rows = np.sort(np.random.default_rng(0).permutation(n)[:LOOKED_AT])
+    rows = np.sort(np.random.default_rng(0).permutation(n)[:SAMPLE])
     part, read = estimates.rows(rows), None if read_usd is None else read_usd[rows]
     budget_usd *= len(rows) / n
     climbs = (_wider(part, cascade, places, rule, read) for rule in range(len(cascade.rules)))
@@ -103,8 +111,9 @@ def _rule(
 
 
 def _worth(estimates: Estimates, budget_usd: float, objective: Objective, deadline_s: float) -> float:
-    found = attempted(estimates, budget_usd, deadline_s=deadline_s, objective=objective)
-    return -math.inf if found is None else found.quality - objective.usd_price * found.cost_usd
+    """Quality points of the best assignment less the price of its cost; -infinity where there is none."""
+    assignment = attempted(estimates, budget_usd, deadline_s=deadline_s, objective=objective)
+    return -math.inf if assignment is None else assignment.quality - objective.usd_price * assignment.cost_usd
 
 
 def _wider(
@@ -112,17 +121,17 @@ def _wider(
 ) -> Estimates:
     space = cascade.posterior.space
     actions = space.actions(())
-    opens = [at for at, (_, read) in enumerate(actions) if read]
-    openers = [actions[at][0] for at in opens]
+    opening = [at for at, (_, reads_evidence) in enumerate(actions) if reads_evidence]
+    openers = [actions[at][0] for at in opening]
     own = [places[j] for j in openers]
     n = len(estimates)
-    quality, cost = np.empty((n, len(opens)), np.float32), np.empty((n, len(opens)), np.float32)
+    quality, cost = np.empty((n, len(opening)), np.float32), np.empty((n, len(opening)), np.float32)
     for start in range(0, n, _BLOCK):
         rows = slice(start, start + _BLOCK)
         read = None if read_usd is None else read_usd[rows]
         alone = estimates.quality[rows, places], estimates.cost_usd[rows, places]
-        gains, spends = _foretold(cascade, rule, *alone, read)
-        quality[rows], cost[rows] = gains[:, opens], spends[:, opens]
+        gains, spends = _predicted(cascade, rule, *alone, read)
+        quality[rows], cost[rows] = gains[:, opening], spends[:, opening]
     latency = estimates.latency_s[:, own]
     return joined(
         estimates,
@@ -140,11 +149,11 @@ def _wider(
     )
 
 
-def _foretold(
+def _predicted(
     cascade: RoutedCascade, rule: int, quality: Floats, cost_usd: Floats, read_usd: Floats | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Chance and dollars of a climb by each first action, (n, actions); infinite dollars where a model may not answer:
-    the climb was not learnt without it.
+    """Predicted quality and cost in dollars of a climb by each first action, (n, actions). The cost is infinite where
+    any model of the cascade may not answer, because the rule was learnt with all of them.
     """
     posterior = cascade.posterior
     able = np.isfinite(cost_usd).all(1, keepdims=True)

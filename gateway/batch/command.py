@@ -1,4 +1,4 @@
-"""What `headgate batch run` does: find the job it is about or plan a new one, then carry it in this process."""
+"""`headgate batch run`: finds the unfinished job of the same files, or plans a new one, and runs it in this process."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from gateway.keys import Caller
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """The command's words."""
+    """The options of the command."""
 
     source: Path
-    """The prompts, or a plan's folder where `planned`."""
+    """The file of prompts, or the folder of a plan where `planned`."""
     planned: bool = False
     out: Path | None = None
     errors_out: Path | None = None
@@ -55,17 +55,17 @@ class RunOptions:
 
 
 async def run_job(
-    config: Config, wanted: RunOptions, stop: asyncio.Event, on_progress: Callable[[Progress], None]
+    config: Config, options: RunOptions, stop: asyncio.Event, on_progress: Callable[[Progress], None]
 ) -> Job:
-    """To its end, or until `stop`. The same words after a crash resume the job."""
+    """Run the job to its end, or until `stop` is set. After a crash, the same options resume the job."""
     async with job_runtime(config) as runtime:
-        job, plan = await asyncio.to_thread(found_or_planned, runtime, wanted)
+        job, plan = await asyncio.to_thread(find_or_plan, runtime, options)
         caller = Caller("command", "batch", tenant=job.tenant, explore=False)
-        options = RunnerOptions(drain_s=config.server.drain_timeout_s, on_progress=on_progress)
-        if wanted.engine == "ray":
+        runner_options = RunnerOptions(drain_s=config.server.drain_timeout_s, on_progress=on_progress)
+        if options.engine == "ray":
             from gateway.batch.engine_ray import execute_on_ray
 
-            return await execute_on_ray(runtime, config, job, plan, caller, options, wanted.workers, stop)
+            return await execute_on_ray(runtime, config, job, plan, caller, runner_options, options.workers, stop)
         waiting = list[asyncio.Task[None]]()
 
         def start(runner: Runner) -> None:
@@ -74,7 +74,7 @@ async def run_job(
         try:
             with resumable():
                 return await execute(
-                    runtime.services, runtime.jobs, job, plan, caller, LocalFiles(), options,
+                    runtime.services, runtime.jobs, job, plan, caller, LocalFiles(), runner_options,
                     ProviderEndpoints(runtime.services), start,
                 )  # fmt: skip
         finally:
@@ -84,7 +84,7 @@ async def run_job(
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """A database that is away ends a command, but no job."""
+    """Turn a database failure into an error that says how to resume the job."""
     try:
         yield
     except SQLAlchemyError as fault:
@@ -100,48 +100,50 @@ async def _stop_when(stop: asyncio.Event, runner: Runner) -> None:
     runner.stop()
 
 
-def found_or_planned(runtime: JobRuntime, wanted: RunOptions) -> tuple[Job, Plan]:
-    """The unfinished job of these files, else a new one; claimed. Raises CallerError where that can't be."""
-    out, errors_out = places(wanted)
-    print_of = fingerprint(wanted.source / PLAN_FILE if wanted.planned else wanted.source)
+def find_or_plan(runtime: JobRuntime, options: RunOptions) -> tuple[Job, Plan]:
+    """Claim the unfinished job that writes the same output file, or plan a new one. Raises CallerError where that job
+    is run by another process, its input has changed, or an output file exists.
+    """
+    out, errors_out = output_paths(options)
+    digest = fingerprint(options.source / PLAN_FILE if options.planned else options.source)
     for job in runtime.jobs.unfinished("command"):
         if job.card.out == str(out):
-            return _resumed(runtime, wanted, job, print_of)
-    refuse_places(out, errors_out)
-    plan = _plan(runtime, wanted)
+            return _resumed(runtime, options, job, digest)
+    check_output_paths(out, errors_out)
+    plan = _plan(runtime, options)
     budget = plan.budget_usd if math.isfinite(plan.budget_usd) else None
     now = time.time()
     card = Card(
         source=plan.source, route=plan.route, folder=str(plan.prompts.path.parent.resolve()), out=str(out),
-        errors_out=str(errors_out), fingerprint=print_of, budget_usd=budget,
+        errors_out=str(errors_out), fingerprint=digest, budget_usd=budget,
         deadline_s=now + plan.deadline_s if math.isfinite(plan.deadline_s) else None,
-        concurrency=wanted.concurrency, cascade=wanted.cascade, engine=wanted.engine,
+        concurrency=options.concurrency, cascade=options.cascade, engine=options.engine,
         total=len(plan.prompts) + len(plan.duplicates), metadata=plan.metadata, errors=errors_of(plan.problems),
     )  # fmt: skip
-    job = runtime.jobs.add(wanted.tenant, "command", card, now)
+    job = runtime.jobs.add(options.tenant, "command", card, now)
     claimed = runtime.jobs.claim(job.id, owner_name(), time.time())
-    assert claimed is not None, "nobody else knows of it yet"
+    assert claimed is not None, "no other process knows of the new job yet"
     _refuse_rivals(runtime, claimed, plan)
     return claimed, plan
 
 
 def _refuse_rivals(runtime: JobRuntime, job: Job, plan: Plan) -> None:
-    """Another command that planned the same meanwhile. Each looks once its own job is in the list, so that never two
-    go on.
+    """Raise CallerError where another command has planned a job with the same output file meanwhile. Each command
+    checks once its own job is in the list, so two never continue.
     """
     for other in runtime.jobs.unfinished("command"):
         if other.id != job.id and other.card.out == job.card.out:
             runtime.jobs.drop(job)
             forget_plan(plan.prompts.path.parent, Path(runtime.services.config.server.run_dir))
-            raise CallerError(f"{other.id} is being run by {other.owner} and writes {job.card.out} too",
-                              code="batch_running")  # fmt: skip
+            raise CallerError(f"{other.id} is being run by {other.owner} and writes to {job.card.out} too: wait until "
+                              "it has ended, or name another --out", code="batch_running")  # fmt: skip
 
 
-def _resumed(runtime: JobRuntime, wanted: RunOptions, job: Job, print_of: str) -> tuple[Job, Plan]:
-    if job.card.fingerprint != print_of:
+def _resumed(runtime: JobRuntime, options: RunOptions, job: Job, digest: str) -> tuple[Job, Plan]:
+    if job.card.fingerprint != digest:
         raise CallerError(
-            f"{job.id} is not finished and its input has changed since: restore it, cancel the job, or name "
-            "another --out", code="input_changed",
+            f"{job.id} is not finished and its input has changed since it began: restore the file, cancel the "
+            "job, or name another --out", code="input_changed",
         )  # fmt: skip
     claimed = runtime.jobs.claim(job.id, owner_name(), time.time())
     if claimed is None:
@@ -149,47 +151,49 @@ def _resumed(runtime: JobRuntime, wanted: RunOptions, job: Job, print_of: str) -
     try:
         return claimed, Plan.load(Path(job.card.folder))
     except BadJob:
-        if wanted.planned:
+        if options.planned:
             raise
-    plan = _plan(runtime, replace(wanted, skip_bad=True))  # what was good when it began is no reason to end it
+    plan = _plan(runtime, replace(options, skip_bad=True))  # a line that has become bad since must not end the job
     claimed.card.folder = str(plan.prompts.path.parent.resolve())
     runtime.jobs.change(claimed, claimed.state, time.time())
     return claimed, plan
 
 
-def _plan(runtime: JobRuntime, wanted: RunOptions) -> Plan:
-    if wanted.planned:
-        return Plan.load(wanted.source)
+def _plan(runtime: JobRuntime, options: RunOptions) -> Plan:
+    if options.planned:
+        return Plan.load(options.source)
     server = runtime.services.config.server
     reading = ReadOptions(
-        route=wanted.route, floor=wanted.floor, max_messages=server.max_messages, max_body_bytes=server.max_body_bytes
+        route=options.route, floor=options.floor, max_messages=server.max_messages, max_body_bytes=server.max_body_bytes
     )
-    options = PlanOptions(
-        reading=reading, budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, skip_bad=wanted.skip_bad,
-        samples=wanted.samples, cascade=wanted.cascade, concurrency=wanted.concurrency, tenant=wanted.tenant,
+    plan_options = PlanOptions(
+        reading=reading, budget_usd=options.budget_usd, deadline_s=options.deadline_s, skip_bad=options.skip_bad,
+        samples=options.samples, cascade=options.cascade, concurrency=options.concurrency, tenant=options.tenant,
     )  # fmt: skip
     folder = Path(server.run_dir).resolve() / PLANS / new_id("plan")
-    return plan_job(wanted.source, folder, options, open_context(runtime.services.config, runtime.services.book))
+    context = open_context(runtime.services.config, runtime.services.book)
+    return plan_job(options.source, folder, plan_options, context)
 
 
-def places(wanted: RunOptions) -> tuple[Path, Path]:
-    """Where answers and errors go."""
-    stem = wanted.source.resolve()
-    out = (wanted.out or stem.with_name(f"{stem.stem}.answers.jsonl")).resolve()
-    errors_out = wanted.errors_out or out.with_name(f"{out.stem}.errors{out.suffix}")
+def output_paths(options: RunOptions) -> tuple[Path, Path]:
+    """Paths of the files for answers and for errors."""
+    stem = options.source.resolve()
+    out = (options.out or stem.with_name(f"{stem.stem}.answers.jsonl")).resolve()
+    errors_out = options.errors_out or out.with_name(f"{out.stem}.errors{out.suffix}")
     return out, errors_out.resolve()
 
 
-def refuse_places(out: Path, errors_out: Path) -> None:
-    """Where nothing can be written, before anything is spent. Raises CallerError, or OSError."""
+def check_output_paths(out: Path, errors_out: Path) -> None:
+    """Check, before anything is spent, that both files can be written. Raises CallerError, or OSError."""
     if out == errors_out:
-        raise CallerError("--out and --errors name the same file: answers and errors go to one each")
+        raise CallerError("--out and --errors name the same file: name two different ones")
     for path in (out, errors_out):
         if path.exists():
             name = "--out" if path == out else "--errors"
-            raise CallerError(f"{path} is there already: name another {name}, or move it away", code="output_exists")
+            message = f"{path} exists already: name another {name}, or move the file away"
+            raise CallerError(message, code="output_exists")
         if path.name in ("-", "-.errors") or path.suffix in (".csv", ".tsv"):
-            raise CallerError(f"{path}: answers are written as JSONL or Parquet, to a file")
+            raise CallerError(f"{path}: answers are only written to a JSONL or Parquet file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".new"):
             pass

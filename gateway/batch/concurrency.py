@@ -1,14 +1,15 @@
-"""How many calls of one model may be under way: more while they are answered, half as many when a provider refuses.
+"""Limits the calls of one model in flight: the limit rises with each answer, and is halved when a provider refuses.
 
-Additive increase and multiplicative decrease over the calls in flight, as TCP finds a link's share (Chiu and Jain
-1989). Pure: time is an argument, in monotonic seconds.
+Additive increase and multiplicative decrease, as in TCP's congestion control (Chiu and Jain 1989). Pure: time is an
+argument, in monotonic seconds.
 """
 
 from __future__ import annotations
 
 FIRST = 8.0
-"""Calls at once before anything is known."""
+"""The limit at first, in calls at once."""
 LEAST = 1.0
+"""The least limit, in calls at once."""
 
 
 class ConcurrencyLimiter:
@@ -19,9 +20,9 @@ class ConcurrencyLimiter:
         self.limit = min(FIRST, self.most)
         self.in_flight = 0
         self.opens_s = 0.0
-        """No call may start before this moment, which the provider asked for."""
+        """Monotonic time in seconds before which no call may start, because the provider asked to wait."""
         self.latency_s = 0.0
-        """Mean latency of a call, recent ones counting more; 0: unknown."""
+        """Exponentially weighted mean latency of a call; 0 where it is unknown."""
         self._cut_s = -1.0
 
     def lets_pass(self, now: float) -> bool:
@@ -34,12 +35,14 @@ class ConcurrencyLimiter:
         self.in_flight -= 1
 
     def answered(self, latency_s: float) -> None:
-        """A call was answered."""
+        """Take an answer that needed `latency_s`: the limit rises."""
         self.limit = min(self.most, self.limit + 1.0 / self.limit)
         self.latency_s += (latency_s - self.latency_s) * (0.1 if self.latency_s else 1.0)
 
     def pushed_back(self, now: float, began_s: float, wait_s: float) -> None:
-        """The provider refused a call that began at `began_s`. All refused calls of one burst halve the limit once."""
+        """Take the refusal of a call that began at `began_s`; the provider asks to wait `wait_s`. The refused calls of
+        one burst halve the limit once.
+        """
         self.opens_s = max(self.opens_s, now + wait_s)
         if began_s >= self._cut_s:
             self.limit = max(LEAST, self.limit / 2)
@@ -47,5 +50,5 @@ class ConcurrencyLimiter:
 
     @property
     def rate_per_s(self) -> float:
-        """Calls a second that the limit amounts to (Little's law); infinite where no latency is known."""
+        """Calls per second that the limit allows (Little's law); infinite where the latency is unknown."""
         return self.limit / self.latency_s if self.latency_s else float("inf")

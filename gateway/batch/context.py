@@ -1,7 +1,7 @@
-"""Opens the context of a plan: the configuration, the routes, and which questions the semantic caches take as the same.
+"""Opens the context of a plan: the configuration, the routes, and the learnt rules of the semantic caches.
 
-The replicas of a semantic cache keep what they have learnt in memory. Those that share a Redis send each other every
-verdict over it, and a job reads those verdicts too. Without Redis a job treats only equal prompts as the same.
+Each replica keeps the rule of its semantic cache in memory. Replicas that share a Redis send each other their verdicts
+over it, and a job reads these verdicts too. Without Redis, a job only treats equal prompts as the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REDIS_TIMEOUT_S = 5.0
 
 
 def open_context(config: Config, book: RouteBook) -> PlanContext:
-    """Blocks; call it off the event loop."""
+    """The context of a plan. Blocks: call it off the event loop."""
     semantic = [route for route in book.routes.values() if route.config.cache == "semantic"]
     if not (semantic and config.storage.redis_url):
         return PlanContext(config, book)
@@ -37,20 +37,20 @@ async def replicated_rules(redis_url: str, routes: list[Route]) -> Mapping[str, 
     """Each route's acceptance rule, fitted to all verdicts that its replicas have sent each other."""
     link = RedisLink(redis_url, timeout_s=REDIS_TIMEOUT_S)
     try:
-        rules = {route.name: await _heard(link, route) for route in routes}
+        rules = {route.name: await _replicated_rule(link, route) for route in routes}
     finally:
         await link.close()
     learnt = {name: rule for name, rule in rules.items() if rule.fitted is not None}
-    log.info("semantic rules heard of: %s", ", ".join(learnt) or "none")
+    log.info("routes with a learnt semantic rule: %s", ", ".join(learnt) or "none")
     return learnt
 
 
-async def _heard(link: RedisLink, route: Route) -> Acceptance:
+async def _replicated_rule(link: RedisLink, route: Route) -> Acceptance:
     featurizer = shipped_featurizer()
     options = AcceptanceOptions(eps=route.config.cache_eps)
-    ear = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0], acceptance=Acceptance(options))
-    replication = Replication(link, ear, route=route.name, embedder=featurizer.version)
+    cache = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0], acceptance=Acceptance(options))
+    replication = Replication(link, cache, route=route.name, embedder=featurizer.version)
     while await replication.follow():
         pass
-    ear.acceptance.refit()
-    return ear.acceptance
+    cache.acceptance.refit()
+    return cache.acceptance

@@ -1,8 +1,8 @@
 """Finds lines that ask the same, so that they are answered once.
 
-Exact and semantic alike follow the live cache: its key, its rules of what may share an answer, its learned and
-guarded acceptance, its partitions. A route that doesn't cache shares nothing unless the job says that equal lines are
-one. The semantic rule is the one that the route has learnt; before it has learnt one, only equal prompts are the same.
+Both exact and semantic matches follow the live cache: its key, its rules of what may share an answer, its learnt and
+guarded acceptance, its partitions. On a route that doesn't cache, lines share no answers unless the job asks for exact
+matches. The semantic rule is the route's learnt one; until it has one, only equal prompts are the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gateway.batch.read import Request
 from routers.features import Featurizer
 
 Mode = Literal["route", "exact", "none"]
-"""As the cache of each line's route says; equal lines whatever it says; never."""
+"""route: as the cache of each line's route does; exact: equal lines on any route; none: never."""
 RULES = Rules()
 _FOREVER_S = 1e12
 
@@ -34,17 +34,18 @@ class Shared:
     """The parts of a cache key that chats with the same options share."""
 
     prefix: bytes = b""
-    """Of all but the messages; empty: such chats share their answers with no others."""
+    """Key of all fields but the messages; empty where such chats share no answers."""
     room: int = 0
-    """Most bytes that the messages may have."""
+    """Most bytes that the messages may have to share an answer."""
     semantic: bool = False
 
 
 def keys_of(request: Request, tenant: str, mode: Mode, embedder: str) -> tuple[bytes, Partition | None]:
-    """The key of the answer, empty where the line shares its own with no other, and where to look for other words.
+    """The exact key of the line's answer, empty where the line shares no answers, and its partition of the semantic
+    index, None where only equal lines are the same.
 
-    Equal for two lines where the live cache's keys are, knobs aside: a job chooses by its budget, and a line's floor is
-    heeded by `Deduper.find`. Within one job only.
+    The keys of two lines are equal where the live cache's keys are, apart from knobs: a job chooses models by its
+    budget, and `Deduper.find` compares the floors. Keys are valid within one job only.
     """
     mould, call = request.mould, request.call
     shared = mould.shared if mould is not None else None
@@ -63,8 +64,8 @@ def keys_of(request: Request, tenant: str, mode: Mode, embedder: str) -> tuple[b
 
 def _shared(request: Request, tenant: str, mode: Mode) -> Shared:
     call, config = request.call, request.route.config
-    offered = "exact" if mode == "exact" and config.cache == "none" else config.cache
-    directive = None if mode == "none" else read_directive(call.options.cache, offered)
+    kind = "exact" if mode == "exact" and config.cache == "none" else config.cache
+    directive = None if mode == "none" else read_directive(call.options.cache, kind)
     if directive is None or not (directive.look_up and directive.store):
         return Shared()
     others = {name: value for name, value in call.raw.items() if name != "messages"}
@@ -82,7 +83,7 @@ def _key(prefix: bytes, request: Request) -> bytes:
 
 
 class Deduper:
-    """Remembers what was asked. `acceptances`: by route, the rules that the live cache has learnt."""
+    """Remembers the prompts of a job. `acceptances`: the rules that the live caches have learnt, by route."""
 
     def __init__(self, featurizer: Featurizer, acceptances: Mapping[str, Acceptance] | None = None) -> None:
         self._featurizer = featurizer
@@ -92,7 +93,9 @@ class Deduper:
         self._missed: Miss | None = None
 
     def find(self, key: bytes, question: Partition | None, route: str, floor: float) -> tuple[int, str] | None:
-        """The prompt whose answer will do, and why: exact or semantic. One of a lower floor will not."""
+        """Index of an earlier prompt that asks the same, and the kind of match (exact or semantic). A prompt with a
+        lower floor than `floor` doesn't count.
+        """
         same = self._exact.get(key) if key else None
         if same is not None and same[1] >= floor:
             return same[0], "exact"
@@ -101,15 +104,15 @@ class Deduper:
         if cache is None or question is None:
             return None
         vector = self._featurizer.embed(question.text)
-        found = cache.propose(question, vector, tenant="", now_s=0.0)
-        if isinstance(found, Miss):
-            self._missed = found
+        match = cache.propose(question, vector, tenant="", now_s=0.0)
+        if isinstance(match, Miss):
+            self._missed = match
             return None
-        index, its_floor = self._exact[found[0].key]
-        return (index, "semantic") if its_floor >= floor else None
+        index, matched_floor = self._exact[match[0].key]
+        return (index, "semantic") if matched_floor >= floor else None
 
     def add(self, key: bytes, question: Partition | None, route: str, floor: float, index: int) -> None:
-        """The prompt `index` is answered; call it right after `find` has found nothing."""
+        """Remember the prompt `index`. Call it right after `find` has returned None for the same prompt."""
         if not key:
             return
         self._exact[key] = (index, floor)
@@ -119,16 +122,18 @@ class Deduper:
             cache.record(question, self._featurizer.embed(question.text), entry, key=key, miss=self._missed)
 
     def is_new(self, keys: Sequence[bytes]) -> bool:
-        """Whether none of these keys was asked before."""
+        """Whether none of these keys was added before."""
         return self._exact.keys().isdisjoint(keys)
 
     def add_all(self, keys: Sequence[bytes], floors: Sequence[float], index: int) -> None:
-        """Prompts from `index` on, none of which was asked and none of which has a question in other words."""
+        """Remember the prompts from `index` on, whose keys are all new and which have no partition of the semantic
+        index.
+        """
         answers = zip(range(index, index + len(keys)), floors, strict=True)
         self._exact.update((key, answer) for key, answer in zip(keys, answers, strict=True) if key)
 
     def _cache_of(self, route: str) -> SemanticCache | None:
-        """The job's own index under the route's rule; None where the rule accepts nothing yet."""
+        """The job's own semantic index under the route's rule; None where the route has learnt no rule yet."""
         learned = self._rules.get(route)
         if learned is None or learned.fitted is None:
             return None

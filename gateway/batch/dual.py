@@ -1,8 +1,9 @@
-"""Prices on money and capacity that make independent choices fit together: the dual of the assignment.
+"""Finds the prices of money and capacity at which independent choices keep the limits: the dual of the assignment.
 
-D(p) is convex and every evaluation gives its slope, 1 - use. With money alone the best price is found by bisection,
-and prompts that choose the same at both ends of the interval need no further look. With several limits a cutting-plane
-model is minimised within a trust region (Kelley's method, stabilised); large jobs start from a sample's prices.
+D(p) is convex, and every evaluation gives its subgradient, 1 - use. With money alone the best price is found by
+bisection, where prompts that choose the same arm at both ends of the interval are not evaluated again. With several
+limits a cutting-plane model is minimised within a trust region (Kelley's method, stabilised); large jobs start from a
+sample's prices.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ SAMPLE = 20_000
 _BISECTIONS = 60
 _ROUNDS = 120
 _DEAREST = 1e4
-"""Of a price to start from, per prompt: beyond it HiGHS takes numbers for infinite."""
+"""Largest initial price, per prompt: HiGHS treats larger numbers as infinite."""
 _TOLERANCE = 1e-5
-"""Of the bound, relative: further rounds gain nothing that rounding keeps."""
+"""Relative tolerance of the bound: what further rounds gain is lost in rounding."""
 
 
 def money_price(program: Program) -> Array:
-    """Prices with money's alone above zero: the least at which the budget holds, if the cheapest arms keep it."""
+    """Prices in which only money's is above zero: the least at which the budget is kept, if the cheapest arms keep it.
+    """
     low = high = 0.0
     decision = program.decide(_money(program, high))
     while _spent(program, decision) > 1.0 and high < 1e7 * len(program):
@@ -29,14 +31,16 @@ def money_price(program: Program) -> Array:
         decision = program.decide(_money(program, high))
     price = _bisected(program, low, high, decision) if high > 0.0 else 0.0
     while price < high and _spent(program, program.decide(_money(program, price))) > 1.0:
-        price = min(2.0 * price, high)  # where worths tie but for what float32 can't tell, less is not always spent
+        price = min(2.0 * price, high)  # where worths differ by less than float32 can show, a higher price may not save
     return _money(program, price)
 
 
-def _bisected(program: Program, low: float, high: float, dear: Decision) -> float:
-    """The least price between `low` (too much is spent) and `high` (`dear`: within the budget)."""
+def _bisected(program: Program, low: float, high: float, at_high: Decision) -> float:
+    """The least price that keeps the budget, between `low`, which doesn't, and `high`, which does. `at_high` is the
+    decision at `high`.
+    """
     active, fixed = np.arange(len(program)), 0.0
-    part, above = program, dear.arm
+    part, above = program, at_high.arm
     below = program.decide(_money(program, low)).arm
     for _ in range(_BISECTIONS):
         undecided = np.flatnonzero(below != above)
@@ -67,8 +71,8 @@ def _spent(program: Program, decision: Decision) -> float:
 
 
 def all_prices(program: Program, start: Array, seed: int = 0) -> Array:
-    """Prices of every limit, from `start`; the sum of what is missed is within `_TOLERANCE` of the bound where the
-    rounds suffice.
+    """Prices of every limit, searched from `start`. D at them is within a share `_TOLERANCE` of its minimum, unless the
+    rounds run out first.
     """
     if len(program) <= 2 * SAMPLE:
         return Descent(program, start, reach=0.5).run(_ROUNDS)
@@ -92,7 +96,7 @@ class Descent:
         self.bound = self._look(self.best)
 
     def _look(self, prices: Array) -> float:
-        """Evaluate D there and keep the cut."""
+        """Evaluate D at the prices and add the cut to the model."""
         decision = self.program.decide(prices)
         bound = self.program.bound(decision, prices)
         self._prices.append(prices)
@@ -102,8 +106,8 @@ class Descent:
 
     def run(self, rounds: int) -> Array:
         for _ in range(rounds):
-            proposed, promised = self._propose()
-            gain = self.bound - promised
+            proposed, predicted = self._propose()
+            gain = self.bound - predicted
             at_edge = bool((np.abs(proposed - self.best) >= 0.999 * self._reach).any())
             if gain <= _TOLERANCE * max(abs(self.bound), 1e-9):
                 if not at_edge:
@@ -126,23 +130,24 @@ class Descent:
         slopes = np.array(self._slopes)
         heights = np.array(self._bounds) - np.einsum("jk,jk->j", slopes, np.array(self._prices))
         lowest, highest = np.maximum(self.best - self._reach, 0.0), self.best + self._reach
-        found = linprog(
+        solution = linprog(
             np.append(np.zeros(limits), 1.0),
             A_ub=np.column_stack([slopes, -np.ones(len(slopes))]),
             b_ub=-heights / scale,
             bounds=[*zip(lowest / scale, highest / scale, strict=True), (None, None)],
             method="highs",
         )
-        if not found.success:
+        if not solution.success:
             return self.best, self.bound
-        return np.asarray(found.x[:-1]) * scale, float(found.x[-1]) * scale
+        return np.asarray(solution.x[:-1]) * scale, float(solution.x[-1]) * scale
 
 
-def least_load(program: Program, rounds: int = 60, *, asks: float | None = None) -> float:
-    """The smallest s for which some (fractional) assignment uses at most s of every limit, from below.
+def least_load(program: Program, rounds: int = 60, *, threshold: float | None = None) -> float:
+    """A lower bound of the smallest s for which some (fractional) assignment uses at most the share s of every limit.
 
-    More than 1: nothing keeps the limits. Its dual: the largest, over prices that sum to one, of what all prompts
-    together pay when each chooses what is cheapest. `asks`: stop as soon as it is told whether s is more than that.
+    Above 1, no assignment keeps the limits. The bound is the largest, over prices that sum to 1, of the total that all
+    prompts pay when each chooses its cheapest arm. With a `threshold` the search stops as soon as it is known whether s
+    is larger.
     """
     from scipy.optimize import linprog
 
@@ -156,19 +161,19 @@ def least_load(program: Program, rounds: int = 60, *, asks: float | None = None)
         uses = bare.uses(bare.decide(prices))
         best = max(best, float(prices @ uses))
         cuts.append(np.append(-uses, 1.0))
-        found = linprog(
+        solution = linprog(
             np.append(np.zeros(limits), -1.0), A_ub=np.array(cuts), b_ub=np.zeros(len(cuts)),
             A_eq=[[*np.ones(limits), 0.0]], b_eq=[1.0], bounds=[(0, 1)] * limits + [(None, None)], method="highs",
         )  # fmt: skip
-        most = -found.fun if found.success else best
-        if most <= best * (1 + 1e-4) or (asks is not None and (best > asks or most <= asks)):
+        most = -solution.fun if solution.success else best
+        if most <= best * (1 + 1e-4) or (threshold is not None and (best > threshold or most <= threshold)):
             break
-        prices = np.asarray(found.x[:-1])
+        prices = np.asarray(solution.x[:-1])
     return best
 
 
 def sampled(program: Program, seed: int = 0, most: int = SAMPLE) -> Program:
-    """A part of a large program that stands for all of it."""
+    """A random sample of a large program, under limits of the same share; a small program is returned as it is."""
     if len(program) <= most:
         return program
     rows: Rows = np.sort(np.random.default_rng(seed).choice(len(program), most, replace=False))

@@ -1,6 +1,7 @@
-"""What the rest of a job will cost and how long it will take, from what the calls so far were like.
+"""Forecasts the cost and the duration of the rest of a job from the calls so far.
 
-Predicted costs are corrected model by model: paid over predicted, drawn towards 1 while little is known. Pure.
+Predicted costs are corrected model by model, by the ratio of paid to predicted cost, which is shrunk towards 1 while
+there are few calls. Pure.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from gateway.batch.concurrency import ConcurrencyLimiter
 from gateway.batch.types import UNASSIGNED, Arm, Capacity, Estimates, Floats
 
 PRIOR_CALLS = 4.0
-"""Calls that a model's predicted costs count for against what its calls have cost."""
+"""Number of calls that the prior ratio of 1 counts for."""
 
 
 class CostRatios:
-    """Ratios of paid to predicted cost, by model; climbs that begin with a model have a ratio of their own."""
+    """Ratios of paid to predicted cost, by model; climbs that start with a model have a ratio of their own."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         self.arms = arms
@@ -37,7 +38,7 @@ class CostRatios:
         self._calls[model] = self._calls.get(model, 0) + 1
 
     def ratio(self, model: str) -> float:
-        """Paid over predicted cost of a call of this model."""
+        """Paid over predicted cost of a call of this model, shrunk towards the ratio over all models."""
         calls = self._calls.get(model, 0)
         if not calls:
             return self._common()
@@ -45,10 +46,11 @@ class CostRatios:
         return (self._paid[model] + prior * self._common()) / (self._predicted[model] + prior)
 
     def ratios(self) -> Floats:
+        """The ratio of each arm, shape (arms,)."""
         return np.array([self.ratio(arm.paid_as) for arm in self.arms], np.float32)
 
     def _common(self) -> float:
-        """The ratio over all models: what one shows of the prompts holds in part for the others."""
+        """The ratio over all models, shrunk towards 1: calls of one model say something about the prompts."""
         predicted, calls = sum(self._predicted.values()), sum(self._calls.values())
         if not calls:
             return 1.0
@@ -56,7 +58,7 @@ class CostRatios:
         return (sum(self._paid.values()) + prior) / (predicted + prior)
 
     def corrected(self, estimates: Estimates, limiters: dict[str, ConcurrencyLimiter]) -> Estimates:
-        """The same estimates with costs, and latencies where calls have been timed, as they turned out."""
+        """The estimates with corrected costs, and with measured latencies of the models that have been timed."""
         latency = estimates.latency_s.copy()
         for place, arm in enumerate(estimates.arms):
             limiter = limiters.get(arm.model)
@@ -66,7 +68,7 @@ class CostRatios:
 
 
 def expected_usd(cost_usd: Floats, arm: NDArray[np.int16], rest: NDArray[np.intp], ratios: Floats) -> float:
-    """Expected cost of the prompts `rest` by the arms they have."""
+    """Expected dollars for the prompts `rest` with their present arms; those without one cost nothing."""
     arms = arm[rest]
     known = arms != UNASSIGNED
     costs = cost_usd[rest[known], arms[known]] * ratios[arms[known]]
@@ -76,10 +78,8 @@ def expected_usd(cost_usd: Floats, arm: NDArray[np.int16], rest: NDArray[np.intp
 def seconds_left(
     waiting: dict[str, int], limiters: dict[str, ConcurrencyLimiter], concurrency: int, predicted_s: Mapping[str, float]
 ) -> float:
-    """Seconds until the last waiting call has ended (`waiting`: by model, those under way included); infinite where
-    nothing is known.
-
-    A model that has not answered yet takes as long as predicted.
+    """Seconds until the last waiting call has ended; infinite where a latency is unknown. `waiting`: numbers of calls
+    by model, including those under way. The predicted latency is used for models that have not answered yet.
     """
     together = 0.0
     longest = 0.0
@@ -94,7 +94,7 @@ def seconds_left(
 
 
 def predicted_latencies(estimates: Estimates) -> dict[str, float]:
-    """Mean predicted latency of one call, by model; left out where nothing was predicted."""
+    """Mean predicted latency of one call in seconds, by model; models without a prediction are left out."""
     found: dict[str, float] = {}
     for place, arm in enumerate(estimates.arms):
         latency = estimates.latency_s[:, place]
@@ -105,7 +105,7 @@ def predicted_latencies(estimates: Estimates) -> dict[str, float]:
 
 
 def measured(arms: Sequence[Arm], limiters: dict[str, ConcurrencyLimiter], concurrency: int) -> list[Capacity]:
-    """What the concurrency limits let through, as capacities: call-seconds of all models together, calls of each."""
+    """The concurrency limits as capacities: call-seconds of all models together, and calls of each limited model."""
     live = [float(arm.via == "live") for arm in arms]
     found = [Capacity("calls at once", float(concurrency), seconds=tuple(live))]
     for model, limiter in limiters.items():

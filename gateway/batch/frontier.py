@@ -1,8 +1,8 @@
-"""What each budget would buy, with intervals: shown before anything is spent.
+"""The cost and quality that each budget would buy, with 95 % intervals; shown before anything is spent.
 
-An interval covers three doubts: that single answers turn out right or wrong, that each prediction errs by itself, and
-that all predictions of one model err together (the shifts of `Estimates`; the models' shifts are taken to go together,
-which widens it). Large jobs are drawn from a sample of their prompts, whose own doubt is added.
+An interval covers three sources of error: single answers turn out right or wrong, each prediction errs by itself, and
+all predictions of one model err together (the shifts of `Estimates`, which are taken as fully correlated between
+models, a conservative assumption). Large jobs are computed on a sample of their prompts, whose sampling error is added.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from routers.intervals import Z95, Interval
 POINTS = 12
 SAMPLE = 10_000
 COST_SPREAD = 1.0
-"""Standard deviation of one answer's cost around its expectation, as a share of it: lengths are about exponential."""
+"""Standard deviation of one answer's cost, as a share of its expected cost: lengths are about exponential."""
 _MORE = 1 + 1e-6
-"""So that rounding does not make the least budget too small for itself."""
+"""Factor on each budget, so that rounding doesn't make the least budget impossible to keep."""
 
 
 def frontier(
@@ -35,7 +35,9 @@ def frontier(
     points: int = POINTS,
     seed: int = 0,
 ) -> tuple[Point, ...]:
-    """Budgets from the least that does to the one beyond which money buys nothing, evenly spaced by their logarithm."""
+    """Points for budgets from the least possible one to the one beyond which more money buys nothing, evenly spaced on
+    a logarithmic scale.
+    """
     estimates = timely(estimates, deadline_s)
     n = len(estimates)
     share = min(1.0, SAMPLE / n)
@@ -43,12 +45,12 @@ def frontier(
         rows = np.sort(np.random.default_rng(seed).choice(n, SAMPLE, replace=False))
         estimates = estimates.rows(rows)
         capacities = [replace(capacity, per_s=capacity.per_s * share) for capacity in capacities]
-    found = []
+    frontier_points = []
     for budget_usd in _budgets(estimates, deadline_s, capacities, points):
         assignment = attempted(estimates, budget_usd, deadline_s=deadline_s, capacities=capacities)
         if assignment is not None:
-            found.append(point_of(estimates, assignment, budget_usd, share))
-    return tuple(found)
+            frontier_points.append(point_of(estimates, assignment, budget_usd, share))
+    return tuple(frontier_points)
 
 
 def _budgets(
@@ -66,7 +68,9 @@ def _budgets(
 
 
 def point_of(estimates: Estimates, assignment: Assignment, budget_usd: float, share: float = 1.0) -> Point:
-    """Cost and mean quality of an assignment with their intervals; `share`: of the job's prompts that these are."""
+    """Cost and mean quality of an assignment, with intervals. `share`: the share of the job's prompts that the
+    estimates are a sample of; 1: all of them.
+    """
     rows = np.flatnonzero(assignment.arm != UNASSIGNED)
     arm = assignment.arm[rows].astype(np.intp)
     quality = estimates.quality[rows, arm].astype(np.float64)
@@ -90,22 +94,22 @@ def _quality_interval(
     estimates: Estimates, quality: NDArray[np.float64], sd: NDArray[np.float32], mix: NDArray[np.float64], share: float
 ) -> Interval:
     n = max(len(quality), 1)
-    own = float((quality * (1.0 - quality)).sum() + (sd.astype(np.float64) ** 2).sum()) * share / n**2
-    drawn = float(quality.var()) / n if share < 1.0 else 0.0
-    together = float(mix @ estimates.quality_shift_sd)
+    independent = float((quality * (1.0 - quality)).sum() + (sd.astype(np.float64) ** 2).sum()) * share / n**2
+    sampling = float(quality.var()) / n if share < 1.0 else 0.0
+    common_sd = float(mix @ estimates.quality_shift_sd)
     value = float(quality.mean()) if len(quality) else 0.0
-    reach = Z95 * math.sqrt(own + drawn + together**2)
+    reach = Z95 * math.sqrt(independent + sampling + common_sd**2)
     return Interval(value, max(value - reach, 0.0), min(value + reach, 1.0))
 
 
 def _cost_interval(
     estimates: Estimates, cost: NDArray[np.float64], arm: NDArray[np.intp], share: float
 ) -> Interval:
-    """Of the whole job; costs are no less than nothing."""
+    """Interval of the whole job's cost in dollars; its lower end is at least 0."""
     by_arm = np.bincount(arm, cost, len(estimates.arms)) / share
     total = float(by_arm.sum())
-    own = float((cost**2).sum()) * COST_SPREAD**2 / share
-    drawn = float(cost.var()) * len(cost) / share**2 if share < 1.0 else 0.0
-    together = float(by_arm @ estimates.cost_shift_sd)
-    reach = Z95 * math.sqrt(own + drawn + together**2)
+    independent = float((cost**2).sum()) * COST_SPREAD**2 / share
+    sampling = float(cost.var()) * len(cost) / share**2 if share < 1.0 else 0.0
+    common_sd = float(by_arm @ estimates.cost_shift_sd)
+    reach = Z95 * math.sqrt(independent + sampling + common_sd**2)
     return Interval(total, max(total - reach, 0.0), total + reach)

@@ -1,8 +1,8 @@
-"""A small sample asked of every model before the job, so that its estimates stand on this job's own prompts.
+"""Asks a small sample of the job's prompts of every model, to correct the job's estimates before it is planned.
 
-Costs, lengths and latencies are corrected model by model by what was paid over what was predicted. Quality is, where
-the input knows the right answers (`reference`) or the operator has a check: each model's predictions are shifted by
-what was found beyond them, drawn towards no shift while little is known. Nothing is asked beyond the pilot's own money.
+Costs, lengths and latencies are corrected model by model, by the ratio of measured to predicted values. Quality is
+corrected where the input has the right answers (`reference`) or the operator has a check: each model's predictions are
+shifted by the mean measured error, shrunk towards 0 while there are few answers. The pilot has a budget of its own.
 """
 
 from __future__ import annotations
@@ -35,19 +35,22 @@ from gateway.services import Services
 from gateway.wire.answer import peek
 
 PILOT_SHARE = 0.02
-"""Of a job's budget: what its pilot may cost where nothing else is said."""
+"""Default budget of the pilot, as a share of the job's budget."""
 AT_ONCE = 8
+"""Calls at once."""
 TIMEOUT_S = 120.0
 PRIOR_CALLS = 4.0
-"""Calls that a model's own predictions of cost, length and latency count for."""
+"""Number of calls that a prior ratio of 1 counts for, for cost, length and latency."""
 WIDE_SHIFT = 0.15
-"""A job's prompts may lie far from what a router was trained on: how far, before any has been seen."""
+"""Least prior standard deviation of a model's common quality error: a job's prompts may differ much from those that the
+router was trained on.
+"""
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How large the pilot is."""
+    """The size of the pilot and how its answers are scored."""
 
     prompts: int
     most_usd: float
@@ -62,24 +65,24 @@ class Observation:
     """One call of the pilot."""
 
     index: int
-    """The prompt's."""
+    """Index of the prompt."""
     place: int
-    """The arm's."""
+    """Index of the arm."""
     answered: bool
     cost_usd: float = 0.0
     output_tokens: float = 0.0
     latency_s: float = 0.0
     score: float = math.nan
-    """In [0, 1]; NaN: nobody could tell."""
+    """In [0, 1]; NaN where the quality is unknown."""
 
 
 def pilot_of(config: Config, sample: Sample) -> Pilot:
-    """The pilot as a step of planning; it opens a gateway of its own for its calls."""
+    """The pilot as a function for `plan_job`; it opens its own gateway services for its calls."""
 
     def pilot(gathered: Gathered) -> Piloted:
         fresh, report = updated(gathered.estimates, asyncio.run(asked(config, gathered, sample)))
-        wanted = len(chosen_cells(gathered.estimates, sample.prompts, sample.seed))
-        return fresh, replace(report, skipped=wanted - report.calls)
+        planned = len(chosen_cells(gathered.estimates, sample.prompts, sample.seed))
+        return fresh, replace(report, skipped=planned - report.calls)
 
     return pilot
 
@@ -88,7 +91,7 @@ def pilot_of(config: Config, sample: Sample) -> Pilot:
 
 
 async def asked(config: Config, gathered: Gathered, sample: Sample) -> list[Observation]:
-    """Every call of the pilot, prompt by prompt, until the sample or its money is used up."""
+    """Make the pilot's calls, prompt by prompt, until the sample or its budget is used up."""
     from gateway.batch.runtime import job_runtime
 
     async with job_runtime(config) as runtime:
@@ -101,12 +104,12 @@ async def asked(config: Config, gathered: Gathered, sample: Sample) -> list[Obse
 
         cells = chosen_cells(gathered.estimates, sample.prompts, sample.seed)
         prompts = {index: gathered.prompts[index] for index, _ in cells}
-        found = await asyncio.gather(*(one(prompts[index], place) for index, place in cells))
-    return [observation for observation in found if observation is not None]
+        observations = await asyncio.gather(*(one(prompts[index], place) for index, place in cells))
+    return [observation for observation in observations if observation is not None]
 
 
 def chosen_cells(estimates: Estimates, prompts: int, seed: int) -> list[tuple[int, int]]:
-    """Prompts drawn at random one after the other, each with every arm that may answer it, the cheapest first."""
+    """Randomly drawn prompts, each with every arm that may answer it, the cheapest first, as (prompt, arm)."""
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(estimates))[:prompts].tolist()
     able = np.isfinite(estimates.cost_usd[drawn])
@@ -116,7 +119,7 @@ def chosen_cells(estimates: Estimates, prompts: int, seed: int) -> list[tuple[in
 
 
 class _Asker:
-    """Asks single models through the request path, on an account of the pilot's own."""
+    """Asks single models through the request path, on the pilot's own account."""
 
     def __init__(self, services: Services, sample: Sample) -> None:
         self.s = services
@@ -126,14 +129,14 @@ class _Asker:
         self.checker = Checker(shlex.split(sample.check)) if sample.check else None
 
     async def ask(self, prompt: Prompt, model: str, place: int) -> Observation | None:
-        """Make one call; None where no money was left for it, or a file that it names can't be had."""
+        """Make one call; None where the money left doesn't cover it, or a file that it names can't be read."""
         now = self.s.now()
         arrival = Arrival({}, "", self.s.ids.new("req"), now)
         most = self.s.config.server.max_messages
         call = read_call(prompt.surface, prompt.body, arrival, max_messages=most, timeout_s=TIMEOUT_S)
         try:
             call = await call_with_files(self.s, call, self.caller.tenant)
-        except HeadgateError:  # when the job runs, it is told
+        except HeadgateError:  # the job reports it when it runs
             return None
         call = msgspec.structs.replace(call, options=CallOptions(route=model, cache="none"))
         heard = Heard()
@@ -165,20 +168,21 @@ def _text(body: bytes, surface: str) -> str:
 
 
 def agrees(text: str, reference: str) -> bool:
-    """Whether an answer gives the reference: the same words, its last number, or the reference on a line or as the
-    end of a line of its own.
+    """Whether an answer agrees with the reference: both are equal, the reference is the answer's last number, or the
+    reference is a line of the answer or the end of one.
     """
-    said, right = _plain(text), _plain(reference)
-    if said == right:
+    answer, right = _plain(text), _plain(reference)
+    if answer == right:
         return True
     if _NUMBER.fullmatch(right):
-        numbers = _NUMBER.findall(said.replace(",", ""))
+        numbers = _NUMBER.findall(answer.replace(",", ""))
         return bool(numbers) and float(numbers[-1]) == float(right)
     lines = [_plain(line) for line in text.splitlines()]
     return any(line == right or line.endswith((f" {right}", f":{right}", f"({right})")) for line in lines)
 
 
 def _plain(text: str) -> str:
+    """The text without case, repeated spaces, and surrounding punctuation or markup."""
     return " ".join(text.split()).casefold().strip(" .*`\"'")
 
 
@@ -186,7 +190,7 @@ def _plain(text: str) -> str:
 
 
 def updated(estimates: Estimates, observations: Sequence[Observation]) -> Piloted:
-    """The estimates as the pilot corrects them, and what it showed."""
+    """The estimates corrected by the pilot's observations, and the pilot's report."""
     cost, cost_sd, cost_ratio = estimates.cost_usd.copy(), estimates.cost_shift_sd.copy(), dict[str, float]()
     tokens, latency = estimates.output_tokens.copy(), estimates.latency_s.copy()
     quality, quality_sd, quality_shift = estimates.quality.copy(), estimates.quality_shift_sd.copy(), dict[str, float]()
@@ -199,9 +203,9 @@ def updated(estimates: Estimates, observations: Sequence[Observation]) -> Pilote
         if ratio is not None:
             cost[:, place] *= np.float32(ratio)
             cost_sd[place], cost_ratio[arm.label] = sd, ratio
-        for matrix, seen in ((tokens, "output_tokens"), (latency, "latency_s")):
-            times, _ = _ratio([getattr(one, seen) for one in own], matrix[rows, place])
-            matrix[:, place] *= np.float32(1.0 if times is None else times)
+        for matrix, name in ((tokens, "output_tokens"), (latency, "latency_s")):
+            factor, _ = _ratio([getattr(one, name) for one in own], matrix[rows, place])
+            matrix[:, place] *= np.float32(1.0 if factor is None else factor)
         scored = [one for one in own if not math.isnan(one.score)]
         if scored:
             shift, shift_sd = _shift(estimates, place, scored)
@@ -221,27 +225,29 @@ def updated(estimates: Estimates, observations: Sequence[Observation]) -> Pilote
     )
 
 
-def _ratio(seen: Sequence[float], predicted: Floats) -> tuple[float | None, float]:
-    """What was seen over what was predicted, drawn towards 1, and its standard error as a share; None where nothing
-    was predicted.
+def _ratio(measured: Sequence[float], predicted: Floats) -> tuple[float | None, float]:
+    """The ratio of measured to predicted values, shrunk towards 1, and its standard error as a share of it; None where
+    nothing was predicted.
     """
     expected = predicted.astype(np.float64)
     total = float(expected.sum())
     if not (math.isfinite(total) and total > 0):
         return None, 0.0
-    found, n = np.array(seen, np.float64), len(seen)
+    values, n = np.array(measured, np.float64), len(measured)
     prior = PRIOR_CALLS * total / n
-    ratio = (float(found.sum()) + prior) / (total + prior)
-    spread = float(((found - ratio * expected) ** 2).sum()) / max(n - 1, 1)
+    ratio = (float(values.sum()) + prior) / (total + prior)
+    spread = float(((values - ratio * expected) ** 2).sum()) / max(n - 1, 1)
     error = math.sqrt(n * spread) / max(total * ratio, 1e-300)
     return ratio, float(max(error, 0.5 / n))
 
 
 def _shift(estimates: Estimates, place: int, scored: Sequence[Observation]) -> tuple[float, float]:
-    """Posterior mean and deviation of an arm's common error: normal, its prior deviation the one stated so far."""
+    """Posterior mean and standard deviation of an arm's common quality error, under a normal prior whose deviation is
+    the estimates' `quality_shift_sd`, but at least WIDE_SHIFT.
+    """
     rows: NDArray[np.intp] = np.array([one.index for one in scored], np.intp)
-    beyond = np.array([one.score for one in scored]) - estimates.quality[rows, place].astype(np.float64)
-    noise = max(float(np.mean((beyond - beyond.mean()) ** 2)), 0.05)
+    errors = np.array([one.score for one in scored]) - estimates.quality[rows, place].astype(np.float64)
+    noise = max(float(np.mean((errors - errors.mean()) ** 2)), 0.05)
     prior = max(float(estimates.quality_shift_sd[place]), WIDE_SHIFT) ** 2
     precision = len(scored) / noise + 1.0 / prior
-    return float(beyond.sum() / noise / precision), math.sqrt(1.0 / precision)
+    return float(errors.sum() / noise / precision), math.sqrt(1.0 / precision)

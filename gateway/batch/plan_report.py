@@ -1,4 +1,4 @@
-"""A plan for people and for programs: what it will cost, what it is worth, who answers, and what other budgets buy."""
+"""Shows a plan to people and to programs: its cost and quality, the models that answer, and what other budgets buy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_PROBLEMS = 20
 
 
 def as_json(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Everything but the prompts themselves."""
+    """The whole plan but the prompts themselves, for `--json`."""
     card = plan.card()
     del card["duplicates"]
     kinds = [duplicate.kind for duplicate in plan.duplicates]
@@ -48,7 +48,7 @@ def problems_json(message: str, problems: tuple[Problem, ...]) -> dict[str, Any]
 
 
 def impossible_json(impossible: Impossible) -> dict[str, Any]:
-    """With null for what no budget, or no deadline, makes possible."""
+    """The error as JSON; a limit is null where no value of it would make the job possible."""
     least = {"least_budget_usd": impossible.least_budget_usd, "least_deadline_s": impossible.least_deadline_s}
     return {
         "ok": False,
@@ -59,7 +59,7 @@ def impossible_json(impossible: Impossible) -> dict[str, Any]:
 
 
 def show(plan: Plan, folder: Path, console: Console) -> None:
-    """As tables."""
+    """Print the plan as tables."""
     _show_head(plan, console)
     console.print(_arms(plan))
     if plan.frontier:
@@ -67,12 +67,12 @@ def show(plan: Plan, folder: Path, console: Console) -> None:
     _show_limits(plan, console)
     if plan.problems:
         show_problems(plan.problems, console)
-    how = f"headgate batch run --plan {shlex.quote(str(folder))}"
-    console.print(f"nothing of the job itself has been spent; run it with: {how}", soft_wrap=True, markup=False)
+    command = f"headgate batch run --plan {shlex.quote(str(folder))}"
+    console.print(f"the job itself has cost nothing yet; run it with: {command}", soft_wrap=True, markup=False)
 
 
 def show_problems(problems: tuple[Problem, ...], console: Console) -> None:
-    """Each with its line, as far as a screen takes them."""
+    """Print the first problems, each with its line."""
     for problem in problems[:SHOWN_PROBLEMS]:
         console.print(f"  {problem}", style="yellow", markup=False, highlight=False)
     if len(problems) > SHOWN_PROBLEMS:
@@ -80,14 +80,14 @@ def show_problems(problems: tuple[Problem, ...], console: Console) -> None:
 
 
 def _show_head(plan: Plan, console: Console) -> None:
-    doubles = len(plan.duplicates)
-    also = f" and {doubles:,} that repeat one of them" if doubles else ""
+    repeats = len(plan.duplicates)
+    also = f" and {repeats:,} that repeat one of them" if repeats else ""
     left_out = f"; {len(plan.problems):,} bad lines left out" if plan.problems else ""
     console.print(f"{plan.source}: {len(plan.prompts):,} prompts to answer{also}{left_out}", highlight=False)
     chosen = plan.chosen
-    asked = "no budget" if math.isinf(plan.budget_usd) else f"budget {_usd(plan.budget_usd)}"
-    due = "no deadline" if math.isinf(plan.deadline_s) else f"deadline {spoken(plan.deadline_s)}"
-    console.print(f"{asked}, {due}", highlight=False)
+    budget = "no budget" if math.isinf(plan.budget_usd) else f"budget {_usd(plan.budget_usd)}"
+    deadline = "no deadline" if math.isinf(plan.deadline_s) else f"deadline {spoken(plan.deadline_s)}"
+    console.print(f"{budget}, {deadline}", highlight=False)
     console.print(
         f"[bold]expected cost {_usd_interval(chosen.cost_usd)}, expected quality {_quality(chosen.quality)}[/bold]; "
         f"no plan within these limits is expected to be more than {plan.assignment.gap_share:.3%} better",
@@ -95,7 +95,7 @@ def _show_head(plan: Plan, console: Console) -> None:
     )
     if plan.pilot is not None:
         pilot = plan.pilot
-        skipped = f", {pilot.skipped} not made for want of money" if pilot.skipped else ""
+        skipped = f", {pilot.skipped} not made" if pilot.skipped else ""
         console.print(
             f"pilot: {pilot.calls} calls{skipped}, {pilot.failures} failed, {_usd(pilot.cost_usd)} spent, "
             f"{pilot.scored} answers scored",
@@ -121,7 +121,7 @@ def _frontier(plan: Plan) -> Table:
 
 
 def _new(point: Point, plan: Plan) -> bool:
-    """Whether it buys other than the point before it, and other than the plan itself."""
+    """Whether the point differs in cost from the point before it and from the plan itself."""
     place = plan.frontier.index(point)
     before = plan.frontier[place - 1] if place else None
     return point.cost_usd not in (plan.chosen.cost_usd, before.cost_usd if before else None)
@@ -134,10 +134,10 @@ def _mix(point: Point, most: int = 2) -> str:
 
 def _show_limits(plan: Plan, console: Console) -> None:
     if plan.capacities and plan.assignment.finish_s >= 1:
-        console.print(f"the busiest limit needs {spoken(plan.assignment.finish_s)}", highlight=False)
+        console.print(f"the busiest limit allows the job to end in {spoken(plan.assignment.finish_s)}", highlight=False)
     for name, price in plan.assignment.capacity_prices.items():
         if price > 1e-9:
-            console.print(f"  {name} holds the plan back", highlight=False, markup=False)
+            console.print(f"  with a higher limit of {name} the plan would be better", highlight=False, markup=False)
     price = plan.assignment.usd_price
     if price >= 0.01 and math.isfinite(plan.budget_usd):
         console.print(f"one more dollar would answer about {price:,.2f} more prompts right", highlight=False)
@@ -156,7 +156,7 @@ def _quality(interval: Interval) -> str:
 
 
 def spoken(seconds: float) -> str:
-    """A length of time as people say it."""
+    """A length of time in a unit that suits it."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7_200:
@@ -165,7 +165,7 @@ def spoken(seconds: float) -> str:
 
 
 def draw(plan: Plan, path: Path) -> None:
-    """The frontier with its intervals and the chosen point."""
+    """Draw the frontier with its intervals and the chosen point into a file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -186,10 +186,10 @@ def draw(plan: Plan, path: Path) -> None:
         fmt="o", color="#c0392b", capsize=3, label="this plan",
     )  # fmt: skip
     if math.isfinite(plan.budget_usd):
-        seen = plan.budget_usd < 2 * max((*cost, chosen.cost_usd.high))
+        in_sight = plan.budget_usd < 2 * max((*cost, chosen.cost_usd.high))
         axes.axvline(
-            plan.budget_usd if seen else math.nan, color="#888888", linestyle="--", linewidth=1,
-            label=f"budget, ${plan.budget_usd:,.2f}" + ("" if seen else ", beyond the right edge"),
+            plan.budget_usd if in_sight else math.nan, color="#888888", linestyle="--", linewidth=1,
+            label=f"budget, ${plan.budget_usd:,.2f}" + ("" if in_sight else ", beyond the right edge"),
         )  # fmt: skip
     axes.set_xlabel("expected cost of the job, dollars")
     axes.set_ylabel("expected mean quality")

@@ -1,7 +1,7 @@
-"""From prices to an assignment that keeps every limit: whole prompts, no fractions.
+"""Turns prices into an assignment of whole prompts that keeps every limit.
 
-At the best prices all but a few prompts have made up their mind; those few, near a tie, are what is moved. First the
-limits are met, by the moves that lose least; then what is left is spent on those that gain.
+At the best prices only a few prompts are near a tie between arms; these are moved. First the limits are met, by the
+moves that lose least value; then what is left of the limits is used for moves that gain worth.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from numpy.typing import NDArray
 from gateway.batch.program import NEVER, Array, Program, Rows
 
 LossOf = Callable[[slice], NDArray[np.float64]]
-"""What each arm would lose those rows, shape (rows, arms); infinite where it is no move."""
+"""The loss of moving each row of a slice to each arm, shape (rows, arms); infinite where that move is not possible."""
 
 _FULL = 1.0 + 1e-9
 _PASSES = 8
 _MOVES = 20_000
-"""Looked at one by one in a pass."""
+"""Most moves that are tried in one pass."""
 _SCALINGS = 40
+"""Most times that prices are raised."""
 _DEAREST = 1e6
-"""Of a price, per prompt: far beyond it float32 ends."""
+"""Largest price, per prompt: a limit far below float32's overflow."""
 
 
 @dataclass(slots=True)
 class Draft:
-    """An assignment under way."""
+    """An assignment that is being improved."""
 
     program: Program
     prices: Array
@@ -37,11 +38,14 @@ class Draft:
 
     @property
     def fits(self) -> bool:
+        """Whether every limit is kept."""
         return bool((self.uses <= _FULL).all())
 
 
 def drafted(program: Program, prices: Array) -> Draft:
-    """What the prices make everybody choose; where that misses a limit by much, at prices raised until it doesn't."""
+    """The prompts' choices at the prices. Where they exceed a limit by more than 0.2 %, its price is raised until they
+    don't.
+    """
     decision = program.decide(prices)
     draft = Draft(program, prices, decision.arm, program.uses(decision))
     least = 1e-3 * max(float(prices.max()), 1e-3 * len(program))
@@ -58,7 +62,7 @@ def drafted(program: Program, prices: Array) -> Draft:
 
 
 def rounded(program: Program, prices: Array) -> Draft:
-    """The assignment; `fits` says whether every limit could be kept."""
+    """The assignment of whole prompts; `fits` tells whether every limit is kept."""
     draft = drafted(program, prices)
     for _ in range(_PASSES):
         if draft.fits or not _relieve(draft):
@@ -71,14 +75,14 @@ def rounded(program: Program, prices: Array) -> Draft:
 
 
 def _relieve(draft: Draft) -> bool:
-    """Move prompts off the limits that are exceeded, least loss per relief first. False: no move helps."""
+    """Move prompts off the limits that are exceeded, the least loss per relief first. False where no move helps."""
     over = np.where(draft.uses > _FULL, 1.0, 0.0)
     rows, arms = _candidates(draft, lambda part: _losses_to_relieve(draft, over, part))
     return _move(draft, rows, arms, filling=False)
 
 
 def _losses_to_relieve(draft: Draft, over: Array, part: slice) -> NDArray[np.float64]:
-    """Loss of value per relief of each arm for those rows; infinite where it relieves nothing."""
+    """Loss of value per unit of relief of the exceeded limits, by row and arm; infinite where there is no relief."""
     program, own = draft.program, draft.arm[part, None].astype(np.intp)
     load = program.priced(over, part).astype(np.float64)
     value = program.values(draft.prices, part).astype(np.float64)
@@ -89,7 +93,9 @@ def _losses_to_relieve(draft: Draft, over: Array, part: slice) -> NDArray[np.flo
 
 
 def _fill(draft: Draft) -> bool:
-    """Spend what is left on the moves that gain worth at the least loss of value. False: nothing fits."""
+    """Use what is left of the limits for moves that gain worth, the least loss of value first. False where no move
+    fits.
+    """
     rows, arms = _candidates(draft, lambda part: _losses_to_fill(draft, part))
     return _move(draft, rows, arms, filling=True)
 
@@ -108,7 +114,7 @@ def _losses_to_fill(draft: Draft, part: slice) -> NDArray[np.float64]:
 
 
 def _candidates(draft: Draft, losses: LossOf) -> tuple[Rows, Rows]:
-    """Each row's best move, the best `_MOVES` of all, in the order to try them."""
+    """Rows and arms of the moves to try, in order: the best one of each row, and of these the best `_MOVES`."""
     rows: list[Rows] = []
     arms: list[Rows] = []
     costs: list[NDArray[np.float64]] = []
@@ -127,7 +133,9 @@ def _candidates(draft: Draft, losses: LossOf) -> tuple[Rows, Rows]:
 
 
 def _move(draft: Draft, rows: Rows, arms: Rows, *, filling: bool) -> bool:
-    """Make the moves in order: while filling, those that still fit; while relieving, until the limits are kept."""
+    """Make the moves in order: all that still fit when `filling`, otherwise until the limits are kept. Returns whether
+    any was made.
+    """
     program = draft.program
     change = program.use_of(rows, arms) - program.use_of(rows, draft.arm[rows].astype(np.intp))
     uses, moved = draft.uses.copy(), False
