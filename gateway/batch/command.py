@@ -190,10 +190,10 @@ def check_output_paths(out: Path, errors_out: Path) -> None:
     for path in (out, errors_out):
         if path.exists():
             name = "--out" if path == out else "--errors"
-            message = f"{path} exists already: name another {name}, or move the file away"
+            message = f"{path} is there already: name another {name}, or move the file away"
             raise CallerError(message, code="output_exists")
         if path.name in ("-", "-.errors") or path.suffix in (".csv", ".tsv"):
-            raise CallerError(f"{path}: answers are only written to a JSONL or Parquet file")
+            raise CallerError(f"{path}: answers are only written to a file, as JSONL or Parquet")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".new"):
             pass
