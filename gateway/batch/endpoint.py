@@ -1,9 +1,10 @@
 """Providers' own batch endpoints: half the price for those who can wait (OpenAI's /v1/files and /v1/batches).
 
-A part of the job goes there as one file, in which the files that its lines name are put into them. Its worst case is
-held for as long as it lies there, and it is in the database before the provider hears of it, so a runner that died
-between the two finds its batch by the part's name instead of paying for another. A provider that can't be reached for a
-while is waited for, since its batch goes on and is billed; what it doesn't answer in time is asked one by one.
+A part of the job is uploaded as one file of requests, which include the contents of the files that they name. Money for
+its worst case is held until the part has ended. The part is stored in the database before the provider gets it, so that
+after a crash the next runner finds the provider's batch by the part's id instead of paying for another. While the
+provider can't be reached the runner waits, since the batch continues there and is billed; requests that it doesn't
+answer in time are asked one by one.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from gateway.wire.answer import peek, translate_answer
 log = logging.getLogger("headgate.batch")
 T = TypeVar("T")
 Write = Callable[[Call, int], bytes]
-"""A call as the line of that number."""
+"""Writes a call as a line of the file, given the number of its line in the job's input."""
 
 MOST_LINES = 50_000
 MOST_BYTES = 100 * 1024 * 1024
@@ -51,21 +52,22 @@ POLL_S = 1.0
 LONGEST_POLL_S = 30.0
 TIMEOUT_S = 60.0
 TRIES = 5
-"""To hand over what no provider can have heard of, and to have a batch cancelled."""
+"""Attempts to create a batch that the provider can't have yet, to cancel a batch, or to find one."""
 MOST_DIGITS = 18
-"""Of a line's number."""
+"""Most digits of a line number that are parsed."""
 MOST_PAGES = 100
-"""Of a provider's list of batches, that are looked through for one."""
+"""Most pages of a provider's list of batches that are searched for one batch."""
 STORE_RETRY_S = 1.0
 LOST = "batch_output_lost"
-"""Code of a line that was answered and paid for, to nobody's use."""
+"""Error code of a line whose answer was paid for and is lost."""
 SPARE = 1.5
-"""Times the predicted time of asking a part one by one, kept before the deadline to do so."""
+"""Time reserved before the deadline to ask a part's prompts one by one, as a multiple of the predicted time."""
 LEAST_SPARE_S = 60.0
+"""The least such time in seconds."""
 
 
 class EndpointUnavailable(UpstreamError):
-    """That may pass: the provider wasn't reached, or is not itself. It may have heard us all the same."""
+    """A fault that may pass: the provider was not reached or failed. It may have received the request all the same."""
 
 
 class _Response(msgspec.Struct):
@@ -85,7 +87,7 @@ class _File(msgspec.Struct):
 
 
 class _Batch(msgspec.Struct):
-    """As a provider tells of one."""
+    """A provider's description of a batch."""
 
     id: str
     status: str
@@ -100,20 +102,20 @@ class _Page(msgspec.Struct):
 
 
 class EndpointNotFound(UpstreamError):
-    """The provider knows of no such batch or file any more."""
+    """The provider no longer has the batch or file."""
 
 
 class NewParts:
-    """Parts of one surface each, within the provider's limits."""
+    """Collects prompts into new parts, each of one surface and within the provider's limits."""
 
     def __init__(self, job: str, arm: Arm, provider: str, share: float) -> None:
-        """`share`: of the live price."""
+        """`share`: price of the batch endpoint, as a share of the live price."""
         self.parts: list[Part] = []
         self._job, self._arm, self._provider, self._share = job, arm, provider, share
         self._latest: dict[str, tuple[Part, int]] = {}
 
     def add(self, prompt: Prompt, worst_nanousd: int, size: int) -> None:
-        """Of that many bytes as a line; one for which no batch has room is left out."""
+        """Add a prompt that is `size` bytes as a line; one that is too large for any part is left out."""
         if size > MOST_BYTES:
             return
         part, taken = self._latest.get(prompt.surface, (None, 0))
@@ -134,10 +136,10 @@ class ProviderEndpoints:
     poll_s: float = POLL_S
     least_spare_s: float = LEAST_SPARE_S
     uploads: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """One part's file is in memory at a time."""
+    """Held while a part's file is in memory, so that there is one at a time."""
 
     async def parts(self, runner: Runner) -> Sequence[Part]:
-        """Earlier parts that have not ended, and new ones for what the plan sends there."""
+        """Earlier parts that have not ended, and new ones for the prompts that the plan sends to the endpoint."""
         known = await asyncio.to_thread(runner.jobs.parts, runner.job.id)
         parts = [part for part in known if part.state == "sent"]
         for number, places in runner.queue.at_endpoints() if not runner.ended_early else ():
@@ -151,7 +153,7 @@ class ProviderEndpoints:
         return parts
 
     async def run(self, runner: Runner, part: Part) -> None:
-        """Until every prompt of the part is heard of, or given back."""
+        """Run one part until each of its prompts has a result or is given back."""
         worst = part.worst_nanousd
         try:
             hold = await self.s.ledger.hold(runner.asker.caller.accounts, worst)
@@ -159,12 +161,12 @@ class ProviderEndpoints:
             if part.is_new:
                 runner.come_back(runner.places(part))
                 return
-            worst = 0  # it is at the provider already, and will be paid
+            worst = 0  # the provider has it already and will bill it
             hold = await self.s.ledger.hold(runner.asker.caller.accounts, worst)
         cost = 0
         runner.held += worst
         try:
-            await self._keep(runner, part)
+            await self._store(runner, part)
             provider = self.s.driver.sender.providers.get(part.provider)
             if provider is None:
                 raise UpstreamError("unavailable", f"there is no provider '{part.provider}' any more")
@@ -173,19 +175,20 @@ class ProviderEndpoints:
             if lines is None:
                 return
             for line in lines:
-                cost += await self._hear(runner, part, line)
-            await self._over(runner, part)
+                cost += await self._record_answer(runner, part, line)
+            await self._end(runner, part)
         except EndpointNotFound as error:
-            log.error("part %s of %s: what the provider's batch %s came to is gone, its lines have failed and are not "
-                      "asked again, since they were paid for: %s", part.id, part.job, part.upstream, error)  # fmt: skip
-            cost += await self._lose(runner, part)
-            await self._over(runner, part)
+            log.error("part %s of %s: the output of the provider's batch %s is gone; its lines have failed and are not "
+                      "asked again, because they were paid for: %s",
+                      part.id, part.job, part.upstream, error)  # fmt: skip
+            cost += await self._record_loss(runner, part)
+            await self._end(runner, part)
         except UpstreamError as error:
             log.warning("part %s of %s: %s", part.id, part.job, error)
-            await self._over(runner, part)
-        except Exception:  # a fault of ours, or an answer that nobody foresaw, must not hold up the job for good
+            await self._end(runner, part)
+        except Exception:  # neither a bug nor an unforeseen answer may block the job forever
             log.exception("part %s of %s failed inside the gateway", part.id, part.job)
-            await self._over(runner, part)
+            await self._end(runner, part)
         finally:
             runner.held -= worst
             hold.settle(cost)
@@ -193,7 +196,7 @@ class ProviderEndpoints:
     # ---- what is sent
 
     def _deployment(self, arm: Arm) -> Deployment | None:
-        """Where the arm's model has an endpoint that we speak."""
+        """A deployment of the arm's model whose provider has a batch endpoint; None where there is none."""
         for deployment in self.s.fleet.deployments(arm.model):
             provider = self.s.driver.sender.providers[deployment.provider]
             if type(provider) is OpenAIProvider and provider.config.batch_discount > 0:
@@ -201,8 +204,9 @@ class ProviderEndpoints:
         return None
 
     async def _new(self, runner: Runner, arm: Arm, deployment: Deployment, places: Sequence[int]) -> list[Part]:
-        """Files that lines name are read one after the other, to know what is to be held and how much room they take,
-        and again for the batch. What can't be sent is left out: asked one by one it is refused with its reason.
+        """New parts for the prompts `places`. Files that lines name are read here one after the other, for their worst
+        case and size, and again when the part is uploaded. Prompts that can't be sent are left out; asked one by one,
+        they are refused with the reason.
         """
         new = NewParts(runner.job.id, arm, deployment.provider, _share(self, deployment))
 
@@ -224,7 +228,9 @@ class ProviderEndpoints:
         return new.parts
 
     async def _file(self, runner: Runner, part: Part, write: Write) -> bytes:
-        """A line that can't be sent, since its file is no more, is left out, as above."""
+        """The part's file of requests. A line that can't be sent, because a file that it names is gone, is left out.
+        Raises UpstreamError where no line is left, EndpointUnavailable where a file can't be read for now.
+        """
         lines: list[bytes] = []
 
         def add(without_files: Sequence[int]) -> list[int]:
@@ -246,13 +252,13 @@ class ProviderEndpoints:
                 if error.status in MAY_PASS:
                     raise EndpointUnavailable("unavailable", error.message) from None
         if not lines:
-            raise UpstreamError("rejected", "none of its lines can be sent")
+            raise UpstreamError("rejected", "none of the part's lines can be sent")
         return b"".join(lines)
 
     # ---- the batch at the provider
 
     async def _until_over(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> list[_Line] | None:
-        """What the provider's batch gave in the end; None: the runner stops, and the next one looks again."""
+        """The lines of the provider's output once its batch has ended; None where the runner stops before that."""
         cancelled, troubles = False, 0
         wait_s = self.poll_s
         while not (runner.stopped or runner.lost):
@@ -276,6 +282,7 @@ class ProviderEndpoints:
         return None
 
     def _spare_s(self, runner: Runner, part: Part) -> float:
+        """Seconds to reserve before the deadline to ask the part one by one; negative where there is no deadline."""
         if not isfinite(runner.left_s):
             return -1.0
         places = runner.places(part)
@@ -284,19 +291,21 @@ class ProviderEndpoints:
         return max(self.least_spare_s, SPARE * known / runner.job.card.concurrency)
 
     async def _batch(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> _Batch:
-        """As the provider sees it now; made there first where it doesn't know it."""
+        """The provider's present state of the batch, which is created first where there is none."""
         if not part.upstream:
-            found = await self._found(part, http) or await self._make(runner, part, http)
-            part.upstream = found.id
-            await self._keep(runner, part)
-            return found
-        return await _asked(http, "GET", f"/batches/{part.upstream}", _Batch)
+            batch = await self._find(part, http) or await self._create(runner, part, http)
+            part.upstream = batch.id
+            await self._store(runner, part)
+            return batch
+        return await _fetched(http, "GET", f"/batches/{part.upstream}", _Batch)
 
-    async def _found(self, part: Part, http: httpx.AsyncClient) -> _Batch | None:
-        """One that an earlier runner made, or we, and did not live or hear to write down."""
+    async def _find(self, part: Part, http: httpx.AsyncClient) -> _Batch | None:
+        """The part's batch at the provider, where one was created but its id was not stored: its runner died, or the
+        provider's answer did not arrive.
+        """
         after: dict[str, Any] = {}
         for _ in range(0 if part.is_new else MOST_PAGES):
-            page = await _asked(http, "GET", "/batches", _Page, params={"limit": 100, **after})
+            page = await _fetched(http, "GET", "/batches", _Page, params={"limit": 100, **after})
             for one in page.data:
                 if (one.metadata or {}).get("part") == part.id:
                     return one
@@ -305,11 +314,11 @@ class ProviderEndpoints:
             after = {"after": page.data[-1].id}
         return None
 
-    async def _make(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> _Batch:
+    async def _create(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> _Batch:
         deployment = self._deployment_of(part)
         places = runner.places(part)
         if not places:
-            raise UpstreamError("rejected", "none of its lines is a prompt of its own any more")
+            raise UpstreamError("rejected", "none of the part's lines is a prompt of the present plan")
         prompt: Prompt = runner.plan.prompts[places[0]]
         dialect = self.s.driver.sender.providers[part.provider].dialect_for(prompt.surface)
         url = f"/v1{PATHS.get(dialect, RESPONSES)}"
@@ -317,29 +326,32 @@ class ProviderEndpoints:
 
         def write(call: Call, line: int) -> bytes:
             body = msgspec.Raw(request_body(call, deployment, dialect, rung, live=False))
-            told = {"custom_id": f"{part.id}-{line}", "method": "POST", "url": url, "body": body}
-            return msgspec.json.encode(told) + b"\n"
+            fields = {"custom_id": f"{part.id}-{line}", "method": "POST", "url": url, "body": body}
+            return msgspec.json.encode(fields) + b"\n"
 
         async with self.uploads:
             content = await self._file(runner, part, write)
             form = {"file": (f"{part.id}.jsonl", content, "application/jsonl")}
-            file = await _asked(http, "POST", "/files", _File, data={"purpose": "batch"}, files=form)
-        asks = {"input_file_id": file.id, "endpoint": url, "completion_window": _window(part.window_s),
-                "metadata": {"part": part.id}}  # fmt: skip
+            file = await _fetched(http, "POST", "/files", _File, data={"purpose": "batch"}, files=form)
+        batch = {"input_file_id": file.id, "endpoint": url, "completion_window": _window(part.window_s),
+                 "metadata": {"part": part.id}}  # fmt: skip
         part.is_new = False
-        return await _asked(http, "POST", "/batches", _Batch, json=asks)
+        return await _fetched(http, "POST", "/batches", _Batch, json=batch)
 
     def _deployment_of(self, part: Part) -> Deployment:
-        """Where it lies. Raises UpstreamError where the configuration has no such any more."""
+        """The deployment that the part was sent to. Raises UpstreamError where the configuration has it no more."""
         for one in self.s.fleet.deployments(part.model):
             if one.provider == part.provider:
                 return one
-        raise UpstreamError("unavailable", f"'{part.model}' is not at provider '{part.provider}' any more")
+        message = f"the configuration no longer has a deployment of '{part.model}' at provider '{part.provider}'"
+        raise UpstreamError("unavailable", message)
 
-    # ---- what it gave
+    # ---- the results
 
-    async def _hear(self, runner: Runner, part: Part, line: _Line) -> int:
-        """One answer into the journal, under an id that a second hearing doesn't count again; what it cost."""
+    async def _record_answer(self, runner: Runner, part: Part, line: _Line) -> int:
+        """Write one answer to the journal, and return its cost in nano-dollars. The record's id follows from the part
+        and the line, so that an answer that is read twice counts once.
+        """
         number = line.custom_id.removeprefix(f"{part.id}-")
         is_ours = number.isdecimal() and len(number) <= MOST_DIGITS
         place = runner.plan.prompts.place_of(int(number)) if is_ours else None
@@ -358,9 +370,11 @@ class ProviderEndpoints:
         runner.heard_away(place, int(runner.queue.arm[place]), result)
         return result.cost_nanousd
 
-    async def _lose(self, runner: Runner, part: Part) -> int:
-        """Those without an answer have failed; what they cost as far as is known: what the plan expected."""
-        message = f"the provider's batch {part.upstream} was paid for and its output is gone; it was not asked again"
+    async def _record_loss(self, runner: Runner, part: Part) -> int:
+        """Record the part's prompts without an answer as failed, and return their cost in nano-dollars, for which the
+        plan's expectation is taken.
+        """
+        message = f"the output of the provider's batch {part.upstream} is gone; it was paid for and was not asked again"
         error = {"message": message, "type": "upstream_error", "param": None, "code": LOST}
         body, cost = msgspec.json.encode({"error": error}), 0
         deployment = self._deployment_of(part)
@@ -401,14 +415,14 @@ class ProviderEndpoints:
             job_index=prompt.line, job_answer=result.body,
         )  # fmt: skip
 
-    async def _over(self, runner: Runner, part: Part) -> None:
-        """The part is done with; what has no answer is asked one by one."""
+    async def _end(self, runner: Runner, part: Part) -> None:
+        """End the part; its prompts without an answer are asked one by one."""
         part.state = "ended"
         runner.come_back([place for place in runner.places(part) if runner.queue.state[place] == AWAY])
-        await self._keep(runner, part)
+        await self._store(runner, part)
 
-    async def _keep(self, runner: Runner, part: Part) -> None:
-        """Where the part stands, in the database; one that is away is waited for."""
+    async def _store(self, runner: Runner, part: Part) -> None:
+        """Store the part in the database, and wait where the database can't be reached."""
         while not (runner.stopped or runner.lost):
             try:
                 await asyncio.to_thread(runner.jobs.put_part, part, self.s.clock())
@@ -422,12 +436,13 @@ def _ready(runner: Runner, place: int) -> PreparedCall:
     return runner.asker.ready(runner.plan.prompts[place], runner.arm_call(place, int(runner.queue.arm[place])))
 
 
-def _share(upstreams: ProviderEndpoints, deployment: Deployment) -> float:
-    """Of the live price."""
-    return 1.0 - upstreams.s.driver.sender.providers[deployment.provider].config.batch_discount
+def _share(endpoints: ProviderEndpoints, deployment: Deployment) -> float:
+    """Price of the deployment's batch endpoint, as a share of the live price."""
+    return 1.0 - endpoints.s.driver.sender.providers[deployment.provider].config.batch_discount
 
 
 def client_of(provider: Provider) -> httpx.AsyncClient:
+    """A client with the provider's address, credentials and headers."""
     endpoint, config = provider.endpoint, provider.config
     uds = endpoint.uds or None
     origin = "http://localhost" if uds else f"{endpoint.scheme}://{endpoint.authority}"
@@ -439,26 +454,28 @@ def client_of(provider: Provider) -> httpx.AsyncClient:
     )  # fmt: skip
 
 
-async def _asked(http: httpx.AsyncClient, method: str, path: str, kind: type[T], **how: Any) -> T:
-    """What the provider says. Raises Trouble where it may say so yet, UpstreamError where it won't."""
-    said = await _said(http, method, path, **how)
+async def _fetched(http: httpx.AsyncClient, method: str, path: str, kind: type[T], **how: Any) -> T:
+    """The provider's answer, decoded. Raises EndpointUnavailable where it may still come, EndpointNotFound where there
+    is no such object, and UpstreamError where the provider refuses.
+    """
+    content = await _requested(http, method, path, **how)
     try:
-        return msgspec.json.decode(said, type=kind)
+        return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise EndpointUnavailable("bad_response", f"{method} {path}: {error}") from None
 
 
 async def _cancel(http: httpx.AsyncClient, id: str) -> None:
-    """One that was over before is refused that, which is as well."""
+    """Cancel a batch. The provider's refusal, for a batch that has ended already, is only logged."""
     try:
-        await _said(http, "POST", f"/batches/{id}/cancel")
+        await _requested(http, "POST", f"/batches/{id}/cancel")
     except EndpointUnavailable:
         raise
     except UpstreamError as refused:
         log.info("%s", refused)
 
 
-async def _said(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> bytes:
+async def _requested(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> bytes:
     try:
         response = await http.request(method, path, **how)
     except httpx.HTTPError as error:
@@ -466,21 +483,23 @@ async def _said(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> 
     status = response.status_code
     if status < 300:
         return response.content
-    said = f"{method} {path}: {status}: {response.text[:300]}"
+    message = f"{method} {path}: {status}: {response.text[:300]}"
     if method == "GET" and status in (404, 410):
-        raise EndpointNotFound("not_found", said)
+        raise EndpointNotFound("not_found", message)
     if status in MAY_PASS or status >= 500:
-        raise EndpointUnavailable("server_error", said)
-    raise UpstreamError("rejected", said)
+        raise EndpointUnavailable("server_error", message)
+    raise UpstreamError("rejected", message)
 
 
 async def _lines(http: httpx.AsyncClient, batch: _Batch) -> list[_Line]:
-    """Of its output and its errors; what can't be read is left out. Raises Gone where the output is no more."""
+    """The lines of the batch's output and error files; unreadable lines are left out. Raises EndpointNotFound where the
+    output is gone.
+    """
     found = []
-    contents = [await _said(http, "GET", f"/files/{id}/content") for id in filter(None, [batch.output_file_id])]
+    contents = [await _requested(http, "GET", f"/files/{id}/content") for id in filter(None, [batch.output_file_id])]
     if batch.error_file_id:
-        with suppress(EndpointNotFound):  # who is not answered is asked again, and nothing was paid
-            contents.append(await _said(http, "GET", f"/files/{batch.error_file_id}/content"))
+        with suppress(EndpointNotFound):  # lines in it cost nothing; without an answer they are asked again
+            contents.append(await _requested(http, "GET", f"/files/{batch.error_file_id}/content"))
     for line in b"\n".join(contents).splitlines():
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):
             found.append(_decode_line(line))
@@ -491,5 +510,5 @@ _decode_line = msgspec.json.Decoder(_Line, strict=False).decode
 
 
 def _window(seconds: float) -> str:
-    """As OpenAI writes it."""
+    """A completion window in OpenAI's notation, in whole hours."""
     return f"{max(1, round(seconds / 3600))}h"

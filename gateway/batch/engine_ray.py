@@ -1,8 +1,8 @@
-"""The same job on Ray: prompts flow through Ray Data over actors, each a whole gateway of its own (extra `ray`).
+"""Runs a job on Ray: Ray Data passes its prompts through actors, each with its own gateway services (extra `ray`).
 
-Money stays with the driver: it holds the worst case of every prompt before the wave that carries it leaves, so no
-actor can spend what another has. Actors write answers into the spool of their machine, as the embedded engine does,
-and ship it; so a job may even begin on one engine and end on the other. Nothing distributed here is ours.
+The driver keeps the budget: it holds the worst case of every prompt of a wave before the wave starts, so that actors
+can't overspend together. Actors write answers into the spool of their machine and ship it, as the embedded engine does;
+a job may therefore begin on one engine and end on the other.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from gateway.keys import Caller
 from gateway.ray_cluster import start_ray
 
 BLOCK = 32
-"""Prompts that an actor is handed together."""
+"""Prompts that an actor gets at once."""
 MOST_IN_WAVE = 50_000
 LOOK_EVERY_S = 0.2
 PATIENCE_S = 30.0
-"""Longest that an actor waits for a provider that has had enough."""
+"""Most seconds that an actor waits between the calls of one prompt in total, before it returns the prompt."""
 Columns = dict[str, Any]
 
 
@@ -45,7 +45,7 @@ async def execute_on_ray(
     """Run a claimed job to its end, or until `stop`. Raises LostLease, and ConfigError where Ray is not installed."""
     runner = await take_over(runtime.services, runtime.jobs, job, plan, caller, options)
     start_ray(workers)
-    _hush()
+    _hide_progress_bars()
     for _, away in runner.queue.at_endpoints():
         runner.come_back(away.tolist())
     while not (stop.is_set() or runner.lost or runner.over_for_good):
@@ -58,7 +58,7 @@ async def execute_on_ray(
     await runner.lease.end()
     runner.last = progress_of(runner)
     if runner.lost:
-        raise LostLease("another runner has the job")
+        raise LostLease("another runner has taken the job")
     if runner.stopped and not runner.over_for_good:
         await asyncio.to_thread(runtime.jobs.release, job, runner.last)
     else:
@@ -66,15 +66,15 @@ async def execute_on_ray(
     return await asyncio.to_thread(runtime.jobs.find, job.id)
 
 
-def _hush() -> None:
-    """Ray Data draws bars of its own."""
+def _hide_progress_bars() -> None:
+    """Turn Ray Data's own progress bars off."""
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def wave(runner: Runner) -> list[int]:
-    """The next prompts whose worst cases the budget holds together; taken out of line."""
+    """Take the next prompts whose worst cases together are within the budget."""
     runner.queue.wake(float("inf"))
     free, places = runner.free, list[int]()
     for place in runner.queue.rest().tolist():
@@ -98,17 +98,17 @@ def _worst(runner: Runner, place: int) -> int:
 async def _execute_wave(
     runtime: JobRuntime, config: Config, runner: Runner, places: Sequence[int], workers: int
 ) -> None:
-    """Through the actors and back, the whole wave's worst case held meanwhile; then the rest is planned again."""
+    """Answer the prompts on the actors while the wave's worst case is held, and wait for a replanning under way."""
     worst = sum(_worst(runner, place) for place in places)
     hold = await runtime.services.ledger.hold((runner.account,), worst)
     runner.held += worst
     before = runner.spent_now
     try:
-        heard = asyncio.create_task(asyncio.to_thread(_pass, config, runner, list(places), workers))
-        while not heard.done():
-            await asyncio.wait({heard}, timeout=LOOK_EVERY_S)
+        answers = asyncio.create_task(asyncio.to_thread(_answer_all, config, runner, list(places), workers))
+        while not answers.done():
+            await asyncio.wait({answers}, timeout=LOOK_EVERY_S)
             runner.look()
-        for result in heard.result():
+        for result in answers.result():
             runner.hear(result.place, int(runner.queue.arm[result.place]), result, 0.0)
     finally:
         runner.held -= worst
@@ -120,7 +120,7 @@ async def _execute_wave(
 
 
 async def _settle_rest(runner: Runner) -> None:
-    """No prompt left can be paid as planned: dearer ones change their arm or are given up."""
+    """Called when the money left covers no further prompt as planned: prompts get other arms or are given up."""
     runner.short = bool(runner.queue.unfunded)
     rest = runner.queue.rest().tolist()
     for place in rest:
@@ -133,21 +133,21 @@ async def _settle_rest(runner: Runner) -> None:
         await asyncio.wait(set(runner.parts))
 
 
-def _pass(config: Config, runner: Runner, places: list[int], workers: int) -> list[CallResult]:
-    """One execution of Ray Data; blocks."""
+def _answer_all(config: Config, runner: Runner, places: list[int], workers: int) -> list[CallResult]:
+    """Answer the prompts in one execution of Ray Data. Blocks."""
     import ray
 
     rows = [_row(runner, place) for place in places]
-    given = {
+    arguments = {
         "config": config, "job": runner.job.id, "caller": asdict(replace(runner.asker.caller, accounts=())),
         "concurrency": max(1, runner.job.card.concurrency // workers),
     }  # fmt: skip
-    asked = ray.data.from_items(rows, override_num_blocks=max(workers, -(-len(rows) // BLOCK)))
-    answered = asked.map_batches(
-        Answerer, fn_constructor_kwargs=given, batch_size=BLOCK, batch_format="numpy",
+    prompts = ray.data.from_items(rows, override_num_blocks=max(workers, -(-len(rows) // BLOCK)))
+    results = prompts.map_batches(
+        Answerer, fn_constructor_kwargs=arguments, batch_size=BLOCK, batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=1,
     )  # fmt: skip
-    return [CallResult(**row) for row in answered.iter_rows()]
+    return [CallResult(**row) for row in results.iter_rows()]
 
 
 def _row(runner: Runner, place: int) -> dict[str, Any]:
@@ -158,7 +158,8 @@ def _row(runner: Runner, place: int) -> dict[str, Any]:
 
 
 class Answerer:
-    """An actor: a gateway without a door. Ray makes one in each worker process and hands it blocks of prompts."""
+    """An actor: gateway services without a server. Ray makes one in each worker process and gives it blocks of prompts.
+    """
 
     def __init__(self, config: Config, job: str, caller: dict[str, Any], concurrency: int) -> None:
         from gateway.app import build_services
@@ -183,7 +184,9 @@ class Answerer:
         return await asyncio.gather(*(self._one(row) for row in _rows(block)))
 
     async def _one(self, row: dict[str, Any]) -> CallResult:
-        """Asked again while it costs nothing: what a try has cost must be settled before another is held for."""
+        """Ask one prompt, again while its failures cost nothing: a failed call that cost money must be settled by the
+        driver before the next is held for.
+        """
         arm_call = msgspec.json.decode(row.pop("arm_call"), type=ArmCall)
         tries = int(row.pop("tries"))
         prompt = Prompt(**{**row, "body": row["body"].encode()})

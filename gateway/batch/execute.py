@@ -1,4 +1,4 @@
-"""A job from its claim to its end, in whichever process: take over what the journal knows, run, write the results."""
+"""Runs a claimed job to its end, in any process: takes over what the journal records, runs, and writes the results."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ log = logging.getLogger("headgate.batch")
 POLL_S = 0.05
 STORE_RETRY_S = 1.0
 PLANS = "plans"
-"""In the run folder: plans made by the runner itself, of no use after the job."""
+"""Folder, within the run folder, of the plans that runners make; a plan is deleted with the end of its job."""
 
 
 class Sink(Protocol):
     """Writes the results of a job."""
 
     def write(self, job: Job, results: Iterable[Result]) -> None:
-        """Write all of them or nothing. It is called again where the process that called it first has died. Blocks."""
+        """Write all results or none. It is called again where the process that called it first has died. Blocks."""
         ...
 
 
@@ -54,8 +54,8 @@ class LocalFiles:
             results.write(found, Path(job.card.out), Path(job.card.errors_out))
         except OSError as error:
             raise HeadgateError(
-                f"{error.filename or job.card.out}: {error.strerror or error}. Every answer is kept: mend that, and "
-                "run the same command again to have them written"
+                f"{error.filename or job.card.out}: {error.strerror or error}. Every answer is kept: correct that, and "
+                "run the same command again to write them"
             ) from error
 
 
@@ -63,7 +63,8 @@ async def execute(
     services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, sink: Sink, options: RunnerOptions,
     endpoints: Endpoints | None = None, on_start: Callable[[Runner], None] | None = None,
 ) -> Job:  # fmt: skip
-    """Run a claimed job to its end, or until its runner is stopped. Raises LostLease."""
+    """Run a claimed job to its end, or until its runner is stopped. Raises LostLease where another runner has taken it.
+    """
     runner = await take_over(services, jobs, job, plan, caller, options)
     if on_start is not None:
         on_start(runner)
@@ -78,7 +79,7 @@ async def execute(
 async def take_over(
     services: Services, jobs: Jobs, job: Job, plan: Plan, caller: Caller, options: RunnerOptions
 ) -> Runner:
-    """A runner that knows everything that earlier runners of this job have recorded."""
+    """A runner with the state that earlier runners of this job have recorded."""
     async with kept(jobs, job, job.progress, options):
         await shipped(services.spool_dir, jobs.engine)
     at_risk = await asyncio.to_thread(jobs.write_off, job)
@@ -95,7 +96,7 @@ async def take_over(
 
 
 def _file_bytes(services: Services, plan: Plan, tenant: str) -> dict[str, int]:
-    """Of the tenant's files that the prompts name."""
+    """Sizes of the tenant's files that the prompts name, by id."""
     ids = named_in(plan.prompts.path)
     return {id: file.bytes for id, file in services.batches.files.named(ids, tenant).items()} if ids else {}
 
@@ -121,17 +122,17 @@ async def finish(services: Services, jobs: Jobs, job: Job, plan: Plan, runner: R
 
 async def _finish(jobs: Jobs, job: Job, plan: Plan, runner: Runner, sink: Sink) -> None:
     clock = runner.options.clock
-    why: State = "cancelled" if runner.wish == "cancel" else "expired" if runner.left_s <= 0 else "completed"
+    outcome: State = "cancelled" if runner.wish == "cancel" else "expired" if runner.left_s <= 0 else "completed"
     state = runner.queue.state
-    if why == "expired" and ((state == DONE) | (state == FAILED)).all():
-        why = "completed"
+    if outcome == "expired" and ((state == DONE) | (state == FAILED)).all():
+        outcome = "completed"
     async with kept(jobs, job, runner.last, runner.options):
         await asyncio.to_thread(jobs.change, job, "finalizing", clock())
         stored = await _stored(jobs, job, runner)
         if stored:
-            await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, why))
+            await asyncio.to_thread(sink.write, job, results.results(jobs, job.id, plan, outcome))
     if stored:
-        await asyncio.to_thread(jobs.end, job, why, runner.last, clock())
+        await asyncio.to_thread(jobs.end, job, outcome, runner.last, clock())
     else:
         await asyncio.to_thread(jobs.release, job, runner.last)
 
@@ -142,7 +143,7 @@ async def _stored(jobs: Jobs, job: Job, runner: Runner) -> bool:
     ended = int(((state == DONE) | (state == FAILED)).sum()) + runner.ended_elsewhere
     patience_s = runner.options.drain_s
     while await asyncio.to_thread(jobs.ended_count, job.id) < ended:
-        await asyncio.sleep(POLL_S)  # another process ships
+        await asyncio.sleep(POLL_S)  # another thread or process ships the spools
         patience_s -= POLL_S if runner.stopped else 0.0
         if patience_s <= 0 or runner.lost:
             return False
@@ -150,12 +151,13 @@ async def _stored(jobs: Jobs, job: Job, runner: Runner) -> bool:
 
 
 def forget_plan(folder: Path, run_dir: Path) -> None:
+    """Delete a plan's folder where a runner made it; a plan that a user made stays."""
     if folder.parent == run_dir.resolve() / PLANS:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 async def shipped(directory: Path, engine: sa.Engine) -> None:
-    """Returns once all that is in the spools now is in the database."""
+    """Wait until everything that is in the spools now is in the database."""
     marks = await asyncio.to_thread(_marks, directory)
     while marks:
         marks = await asyncio.to_thread(_unshipped, marks, engine)
@@ -171,12 +173,12 @@ def _unshipped(marks: dict[Path, int], engine: sa.Engine) -> dict[Path, int]:
 
 
 def _marks(directory: Path) -> dict[Path, int]:
-    """How far each segment reaches now."""
-    found = {}
+    """Size in bytes of each segment of the spools; empty ones are left out."""
+    sizes = {}
     for path in directory.glob(f"*{SUFFIX}"):
         with suppress(FileNotFoundError):
-            found[path] = os.stat(path).st_size
-    return {path: size for path, size in found.items() if size}
+            sizes[path] = os.stat(path).st_size
+    return {path: size for path, size in sizes.items() if size}
 
 
 @asynccontextmanager

@@ -1,6 +1,4 @@
-"""Reads a job's input: its distinct prompts go into a file of the plan, with their estimates; faults are collected.
-
-One pass over the input; bodies go straight to the plan's file, estimates into arrays.
+"""Reads a job's input in one pass: distinct prompts go into the plan's file, estimates into arrays, faults into a list.
 """
 
 from __future__ import annotations
@@ -26,23 +24,21 @@ from gateway.batch.source import Lines
 from gateway.batch.types import Arm, BadJob, Duplicate, Estimates, Floats, Problem, Prompts, PromptWriter
 
 FIRST_S, PER_TOKEN_S = 0.7, 0.02
-"""Latency assumed of a model whose latency nobody has learnt: seconds, and seconds per token of its answer."""
+"""Assumed latency of a model without a learnt one: seconds to the first token, and seconds per output token."""
 MOST_PROBLEMS = 10_000
-"""Problems reported one by one; of any more only the number is kept."""
+"""Most problems that are kept one by one; further ones are only counted."""
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the input holds."""
+    """The contents of an input."""
 
     prompts: Prompts
     duplicates: tuple[Duplicate, ...]
     problems: tuple[Problem, ...]
-    bad_lines: int
     estimates: Estimates
     routes: tuple[str, ...]
-    """Names of the routes that answer the prompts, as the input gives them."""
-    lines: int
+    """Names of the routes that answer the prompts, sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,46 +48,43 @@ class GatherOptions:
     scanner: Scanner
     deduper: Deduper
     file: Path
-    """Where the prompts go."""
+    """The file that the prompts are written to."""
     processes: int = 1
     skip_bad: bool = False
     on_progress: Callable[[int, int], None] = lambda lines, size: None
     """Called with the lines and bytes of each block."""
 
 
-def gather(lines: Lines, how: GatherOptions) -> Gathered:
+def gather(lines: Lines, options: GatherOptions) -> Gathered:
     """Read the whole input. Raises BadJob with every problem where a line is bad and bad lines aren't skipped, or where
     no line is left.
     """
-    found = _Collector(how)
+    collector = _Collector(options)
     try:
-        for block in scanned(how.scanner, lines, how.processes):
-            found.take(block)
-            how.on_progress(block.lines, block.bytes)
+        for block in scanned(options.scanner, lines, options.processes):
+            collector.take(block)
+            options.on_progress(block.lines, block.bytes)
     except BaseException:
-        found.writer.close()
+        collector.writer.close()
         raise
-    prompts = found.writer.close()
-    if found.bad_lines and not how.skip_bad:
-        raise BadJob(found.problems, _counted(found))
+    prompts = collector.writer.close()
+    if collector.bad_lines and not options.skip_bad:
+        count = f"{collector.bad_lines} of {collector.lines}"
+        raise BadJob(collector.problems, f"{count} line(s) can't be answered; first: {collector.problems[0]}")
     if not len(prompts):
-        raise BadJob([*found.problems, Problem(0, "", "no line asks anything", "empty_file")])
+        raise BadJob([*collector.problems, Problem(0, "", "no line asks anything", "empty_file")])
     return Gathered(
-        prompts, tuple(found.duplicates), tuple(found.problems), found.bad_lines, found.estimates(),
-        tuple(sorted(found.routes)), found.lines,
+        prompts, tuple(collector.duplicates), tuple(collector.problems), collector.estimates(),
+        tuple(sorted(collector.routes)),
     )  # fmt: skip
-
-
-def _counted(found: _Collector) -> str:
-    return f"{found.bad_lines} of {found.lines} line(s) can't be answered; first: {found.problems[0]}"
 
 
 class _Collector:
     """Joins the blocks in the order of the input."""
 
-    def __init__(self, how: GatherOptions) -> None:
-        self.how = how
-        self.writer = PromptWriter(how.file)
+    def __init__(self, options: GatherOptions) -> None:
+        self.scanner, self.deduper = options.scanner, options.deduper
+        self.writer = PromptWriter(options.file)
         self.problems: list[Problem] = []
         self.duplicates: list[Duplicate] = []
         self.routes: set[str] = set()
@@ -101,7 +94,7 @@ class _Collector:
         self._floors: list[float] = []
         self._inputs: list[int] = []
         self._parts: dict[str, list[Floats]] = {name: [] for name in MATRICES}
-        models = len(how.scanner.models)
+        models = len(options.scanner.models)
         self._learned, self._measured = np.zeros(models, bool), np.zeros(models, bool)
 
     def take(self, block: Scan) -> None:
@@ -117,16 +110,16 @@ class _Collector:
         self.problems += problems[: max(0, MOST_PROBLEMS - len(self.problems))]
 
     def _take_all(self, good: Good) -> bool:
-        """Take a block in which nothing is there twice, as most are, in one step; False: its rows are to be looked at
-        one by one.
+        """Take a whole block in one step, where none of its lines can be a duplicate, as is usual. False where its rows
+        must be taken one by one.
         """
         ids, keys = good.custom_ids, [key for key in good.keys if key]
         if any(good.questions) or len(set(ids)) < len(ids) or len(set(keys)) < len(keys):
             return False
-        if not (self._ids.keys().isdisjoint(ids) and self.how.deduper.is_new(keys)):
+        if not (self._ids.keys().isdisjoint(ids) and self.deduper.is_new(keys)):
             return False
         self._ids.update(zip(ids, good.lines, strict=True))
-        self.how.deduper.add_all(good.keys, good.floors, self._count)
+        self.deduper.add_all(good.keys, good.floors, self._count)
         self.writer.put_all(good.records, good.lines)
         self._floors += good.floors
         self._inputs += good.input_tokens
@@ -135,19 +128,19 @@ class _Collector:
         return True
 
     def _accept(self, good: Good, row: int, problems: list[Problem]) -> bool:
-        """Take one line; True where it became a prompt of its own, False where it is a duplicate or a fault."""
+        """Take one line. True where it became a prompt, False where it is a duplicate or has a fault."""
         line, custom_id, route, floor = good.lines[row], good.custom_ids[row], good.routes[row], good.floors[row]
         first = self._ids.setdefault(custom_id, line)
         if first != line:
-            message = f"its custom_id is line {first}'s already"
+            message = f"line {first} has the same custom_id"
             problems.append(Problem(line, custom_id, message, "duplicate_custom_id"))
             return False
         key, question = good.keys[row], good.questions[row]
-        same = self.how.deduper.find(key, question, route, floor)
+        same = self.deduper.find(key, question, route, floor)
         if same is not None:
             self.duplicates.append(Duplicate(line, custom_id, *same))
             return False
-        self.how.deduper.add(key, question, route, floor, self._count)
+        self.deduper.add(key, question, route, floor, self._count)
         self.writer.put_all([good.records[row]], [line])
         self._floors.append(floor)
         self._inputs.append(good.input_tokens[row])
@@ -166,7 +159,7 @@ class _Collector:
         """The estimates of all models that may answer at least one prompt. Blocks are freed as they are joined."""
         whole = {name: _joined(self._parts.pop(name)) for name in MATRICES}
         used = np.flatnonzero(np.isfinite(whole["cost_usd"]).any(0))
-        if len(used) < len(self.how.scanner.models):
+        if len(used) < len(self.scanner.models):
             whole = {name: np.ascontiguousarray(matrix[:, used]) for name, matrix in whole.items()}
         barred = ~np.isfinite(whole["cost_usd"])
         for name in ("quality", "quality_sd", "output_tokens"):
@@ -176,7 +169,7 @@ class _Collector:
         shift = np.where(self._learned[used], LEARNED_QUALITY_SHIFT, GUESSED_QUALITY_SHIFT)
         cost_shift = np.where(self._measured[used], LEARNED_COST_SHIFT, GUESSED_COST_SHIFT)
         return Estimates(
-            arms=tuple(Arm(self.how.scanner.models[place]) for place in used.tolist()),
+            arms=tuple(Arm(self.scanner.models[place]) for place in used.tolist()),
             **whole,
             input_tokens=np.array(self._inputs, np.float32),
             floor=np.array(self._floors, np.float32),

@@ -1,8 +1,9 @@
-"""The durable list of batch jobs: what each is, who runs it, how far it is, and what somebody asked of it.
+"""The durable list of batch jobs: their descriptions, their runners, their progress, and what users have asked of them.
 
-It lies in the journal's database, where the shipper puts what every prompt came to (`job_items`), so a job and its
-money can't disagree with the journal. One process at a time runs a job: it holds a lease, and whoever finds the lease
-lapsed (or its holder dead, on this machine) takes over. Synchronous: call it off the event loop.
+It is stored in the journal's database, where the shipper also writes the result of every prompt (`job_items`), so that
+a job and its cost can't disagree with the journal. One process at a time runs a job and holds its lease; another one
+takes over where the lease has lapsed, or its holder has died on this machine. Every method blocks: call it off the
+event loop.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ Wish = Literal["", "pause", "cancel"]
 
 
 class Card(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What a job is: all that its runner needs to begin, and what its end left."""
+    """The description of a job: everything that its runner needs to begin, and what its end left."""
 
     source: str
     """The input's name, for people."""
     route: str = ""
-    """What answers lines that name no model."""
+    """The route that answers lines which name no model."""
     key_id: str = ""
-    """The key it runs on the account of; empty: the operator's own."""
+    """The key whose account pays; empty: the operator's own."""
     folder: str = ""
-    """Of the plan, on the machine that made it."""
+    """Folder of the plan, on the machine that made it."""
     out: str = ""
     errors_out: str = ""
     fingerprint: str = ""
-    """Of the input's bytes: a job is resumed on the very same input only."""
+    """SHA-256 of the input's bytes: a job is only resumed with the same input."""
     budget_usd: float | None = None
     deadline_s: float | None = None
-    """Unix time."""
+    """Unix time in seconds; None: no deadline."""
     concurrency: int = 16
     cascade: bool = False
     skip_bad: bool = False
@@ -64,21 +65,23 @@ class Card(msgspec.Struct, kw_only=True, omit_defaults=True):
     metadata: dict[str, str] = {}
     input_file: str = ""
     output_expires_s: int | None = None
-    """After its files were made; None: as the operator keeps them."""
+    """Seconds after which its output files expire; None: the gateway's default."""
     output_file: str = ""
     error_file: str = ""
     errors: list[dict[str, Any]] = []
-    """What is wrong with its input, line by line."""
+    """Faults of its input, by line."""
     requests: int = 0
-    """Of a batch of Anthropic's API: all lines of its input, bad ones and duplicates included."""
+    """Message batches only: the number of all lines of the input, including bad ones and duplicates."""
     results: dict[str, int] = {}
-    """Of the same: how many came to what (succeeded, errored, canceled, expired); empty before its end."""
+    """Message batches only: numbers of requests by result (succeeded, errored, canceled, expired); empty before the
+    end.
+    """
     times: dict[str, float] = {}
     """Unix time at which each state was reached."""
 
 
 class Progress(msgspec.Struct, omit_defaults=True):
-    """How far a job is, as its runner last said. Counts are of lines, duplicates included."""
+    """How far a job is, as its runner last reported. Counts are of lines, including duplicates."""
 
     total: int = 0
     done: int = 0
@@ -88,18 +91,19 @@ class Progress(msgspec.Struct, omit_defaults=True):
     """Prompts that wait in a provider's batch."""
     spent_nanousd: int = 0
     expected_nanousd: int = 0
-    """What the whole job will have cost, as now predicted."""
+    """Present prediction of the whole job's cost."""
     at_risk_nanousd: int = 0
-    """Calls under way when a runner died: their provider may have billed them, nobody knows."""
+    """Worst-case cost of calls that were under way when a runner died: their provider may have billed them."""
     quality: float | None = None
-    """Mean predicted quality of what was and will be answered."""
+    """Mean predicted quality of the prompts that were or will be answered; None where there are none."""
     rate_per_s: float = 0.0
+    """Calls per second."""
     eta_s: float | None = None
     """Seconds to the end; None: unknown."""
     concurrency: int = 0
     replans: int = 0
     warning: str = ""
-    """A shortfall that is coming, said before it is there."""
+    """Warning of a shortfall that is expected; empty where none is."""
     by_model: dict[str, int] = {}
     time_s: float = 0.0
 
@@ -108,7 +112,7 @@ class Job(msgspec.Struct):
     id: str
     tenant: str
     origin: str
-    """As gateway/batch/origin.py has it."""
+    """One of the values of gateway/batch/origin.py."""
     state: State
     wish: Wish
     created_s: float
@@ -120,15 +124,17 @@ class Job(msgspec.Struct):
 
     @property
     def files_of(self) -> str:
-        """Whose the files are that it is made of and leaves: the tenant's, or the job's own, which no client finds."""
+        """Owner of the job's input and output files: the tenant, or for message batches the job itself, so that no
+        client can list them.
+        """
         return self.id if self.origin == ANTHROPIC else self.tenant
 
 
 class Item(msgspec.Struct):
-    """One prompt, as the journal knows it."""
+    """One prompt, as the journal records it."""
 
     place: int
-    """Its line of the input."""
+    """Number of its line in the input."""
     state: str
     tries: int
     worst_nanousd: int
@@ -140,7 +146,7 @@ class Item(msgspec.Struct):
 
 
 class Part(msgspec.Struct):
-    """Prompts handed to a provider's own batch endpoint, all at once."""
+    """Prompts that are sent to a provider's batch endpoint together."""
 
     id: str
     job: str
@@ -150,12 +156,12 @@ class Part(msgspec.Struct):
     provider: str = ""
     model: str = ""
     lines: list[int] = []
-    """Of the input."""
+    """Numbers of the prompts' lines in the input."""
     upstream: str = ""
     """The provider's id of the batch; empty: not known yet."""
     window_s: float = 86400.0
     is_new: bool = False
-    """No provider can have heard of it yet."""
+    """Whether it can't have reached the provider yet."""
 
 
 _time = sa.tuple_(jobs.c.created_s, jobs.c.id)
@@ -165,12 +171,12 @@ _decode_progress = msgspec.json.Decoder(Progress).decode
 
 
 def owner_name() -> str:
-    """Of this process: the machine, the process, and which of its runs."""
+    """A new owner name for this process: host, process id, and a random part."""
     return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
 
 
 def is_gone(owner: str) -> bool:
-    """True: the owner was a process of this machine that has ended. A stranger's state is not known."""
+    """Whether the owner was a process of this machine that has ended; False where that can't be known."""
     host, _, rest = owner.partition("/")
     pid = rest.partition("/")[0]
     if host != socket.gethostname() or not pid.isdigit() or int(pid) == os.getpid():
@@ -179,13 +185,13 @@ def is_gone(owner: str) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        return False
+    except PermissionError:  # a process of another user
+        pass
     return False
 
 
 class Jobs:
-    """Over one database."""
+    """The jobs of one database."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
@@ -203,7 +209,7 @@ class Jobs:
         return job
 
     def find(self, id: str, tenant: str | None = None, *, but: str = "") -> Job:
-        """Of this tenant, or of any where None, and of any origin `but` that one. Raises NotFound."""
+        """The job of this id, of the given tenant (None: of any) and of any origin except `but`. Raises NotFound."""
         query = sa.select(jobs).where(jobs.c.id == clean(id), jobs.c.origin != but)
         if tenant is not None:
             query = query.where(jobs.c.tenant == clean(tenant))
@@ -213,7 +219,9 @@ class Jobs:
         return found[0]
 
     def page(self, tenant: str | None = None, *, after: str = "", limit: int = 20, but: str = "") -> list[Job]:
-        """Newest first; `after`: the id of the last one of the page before; `but`: as `find` has it."""
+        """One page of jobs, newest first, of the given tenant (None: of all) and of any origin except `but`. `after`:
+        the id of the last job of the page before. Raises NotFound where there is no such job.
+        """
         query = sa.select(jobs).where(jobs.c.origin != but)
         query = query.order_by(jobs.c.created_s.desc(), jobs.c.id.desc()).limit(limit)
         if tenant is not None:
@@ -224,7 +232,7 @@ class Jobs:
         return self._jobs(query)
 
     def of_key(self, id: str, tenant: str, key_id: str) -> Job:
-        """A batch of Anthropic's API, which is one key's. Raises NotFound."""
+        """A message batch of this key. Raises NotFound."""
         query = sa.select(jobs).where(jobs.c.id == clean(id), jobs.c.tenant == clean(tenant), _IS_ANTHROPIC)
         found = [job for job in self._jobs(query) if job.card.key_id == key_id]
         if not found:
@@ -234,7 +242,9 @@ class Jobs:
     def page_of_key(
         self, tenant: str, key_id: str, *, after: str = "", before: str = "", limit: int = 20
     ) -> list[Job]:
-        """A key's batches of Anthropic's API, newest first: those right after the one of that id, or right before."""
+        """A page of a key's message batches, newest first: those next to the batch `after` or `before` in that order.
+        Raises NotFound where there is no such batch.
+        """
         query = sa.select(jobs).where(jobs.c.tenant == clean(tenant), _IS_ANTHROPIC)
         if edge := after or before:
             last = self.of_key(edge, tenant, key_id)
@@ -248,30 +258,32 @@ class Jobs:
         return found[::-1] if before else found
 
     def unfinished(self, *origins: str) -> list[Job]:
-        """Oldest first."""
+        """Unfinished jobs of these origins, oldest first."""
         query = sa.select(jobs).where(jobs.c.state.not_in(ENDED), jobs.c.origin.in_(origins))
         return self._jobs(query.order_by(jobs.c.created_s, jobs.c.id))
 
     def change(self, job: Job, state: State, now_s: float) -> None:
-        """The runner's own: a new state and whatever it wrote into the card."""
+        """Store the job's new state and its card, for its present owner only."""
         self._update(job.id, _moved(job, state, now_s), owner=job.owner)
 
     def end(self, job: Job, state: State, progress: Progress, now_s: float) -> None:
-        """The runner's last word, at once: whoever reads the state reads the counts that go with it."""
+        """Store the job's last state, progress and release in one write, so that a reader sees all of them or none."""
         self._update(job.id, _moved(job, state, now_s) | _released(progress), owner=job.owner)
 
     def drop(self, job: Job) -> None:
-        """One that was never begun, by its owner."""
+        """Delete a job that was never begun, for its present owner only."""
         with self.engine.begin() as connection:
             connection.execute(sa.delete(jobs).where(jobs.c.id == job.id, jobs.c.owner == job.owner))
 
     def ask(self, id: str, wish: Wish, now_s: float) -> Job:
-        """Pause, resume ('') or cancel; the runner obeys at its next look. Raises CallerError where it is over."""
+        """Ask for a pause, a resumption ('') or a cancellation; the runner obeys when it renews its lease. Raises
+        NotFound, and CallerError where the job has ended or is being cancelled.
+        """
         job = self.find(id)
         if job.state in ENDED:
             raise CallerError(f"the batch is {job.state}", code="batch_ended", status=409)
         if job.wish == "cancel" and wish != "cancel":
-            raise CallerError("the batch is being cancelled", code="batch_ended", status=409)
+            raise CallerError("the batch is being cancelled already", code="batch_ended", status=409)
         values: dict[str, Any] = {"wish": wish}
         if wish == "cancel":
             job.card.times.setdefault("cancelling", now_s)
@@ -282,19 +294,19 @@ class Jobs:
     # who runs it
 
     def claim(self, id: str, owner: str, now_s: float) -> Job | None:
-        """Ours, if nobody holds it (any more); None: somebody does, or it is over."""
+        """Take the job's lease for `owner`; None where another runner holds it, or the job has ended."""
         job = self.find(id)
         if job.state in ENDED or self.is_held(job, now_s):
             return None
-        mine = sa.update(jobs).where(
+        claim = sa.update(jobs).where(
             jobs.c.id == id, jobs.c.owner == job.owner, jobs.c.lease_s == job.lease_s, jobs.c.state.not_in(ENDED)
         )
         with self.engine.begin() as connection:
-            taken = connection.execute(mine.values(owner=owner, lease_s=now_s + LEASE_S)).rowcount
+            taken = connection.execute(claim.values(owner=owner, lease_s=now_s + LEASE_S)).rowcount
         return self.find(id) if taken else None
 
     def renew(self, job: Job, progress: Progress, now_s: float) -> Wish | None:
-        """The lease goes on; what is wished of us. None: it is no longer ours."""
+        """Renew the lease and store the progress; returns the users' present wish, or None where the lease is lost."""
         text = msgspec.json.encode(progress).decode()
         if not self._update(job.id, {"lease_s": now_s + LEASE_S, "progress": text}, owner=job.owner):
             return None
@@ -303,31 +315,34 @@ class Jobs:
         return wish
 
     def release(self, job: Job, progress: Progress) -> None:
-        """Anybody may take it from here."""
+        """Give the lease back, so that any runner may take the job."""
         self._update(job.id, _released(progress), owner=job.owner)
 
     def is_held(self, job: Job, now_s: float) -> bool:
-        """Somebody runs it, as far as can be known from here."""
+        """Whether a runner holds the job's lease and isn't known to have died."""
         return bool(job.owner) and job.lease_s > now_s and not is_gone(job.owner)
 
     # its prompts
 
     def write_off(self, job: Job) -> int:
-        """Calls that a dead runner began and no record ended: counted as spent at worst, and open again.
+        """Count calls that a dead runner began without recording an end as spent at their worst case, and open their
+        prompts again.
 
-        Call it once the dead runner's records have been shipped. Returns all that is at risk, in nano-dollars.
+        Call it once the dead runner's records have been shipped. Returns the job's whole sum at risk, in nano-dollars.
         """
-        lost = (job_items.c.job == job.id, job_items.c.state == "started")
+        unended = (job_items.c.job == job.id, job_items.c.state == "started")
         with self.engine.begin() as connection:
-            worst = connection.execute(sa.select(sa.func.sum(job_items.c.worst_nanousd)).where(*lost)).scalar() or 0
-            connection.execute(sa.update(job_items).where(*lost).values(state="open", worst_nanousd=0))
+            worst = connection.execute(sa.select(sa.func.sum(job_items.c.worst_nanousd)).where(*unended)).scalar() or 0
+            connection.execute(sa.update(job_items).where(*unended).values(state="open", worst_nanousd=0))
             more = jobs.c.at_risk_nanousd + int(worst)
             connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(at_risk_nanousd=more))
         job.at_risk_nanousd += int(worst)
         return job.at_risk_nanousd
 
     def items(self, id: str, *, answers: bool = False, after: int = -1) -> Iterator[Item]:
-        """Every prompt that was asked, in order; those behind the place `after`."""
+        """The prompts that were asked, in the order of their lines, from the line after `after`. Their answers are
+        empty unless `answers`.
+        """
         columns = [column for column in job_items.c if column.name not in ("job", "time_s")]
         if not answers:
             columns.remove(job_items.c.answer)
@@ -348,7 +363,7 @@ class Jobs:
             return int(connection.execute(query).scalar_one())
 
     def spent(self, id: str) -> int:
-        """Nano-dollars that the journal's decisions of this job add up to."""
+        """Nano-dollars that the job has cost by the journal."""
         query = sa.select(sa.func.sum(job_items.c.cost_nanousd)).where(job_items.c.job == id)
         with self.engine.connect() as connection:
             return int(connection.execute(query).scalar() or 0)
@@ -363,7 +378,7 @@ class Jobs:
             put_row(connection, job_parts, row)
 
     def parts(self, id: str) -> Sequence[Part]:
-        """Oldest first."""
+        """The job's parts, oldest first."""
         query = sa.select(job_parts).where(job_parts.c.job == id).order_by(job_parts.c.time_s, job_parts.c.id)
         with self.engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
@@ -373,7 +388,7 @@ class Jobs:
     # inside
 
     def _update(self, id: str, values: Mapping[str, Any], owner: str | None = None) -> bool:
-        """False: there is no such job, or its owner is another."""
+        """Store the values; False where there is no such job, or its owner is not `owner` (None: any owner)."""
         which = [jobs.c.id == id] if owner is None else [jobs.c.id == id, jobs.c.owner == owner]
         with self.engine.begin() as connection:
             return bool(connection.execute(sa.update(jobs).where(*which).values(**values)).rowcount)

@@ -1,4 +1,5 @@
-"""A runner's lease on its job: renewed while it works; when it can't be renewed, another runner may take the job."""
+"""A runner's lease on its job: it is renewed while the runner works; when it lapses, another runner may take the job.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ log = logging.getLogger("headgate.batch")
 EVERY_S = 0.5
 BEAT_S = 2.0
 SURE_S = LEASE_S * 0.7
-"""After this long without a renewal the lease may soon be another's."""
+"""Seconds without a renewal after which no new calls start, because the lease may soon lapse."""
 _STATES: dict[Wish, State] = {"": "running", "pause": "paused", "cancel": "cancelling"}
 
 
@@ -31,10 +32,10 @@ class LostLease(HeadgateError):
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """A runner's clocks, how long it drains, and who is told of its progress."""
+    """A runner's clocks, its time to drain, and the callback for its progress."""
 
     drain_s: float = 30.0
-    """Seconds that calls under way have to end in after the runner is stopped."""
+    """Seconds within which calls under way must end after the runner is stopped."""
     on_progress: Callable[[Progress], None] = lambda progress: None
     now: Callable[[], float] = time.monotonic
     clock: Callable[[], float] = time.time
@@ -48,7 +49,7 @@ class Lease:
         self.wish: Wish = job.wish
         """What a user has asked of the job (pause, cancel), as last read."""
         self.lost = False
-        """Another runner has the job."""
+        """Whether another runner has taken the job."""
         self._asked_s = -inf
         self._renewed_s = options.now()
         self._complaint = OutageLog(log, f"renewals of {job.id}'s lease, and soon its calls,")
@@ -60,7 +61,8 @@ class Lease:
         return self.options.now() - self._renewed_s < SURE_S
 
     def renew_if_due(self, progress: Progress) -> None:
-        """Renews in the background. While the database is slow or can't be reached, only new calls stop in the end."""
+        """Renew the lease in the background. Where the database is slow or can't be reached for long, new calls stop.
+        """
         now = self.options.now()
         if now - self._asked_s >= EVERY_S and (self._task is None or self._task.done()):
             self._asked_s = now
@@ -88,17 +90,17 @@ class Lease:
 
 @asynccontextmanager
 async def kept(jobs: Jobs, job: Job, progress: Progress, options: RunnerOptions) -> AsyncIterator[None]:
-    """Renews the lease while no runner does. Raises LostLease at the end where it was lost in spite of that."""
-    beating = asyncio.create_task(_beat(jobs, job, progress, options))
+    """Renew the lease while the context lasts and no runner does. Raises LostLease at its end where it was lost."""
+    renewing = asyncio.create_task(_keep_renewing(jobs, job, progress, options))
     try:
         yield
     finally:
-        beating.cancel()
+        renewing.cancel()
     if await asyncio.to_thread(jobs.renew, job, progress, options.clock()) is None:
-        raise LostLease("another runner has the job")
+        raise LostLease("another runner has taken the job")
 
 
-async def _beat(jobs: Jobs, job: Job, progress: Progress, options: RunnerOptions) -> None:
+async def _keep_renewing(jobs: Jobs, job: Job, progress: Progress, options: RunnerOptions) -> None:
     while True:
         await asyncio.sleep(BEAT_S)
         with suppress(SQLAlchemyError):

@@ -1,4 +1,4 @@
-"""What the requests of a batch of Anthropic's API came to, as that API tells it: each once, as a line of JSON."""
+"""The results of a message batch in the format of Anthropic's API: each request once, as a line of JSON."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gateway.errors import HeadgateError
 from gateway.wire.errors import classify, error_object
 
 _TYPES = {"cancelled": "canceled", "expired": "expired"}
-"""Of a request that was never asked to the end, by how its job ended."""
+"""Result type of a request without an answer, by how its job ended."""
 _STATUSES = {"model_not_found": 404, "request_too_large": 413, "invalid_api_key": 401, "internal_error": 500}
-"""Of what is wrong with a line; any other is 400."""
+"""HTTP status for the code of a line's fault; 400 for any other code."""
 
 
 class _Named(msgspec.Struct):
-    """Of a line of the input."""
+    """The id of an input line."""
 
     custom_id: str
 
 
-class _Said(msgspec.Struct):
+class _Detail(msgspec.Struct):
     type: str
     message: str
 
@@ -34,7 +34,7 @@ class _Error(msgspec.Struct):
     """An error answer of Anthropic's API."""
 
     type: Literal["error"]
-    error: _Said
+    error: _Detail
 
 
 _decode_named = msgspec.json.Decoder(_Named).decode
@@ -44,27 +44,26 @@ _decode_error = msgspec.json.Decoder(_Error).decode
 def each_once(
     found: Iterable[Result], lines: Iterable[bytes], count: int, rest: Result
 ) -> Iterator[Result]:
-    """What was found, under the names that the input's `lines` have, and for every other of the `count` lines `rest`.
-
-    Of lines that can't be read, and of many that are bad, a plan keeps no name, or nothing.
+    """The results `found`, and `rest` for each of the `count` lines without one. Missing ids are read from the input's
+    `lines`, because a plan has no id of a line that can't be read, and keeps only a limited number of bad lines.
     """
-    told, nameless = bytearray(count + 1), dict[int, Result]()
+    seen, nameless = bytearray(count + 1), dict[int, Result]()
     for result in found:
-        told[result.line] = True
+        seen[result.line] = True
         if result.custom_id:
             yield result
         else:
             nameless[result.line] = result
-    if not nameless and told.count(True) == count:
+    if not nameless and seen.count(True) == count:
         return
     for number, line in enumerate(lines, 1):
-        if number in nameless or not told[number]:
+        if number in nameless or not seen[number]:
             named = nameless.get(number, rest)
             yield replace(named, line=number, custom_id=_decode_named(line).custom_id)
 
 
 def lines_of(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Of a file in pieces that ends with a line's end."""
+    """The lines of a file in pieces, without their ends; the file must end with a line break."""
     held = b""
     for piece in pieces:
         *whole, held = (held + piece).split(b"\n")
@@ -72,9 +71,9 @@ def lines_of(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def result_line(result: Result) -> tuple[str, bytes]:
-    """How it ended (succeeded, errored, canceled, expired), and its line."""
-    came = _result(result)
-    return came["type"], unbroken(encode({"custom_id": result.custom_id, "result": came})) + b"\n"
+    """The type of the result (succeeded, errored, canceled, expired), and its line."""
+    fields = _result(result)
+    return fields["type"], unbroken(encode({"custom_id": result.custom_id, "result": fields})) + b"\n"
 
 
 def _result(result: Result) -> dict[str, Any]:
@@ -88,22 +87,23 @@ def _result(result: Result) -> dict[str, Any]:
         return {"type": _TYPES[result.why]}
     code, message = (result.fault.code, result.fault.message) if result.fault else UNANSWERED["completed"]
     status = _STATUSES.get(code, 400) if result.fault else 500
-    return {"type": "errored", "error": _told(HeadgateError(message, status=status), None)}
+    return {"type": "errored", "error": _error_fields(HeadgateError(message, status=status), None)}
 
 
 def _error(status: int, body: bytes, request_id: str) -> Any:
-    """As the answer has it; one that a provider's batch endpoint gave may have the shape of another API."""
+    """The error of an answer, translated where it has the format of another API, as from a provider's batch endpoint.
+    """
     try:
         _decode_error(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return _told(classify(status, body), request_id or None)
+        return _error_fields(classify(status, body), request_id or None)
     return on_one_line(body)
 
 
-def _told(error: HeadgateError, request_id: str | None) -> dict[str, Any]:
+def _error_fields(error: HeadgateError, request_id: str | None) -> dict[str, Any]:
     return error_object(error, "messages", request_id=request_id)
 
 
 def left_out(job: str, why: str, code: str, message: str) -> Result:
-    """Of a line that no plan has anything of."""
+    """The result of a line of which a plan keeps nothing; its line and id are filled in by `each_once`."""
     return Result(0, "", job, None, why, fault=Problem(0, "", message, code))

@@ -1,10 +1,10 @@
-"""Who made a job: the API by which a client did is the only one by which it is seen again."""
+"""Where a job comes from. A client sees a job only through the API by which it was made."""
 
 COMMAND = "command"
-"""`headgate batch run`, which runs it too."""
+"""`headgate batch run`, which also runs the job."""
 OPENAI = "api"
 """/v1/batches"""
 ANTHROPIC = "messages"
 """/v1/messages/batches"""
 SERVED = (OPENAI, ANTHROPIC)
-"""Workers run these."""
+"""Origins of the jobs that workers run."""

@@ -1,9 +1,9 @@
-"""The worker's part in /v1/batches and /v1/messages/batches: it takes jobs that nobody runs,
-plans them, and carries them to their end.
+"""The worker's part in /v1/batches and /v1/messages/batches: it claims jobs that no one runs, plans them, and runs them
+to their end.
 
-Any worker of any replica may take any job, one at a time each (the job's lease); a worker that dies loses its jobs to
-the others, one that drains hands them back. Jobs share the worker's ledger, limits, breakers and connections with
-live traffic, so a key's budget is one budget.
+Any worker of any replica may claim any job; the job's lease makes sure that only one runs it. The jobs of a worker that
+dies are claimed by others; a worker that drains releases them. Jobs share the worker's ledger, limits, breakers and
+connections with live traffic, so that a key has one budget for both.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ log = logging.getLogger("headgate.batch")
 LOOK_EVERY_S = 1.0
 MOST_JOBS = 4
 """Jobs that one worker runs at once."""
-BAD_LINE = "this request can't be answered as it stands; sent alone, to /v1/messages, it is told why"
-"""Of those behind the first ten thousand of which a plan keeps what is wrong."""
+BAD_LINE = "this request is not valid; send it alone to /v1/messages to see the reason"
+"""Error of a bad line beyond the number of faults that a plan keeps."""
 
 
 async def keep_batches(services: Services) -> None:
-    """Take jobs and run them, until cancelled; those under way are handed back."""
+    """Claim jobs and run them until cancelled; jobs under way are then released."""
     owner = Owner(services)
     try:
         await owner.run()
@@ -59,7 +59,7 @@ async def keep_batches(services: Services) -> None:
 
 
 class Owner:
-    """One per worker."""
+    """Runs the jobs of one worker."""
 
     def __init__(self, services: Services) -> None:
         self.s = services
@@ -72,7 +72,7 @@ class Owner:
         complaint = OutageLog(log, "batches")
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):  # where wait_for would lose a cancellation at a job's end
+                async with asyncio.timeout(LOOK_EVERY_S):  # wait_for could lose a cancellation at a job's end
                     await self.store.asked.wait()
             self.store.asked.clear()
             try:
@@ -83,16 +83,16 @@ class Owner:
                 complaint.fails(fault)
 
     async def look(self) -> None:
-        """Take every job that can be taken; let go of those that rest, so that others have their turn."""
+        """Claim every job that can be claimed; release paused ones, so that others get their turn."""
         for runner in self.runners.values():
             if runner.wish == "pause" and not (runner.tasks or runner.parts):
                 runner.stop()
-        for job, gone in self.keyless():
-            await self.cut(job, gone)
+        for job, gone in self.refresh_keys():
+            await self.cancel_keyless(job, gone)
         jobs = await asyncio.to_thread(lambda: self.store.jobs.unfinished(*SERVED))
         if not jobs and not self.tasks:
             self.store.marker.unlink(missing_ok=True)
-            jobs = await asyncio.to_thread(lambda: self.store.jobs.unfinished(*SERVED))  # made meanwhile?
+            jobs = await asyncio.to_thread(lambda: self.store.jobs.unfinished(*SERVED))  # one may have been made
             if jobs:
                 self.store.mark()
         for job in jobs:
@@ -103,16 +103,18 @@ class Owner:
                 task = self.tasks[job.id] = asyncio.create_task(self.own(claimed))
                 task.add_done_callback(lambda _, id=job.id: self._ended(id))  # type: ignore[misc]
 
-    def keyless(self) -> list[tuple[Job, CallerError]]:
-        """Jobs whose key is gone, which ask nothing from here on; the others go by their keys as they are now."""
-        found = []
+    def refresh_keys(self) -> list[tuple[Job, CallerError]]:
+        """Give running jobs the present permissions of their keys. Returns the jobs whose key is gone, which make no
+        more calls.
+        """
+        keyless = []
         for runner in self.runners.values():
             try:
                 runner.go_by(self.caller_of(runner.job))
             except CallerError as gone:
                 runner.lease.wish = "cancel"
-                found.append((runner.job, gone))
-        return found
+                keyless.append((runner.job, gone))
+        return keyless
 
     def _ended(self, id: str) -> None:
         self.tasks.pop(id, None)
@@ -120,7 +122,7 @@ class Owner:
         self.store.asked.set()
 
     async def close(self) -> None:
-        """Hand back what is under way."""
+        """Stop and release the jobs under way."""
         self.closing = True
         for runner in self.runners.values():
             runner.stop(self.store.drain_s)
@@ -130,7 +132,7 @@ class Owner:
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
     async def own(self, job: Job) -> None:
-        """One job, from its claim to its end; what goes wrong is the job's, not the worker's."""
+        """Run one claimed job to its end. Any error fails or releases the job, and never stops the worker."""
         try:
             caller = await self.caller_at_start(job)
             options = RunnerOptions(drain_s=self.s.config.server.drain_timeout_s, clock=self.s.clock)
@@ -158,25 +160,28 @@ class Owner:
             runner.stop(self.store.drain_s)
 
     def caller_of(self, job: Job) -> Caller:
-        """On whose account. Raises CallerError where the key is gone."""
-        wanted = job.card.key_id
+        """The caller whose account pays for the job. Raises CallerError where its key is disabled, expired or deleted.
+        """
+        key_id = job.card.key_id
         for caller in (MASTER, ANYONE, *self.s.keyring.callers):
             usable = caller.expires_s is None or caller.expires_s > self.s.clock()
-            if caller.key_id == wanted and not caller.disabled and usable:
+            if caller.key_id == key_id and not caller.disabled and usable:
                 return caller
         raise CallerError("the key that made this batch is revoked or has expired", code="invalid_api_key")
 
     async def caller_at_start(self, job: Job) -> Caller:
-        """A job that has answers already keeps them, though its key is gone. Raises CallerError where it has none."""
+        """The job's caller. Where its key is gone, a job that has begun is cancelled but keeps its answers; for any
+        other job CallerError is raised.
+        """
         try:
             return self.caller_of(job)
         except CallerError as gone:
             if not is_begun(job):
                 raise
-            await self.cut(job, gone)
+            await self.cancel_keyless(job, gone)
             return Caller(job.card.key_id, "gone", tenant=job.tenant)
 
-    async def cut(self, job: Job, gone: CallerError) -> None:
+    async def cancel_keyless(self, job: Job, gone: CallerError) -> None:
         """Cancel a job whose key is gone."""
         if job.wish != "cancel":
             job.card.errors = [_error(gone)]
@@ -186,10 +191,10 @@ class Owner:
         return self.store.run_dir.resolve() / PLANS / job.id
 
     async def planned(self, job: Job, caller: Caller, options: RunnerOptions) -> Plan:
-        """The plan made before, on this machine, else a new one. Raises BadJob, or CallerError."""
+        """The plan that was made before on this machine, or a new one. Raises BadJob, or CallerError."""
         folder = self.folder(job)
         if (folder / PLAN_FILE).exists():
-            with suppress(BadJob):  # spoilt, or another release's
+            with suppress(BadJob):  # damaged, or of another release
                 return await asyncio.to_thread(Plan.load, folder)
         async with kept(self.store.jobs, job, job.progress, options):
             return await asyncio.to_thread(self._plan, job, caller, folder)
@@ -222,12 +227,12 @@ class Owner:
         return plan
 
     def _file_tokens(self, source: Path, tenant: str) -> dict[str, int]:
-        """Of the texts that its lines name."""
+        """Estimated tokens of the text files that the lines name, by id."""
         named = self.store.files.named(named_in(source), tenant).values()
         return {file.id: int(file.bytes / CHARS_PER_TOKEN) for file in named if file.mime_type.startswith("text/")}
 
     async def fail(self, job: Job, error: CallerError) -> None:
-        """The job can't be run as it stands."""
+        """End a job that can't be run."""
         problems = error.problems if isinstance(error, BadJob) else ()
         job.card.errors = errors_of(problems)
         if not job.card.errors:
@@ -240,17 +245,21 @@ class Owner:
 
 
 def is_begun(job: Job) -> bool:
-    """Some of it may be answered and paid for: what has become bad since is no reason to fail it all."""
+    """Whether some prompts may be answered and paid for, so that lines that have become bad since must not fail the
+    job.
+    """
     return "running" in job.card.times
 
 
 def _error(error: CallerError) -> dict[str, Any]:
-    """Of a job as a whole, as the API's `errors` tell it."""
+    """An error of the whole job, in the format of the API's `errors`."""
     return {"code": error.code, "message": error.message, "param": error.param, "line": None}
 
 
 class StoredFiles:
-    """Results as files: of OpenAI's API the tenant's, answers and errors; of Anthropic's the batch's own, in one."""
+    """Stores results as files: for OpenAI's API answers and errors as files of the tenant; for Anthropic's API one file
+    that belongs to the batch.
+    """
 
     def __init__(self, services: Services, folder: Path) -> None:
         self.s, self.folder = services, folder
@@ -266,7 +275,8 @@ class StoredFiles:
         card.error_file = self._keep(job, errors, "errors") if failed else ""
 
     def refuse(self, job: Job, problems: Iterable[Problem], error: CallerError) -> None:
-        """A batch of Anthropic's API that can't be run: its API has errors of requests, none of the whole."""
+        """Write the results of a message batch that can't be run: in that API only requests have errors, not batches.
+        """
         found = (Result(one.line, one.custom_id, job.id, None, "failed", fault=one) for one in problems if one.line)
         self._write_messages(job, found, left_out(job.id, "failed", error.code or "", error.message))
 
@@ -283,7 +293,7 @@ class StoredFiles:
         card.output_file = self._keep(job, path, "results", f"{job.id}_results", job.created_s + KEPT_S)
 
     def _keep(self, job: Job, path: Path, what: str, id: str = "", expires_s: float = 0.0) -> str:
-        """Under the job's own name, so that a second time writes over the first."""
+        """Store the file under an id that follows from the job, so that a repetition replaces it. Returns the id."""
         now, name = self.s.clock(), f"{job.id}_{what}.jsonl"
         id = id or f"file-{job.id}-{what}"
         expires_s = expires_s or now + (job.card.output_expires_s or KEPT_S)

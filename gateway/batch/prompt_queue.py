@@ -1,5 +1,5 @@
-"""Which prompt is asked next, and by which arm: a queue for each arm, prompts that wait for a time, and prompts that
-wait for money.
+"""Decides which prompt is asked next: a queue for each arm, prompts that wait for a time, and prompts that wait for
+money.
 
 Pure: time is an argument, in monotonic seconds.
 """
@@ -32,7 +32,7 @@ class PromptQueue:
         self.tries: Counter[int] = Counter()
         """Calls made so far, by prompt."""
         self.refused: dict[int, set[int]] = {}
-        """Arms that the money left did not cover, by prompt."""
+        """Arms whose worst case the money left did not cover, by prompt."""
         self.unfunded: deque[int] = deque()
         """Prompts that wait for money which calls under way still hold."""
         self._lines: list[deque[int]] = [deque() for _ in arms]
@@ -40,28 +40,31 @@ class PromptQueue:
         self._turn = 0
 
     def fill(self) -> None:
-        """Queue every open prompt; to be called once, before the first `take`."""
+        """Queue every open prompt. Call it once, before the first `take`."""
         for place in np.flatnonzero(self.state == OPEN).tolist():
             self.put(place)
 
     def put(self, place: int) -> None:
-        """Append a prompt to its arm's queue. One without an arm is in no queue until a plan gives it an arm."""
+        """Append a prompt to its arm's queue. A prompt without an arm stays out of the queues until a plan gives it
+        one.
+        """
         arm = int(self.arm[place])
         self.state[place] = OPEN
         if arm != UNASSIGNED:
             self._lines[arm].append(place)
 
     def put_later(self, place: int, at_s: float) -> None:
-        """The prompt is not asked before `at_s`."""
+        """Let a prompt wait until `at_s`."""
         self.state[place] = WAITS
         heapq.heappush(self._later, (at_s, place))
 
     def put_unfunded(self, place: int) -> None:
-        """The prompt is asked when money is released."""
+        """Let a prompt wait until money is released."""
         self.state[place] = WAITS
         self.unfunded.append(place)
 
     def wake(self, now: float) -> None:
+        """Queue the prompts that have waited long enough."""
         while self._later and self._later[0][0] <= now:
             self.put(heapq.heappop(self._later)[1])
 
@@ -87,6 +90,7 @@ class PromptQueue:
         return None
 
     def take_unfunded(self) -> int | None:
+        """The prompt that has waited longest for money; None where none waits."""
         if not self.unfunded:
             return None
         place = self.unfunded.popleft()
@@ -113,7 +117,7 @@ class PromptQueue:
         return not waits and not ((self.state == OPEN) & (self.arm != UNASSIGNED)).any()
 
     def rest(self) -> NDArray[np.intp]:
-        """Prompts that are neither being asked nor over."""
+        """Prompts that have not ended and are not being asked."""
         return np.flatnonzero(self.state <= WAITS)
 
     def waiting(self) -> dict[str, int]:

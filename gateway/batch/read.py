@@ -1,7 +1,7 @@
-"""What each line asks for: an OpenAI batch line, a chat body, or a plain prompt, judged before anything is spent.
+"""Reads and checks each line of a job's input: an OpenAI batch line, a chat body, or a plain prompt.
 
-A line is read by the same code as a live request, so what would be refused there is refused here, with its number.
-Lines that name a model keep it; plain prompts go to the job's route.
+A line is read by the same code as a live request, so that whatever would be refused there is refused here, with its
+line number, before anything is spent. Lines that name a model keep it; others go to the job's route.
 """
 
 from __future__ import annotations
@@ -25,40 +25,41 @@ PROMPT_NAMES = ("prompt", "text", "question", "query", "input")
 ID_NAMES = ("custom_id", "id", "query_id")
 CHAT_URL = "/v1/chat/completions"
 DEFAULT_ROUTE = "auto"
-"""There need be none of that name where every line names its model."""
+"""A route of this name need not exist where every line names its model."""
 _OWN = frozenset({*ID_NAMES, "floor", "min_quality", "reference", "method", "url"})
-"""Of a chat body written as a line: these are the job's, not the request's."""
+"""Fields of a line with `messages` that are for the job, and no part of the request."""
 _PASSED = ("max_tokens", "max_completion_tokens", "temperature", "model")
 """Columns of a plain prompt that go into its body."""
 _ARRIVAL = Arrival({}, "", "", 0.0)
 _MAX_ID = 512
-_ELSEWHERE = ("previous_response_id", "conversation")
+_STATEFUL = ("previous_response_id", "conversation")
+"""Fields of a Responses request that refer to earlier requests, which a job's line can't do."""
 
 Fields = dict[str, msgspec.Raw]
-_UNSAID = msgspec.Raw(b"")
+_ABSENT = msgspec.Raw(b"")
 
 
 class _Usual(msgspec.Struct):
-    """A line as OpenAI's documentation has it."""
+    """A line in the form of OpenAI's documentation."""
 
     custom_id: str
     body: msgspec.Raw
     url: str
     method: Literal["POST"] = "POST"
-    floor: msgspec.Raw = _UNSAID
-    min_quality: msgspec.Raw = _UNSAID
-    reference: msgspec.Raw = _UNSAID
+    floor: msgspec.Raw = _ABSENT
+    min_quality: msgspec.Raw = _ABSENT
+    reference: msgspec.Raw = _ABSENT
 
 
 class _Chat(msgspec.Struct):
-    """Of a chat's body, what differs from line to line."""
+    """The field of a chat body that differs from line to line."""
 
     messages: msgspec.Raw
 
 
 _NO_FIELDS: Fields = {}
 MOST_MOULDS = 256
-"""Kinds of lines that are remembered: of a job whose every line has options of its own, no more."""
+"""Most moulds that are kept, for jobs in which every line has options of its own."""
 _decode_usual = msgspec.json.Decoder(_Usual).decode
 _decode_chat = msgspec.json.Decoder(_Chat).decode
 _decode_fields = msgspec.json.Decoder(Fields).decode
@@ -67,27 +68,27 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What the job says of all its lines."""
+    """Options for all lines of a job."""
 
     route: str = DEFAULT_ROUTE
-    """Answers lines that name no model."""
+    """The route that answers lines which name no model."""
     floor: float = 0.0
-    """Least predicted quality where neither line nor route has its own."""
+    """Least predicted quality where neither the line nor its route has one."""
     ignore_models: bool = False
     """Send every line to `route`, whatever model it names."""
     url: str = ""
-    """Every line must be for this endpoint (OpenAI's batches); empty: any."""
+    """The endpoint that every line must name (OpenAI's batches); empty: any."""
     max_messages: int = 4096
     max_body_bytes: int = 32 * 1024 * 1024
     file_tokens: Mapping[str, int] = field(default_factory=dict)
-    """Of uploaded texts that lines name, by their ids. Files are read when a line is asked; what any other kind than
-    text comes to, its provider knows.
+    """Estimated tokens of the uploaded text files that lines name, by id. The tokens of other kinds of files are not
+    known before the call.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A good line."""
+    """A line that can be answered."""
 
     line: int
     custom_id: str
@@ -97,26 +98,26 @@ class Request:
     route: Route
     floor: float
     reference: str = ""
-    """The right answer, where the input knows it: what a pilot is scored by."""
+    """The right answer, where the input has it; a pilot is scored by it."""
     mould: Mould | None = None
-    """All of the line but its messages, where other lines are likely to have the same."""
+    """The line without its messages, where other lines may be equal but for their messages."""
 
 
 @dataclass(slots=True)
 class Mould:
-    """What chats of one job have in common that differ in their messages alone, judged once for all of them."""
+    """The common part of a job's chat lines that differ only in their messages; it is checked once for all of them."""
 
     call: Call
-    """Of the first of them."""
+    """The call of the first such line."""
     options: Described
     route: Route
     floor: float
     url: str
     shared: Any = None
-    """What its lines' keys have in common, kept here by who makes them (gateway/batch/dedupe.py)."""
+    """The common part of its lines' cache keys, set by gateway/batch/dedupe.py."""
 
     def request(self, number: int, custom_id: str, body: bytes, messages: msgspec.Raw, most: int) -> Request:
-        """The line with these messages. CallerError where they can't be asked."""
+        """The request of a line with these messages. Raises CallerError where the messages are not valid."""
         raw = {**self.call.raw, "messages": messages}
         described = fill(self.options, messages, max_messages=most)
         call = msgspec.structs.replace(self.call, described=described, raw=raw, body=body)
@@ -124,13 +125,15 @@ class Mould:
 
 
 class _Refused(Exception):
+    """The line can't be answered: a message and a code for its Problem."""
+
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
 
 
 class LineReader:
-    """Judges the lines of one job, each by itself."""
+    """Reads the lines of one job, each by itself."""
 
     def __init__(self, book: RouteBook, options: ReadOptions) -> None:
         self.book = book
@@ -138,7 +141,7 @@ class LineReader:
         self._moulds: dict[tuple[str, bytes, bytes], Mould] = {}
 
     def judge(self, number: int, record: bytes) -> Request | Problem:
-        """One line by itself."""
+        """The request of one line, or its fault."""
         custom_id = ""
         try:
             usual = self._usual(record)
@@ -154,23 +157,23 @@ class LineReader:
             return Problem(number, custom_id, error.message, error.code or "invalid_request")
 
     def _usual(self, record: bytes) -> _Usual | None:
-        """A line as nearly all are, in half the time; None: it is to be looked at bit by bit."""
+        """A line in the usual form, decoded in half the time; None where the line has another form or a fault."""
         if len(record) > self.options.max_body_bytes:
             return None
         try:
             line = _decode_usual(record)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        plain = line.floor is line.min_quality is line.reference is _UNSAID
+        plain = line.floor is line.min_quality is line.reference is _ABSENT
         return line if plain and line.url in SURFACES and 0 < len(line.custom_id) <= _MAX_ID else None
 
     def _moulded(self, number: int, line: _Usual) -> Request:
-        """A usual line. All of its body but the messages is judged once for all lines that have the same."""
+        """The request of a usual line. Its body without the messages is checked once for all lines with the same."""
         body = bytes(line.body)
         try:
             messages = _decode_chat(body).messages
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._asked(number, line.custom_id, line.url, body, self._body(body), _NO_FIELDS)
+            return self._checked(number, line.custom_id, line.url, body, self._body(body), _NO_FIELDS)
         head, _, tail = body.partition(messages)
         mould = self._moulds.get((line.url, head, tail))
         if mould is not None:
@@ -180,7 +183,7 @@ class LineReader:
             return request
         raw = self._body(body)
         named = "model" in raw and not self.options.ignore_models
-        request = self._asked(number, line.custom_id, line.url, body, raw, _NO_FIELDS)
+        request = self._checked(number, line.custom_id, line.url, body, raw, _NO_FIELDS)
         options = template_of(request.call.raw, request.call.surface) if named else None
         if options is None or len(self._moulds) >= MOST_MOULDS or not head.rstrip().endswith(b'"messages":'):
             return request
@@ -206,7 +209,7 @@ class LineReader:
                 return {"prompt": msgspec.Raw(record)}
             return _decode_fields(record)
         except msgspec.ValidationError:
-            raise _Refused("not a JSON object or string, of which each line is one", "invalid_line") from None
+            raise _Refused("each line must be a JSON object or string", "invalid_line") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _Refused(f"not JSON: {error}", "invalid_json") from None
 
@@ -215,10 +218,10 @@ class LineReader:
             url, body, raw = self._batch_line(fields)
         else:
             url, body, raw = CHAT_URL, b"", self._chat_body(fields)
-        return self._asked(number, custom_id, url, body, raw, fields)
+        return self._checked(number, custom_id, url, body, raw, fields)
 
-    def _asked(self, number: int, custom_id: str, url: str, body: bytes, raw: Fields, fields: Fields) -> Request:
-        """`fields`: of the line, beside its body; `body` empty: to be made of `raw`."""
+    def _checked(self, number: int, custom_id: str, url: str, body: bytes, raw: Fields, fields: Fields) -> Request:
+        """The request of a body. `fields`: the line's other fields; an empty `body` is made from `raw`."""
         if self.options.url and url != self.options.url:
             raise _Refused(f"url is {url!r}, the job's endpoint is {self.options.url!r}", "mismatched_url")
         if self.options.ignore_models or "model" not in raw:
@@ -229,10 +232,10 @@ class LineReader:
         call = read_call(
             surface, body, _ARRIVAL, max_messages=self.options.max_messages, timeout_s=1.0, raw=raw
         )
-        decode(body)  # as it will be when it is asked
+        decode(body)  # the check that a live request's body gets
         self._count_files(call)
-        if surface == "responses" and (told := [name for name in _ELSEWHERE if is_set(raw, name)]):
-            raise _Refused(f"a job's prompt stands alone: leave `{told[0]}` out, send what it needs as `input`",
+        if surface == "responses" and (stateful := [name for name in _STATEFUL if is_set(raw, name)]):
+            raise _Refused(f"a batch request can't use `{stateful[0]}`: send the whole conversation as `input`",
                            "unsupported_parameter")  # fmt: skip
         if call.stream:
             raise _Refused("a job's answers can't be streamed: leave `stream` out", "invalid_stream")
@@ -243,28 +246,28 @@ class LineReader:
         return Request(number, custom_id, url, body, call, route, floor, _text(fields, "reference"))
 
     def _count_files(self, call: Call) -> None:
-        """Raises CallerError for a part that can name no file."""
+        """Add the tokens of the files that the call names. Raises CallerError for an invalid reference to a file."""
         if call.described.attached and (prompt := find(call.raw, call.surface)) is not None:
             call.described.input_tokens += sum(self.options.file_tokens.get(place.id, 0) for place in prompt.places)
 
     def _batch_line(self, fields: Fields) -> tuple[str, bytes, Fields]:
         method = _text(fields, "method") or "POST"
         if method.upper() != "POST":
-            raise _Refused(f"method is {method!r}; only POST is possible", "invalid_method")
+            raise _Refused(f"method is {method!r}; it must be POST", "invalid_method")
         url = _text(fields, "url") or CHAT_URL
         if url not in SURFACES:
-            raise _Refused(f"url is {url!r}; possible are {', '.join(SURFACES)}", "invalid_url")
+            raise _Refused(f"url is {url!r}; it must be one of {', '.join(SURFACES)}", "invalid_url")
         body = bytes(fields["body"])
         return url, body, self._body(body)
 
     def _chat_body(self, fields: Fields) -> Fields:
-        """Of a chat body written as a line, or of a plain prompt."""
+        """The chat body of a line with `messages`, or of a plain prompt."""
         if "messages" in fields:
             return {name: value for name, value in fields.items() if name not in _OWN}
         name = next((name for name in PROMPT_NAMES if name in fields), "")
         if not name:
-            wanted = ", ".join((*PROMPT_NAMES, "messages", "body"))
-            raise _Refused(f"asks nothing: none of the fields {wanted}", "missing_prompt")
+            names = ", ".join((*PROMPT_NAMES, "messages", "body"))
+            raise _Refused(f"asks nothing: it has none of the fields {names}", "missing_prompt")
         text = _text(fields, name)
         if not text.strip():
             raise _Refused(f"{name} is empty", "empty_prompt")
@@ -306,7 +309,7 @@ def _id(fields: Fields, *, required: bool) -> str:
 
 
 def _text(fields: Fields, name: str) -> str:
-    """A field that is a text; empty where it isn't there or null."""
+    """The text of a field; empty where the field is absent or null."""
     value: Any = msgspec.json.decode(fields[name]) if name in fields else None
     if value is None:
         return ""
@@ -318,6 +321,6 @@ def _text(fields: Fields, name: str) -> str:
 
 
 def _number(fields: Fields, name: str) -> msgspec.Raw:
-    """A number, which a table may hold as text."""
+    """The JSON number of a field, which a table may hold as text."""
     value = bytes(fields[name]).strip()
     return msgspec.Raw(value[1:-1] if value[:1] == b'"' else value)

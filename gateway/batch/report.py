@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from gateway.batch.run import Runner
 
 LAST_SHARE = 0.1
-"""Of the time from the run's begin to the deadline."""
+"""The share of the time from the run's start to the deadline that counts as the last moments."""
 
 
 def progress_of(run: Runner) -> Progress:
-    """How far it is now."""
+    """The progress of the job now."""
     queue, lines, job = run.queue, run.lines, run.job
     waiting = queue.waiting()
     left_s = forecast.seconds_left(waiting, run.limiters, job.card.concurrency, run.predicted_s)
@@ -50,13 +50,14 @@ def progress_of(run: Runner) -> Progress:
 
 
 def _quality(run: Runner) -> float | None:
-    """Mean predicted quality of what is and will be answered."""
+    """Mean predicted quality of the prompts that are or will be answered; None where there are none."""
     arm = run.queue.arm
     known = np.flatnonzero((arm != UNASSIGNED) & (run.queue.state != FAILED))
     return float(run.plan.estimates.quality[known, arm[known]].mean()) if len(known) else None
 
 
 def _warning(run: Runner, eta_s: float, rest: int) -> str:
+    """The most urgent warning, or empty. `rest`: prompts that are not answered yet."""
     left_s = run.left_s
     if rest and left_s <= 0:
         return f"the deadline has passed: {rest} prompts are not answered"
@@ -66,16 +67,16 @@ def _warning(run: Runner, eta_s: float, rest: int) -> str:
     if rest and left_s < _last_moments_s(run):
         return f"{rest} prompts are not answered yet, {left_s:.1f} s before the deadline"
     if run.replanning.shortfall:
-        return f"the budget and the time left do not reach for {run.replanning.shortfall} of {rest} prompts"
+        return f"the budget and the time left do not suffice for {run.replanning.shortfall} of {rest} prompts"
     if run.unafforded:
         return (
-            f"{run.unafforded} prompts went to another model than planned: the most that the planned one may cost is "
-            "more than what is left (a smaller max_tokens makes it less)"
+            f"{run.unafforded} prompts went to another model than planned, because the money left does not cover the "
+            "planned model's worst-case cost (a smaller max_tokens lowers it)"
         )
     return ""
 
 
 def _last_moments_s(run: Runner) -> float:
-    """The last seconds before the deadline, in which open prompts may stay open whatever pace was measured before."""
+    """Seconds before the deadline in which open prompts are warned of, whatever pace was measured."""
     slowest = max((limiter.latency_s for limiter in run.limiters.values()), default=0.0)
     return max(2 * slowest, LAST_SHARE * run.span_s)

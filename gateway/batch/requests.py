@@ -1,8 +1,8 @@
-"""The requests of a batch of Anthropic's API, made into the lines of a job's input.
+"""Turns the requests of a message batch (Anthropic's API) into the lines of a job's input.
 
-What Anthropic refuses at once is refused here, under its names: ids that are none or there twice, too many requests, a
-request that is none or streams. Whatever else is wrong with a request is found when the job is planned, and is an error
-of that request alone.
+What Anthropic refuses at once is refused here with its messages: invalid or repeated ids, too many requests, malformed
+requests, and streaming ones. Any other fault of a request is found when the job is planned, and is an error of that
+request only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gateway.wire.json_pieces import JsonPieces
 URL = "/v1/messages"
 MOST_REQUESTS = 100_000
 MOST_OTHER_BYTES = 64 * 1024
-"""Of each field beside the requests."""
+"""Most bytes of each field of the body other than `requests`."""
 _ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _LINE = b'{"custom_id":"%s","method":"POST","url":"' + URL.encode() + b'","body":%s}\n'
 
@@ -31,7 +31,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Params(msgspec.Struct):
-    """What is looked at before the job is made."""
+    """The parameters that are checked before the job is made."""
 
     model: str
     stream: bool | None = None
@@ -42,9 +42,9 @@ _decode_params = msgspec.json.Decoder(_Params).decode
 
 
 def write_lines(body: Iterable[bytes], lines: IO[bytes], most_bytes: int) -> tuple[int, dict[str, msgspec.Raw]]:
-    """The requests as lines of a job, and how many; the body's other fields as they came.
+    """Write the requests as lines of a job. Returns their number, and the body's other fields unchanged.
 
-    `most_bytes`: of one request. Raises CallerError.
+    `most_bytes`: size limit of one request. Raises CallerError.
     """
     text, others = JsonPieces(body), dict[str, msgspec.Raw]()
     count = 0
@@ -76,13 +76,14 @@ def _write_all(text: JsonPieces, lines: IO[bytes], most_bytes: int) -> int:
         if known != place:
             message = f"requests.{place}.custom_id: '{asked.custom_id}' is the custom_id of requests.{known} already"
             raise CallerError(message, param=f"requests.{place}.custom_id")
-        params = bytes(asked.params).replace(b"\n", b" ").replace(b"\r", b" ")  # between values: no text has one
+        # line breaks can only stand between JSON's tokens, never inside a string
+        params = bytes(asked.params).replace(b"\n", b" ").replace(b"\r", b" ")
         lines.write(_LINE % (asked.custom_id.encode(), params))
     return len(first)
 
 
 class _Refused(Exception):
-    """Says where in the request, and what."""
+    """The place of a fault within the request, and the fault."""
 
 
 def _read(value: bytes) -> _Request:
@@ -97,5 +98,5 @@ def _read(value: bytes) -> _Request:
     except BAD_JSON as error:
         raise _Refused(f".params: {error}") from None
     if stream:
-        raise _Refused(".params.stream: a batch's answers can't be streamed: leave it out")
+        raise _Refused(".params.stream: a batch's answers can't be streamed: leave the field out")
     return asked

@@ -1,7 +1,7 @@
-"""A finished job's answers: every line of the input exactly once, as OpenAI's batch format has it.
+"""Writes a finished job's results in OpenAI's batch format: every line of the input exactly once.
 
-Answers go to one file and errors to another, as JSONL or, by the name's ending, as Parquet. A file appears whole or
-not at all.
+Answers go to one file and errors to another, as JSONL, or as Parquet where the name ends in .parquet. A file appears
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _LINE_BREAKS = [(chr(code).encode(), rb"\u%04x" % code) for code in (0x85, 0x202
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one line came to."""
+    """The result of one line."""
 
     line: int
     custom_id: str
     job: str
     item: Item | None
-    """None: it was never asked to the end."""
+    """The answer or final failure; None where the line has neither."""
     why: str
-    """How the job ended, for a line without an item."""
+    """How the job ended (completed, expired, cancelled, failed); the reason for a line without an item."""
     own: bool = True
-    """False: a duplicate, which costs nothing."""
+    """False for a duplicate, which costs nothing."""
     fault: Problem | None = None
-    """Why this line was left out of the job."""
+    """The fault for which the line was left out of the job; None where it was not."""
 
     @property
     def ok(self) -> bool:
@@ -64,9 +64,9 @@ class Result:
         else:
             code, message = self._unanswered()
             error = {"code": code, "message": message}
-        found = {"id": f"batch_req_{self.job[6:]}_{self.line}", "custom_id": self.custom_id, "response": response,
-                 "error": error}  # fmt: skip
-        return unbroken(encode(found)) + b"\n"
+        fields = {"id": f"batch_req_{self.job[6:]}_{self.line}", "custom_id": self.custom_id, "response": response,
+                  "error": error}  # fmt: skip
+        return unbroken(encode(fields)) + b"\n"
 
     def _unanswered(self) -> tuple[str, str]:
         if self.fault is not None:
@@ -90,8 +90,8 @@ class Result:
 
 
 def results(jobs: Jobs, job: str, plan: Plan, why: str) -> Iterator[Result]:
-    """Every line, in the input's order, but a duplicate follows the line it repeats: nothing is read twice. Lines that
-    were left out as bad are errors of the job.
+    """The result of every line, in the input's order, but a duplicate follows the line that it repeats, so that nothing
+    is read twice. Lines that were left out as bad have errors.
     """
     items = iter(jobs.items(job, answers=True))
     item = next(items, None)
@@ -100,12 +100,12 @@ def results(jobs: Jobs, job: str, plan: Plan, why: str) -> Iterator[Result]:
     for prompt in plan.prompts:
         while bad and bad[0].line <= prompt.line:
             fault = bad.popleft()
-            if fault.line != prompt.line:  # else it was answered all the same
+            if fault.line != prompt.line:  # a prompt with a problem was planned with a lower floor and answered
                 yield _of_bad_line(fault, job, why)
         while item is not None and item.place < prompt.line:
             item = next(items, None)
-        mine = item if item is not None and item.place == prompt.line else None
-        ended = mine if mine is not None and mine.state in ("done", "failed") else None
+        own = item if item is not None and item.place == prompt.line else None
+        ended = own if own is not None and own.state in ("done", "failed") else None
         yield Result(prompt.line, prompt.custom_id, job, ended, why)
         for twin in twins.get(prompt.index, ()):
             yield Result(twin.line, twin.custom_id, job, ended, why, own=False)
@@ -126,7 +126,7 @@ def _index(duplicate: Duplicate) -> int:
 
 
 def write(results: Iterable[Result], out: Path, errors_out: Path) -> tuple[int, int]:
-    """Both files, each in place of what was there; how many answers and errors."""
+    """Write both files, replacing existing ones. Returns the numbers of answers and of errors."""
     counts = [0, 0]
     with ExitStack() as stack:
         writers = [stack.enter_context(closing(_open(path))) for path in (out, errors_out)]
@@ -145,7 +145,7 @@ def _open(path: Path) -> _Lines | _Rows:
 
 
 class _Lines:
-    """JSONL."""
+    """Writes JSONL."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.draft = path, path.with_name(f"{path.name}.new")
@@ -168,7 +168,7 @@ class _Lines:
 
 
 class _Rows:
-    """Parquet."""
+    """Writes Parquet."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa  # heavy, and only Parquet needs it
@@ -206,7 +206,9 @@ class _Rows:
 
 
 def unbroken(line: bytes) -> bytes:
-    """With escapes for what JSON lets stand and readers of lines, the official client's among them, break at."""
+    """The line with escapes for characters that JSON allows in strings but that readers of lines, the official client
+    included, take for line breaks.
+    """
     for raw, escaped in _LINE_BREAKS:
         if raw in line:
             line = line.replace(raw, escaped)
@@ -214,7 +216,7 @@ def unbroken(line: bytes) -> bytes:
 
 
 def on_one_line(body: bytes) -> msgspec.Raw | None:
-    """The answer as it came, without the line breaks that providers set it in; None: it is no JSON."""
+    """The answer without line breaks between its JSON tokens; None where it is not JSON."""
     try:
         msgspec.json.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):

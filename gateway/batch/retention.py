@@ -1,4 +1,6 @@
-"""Deletes what batch jobs leave: files when they expire, jobs and their answers at the age of old decisions."""
+"""Deletes old data of batch jobs: files when they expire, jobs and their answers when decisions of their age are
+deleted.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _AT_ONCE = 100
 
 
 def delete_expired_batches(engine: sa.Engine, now_s: float, keep_days: float) -> int:
-    """Deletes what is over and older than that, some per transaction; how many jobs and files. A running job stays."""
+    """Delete ended jobs older than `keep_days`, and expired files, a few per transaction. Returns the number of jobs
+    and files deleted.
+    """
     gone = 0
     old = sa.select(jobs.c.id).where(jobs.c.state.in_(ENDED), jobs.c.created_s < now_s - keep_days * 86400.0)
     while ids := _some(engine, old):
@@ -30,7 +34,7 @@ def delete_expired_batches(engine: sa.Engine, now_s: float, keep_days: float) ->
 
 
 def delete_batch(engine: sa.Engine, id: str) -> bool:
-    """Deletes one job that is over, and the files that are its own; False: it is not over."""
+    """Delete one ended job and the files that belong to it; False where it has not ended or does not exist."""
     with engine.begin() as connection:
         over = sa.select(jobs.c.id).where(jobs.c.id == id, jobs.c.state.in_(ENDED))
         if connection.execute(over).first() is None:

@@ -1,6 +1,4 @@
-"""What a process needs to run jobs without serving: the gateway's parts, the servers it manages, and a shipper of the
-journal.
-"""
+"""The runtime of a process that runs jobs without serving: gateway services, managed servers, and a journal shipper."""
 
 from __future__ import annotations
 
@@ -36,7 +34,9 @@ class JobRuntime:
 
 
 def open_jobs(config: Config) -> Jobs:
-    """The job list. An SQLite file is migrated here; a PostgreSQL database must have been migrated (ConfigError)."""
+    """The job list. An SQLite database is migrated here; a PostgreSQL database must be migrated before. Raises
+    ConfigError.
+    """
     Path(config.server.run_dir).mkdir(parents=True, exist_ok=True)
     url = str(config.storage.url)
     if url.startswith("sqlite"):
@@ -67,7 +67,7 @@ async def job_runtime(config: Config) -> AsyncIterator[JobRuntime]:
 
 
 async def _start_managed(config: Config, stack: AsyncExitStack) -> None:
-    """Start the servers that `headgate serve` would start, except those that answer already."""
+    """Start the servers that `headgate serve` would start, except those that are already running."""
     for provider in config.providers:
         one = managed(provider, config.server)
         if one is None or await is_ready(one.socket):

@@ -1,4 +1,5 @@
-"""A block of lines, judged and estimated: the part of planning that costs time per line, so it runs in any process."""
+"""Reads and estimates blocks of lines: the part of planning that takes time per line, so it can run in many processes.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +22,15 @@ from routers.features import Featurizer
 
 BLOCK_LINES = 512
 _AHEAD = 3
-"""Blocks per process that are read before the first is done."""
+"""Blocks per process that may be read ahead of the one whose result is awaited."""
 
 Line = tuple[int, bytes] | Problem
 
 
 @dataclass(slots=True)
 class Good:
-    """A block's lines that can be answered, a list for each thing told of them: many small objects would cost more to
-    send than to find.
+    """The lines of a block that can be answered, as one list per field, because many small objects would take longer to
+    send between processes than to compute.
     """
 
     lines: list[int] = field(default_factory=list)
@@ -63,7 +64,7 @@ class Good:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What became of a block's lines; row i of `estimates` is of the i-th good one."""
+    """The result of a block; row i of `estimates` belongs to the i-th good line."""
 
     good: Good
     problems: tuple[Problem, ...]
@@ -74,7 +75,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Scanner:
-    """Judges and estimates blocks of lines."""
+    """Reads and estimates blocks of lines."""
 
     reader: LineReader
     models: tuple[str, ...]
@@ -82,9 +83,9 @@ class Scanner:
     tenant: str
     mode: Mode
     embedder: Featurizer | None = None
-    """Of routers that were trained on another encoder's vectors."""
+    """The embedder for routers that were trained on its vectors; None where there are none."""
     featurizer: Featurizer = field(default_factory=Featurizer)
-    """The scanner's own, for what it remembers is one thread's."""
+    """The scanner's own, because its memory is not thread-safe."""
 
     def scan(self, block: Sequence[Line]) -> Scan:
         found = [line if isinstance(line, Problem) else self.reader.judge(*line) for line in block]
@@ -105,7 +106,7 @@ class Scanner:
 
 
 def _best(estimates: Forecasts) -> list[float]:
-    """Each prompt's largest quality among the models that may answer it."""
+    """The largest predicted quality of each prompt among the models that may answer it; 0 where none may."""
     able = np.isfinite(estimates.cost_usd)
     best: list[float] = np.max(estimates.quality, axis=1, initial=0.0, where=able).tolist()
     return best
@@ -125,9 +126,9 @@ def _hopeless(request: Request, refused: str, best: float) -> Problem | None:
 
 
 def scanned(scanner: Scanner, lines: Lines, processes: int) -> Iterator[Scan]:
-    """All blocks in order. With several processes only a few blocks are ever ahead of the one given out.
+    """The results of all blocks, in order; only a few blocks are read ahead.
 
-    Each process computes on one core: a block's products are small, and threads that wait for each other cost twice.
+    Each process computes on one core: the matrix products of a block are too small to gain from more threads.
     """
     several = forked(processes, _begin, (scanner,)) if processes > 1 else None
     if several is None:
@@ -158,7 +159,7 @@ def _blocks(lines: Lines) -> Iterator[list[Line]]:
 
 
 _own: list[Scanner] = []
-"""Of a child process: the scanner it was started with, inherited and never sent."""
+"""In a child process, the scanner that it inherited when it was forked."""
 
 
 def _begin(scanner: Scanner) -> None:

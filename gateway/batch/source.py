@@ -1,7 +1,7 @@
-"""The lines of a job's input, whatever file they come in: each as a JSON object of bytes, with its number.
+"""Reads the lines of a job's input from JSONL, CSV, TSV or Parquet: each as the bytes of a JSON value, with its number.
 
-One line or one small block of rows is in memory at a time. What can't be read as a line at all is a `Problem`; what
-the line says is not judged here.
+One line or one small block of rows is in memory at a time. A line that can't be read at all is a `Problem`; the
+contents of lines are not checked here.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FOREIGN = {
     b"\x1f\x8b": "compressed by gzip", b"PK\x03\x04": "a ZIP archive", b"\x28\xb5\x2f\xfd": "compressed by zstd",
     b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
 }  # fmt: skip
-"""What files of text are taken for, by their first bytes."""
+"""Formats that can't be read, by the first bytes of the file."""
 _encode = msgspec.json.Encoder().encode
 
 
 def kind_of(path: Path) -> str:
-    """jsonl, csv, tsv or parquet: by the name's ending, else by the file's first bytes."""
+    """jsonl, csv, tsv or parquet, by the ending of the name or else by the file's first bytes."""
     known = _KINDS.get(path.suffix.lower())
     if known:
         return known
@@ -38,7 +38,7 @@ def kind_of(path: Path) -> str:
 
 
 def lines_of(path: Path, *, max_line_bytes: int, kind: str = "") -> Lines:
-    """Every line of the file in order. BadJob where there is no such file or none of its kind."""
+    """Every line of the file in order. Raises BadJob where the file doesn't exist, is empty, or has another format."""
     if not path.is_file():
         raise BadJob([Problem(0, "", f"{path}: no such file", "no_file")])
     if path.stat().st_size == 0:
@@ -53,7 +53,7 @@ def lines_of(path: Path, *, max_line_bytes: int, kind: str = "") -> Lines:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """One word of the whole file, where each line would be told to be broken."""
+    """Raise one BadJob for the whole file where it has a foreign format and every line would be a problem."""
     with path.open("rb") as file:
         start = file.read(4)
     for mark, what in _FOREIGN.items():
@@ -62,7 +62,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _json_lines(path: Path, max_bytes: int) -> Lines:
-    """Blank lines count but say nothing."""
+    """The lines that aren't blank; blank lines count in the numbers."""
     with path.open("rb") as file:
         number = 0
         while record := file.readline(max_bytes + 2):
@@ -82,7 +82,7 @@ def _too_long(number: int, max_bytes: int) -> Problem:
 
 
 def _csv_rows(path: Path, max_bytes: int, delimiter: str) -> Lines:
-    """Rows under the header's names, numbered by the line each begins on; an empty cell says nothing."""
+    """Rows with the header's names, numbered by the line on which each begins; empty cells are left out."""
     before = csv.field_size_limit(max_bytes)
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -107,7 +107,7 @@ def _named_rows(path: Path, rows: Any) -> Lines:
             header = _header(path, row)
         elif len(row) != len(header):
             if row:
-                yield Problem(number, "", f"{len(row)} cells under {len(header)} columns", "invalid_csv")
+                yield Problem(number, "", f"{len(row)} cells for {len(header)} columns", "invalid_csv")
         else:
             yield _row(number, {name: cell for name, cell in zip(header, row, strict=True) if cell})
 
@@ -116,7 +116,7 @@ def _header(path: Path, row: list[str]) -> list[str]:
     names = [name.strip() for name in row]
     twice = [name for name in names if names.count(name) > 1]
     if twice or not all(names):
-        fault = f"two columns are called {twice[0]!r}" if twice else "a column has no name"
+        fault = f"two columns have the name {twice[0]!r}" if twice else "a column has no name"
         raise BadJob([Problem(1, "", f"{path}: {fault}", "invalid_csv")])
     return names
 

@@ -1,4 +1,4 @@
-"""The files and batch jobs of the database as a worker uses them; they are opened at the first use."""
+"""A worker's access to the files and batch jobs of the database, which is opened at the first use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 
 class BatchStore:
-    """One per worker. The stores block and may wait for the database, so they are never used on the event loop."""
+    """The stores of one worker. They block and may wait for the database, so they must not be used on the event loop.
+    """
 
     def __init__(self, journal: Reader, run_dir: str) -> None:
         self._journal = journal
@@ -28,7 +29,7 @@ class BatchStore:
         self.asked = asyncio.Event()
         """Set when this worker has made or changed a job."""
         self.drain_s = 0.0
-        """Seconds that calls under way have to end in once the worker shuts down."""
+        """Seconds within which calls under way must end when the worker shuts down."""
 
     @property
     def jobs(self) -> Jobs:
@@ -43,11 +44,12 @@ class BatchStore:
         return Files(self._journal.store.engine)
 
     async def of_jobs(self, ask: Callable[[Jobs], T]) -> T:
-        """Ask the jobs in a thread. Raises HeadgateError 503 where the database can't be reached."""
+        """Call `ask` with the jobs, in a thread. Raises HeadgateError 503 where the database can't be reached."""
         return await self._journal.ask(lambda: ask(self.jobs))
 
     async def of_files(self, ask: Callable[[Files], T]) -> T:
-        """Ask the files, as `of_jobs`, but with more patience, for a large file takes a while."""
+        """Call `ask` with the files, in a thread, with a longer timeout than `of_jobs`, since large files take a while.
+        """
         return await self._journal.ask(lambda: ask(self.files), FILE_PATIENCE_S)
 
     @property
@@ -55,6 +57,6 @@ class BatchStore:
         return self.run_dir / MARKER
 
     def mark(self) -> None:
-        """Write the marker: some job is unfinished."""
+        """Write the marker, which says that some job is unfinished."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.marker.touch()

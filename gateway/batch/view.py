@@ -1,4 +1,4 @@
-"""A job as people and programs outside see it: `--json`, the admin API, OpenAI's batch object, and Anthropic's."""
+"""The public descriptions of a job: for `--json` and the admin API, and as OpenAI's and Anthropic's batch objects."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from gateway.batch.types import Problem
 from gateway.prices import usd
 
 MOST_ERRORS = 1000
-"""Told with a job."""
+"""Most errors in the description of a job."""
 KEPT_S = 30 * 86400.0
-"""What a job leaves is kept so long: of OpenAI's API from its end, of Anthropic's, as there, from its creation."""
+"""Seconds for which output files are kept: from their creation for OpenAI's API, from the batch's creation for
+Anthropic's.
+"""
 
 
 def job_view(job: Job) -> dict[str, Any]:
-    """Money in dollars, times in Unix seconds."""
-    now, card = msgspec.to_builtins(job.progress), job.card
-    defaults = msgspec.structs.asdict(type(job.progress)())
-    standing = {**defaults, **now}
-    money = {f"{name}_usd": usd(standing.pop(f"{name}_nanousd")) for name in ("spent", "expected", "at_risk")}
+    """The job for `--json` and the admin API; money in dollars, times in Unix seconds."""
+    card = job.card
+    progress = msgspec.structs.asdict(job.progress)
+    money = {f"{name}_usd": usd(progress.pop(f"{name}_nanousd")) for name in ("spent", "expected", "at_risk")}
     return {
         "id": job.id,
         "tenant": job.tenant,
@@ -39,9 +40,9 @@ def job_view(job: Job) -> dict[str, Any]:
         "out": card.out,
         "errors_out": card.errors_out,
         "metadata": card.metadata,
-        **standing,
+        **progress,
         **money,
-        "total": standing["total"] or card.total,
+        "total": progress["total"] or card.total,
     }
 
 
@@ -58,7 +59,7 @@ _RESULTS = ("succeeded", "errored", "canceled", "expired")
 
 
 def batch_object(job: Job) -> dict[str, Any]:
-    """As OpenAI's API describes a batch."""
+    """The job as OpenAI's batch object."""
     card, now = job.card, job.progress
     at = {name: int(card.times[state]) if state in card.times else None for name, state in _TIMES.items()}
     return {
@@ -80,7 +81,7 @@ def batch_object(job: Job) -> dict[str, Any]:
 
 
 def message_batch_object(job: Job, now_s: float) -> dict[str, Any]:
-    """As Anthropic's API describes a batch. Its counts move from `processing` to what they came to at the end."""
+    """The job as Anthropic's message batch object. Until the end all requests count as `processing`."""
     card, is_over = job.card, job.state in ENDED
     status = "ended" if is_over else "canceling" if job.wish == "cancel" else "in_progress"
     ends_s = job.created_s + KEPT_S
@@ -101,14 +102,14 @@ def message_batch_object(job: Job, now_s: float) -> dict[str, Any]:
 
 
 def _moment(time_s: float | None) -> str | None:
-    """As RFC 3339 has it."""
+    """A Unix time in the format of RFC 3339."""
     if time_s is None:
         return None
     return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def errors_of(problems: Sequence[Problem]) -> list[dict[str, Any]]:
-    """Bad lines as the API's `errors` tell them."""
+    """The first problems, in the format of the API's `errors`."""
     return [
         {"code": one.code, "message": f"{one.custom_id}: " * bool(one.custom_id) + one.message, "param": None,
          "line": one.line or None}
