@@ -1,7 +1,7 @@
-"""Adds up decisions that were stored before there were sums to add them to, or by a release that knows of none.
+"""Adds decisions to the rollups that were stored without them, by a release from before the rollups.
 
-A decision carries whether it has been counted, and is marked in the transaction that counts it: each is counted
-once, whoever works on it and however often they are killed.
+A decision's row says whether it has been counted, and is marked in the transaction that counts it, so that each is
+counted once, even if several processes do it and are killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 
 
 def count_old(engine: sa.Engine, batch_rows: int = BATCH_ROWS) -> int:
-    """Counts a batch; how many, 0: all are counted."""
+    """Count one batch, and return its size; 0 where all are counted."""
     query = (
         sa.select(decisions.c.id, decisions.c.payload)
         .where(decisions.c.counted == 0)

@@ -1,7 +1,8 @@
-"""Stored responses as they follow one another: each row holds what its turn adds, and which response it continues.
+"""Chains of stored responses: each row holds the items of its own turn and the id of the previous response.
 
-An older row holds its whole conversation, and continues none. A deleted response is hidden at once; what it holds stays
-as long as one that isn't deleted follows it, and an hour in any case, since such a one may be on its way.
+Rows of older releases hold their whole conversation and have no previous response. A deleted response is hidden at
+once; its content is kept while a response that isn't deleted follows it, and for at least an hour, because such a
+response may still be in a spool.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LINK = (_c.id, _c.previous_response_id)
 
 
 def chain_query(id: str, tenant: str) -> sa.Select[Any]:
-    """The rows of a response and of those before it, in no order; one that loops back is there once."""
+    """The rows of a response and of all previous ones, in no order; each once, even where the chain is a loop."""
     mine = _c.tenant == tenant
     links = sa.select(*_LINK).where(_c.id == id, mine).cte("links", recursive=True)
     before = sa.select(*_LINK).where(mine).join(links, links.c.previous_response_id == _c.id)
@@ -36,20 +37,22 @@ def record_of(row: Row) -> ResponseRecord:
 
 
 def put_responses(connection: sa.Connection, rows: Sequence[Row]) -> None:
-    """In the order of time. A deletion hides what it deletes, whichever comes first; nothing older replaces it."""
+    """Store rows, which must be in the order of time. A deletion hides its response, whichever of them is stored first,
+    and older rows never replace newer ones.
+    """
     insert: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(responses)
     new, old = insert.excluded, _c
     later = new.time_s >= old.time_s
     content = sa.and_(sa.not_(new.deleted), sa.or_(later, old.input == ""))
-    told = ("decision_id", "model", "previous_response_id", "input", "output")
-    changed = {name: sa.case((content, new[name]), else_=old[name]) for name in told}
+    names = ("decision_id", "model", "previous_response_id", "input", "output")
+    changed = {name: sa.case((content, new[name]), else_=old[name]) for name in names}
     changed |= {name: sa.case((later, new[name]), else_=old[name]) for name in ("time_s", "deleted")}
     ours = old.tenant == new.tenant
     connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changed, where=ours), rows)
 
 
 def erase_deleted(engine: sa.Engine, now_s: float) -> None:
-    """Empties deleted responses that nobody's conversation needs any more."""
+    """Empty deleted responses that no other response follows any more."""
     ripe = sa.and_(_c.deleted, _c.input != "", _c.time_s < now_s - ERASED_AFTER_S)
     others = sa.or_(sa.not_(_c.deleted), _c.input != "")
     empty = sa.update(responses).values(input="", output="", previous_response_id="")
@@ -57,23 +60,27 @@ def erase_deleted(engine: sa.Engine, now_s: float) -> None:
 
 
 def forget_responses(engine: sa.Engine, old_s: float) -> int:
-    """Deletes those older than that, but none that a younger one follows; how many."""
+    """Delete responses older than the Unix time `old_s`, except those that a younger one follows; returns their number.
+    """
     remove = sa.delete(responses)
     return _sweep(engine, _c.time_s < old_s, sa.true(), lambda ids: remove.where(_c.id.in_(ids)))
 
 
-def _sweep(engine: sa.Engine, wanted: Any, counts: Any, act: Any) -> int:
-    """Acts on the rows wanted that are followed by none that `counts`, the newest first: what follows one is newer."""
+def _sweep(engine: sa.Engine, chosen: Any, counts: Any, act: Any) -> int:
+    """Apply `act` to the `chosen` rows that no row with the property `counts` follows, and return their number. The
+    newest come first, because a follower is newer than what it follows.
+    """
     done = 0
     edge: tuple[float, str] | None = None
     while True:
-        query = sa.select(_c.time_s, *_LINK).where(wanted).order_by(_c.time_s.desc(), _c.id.desc())
+        query = sa.select(_c.time_s, *_LINK).where(chosen).order_by(_c.time_s.desc(), _c.id.desc())
         if edge is not None:
             query = query.where(sa.tuple_(_c.time_s, _c.id) < sa.tuple_(*edge))
         with engine.begin() as connection:
             rows = connection.execute(query.limit(_AT_ONCE)).all()
             before = {row.id: row.previous_response_id for row in rows}
-            theirs = _c.previous_response_id.in_(list(before)), _c.previous_response_id != ""  # so says the index
+            # the second condition is that of the partial index
+            theirs = _c.previous_response_id.in_(list(before)), _c.previous_response_id != ""
             free = unfollowed(before, connection.execute(sa.select(*_LINK).where(*theirs, counts)).all())
             if free:
                 connection.execute(act(free))
@@ -84,7 +91,9 @@ def _sweep(engine: sa.Engine, wanted: Any, counts: Any, act: Any) -> int:
 
 
 def unfollowed(before: dict[str, str], follow: Iterable[Any]) -> list[str]:
-    """Of ids, with what each continues, those that only such as these follow; `follow`: (id, what it continues)."""
+    """The ids that nothing follows but ids in the result itself. `before`: the previous id of each id; `follow`: (id,
+    previous id) of all rows that follow one of them.
+    """
     followers: dict[str, set[str]] = {id: set() for id in before}
     for id, previous in follow:
         followers[previous].add(id)

@@ -1,7 +1,7 @@
-"""Conversations: items in order, kept in the database, so that whichever worker is asked next knows all of them.
+"""Conversations: ordered items in the database, so that any worker that gets the next request has all of them.
 
-Nothing of them waits in a spool: a turn that is not there when the next one comes would be missed by nobody. One that
-nobody has used for `keep_days` goes with its items. Synchronous: call it off the event loop.
+Items are not written through a spool, because the next turn would not notice that one is missing. A conversation that
+was not used for `keep_days` is deleted with its items. Every method blocks: call it off the event loop.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _c, _i = conversations.c, conversation_items.c
 
 
 class Conversation(msgspec.Struct):
-    """One conversation's own description."""
+    """The description of one conversation, without its items."""
 
     id: str
     tenant: str
     created_s: float
     time_s: float
-    """Last used."""
+    """Unix time of the last use."""
     metadata: dict[str, str]
     places: int = 0
-    """The next item's place."""
+    """Place of the next item."""
     items: int = 0
     bytes: int = 0
-    """Of its items."""
+    """Bytes of its items."""
     deleted: bool = False
 
     def as_object(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Conversation(msgspec.Struct):
 
 
 class Item(msgspec.Struct):
-    """One item, as it was given, and under which id it is kept."""
+    """One item as the client sent it, and its id."""
 
     id: str
     item: msgspec.Raw
@@ -51,20 +51,20 @@ class Item(msgspec.Struct):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one conversation may come to hold."""
+    """The limits of one conversation."""
 
     items: int
     bytes: int
 
 
 class Conversations:
-    """Over one database. No tenant sees another's."""
+    """The conversations of one database. A tenant can't see another's."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
 
     def add(self, conversation: Conversation, items: Sequence[Item]) -> None:
-        """A new one with its first items."""
+        """Store a new conversation with its first items."""
         row = msgspec.structs.asdict(conversation) | {"metadata": _json(conversation.metadata)}
         row |= {"places": len(items), "items": len(items), "bytes": sum(map(_size, items))}
         with self.engine.begin() as connection:
@@ -72,59 +72,61 @@ class Conversations:
             _insert(connection, conversation.id, 0, items)
 
     def find(self, id: str, tenant: str) -> Conversation:
-        """Raises NotFound."""
+        """The tenant's conversation of this id. Raises NotFound."""
         with self.engine.connect() as connection:
             return _find(connection, id, tenant)
 
     def describe(self, id: str, tenant: str, metadata: dict[str, str], now_s: float) -> Conversation:
-        """With other metadata. Raises NotFound."""
+        """Replace the metadata. Raises NotFound."""
         with self.engine.begin() as connection:
             return _change(connection, id, tenant, metadata=_json(metadata), time_s=now_s)
 
     def delete(self, id: str, tenant: str) -> None:
-        """Its items stay for the responses that were made in it. Raises NotFound."""
+        """Delete the conversation; its items are kept for the responses that were made in it. Raises NotFound."""
         with self.engine.begin() as connection:
             _change(connection, id, tenant, deleted=True)
 
     def append(
         self, id: str, tenant: str, items: Sequence[Item], now_s: float, limits: Limits | None = None
     ) -> list[Item]:
-        """All of them behind what is there, or none; as they are kept. Of two at once neither lies within the other.
+        """Append all items or none, and return them with their final ids and places. Concurrent calls don't interleave.
         Raises NotFound, and CallerError beyond the limits.
         """
         size = sum(map(_size, items))
         with self.engine.begin() as connection:
-            told = _change(
+            changed = _change(
                 connection, id, tenant, time_s=now_s, places=_c.places + len(items), items=_c["items"] + len(items),
                 bytes=_c.bytes + size,
             )  # fmt: skip
-            if limits is not None and (told.items > limits.items or told.bytes > limits.bytes):
+            if limits is not None and (changed.items > limits.items or changed.bytes > limits.bytes):
                 raise CallerError(
                     f"The conversation would have more than {limits.items} items or {limits.bytes} bytes. Begin a new "
                     "one, or delete items that it no longer needs.", param="items", code="conversation_full",
                 )  # fmt: skip
-            return _insert(connection, told.id, told.places - len(items), items)
+            return _insert(connection, changed.id, changed.places - len(items), items)
 
     def items(self, id: str, *, up_to: int | None = None) -> list[Item]:
-        """All of them in order, of a deleted conversation too. `up_to`: those before that place."""
+        """The items in order, also of a deleted conversation; with `up_to`, those before that place."""
         query = sa.select(_i.id, _i.item, _i.place).where(_i.conversation == clean(id)).order_by(_i.place)
         if up_to is not None:
             query = query.where(_i.place < up_to)
         return self._items(query)
 
     def page(self, id: str, tenant: str, *, after: str, limit: int, oldest_first: bool) -> list[Item]:
-        """`after`: the id of the last one of the page before. Raises NotFound, CallerError."""
+        """One page of items. `after`: the id of the last item of the page before. Raises NotFound, and CallerError
+        where there is no such item.
+        """
         self.find(id, tenant)
         query = sa.select(_i.id, _i.item, _i.place).where(_i.conversation == clean(id)).limit(limit)
         if after:
             edge = self._items(query.where(_i.id == clean(after)))
             if not edge:
-                raise CallerError("after names nothing in this list", param="after")
+                raise CallerError("after names no item of this conversation", param="after")
             query = query.where(_i.place > edge[0].place if oldest_first else _i.place < edge[0].place)
         return self._items(query.order_by(_i.place if oldest_first else _i.place.desc()))
 
     def item(self, id: str, tenant: str, item_id: str) -> Item:
-        """Raises NotFound."""
+        """One item. Raises NotFound."""
         self.find(id, tenant)
         found = self._items(
             sa.select(_i.id, _i.item, _i.place).where(_i.conversation == clean(id), _i.id == clean(item_id))
@@ -134,17 +136,19 @@ class Conversations:
         return found[0]
 
     def remove(self, id: str, tenant: str, item_id: str, now_s: float) -> Conversation:
-        """Without that item, which is gone for good. Raises NotFound."""
+        """Delete one item for good, and return the conversation without it. Raises NotFound."""
         item = self.item(id, tenant, item_id)
         with self.engine.begin() as connection:
-            told = _change(connection, id, tenant, time_s=now_s, items=_c["items"] - 1, bytes=_c.bytes - _size(item))
-            gone = sa.delete(conversation_items).where(_i.conversation == told.id, _i.place == item.place)
-            if not connection.execute(gone).rowcount:
+            changed = _change(connection, id, tenant, time_s=now_s, items=_c["items"] - 1, bytes=_c.bytes - _size(item))
+            delete = sa.delete(conversation_items).where(_i.conversation == changed.id, _i.place == item.place)
+            if not connection.execute(delete).rowcount:
                 raise _no_item(id, item_id)
-            return told
+            return changed
 
     def forget(self, old_s: float) -> int:
-        """Deletes what was last used before then, some per transaction; how many."""
+        """Delete conversations that were last used before the Unix time `old_s`, a few per transaction; returns their
+        number.
+        """
         gone = 0
         old = sa.select(_c.id).where(_c.time_s < old_s).limit(_AT_ONCE)
         while True:
@@ -166,7 +170,7 @@ def _find(connection: sa.Connection, id: str, tenant: str) -> Conversation:
 
 
 def _change(connection: sa.Connection, id: str, tenant: str, **values: Any) -> Conversation:
-    """As it is then. Whoever changes it too waits until this transaction ends."""
+    """Change the conversation and return it. Concurrent changes wait until this transaction ends."""
     changed = sa.update(conversations).where(*_whose(id, tenant)).values(**values)
     return _only(connection.execute(changed.returning(*conversations.c)), id)
 
@@ -187,7 +191,7 @@ def _no_item(id: str, item_id: str) -> NotFound:
 
 
 def _insert(connection: sa.Connection, id: str, place: int, items: Sequence[Item]) -> list[Item]:
-    """As they are kept: an id that is there already is made another."""
+    """Insert the items and return them with their ids, which are changed where they exist already."""
     if not items:
         return []
     known = sa.select(_i.id).where(_i.conversation == id, _i.id.in_([one.id for one in items]))

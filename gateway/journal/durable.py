@@ -1,4 +1,4 @@
-"""What must not be lost: it is on disk before anybody is told that it was taken."""
+"""Durable writes to the journal: a record is on disk before its sender gets an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.journal.spool import Spool
 
 
 async def record_feedback(spool: Spool, feedback: FeedbackRecord) -> None:
-    """Returns when the feedback survives a power loss; raises CallerError, or HeadgateError 503."""
+    """Record feedback so that it survives a power loss. Raises CallerError where it is invalid, HeadgateError 503."""
     if not (feedback.decision_id or feedback.response_id or feedback.request_id):
         raise CallerError("feedback needs a decision_id, response_id or request_id", param="decision_id")
     if feedback.score is not None and not 0.0 <= feedback.score <= 1.0:
@@ -20,7 +20,7 @@ async def record_feedback(spool: Spool, feedback: FeedbackRecord) -> None:
 
 
 async def append_durably(spool: Spool, record: FeedbackRecord | ResponseRecord) -> None:
-    """Appends what must not be lost. Raises HeadgateError 503 where the spool is full or the disk fails."""
+    """Append a record and sync it to disk. Raises HeadgateError 503 where the spool is full or the disk fails."""
     if not spool.append(record):
         raise unavailable(spool.alarm)
     try:
@@ -36,7 +36,7 @@ def unavailable(why: str) -> HeadgateError:
 
 
 def database_said(error: Exception) -> str:
-    """Its own words where it was the database that failed; empty: it was not. Loads no driver to find out."""
+    """The database's message where the error is a failure of the database, else empty. Imports no database driver."""
     known = sys.modules.get("sqlalchemy.exc")
     if known is None or not isinstance(error, known.DBAPIError):
         return ""
@@ -45,20 +45,21 @@ def database_said(error: Exception) -> str:
 
 
 class OutageLog:
-    """Tells the log that what is tried again and again fails: once, and again where it fails otherwise."""
+    """Logs the failures of something that is retried: the first one, each one with another message, and the recovery.
+    """
 
     def __init__(self, log: logging.Logger, what: str) -> None:
-        """`what`: a plural."""
+        """`what`: the subject of the messages, a plural noun."""
         self._log, self._what = log, what
-        self._said = ""
+        self._logged = ""
 
     def fails(self, fault: Exception) -> None:
-        said = database_said(fault) or str(fault)
-        if said != self._said:
-            self._log.warning("%s wait: %s", self._what, said)
-        self._said = said
+        message = database_said(fault) or str(fault)
+        if message != self._logged:
+            self._log.warning("%s wait: %s", self._what, message)
+        self._logged = message
 
     def works(self) -> None:
-        if self._said:
+        if self._logged:
             self._log.warning("%s go on", self._what)
-        self._said = ""
+        self._logged = ""

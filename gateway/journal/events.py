@@ -1,4 +1,5 @@
-"""What streams of the background have told so far, for readers at other workers and later ones. All of it blocks."""
+"""The events of background streams so far, for clients that read them at other workers or later. Every method blocks.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ _decode = msgspec.json.Decoder(list[str]).decode
 
 
 class Events:
-    """Over one database. Of a response they are numbered from 0; its last event, which tells the whole, is not kept."""
+    """The stored events of one database, numbered from 0 for each response. The last event of a response, which repeats
+    all of it, is not stored.
+    """
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
@@ -23,29 +26,31 @@ class Events:
     def add(
         self, response: str, tenant: str, place: int, events: Sequence[bytes], time_s: float, *, last: bool
     ) -> None:
-        """Those from that place on. `last`: no more will come. Adding them again changes nothing."""
-        told = msgspec.json.encode([event.decode() for event in events]).decode()
+        """Store events, the first of which has the number `place`; `last`: no more will follow. Adding the same events
+        again changes nothing.
+        """
+        text = msgspec.json.encode([event.decode() for event in events]).decode()
         row = {"response": response, "place": place, "tenant": clean(tenant), "time_s": time_s, "last": last,
-               "events": told}  # fmt: skip
+               "events": text}  # fmt: skip
         with self.engine.begin() as connection:
             connection.execute(sa.delete(response_events).where(_c.response == response, _c.place == place))
             connection.execute(sa.insert(response_events), row)
 
     def since(self, response: str, tenant: str, place: int) -> tuple[list[bytes], bool]:
-        """The events from that place on, and whether more may come."""
+        """The events from number `place` on, and whether more may follow."""
         mine = _c.response == clean(response), _c.tenant == clean(tenant)
         begun = sa.select(sa.func.max(_c.place)).where(*mine, _c.place <= place).scalar_subquery()
         query = sa.select(_c.place, _c.last, _c.events).where(*mine, _c.place >= sa.func.coalesce(begun, 0))
-        told: list[bytes] = []
+        found: list[bytes] = []
         more = True
         with self.engine.connect() as connection:
             for at, last, events in connection.execute(query.order_by(_c.place)):
-                told += [event.encode() for number, event in enumerate(_decode(events), at) if number >= place]
+                found += [event.encode() for number, event in enumerate(_decode(events), at) if number >= place]
                 more = not last
-        return told, more
+        return found, more
 
     def known(self, response: str, tenant: str) -> tuple[int, bool]:
-        """How many, and whether these are all."""
+        """The number of stored events, and whether no more will follow."""
         mine = _c.response == clean(response), _c.tenant == clean(tenant)
         query = sa.select(_c.place, _c.events, _c.last).where(*mine)
         with self.engine.connect() as connection:
@@ -53,10 +58,12 @@ class Events:
         return (found.place + len(_decode(found.events)), found.last) if found is not None else (0, False)
 
     def remove(self, response: str, tenant: str) -> None:
+        """Delete the events of one response."""
         with self.engine.begin() as connection:
             mine = _c.response == clean(response), _c.tenant == clean(tenant)
             connection.execute(sa.delete(response_events).where(*mine))
 
     def forget(self, old_s: float) -> None:
+        """Delete events older than the Unix time `old_s`."""
         with self.engine.begin() as connection:
             connection.execute(sa.delete(response_events).where(_c.time_s < old_s))

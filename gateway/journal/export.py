@@ -1,14 +1,13 @@
-"""The journal as outcome data: `queries.parquet` and `outcomes.parquet`, for `train` and `evaluate`.
+"""Exports the journal as outcome data: `queries.parquet` and `outcomes.parquet`, for `train` and `evaluate`.
 
-One query per decision that a model answered and somebody scored; one outcome per model that answered it and
-has a score. What the score is: of several feedbacks on one decision the most trusted source counts (an operator's
-label, then user, then check, then judge, then any other), and of one source the latest that has a score. A rung
-of a cascade that was not kept has no feedback; it is scored only where a judge looked at it. Cache hits are left
-out: no model was called.
+There is one query per scored decision that a model answered, and one outcome per model that answered it and has a
+score. Of several feedbacks on one decision the most trusted source counts (an operator's label, then user, check,
+judge, and any other), and of one source the latest with a score. The answer of a cascade that was not kept has no
+feedback and is only scored where a judge did so. Cache hits are left out, because no model was called.
 
-The propensity of an outcome is that of the decision where its model was planned; a fallback's is unknown,
-since nothing chose it. Train and test are told apart by a hash of the text (or vector), so that equal queries
-never lie on both sides.
+The propensity of an outcome is the decision's where its model was planned; that of a fallback is unknown, since the
+router did not choose it. Train and test are split by a hash of the text (or vector), so that equal queries are never
+on both sides.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 
 @dataclass(slots=True)
 class Exported:
-    """How much was written."""
+    """What was exported: the numbers of queries and outcomes, and the models."""
 
     queries: int = 0
     outcomes: int = 0
@@ -46,7 +45,7 @@ class Exported:
 
 
 def export(url: str, folder: Path, *, since_s: float = 0.0, route: str = "") -> Exported:
-    """Writes the scored decisions since then, of one route or of all; what was there before is replaced."""
+    """Write the scored decisions since `since_s`, of one route or of all; existing files are replaced."""
     import pyarrow as pa  # heavy, and only exports need it
     import pyarrow.parquet as pq
 
@@ -89,12 +88,12 @@ def settle_score(rows: Sequence[Row]) -> float | None:
 def scored_decisions(
     engine: sa.Engine, since_s: float = 0.0, route: str = ""
 ) -> Iterator[list[tuple[DecisionRecord, float | None]]]:
-    """Decisions since then that somebody or a judge scored, with the score if somebody gave one; in the order of time,
-    a page at a time. Without those that had no query to be decided by.
+    """Decisions since `since_s` with feedback or a judge's score, each with its feedback's score or None, in pages, in
+    the order of time. Decisions of passed-through requests, which have no query, are left out.
     """
     after: tuple[float, str] = (since_s, "")
-    said_of = sa.exists().where(feedback.c.decision_id == decisions.c.id, feedback.c.score.is_not(None))
-    scored = sa.or_(said_of, decisions.c.payload.contains('"judged"'))  # that no other record is decoded
+    has_feedback = sa.exists().where(feedback.c.decision_id == decisions.c.id, feedback.c.score.is_not(None))
+    scored = sa.or_(has_feedback, decisions.c.payload.contains('"judged"'))  # so that few other records are decoded
     while True:
         query = (
             sa.select(decisions.c.time_s, decisions.c.id, decisions.c.payload)
@@ -108,13 +107,14 @@ def scored_decisions(
             rows = connection.execute(query).all()
             if not rows:
                 return
-            said = _feedback_on(connection, [row.id for row in rows])
+            feedbacks = feedback_on(connection, [row.id for row in rows])
         after = (rows[-1].time_s, rows[-1].id)
         read = ((_decode(row.payload), row.id) for row in rows)
-        yield [(record, settle_score(said.get(id, []))) for record, id in read if record.surface not in PASSED]
+        yield [(record, settle_score(feedbacks.get(id, []))) for record, id in read if record.surface not in PASSED]
 
 
-def _feedback_on(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[Row]]:
+def feedback_on(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[Row]]:
+    """The feedback on these decisions, by decision id."""
     found: dict[str, list[Row]] = {}
     query = sa.select(feedback.c.decision_id, feedback.c.score, feedback.c.source, feedback.c.time_s)
     for row in connection.execute(query.where(feedback.c.decision_id.in_(ids))).mappings():
@@ -123,7 +123,7 @@ def _feedback_on(connection: sa.Connection, ids: Sequence[str]) -> dict[str, lis
 
 
 def _outcomes(record: DecisionRecord, score: float | None) -> list[Row]:
-    """One row per model that answered and has a score; none for a cache hit or a failure."""
+    """One row per model that answered and has a score; none for a cache hit."""
     if record.from_cache:
         return []
     answers = {attempt.model: attempt for attempt in record.attempts if not attempt.failure}

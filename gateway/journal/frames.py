@@ -1,7 +1,7 @@
-"""The bytes of a segment file: marker, length, CRC-32, payload, again and again.
+"""The format of a segment file: a sequence of frames of marker, length, CRC-32 and payload.
 
-A reader needs nothing but the bytes: a torn tail is told from damage, and after damage the next whole
-frame is found again by its marker. Refuses to return a payload whose checksum is wrong.
+A reader needs nothing but the bytes: it distinguishes an incomplete tail from damage, and after damage finds the next
+whole frame by its marker. It never returns a payload with a wrong checksum as a record.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SUFFIX = ".seg"
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One record's bytes and where they lie. `damaged`: bytes between frames that no checksum vouches for."""
+    """One record's bytes and their offsets in the file. `damaged`: bytes between valid frames, without a checksum."""
 
     start: int
     end: int
@@ -29,7 +29,7 @@ class Frame:
 
 
 def seal(buffer: bytearray) -> None:
-    """Writes the header over the first HEADER_BYTES of a buffer whose rest is the payload."""
+    """Write the header into the first HEADER_BYTES of a buffer whose rest is the payload."""
     crc = zlib.crc32(memoryview(buffer)[HEADER_BYTES:])
     HEADER.pack_into(buffer, 0, MARKER, len(buffer) - HEADER_BYTES, crc)
 
@@ -42,10 +42,10 @@ def framed(payload: bytes) -> bytes:
 
 
 def read_frames(data: bytes, *, final: bool, base: int = 0) -> Iterator[Frame]:
-    """Frames of `data`, whose first byte lies at `base` in the file.
+    """Frames of `data`, whose first byte has the offset `base` in the file.
 
-    `final`: nobody will write more, so an incomplete tail is damage; otherwise it is a frame still being
-    written and reading stops before it.
+    With `final`, no more bytes will be written, so an incomplete tail is damage; otherwise it is a frame that is still
+    being written, and reading stops before it.
     """
     at = 0
     while at < len(data):

@@ -1,4 +1,4 @@
-"""What takes seconds to compute, as it was found last: read by pages in a millisecond."""
+"""Results that take seconds to compute, stored so that pages can read the latest one in a millisecond."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gateway.journal.upsert import put_row
 
 
 def keep_insight(store: Store, kind: str, name: str, value: Any) -> None:
-    """In place of the one before."""
+    """Store a result, replacing the one before."""
     text = msgspec.json.encode(value).decode()
     with store.engine.begin() as connection:
         put_row(connection, insights, {"kind": kind, "name": name, "time_s": time.time(), "value": text})
 
 
 def insight(store: Store, kind: str, name: str) -> tuple[float, Any] | None:
-    """When it was found, and what; None: not yet."""
+    """The Unix time of a result and the result; None where there is none yet."""
     query = sa.select(insights.c.time_s, insights.c.value).where(insights.c.kind == kind, insights.c.name == name)
     with store.engine.connect() as connection:
         row = connection.execute(query).first()
@@ -29,7 +29,7 @@ def insight(store: Store, kind: str, name: str) -> tuple[float, Any] | None:
 
 
 def insights_of(store: Store, kind: str) -> dict[str, tuple[float, Any]]:
-    """All of a kind, by name."""
+    """All results of a kind, with their times, by name."""
     query = sa.select(insights.c.name, insights.c.time_s, insights.c.value).where(insights.c.kind == kind)
     with store.engine.connect() as connection:
         return {row.name: (row.time_s, msgspec.json.decode(row.value)) for row in connection.execute(query)}

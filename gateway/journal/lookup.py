@@ -1,7 +1,8 @@
-"""What a worker asks of the journal off its hot path: a decision just made, feedback to keep, what was spent.
+"""A worker's look-ups in the journal, off its hot path: decisions, responses, and spending.
 
-A record may still lie in a spool: so the store is asked, then the spools, then the store again, since it may
-have been shipped in between. All of it blocks. A database that is away is no reason to miss what is in a spool.
+A record may still be in a spool, so the store is searched, then the spools, then the store again, because the record
+may have been shipped in between. Every function blocks. Records in the spools are found even if the database can't be
+reached.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from gateway.journal.upsert import Row
 __all__ = ["append_durably", "find_chain", "find_decision", "find_response", "record_feedback", "spend_since"]
 
 _RESPONSE = b"response.1"
-"""In every record of one."""
+"""The tag that every encoded response record contains."""
 Found = TypeVar("Found", DecisionRecord, FeedbackRecord, ResponseRecord)
 
 
 def find_decision(
     opened: Callable[[], Store], directory: Path, id: str, tenant: str | None = None
 ) -> DecisionRecord | None:
-    """By decision, response or request id; of one tenant, or of any where None."""
+    """The decision with this decision, response or request id, of `tenant`, or of any where that is None."""
 
     def matches(record: DecisionRecord) -> bool:
         mine = tenant is None or record.tenant == tenant
@@ -63,7 +64,7 @@ def find_response(
 
 
 def _latest(opened: Callable[[], Store], spooled: ResponseRecord) -> ResponseRecord:
-    """What came of it may be in the store already: another worker's spool told it."""
+    """The response's later state where the store has one, written by another worker; else the spooled one."""
     try:
         stored = opened().response(spooled.id, spooled.tenant)
     except sa.exc.SQLAlchemyError:
@@ -72,37 +73,38 @@ def _latest(opened: Callable[[], Store], spooled: ResponseRecord) -> ResponseRec
 
 
 def find_chain(opened: Callable[[], Store], directory: Path, id: str, tenant: str) -> list[ResponseRecord]:
-    """That response and what it continues, the newest first, as far as there is any; nothing where it was deleted.
-    Deleted ones before it are among them. It ends with the second sight of one that loops back.
+    """The response and its previous ones, the newest first, as far as they exist; empty where it was deleted. Deleted
+    previous ones are included. A chain that is a loop ends with the first response that occurs again.
     """
-    known, gone = _spooled_responses(directory, tenant)  # first: what is shipped meanwhile is in the store
+    known, gone = _spooled_responses(directory, tenant)  # first: records shipped meanwhile are then in the store
     away: Exception | None = None
     asked: set[str] = set()
     found: list[ResponseRecord] = []
     seen: set[str] = set()
-    wanted = id
-    while wanted and wanted not in seen and "#" not in wanted:  # a conversation's place: the end of it, too
-        if wanted not in asked and (wanted == id or wanted not in known):
+    next_id = id
+    # a "#" marks a place in a conversation, which ends the chain
+    while next_id and next_id not in seen and "#" not in next_id:
+        if next_id not in asked and (next_id == id or next_id not in known):
             try:
-                stored = opened().response_chain(wanted, tenant)
+                stored = opened().response_chain(next_id, tenant)
             except sa.exc.SQLAlchemyError as fault:
                 stored, away = {}, fault
-            asked |= {wanted, *stored}
+            asked |= {next_id, *stored}
             gone |= {one.id: one for one in stored.values() if one.deleted and _is_later(one, gone.get(one.id))}
             known |= {
                 id: one
                 for id, one in stored.items()
                 if id not in known or (not one.deleted and _is_later(one, known[id]))
             }
-        record = known.get(wanted)
+        record = known.get(next_id)
         if record is None and away is not None:
             raise unavailable("the database is away") from away
-        if record is None or (wanted == id and _is_later(gone.get(id), record)):
+        if record is None or (next_id == id and _is_later(gone.get(id), record)):
             return found
-        seen.add(wanted)
+        seen.add(next_id)
         found.append(record)
-        wanted = record.previous_response_id
-    return [*found, known[wanted]] if wanted in seen else found
+        next_id = record.previous_response_id
+    return [*found, known[next_id]] if next_id in seen else found
 
 
 def _is_later(one: ResponseRecord | None, other: ResponseRecord | None) -> bool:
@@ -110,10 +112,11 @@ def _is_later(one: ResponseRecord | None, other: ResponseRecord | None) -> bool:
 
 
 def spend_since(store: Store, directory: Path, since_s: float) -> list[Row]:
-    """Spend per tenant, key and route since that hour, what is still in spools included: the ledger's start.
+    """Spending per tenant, key and route from the hour of `since_s` on, including the spools; the ledger starts from
+    it.
 
-    Rows have tenant, key_id, route, requests and cost_nanousd. The spools are read before the database, so
-    what is shipped meanwhile is known by its segment's offset and counted once.
+    Rows have tenant, key_id, route, requests and cost_nanousd. The spools are read before the database, so that records
+    that are shipped meanwhile are recognised by their segment's offset and counted once.
     """
     since_hour = int(since_s) // 3600
     spooled = list(_spooled_decisions(directory, since_hour))
@@ -130,7 +133,9 @@ def spend_since(store: Store, directory: Path, since_s: float) -> list[Row]:
 
 
 def spend_by_minute(store: Store, directory: Path, since_s: float, until_s: float) -> list[Row]:
-    """Rows have route, start_s and cost_nanousd, some minutes more than one; what is still in spools is included."""
+    """Spending by route and minute, including the spools: rows of route, start_s and cost_nanousd. A minute may have
+    several rows.
+    """
     spooled = list(_spooled_decisions(directory, int(since_s) // 3600))
     by, names = ("route", "start_s"), ("cost_nanousd",)
     rows, shipped = _consistent(store, lambda: sums(store, 60, since_s, until_s, by=by, names=names))
@@ -144,7 +149,7 @@ def spend_by_minute(store: Store, directory: Path, since_s: float, until_s: floa
 def newest_in_spools(
     directory: Path, id: str, kind: type[Found], matches: Callable[[Found], bool]
 ) -> Found | None:
-    """The latest record of a kind that names `id` and matches, among what has not been shipped."""
+    """The latest record of a kind in the spools that contains `id` and matches."""
     needle = id.encode(errors="ignore")
     newest: Found | None = None
     for _, data in _segments(directory):
@@ -162,7 +167,7 @@ def newest_in_spools(
 def _spooled_responses(
     directory: Path, tenant: str
 ) -> tuple[dict[str, ResponseRecord], dict[str, ResponseRecord]]:
-    """What has not been shipped, by id: each as it was last, and deletions."""
+    """The tenant's responses in the spools by id, each in its latest state, and their deletions by id."""
     known: dict[str, ResponseRecord] = {}
     gone: dict[str, ResponseRecord] = {}
     for _, data in _segments(directory):
@@ -178,6 +183,9 @@ def _spooled_responses(
 
 
 def _find(in_store: Callable[[], Found | None], in_spools: Callable[[], Found | None]) -> Found | None:
+    """The record, searched in the store, the spools and the store again. Raises HeadgateError 503 where it was not
+    found and the database can't be reached.
+    """
     fault: Exception | None = None
     for look in (in_store, in_spools, in_store):
         try:
@@ -191,7 +199,8 @@ def _find(in_store: Callable[[], Found | None], in_spools: Callable[[], Found | 
 
 
 def _consistent(store: Store, read: Callable[[], list[Row]]) -> tuple[list[Row], dict[str, int]]:
-    """Counters and the offsets they include: read again where a batch was committed in between."""
+    """Counters, and the spools' offsets that they include. Both are read again where a batch was committed meanwhile.
+    """
     offsets = _offsets(store)
     while True:
         rows = read()
@@ -208,7 +217,7 @@ def _offsets(store: Store) -> dict[str, int]:
 
 
 def _spooled_decisions(directory: Path, since_hour: int) -> Iterator[tuple[str, int, DecisionRecord]]:
-    """Segment, end of the frame, record."""
+    """Decisions in the spools from that hour on, each with its segment and the end of its frame."""
     for segment, data in _segments(directory):
         for frame in read_frames(data, final=False):
             record = None if frame.damaged else decode_record(frame.payload)
@@ -217,7 +226,7 @@ def _spooled_decisions(directory: Path, since_hour: int) -> Iterator[tuple[str, 
 
 
 def _segments(directory: Path) -> Iterator[tuple[str, bytes]]:
-    """Oldest first; one that is shipped away meanwhile is skipped."""
+    """Names and contents of the segments, oldest first; segments that are deleted meanwhile are skipped."""
     for path in sorted(directory.glob(f"*{SUFFIX}")):
         try:
             yield path.stem, path.read_bytes()

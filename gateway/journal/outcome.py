@@ -1,4 +1,4 @@
-"""What a decision came to, as a few bits: they are a column, so that a search reads no records."""
+"""The outcome of a decision as bit flags, stored in a column, so that a search reads no records."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecor
 ERROR, CACHED, ESCALATED, EXPLORED, AUDIT = 1, 2, 4, 8, 16
 NAMES = {"error": ERROR, "cached": CACHED, "escalated": ESCALATED, "explored": EXPLORED, "audit": AUDIT}
 AUDIT_KEY = "audit"
-"""Key under which the gateway asks on its own account: shadow questions and judgements."""
+"""Key id of the gateway's own calls: shadow questions and judgements."""
 
 
 def flags_of(record: DecisionRecord) -> int:
-    """Every bit that holds; 0: a plain answer."""
+    """The flags of a decision; 0 for a plain answer."""
     flags = ERROR if record.status >= 400 else 0
     if record.from_cache:
         flags |= CACHED
@@ -23,16 +23,16 @@ def flags_of(record: DecisionRecord) -> int:
 
 
 def named(flags: int) -> list[str]:
-    """The bits' names."""
+    """The names of the flags that are set."""
     return [name for name, bit in NAMES.items() if flags & bit]
 
 
 def explored_nanousd(record: DecisionRecord) -> int | None:
-    """The part of what was paid that the likeliest model was expected to save, never below 0; None: it was chosen, or
-    the router estimates nothing, so that chance is all it goes by.
+    """Nano-dollars of the cost that the likeliest model was expected to save, at least 0. None where the likeliest
+    model was chosen, or the router has no estimates and so chooses by chance alone.
     """
     if len(record.candidates) < 2 or not record.model or (record.propensity or 0.0) > 0.5:
-        return None  # more than half: the likeliest
+        return None  # more than half: it is the likeliest
     likeliest: CandidateRecord | None = None
     chosen: CandidateRecord | None = None
     for one in record.candidates:
@@ -48,7 +48,7 @@ def explored_nanousd(record: DecisionRecord) -> int | None:
 
 
 def kept_attempt(record: DecisionRecord) -> AttemptRecord | None:
-    """The call whose answer the client got."""
+    """The attempt whose answer the client got; None where there is none."""
     for attempt in reversed(record.attempts):
         if not attempt.failure and attempt.model == record.answered_model:
             return attempt

@@ -1,6 +1,6 @@
-"""The journal as a worker asks it: rarely, off the hot path, and opened only at the first question.
+"""A worker's access to the journal: rare, off the hot path, and opened at the first query.
 
-A worker that is asked nothing never loads a database driver, and one whose database is away starts all the same.
+A worker without queries never loads a database driver, and a worker starts even if its database can't be reached.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Reader:
-    """Decisions, responses and spending, from the database and from what is still in the spools."""
+    """Reads decisions, responses and spending from the database and from the spools."""
 
     def __init__(self, url: str, keep_days: float, spools: Path) -> None:
         self.spools = spools
@@ -37,7 +37,8 @@ class Reader:
 
     @property
     def store(self) -> Store:
-        """Blocks at the first question; SQLAlchemyError where the database is away."""
+        """The store, opened at the first use, which blocks. Raises SQLAlchemyError where the database can't be reached.
+        """
         with self._opening:
             if self._store is None:
                 from gateway.journal.store import open_store
@@ -46,8 +47,8 @@ class Reader:
             return self._store
 
     async def ask(self, question: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
-        """What blocks, in threads of the journal's own: a database that hangs must hold up nothing else. Raises
-        HeadgateError 503 where it is away, or does not answer in time.
+        """Call a blocking function in a thread of the reader's own pool, so that a hanging database blocks nothing
+        else. Raises HeadgateError 503 where the database can't be reached or does not answer in `patience_s` seconds.
         """
         from sqlalchemy.exc import DBAPIError
         from sqlalchemy.exc import TimeoutError as NoneFree
@@ -64,7 +65,7 @@ class Reader:
             raise unavailable("the database does not answer") from None
 
     async def decision(self, id: str, tenant: str | None = None) -> DecisionRecord | None:
-        """By decision, response or request id; of one tenant, or of any where None."""
+        """The decision with this decision, response or request id, of `tenant`, or of any where that is None."""
         from gateway.journal.lookup import find_decision
 
         return await self.ask(lambda: find_decision(lambda: self.store, self.spools, id, tenant))
@@ -76,13 +77,15 @@ class Reader:
         return await self.ask(lambda: find_response(lambda: self.store, self.spools, id, tenant))
 
     async def response_chain(self, id: str, tenant: str) -> list[ResponseRecord]:
-        """A stored response and those before it, the newest first; none where there is none or it was deleted."""
+        """A stored response and its previous ones, the newest first; empty where there is none or it was deleted."""
         from gateway.journal.lookup import find_chain
 
         return await self.ask(lambda: find_chain(lambda: self.store, self.spools, id, tenant))
 
     def spend_since(self, since_s: float) -> list[Row]:
-        """Per tenant, key and route, spools included. Blocks; raises HeadgateError 503 where the database is away."""
+        """Spending per tenant, key and route, including the spools. Blocks. Raises HeadgateError 503 where the database
+        can't be reached.
+        """
         from sqlalchemy.exc import SQLAlchemyError
 
         from gateway.journal.lookup import spend_since

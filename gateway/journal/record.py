@@ -1,8 +1,8 @@
-"""What the journal remembers: one immutable value per kind of record.
+"""The records of the journal: one immutable struct per kind of record.
 
-A record's tag names its kind and schema version (`decision.1`), so a reader never guesses. Fields are only
-ever added, with defaults; a change of meaning is a new tag. Unknown is None (or NaN, in JSON null).
-Refuses nothing: what a record may hold was decided by whoever made it (text only where the route says so).
+A record's tag names its kind and schema version (`decision.1`), so that a reader never guesses. Fields are only ever
+added, with defaults; a change of meaning needs a new tag. Unknown values are None (or NaN, which JSON has as null).
+Nothing is validated here: whoever makes a record decides what it may hold (text only where the route stores text).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
 
 
 class CandidateRecord(_Value, frozen=True):
-    """What the router expected of one eligible model."""
+    """The router's estimates for one eligible model."""
 
     model: str
     quality: float | None = None
@@ -30,11 +30,11 @@ class CandidateRecord(_Value, frozen=True):
     cost_usd: float | None = None
     latency_s: float | None = None
     probability: float = 0.0
-    """With which this model was to be chosen; over all candidates of a decision it sums to 1."""
+    """Probability with which this model was chosen; the probabilities of a decision's candidates sum to 1."""
 
 
 class EvidenceRecord(_Value, frozen=True):
-    """What an answer showed about its own worth; never its text."""
+    """Signals about the quality of one answer; never its text."""
 
     mean_logprob: float | None = None
     min_logprob: float | None = None
@@ -52,7 +52,7 @@ class EvidenceRecord(_Value, frozen=True):
 
 INPUT_BUCKETS = ("input", "cache_read", "cache_write", "cache_write_1h", "audio_input")
 OUTPUT_BUCKETS = ("output", "reasoning", "audio_output")
-"""Names under which an attempt's `usage` tells tokens."""
+"""Names of the token counts in an attempt's `usage`."""
 
 
 class AttemptRecord(_Value, frozen=True):
@@ -62,33 +62,34 @@ class AttemptRecord(_Value, frozen=True):
     deployment: str = ""
     """provider/upstream name."""
     started_s: float = 0.0
-    """Seconds after the request came in."""
+    """Seconds after the request was received."""
     latency_s: float | None = None
     ttft_s: float | None = None
     status: int = 0
-    """HTTP status of the upstream; 0: none came."""
+    """HTTP status of the upstream; 0 where there was none."""
     failure: str = ""
-    """One of gateway.errors.FAILURES; empty: it answered."""
+    """One of gateway.errors.FAILURES; empty where it answered."""
     usage: dict[str, int] = {}
-    """Tokens by `INPUT_BUCKETS` and `OUTPUT_BUCKETS`, the searches that the provider ran, as web_search, what is billed
-    by the piece, as units, and runs of the provider's other tools by the kinds of a model's `tool_usd`."""
+    """Tokens by `INPUT_BUCKETS` and `OUTPUT_BUCKETS`; the provider's searches as web_search, items billed by the piece
+    as units, and uses of the provider's other tools by the kinds of a model's `tool_usd`.
+    """
     cost_nanousd: int = 0
     estimated: bool = False
-    """The upstream told no whole usage, so tokens and cost are estimates."""
+    """Whether tokens and cost are estimates, because the upstream reported no complete usage."""
     gathered: int = 0
-    """Questions asked in the same call, of which usage and cost are this one's share; 0: it was asked alone."""
+    """Number of questions in the same call, of whose usage and cost this is a share; 0 where it was asked alone."""
     evidence: EvidenceRecord | None = None
 
 
 class DecisionRecord(_Record, frozen=True, tag="decision.1"):
-    """One request: what was known, who could have answered, who was chosen how probably, what came."""
+    """One request: its features, the candidates, the choice with its propensity, and the outcome."""
 
     id: str
     time_s: float
-    """Unix time at which the request came in."""
+    """Unix time at which the request was received."""
     request_id: str = ""
     response_id: str = ""
-    """The id inside the answer's body, which clients quote in feedback."""
+    """The id in the answer's body, which clients may name in feedback."""
     tenant: str = ""
     key_id: str = ""
     surface: str = ""
@@ -97,7 +98,7 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
 
     features_version: str = ""
     input_tokens: int = 0
-    """Estimated before the call."""
+    """Estimate made before the call."""
     turns: int = 0
     tools: int = 0
     images: int = 0
@@ -105,20 +106,20 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     vector: bytes = b""
     """float16, little-endian, for retraining without text; `gateway.journal.vectors` reads it."""
     doubled: int = 0
-    """So many of its first numbers stand twice, one block after the other, and are kept once."""
+    """Size of the vector's first block where the second block equals it and only one of them is stored; else 0."""
     max_output_tokens: int | None = None
-    """The request's own limit."""
+    """The request's own limit; None where it has none."""
     knobs: dict[str, float] = {}
-    """The request's own knobs; the route's were in force where it had none."""
+    """The request's own knobs; the route's knobs were used where it had none."""
     explore: bool = True
-    """False: its key opted out of exploration."""
+    """False where its key opted out of exploration."""
     draw: float | None = None
-    """The random number, in [0, 1), that the router chose with: it makes the choice repeatable."""
+    """The random number in [0, 1) with which the router chose; it makes the choice repeatable."""
 
     candidates: tuple[CandidateRecord, ...] = ()
     excluded: dict[str, str] = {}
     model: str = ""
-    """Chosen by the router; empty: nothing was chosen (a cache hit, a refusal)."""
+    """The router's choice; empty where there was none (a cache hit, a refusal)."""
     propensity: float | None = None
     router: str = ""
     """name@version."""
@@ -126,34 +127,35 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     plan: tuple[str, ...] = ()
     """Models of the cascade in order; the first is `model`."""
     thresholds: tuple[float | None, ...] = ()
-    """Least confidence that keeps each step's answer; None: any."""
+    """Least confidence with which each step's answer is kept; None: any."""
     strategy: str = ""
-    """Drawn from those that the route learns among; empty: it has one."""
+    """The strategy that was drawn where the route learns which one to use; empty where it has only one."""
     strategies: dict[str, float] = {}
-    """Each one's probability."""
+    """Probability of each strategy."""
     cases_shown: int | None = None
-    """Solved cases before the question of whichever model of the plan was to see most; 0: some were found, and were
-    withheld to measure their worth. None: none were found, or none looked for."""
+    """Largest number of solved cases shown to a model of the plan. 0: some were found but withheld, to measure their
+    effect. None: none were found or searched for.
+    """
     cases_withheld: float = 0.0
-    """With which probability those found were to be withheld."""
+    """Probability with which the cases found were withheld."""
 
     attempts: tuple[AttemptRecord, ...] = ()
     verdict: str = ""
-    """How the climb ended, as in cascade.types.Verdict.reason."""
+    """How the cascade ended, as in cascade.types.Verdict.reason."""
     answered_model: str = ""
     status: int = 0
-    """HTTP status the client saw."""
+    """HTTP status that the client got."""
     error: str = ""
-    """Error code the client saw."""
+    """Error code that the client got."""
     stream: bool = False
     cache: str = ""
     """hit | shared | semantic | miss | off | refused:why"""
     cache_why: dict[str, object] = {}
     saved_nanousd: int = 0
-    """What a cache hit didn't cost."""
+    """Cost that a cache hit saved."""
     held_nanousd: int = 0
     cost_nanousd: int = 0
-    """Settled: all attempts together."""
+    """Settled cost of all attempts together."""
     latency_s: float | None = None
     ttft_s: float | None = None
     overhead_ms: float | None = None
@@ -162,35 +164,36 @@ class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     answer_text: str = ""
 
     job: str = ""
-    """Batch job this call belongs to; empty: none."""
+    """Id of the batch job that made the call; empty: none."""
     job_index: int = 0
-    """Which of its prompts: the line of the job's input."""
+    """Number of the prompt's line in the job's input."""
     job_final: bool = True
-    """False: the prompt will be asked again."""
+    """False where the prompt will be asked again."""
     job_answer: bytes = b""
-    """The answer's body, so that one write keeps both what was paid and what was bought. Moves to the job's rows."""
+    """The answer's body, so that one write stores both the payment and the answer. The shipper moves it to `job_items`.
+    """
 
     @property
     def from_cache(self) -> bool:
-        """True: answered by the cache or by another request's call; no model was called for it."""
+        """Whether it was answered by the cache or by another request's call, without a call of its own."""
         return self.cache in ("hit", "shared", "semantic")
 
     @property
     def chosen(self) -> CandidateRecord | None:
-        """What was expected of the model that the router chose."""
+        """The candidate that the router chose; None where there was no choice."""
         return next((one for one in self.candidates if one.model == self.model), None)
 
     def answer_of(self, model: str) -> AttemptRecord | None:
-        """That model's latest attempt that answered."""
+        """The model's latest attempt that succeeded; None where there is none."""
         return next((one for one in reversed(self.attempts) if one.model == model and not one.failure), None)
 
 
 ANY_TENANT = ""
-"""Of the operator's feedback: it takes the tenant of the decision that it speaks of."""
+"""The tenant of the operator's feedback, which takes the tenant of the decision it is about."""
 
 
 class FeedbackRecord(_Record, frozen=True, tag="feedback.1"):
-    """What somebody or something says an answer was worth. Names its decision by any one of three ids."""
+    """A score, label or comment on an answer. It names its decision by any one of three ids."""
 
     id: str
     time_s: float
@@ -199,15 +202,15 @@ class FeedbackRecord(_Record, frozen=True, tag="feedback.1"):
     response_id: str = ""
     request_id: str = ""
     score: float | None = None
-    """0..1; None: a label or a comment only."""
+    """In [0, 1]; None where there is only a label or a comment."""
     label: str = ""
     comment: str = ""
     source: str = "user"
-    """user | check | judge, or the caller's own word."""
+    """user | check | judge, or a name of the caller's choice."""
 
 
 class ResponseRecord(_Record, frozen=True, tag="response.1"):
-    """A stored /v1/responses object, or its deletion. One that continues none holds its whole conversation."""
+    """A stored /v1/responses object, or its deletion. One without a previous response holds its whole conversation."""
 
     id: str
     time_s: float
@@ -216,14 +219,15 @@ class ResponseRecord(_Record, frozen=True, tag="response.1"):
     model: str = ""
     previous_response_id: str = ""
     input: bytes = b"[]"
-    """JSON of the input items; where it continues another, an object whose `adds` are those of its own turn."""
+    """JSON of the input items; where there is a previous response, an object whose `adds` are the items of this turn.
+    """
     output: bytes = b"{}"
     """JSON of the response object."""
     deleted: bool = False
 
 
 class JobStartRecord(_Record, frozen=True, tag="job_start.1"):
-    """A batch job is about to ask one of its prompts: what may be paid though no decision ever tells of it."""
+    """A batch job is about to ask one of its prompts, which may cost `worst_nanousd` even if no decision follows."""
 
     job: str
     index: int
@@ -232,7 +236,7 @@ class JobStartRecord(_Record, frozen=True, tag="job_start.1"):
 
 
 class EarlierSecret(_Value, frozen=True):
-    """One that a key had before it was rotated, which opens the gateway as it until then."""
+    """A key's secret from before a rotation, which is accepted until `until_s`."""
 
     key_hash: str
     until_s: float
@@ -246,7 +250,7 @@ class KeyRecord(_Record, frozen=True, tag="key.1"):
     key_hash: str
     """gateway.keys.hash_key(plaintext)."""
     prefix: str
-    """First characters, to tell keys apart in a list."""
+    """First characters of the plaintext, to distinguish keys in a list."""
     created_s: float
     tenant: str = "default"
     models: tuple[str, ...] = ()
@@ -262,12 +266,12 @@ class KeyRecord(_Record, frozen=True, tag="key.1"):
 
     @property
     def earlier_until_s(self) -> float | None:
-        """Until when a secret of before the last rotation may be used; None: it was never rotated."""
+        """Unix time until which a secret from before a rotation is accepted; None where there is none."""
         return max((one.until_s for one in self.earlier), default=None)
 
 
 class AuditRecord(_Record, frozen=True, tag="audit.1"):
-    """Who changed what, when."""
+    """One change, with its author and time."""
 
     id: str
     time_s: float
@@ -278,9 +282,9 @@ class AuditRecord(_Record, frozen=True, tag="audit.1"):
 
 
 Record = DecisionRecord | FeedbackRecord | ResponseRecord | AuditRecord | JobStartRecord
-"""What a spool holds. Keys are written to the store directly."""
+"""The kinds of records in a spool. Keys are written to the store directly."""
 
 
 def new_id(kind: str) -> str:
-    """An id that sorts by time: `kind`, milliseconds in hex, 64 random bits."""
+    """An id that sorts by time: `kind`, milliseconds in hexadecimal, and 64 random bits."""
     return f"{kind}_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"

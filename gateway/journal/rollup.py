@@ -1,7 +1,7 @@
-"""Adds decisions up for the admin pages, as they are stored; some microseconds each.
+"""Adds decisions to the rollups of the admin pages as they are stored; takes a few microseconds each.
 
-What a request saved against a model that was not asked can be told later for any model and price: kept are the
-tokens of the answers that clients got, and sums of products for the spread.
+The savings against a model that was not asked can be computed later for any model and price, from the tokens of the
+answers that clients got, and from sums of products for their variance.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LATENCY_AT, _TTFT_AT = _AT[LATENCY[0]], _AT[TTFT[0]]
 ) = range(len(COUNTS))  # fmt: skip
 (_ANSWER_S, _II, _IO, _OO, _IC, _OC, _CC, _SS) = range(len(COUNTS), len(COUNTS) + len(MOMENTS))
 UNLIKE = frozenset({"embeddings", *PASSED})
-"""Surfaces on which no other model could have given the answer: nothing is saved there, or lost."""
+"""Surfaces on which no other model could have given the answer, so that there are no savings."""
 _HITS = {"hit": _EXACT, "shared": _SHARED, "semantic": _SEMANTIC}
 
 
@@ -65,7 +65,7 @@ def _row(key: tuple[int, str, int, str, str], counts: list[float]) -> dict[str, 
 
 
 def tally(sums: Sums, record: DecisionRecord) -> None:
-    """One decision into its minute."""
+    """Add one decision to its minute."""
     key = (int(record.time_s) // 60 * 60, _plain(record.route), _plain(record.answered_model), _plain(record.tenant))
     row = sums.get(key)
     if row is None:
@@ -102,7 +102,9 @@ def tally(sums: Sums, record: DecisionRecord) -> None:
 
 
 def _tally_attempts(row: list[float], record: DecisionRecord) -> tuple[int, int] | None:
-    """All tokens, and what other attempts than the kept one cost; the kept one's input and output tokens."""
+    """Add the tokens of all attempts, and the cost of those whose answers were not kept. Returns the input and output
+    tokens of the kept one, or None where there is none.
+    """
     kept, used = kept_attempt(record), None
     for attempt in record.attempts:
         into, out = _tokens(attempt.usage, INPUT_BUCKETS), _tokens(attempt.usage, OUTPUT_BUCKETS)

@@ -1,7 +1,7 @@
-"""Tables behind the admin pages: figures added up beforehand, and what the control plane keeps for itself.
+"""Tables of the admin pages: rollups of the traffic, and the control plane's own data.
 
-`rollups` has a row per span (minute, hour, day), tenant, start, route and model. Of the tenants there is one for all
-together, so that a page reads a few hundred rows whatever the traffic was.
+`rollups` has a row per span (minute, hour, day), tenant, start, route and model. One tenant stands for all of them
+together, so that a page reads a few hundred rows whatever the traffic.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gateway.journal.tables import metadata
 
 SPANS_S = (60, 3600, 86400)
 KEPT_S = {60: 2 * 86400, 3600: 62 * 86400, 86400: 800 * 86400}
-"""How long rows of each span stay."""
+"""Seconds for which rows are kept, by their span in seconds."""
 ALL_TENANTS = ""
 
 BOUNDS_S = tuple(round(0.004 * 1.5**step, 6) for step in range(26))
@@ -26,22 +26,24 @@ COUNTS = (
     "cost_nanousd", "saved_nanousd", "judge_nanousd", "exploration_nanousd", "cascade_nanousd",
     "input_tokens", "output_tokens", "answers", "answer_input_tokens", "answer_output_tokens",
 )  # fmt: skip
-"""Tokens: of all attempts, and of the answers that clients got. Requests leave the gateway's own (audits) out."""
+"""Tokens are counted for all attempts, and for the answers that clients got. `requests` doesn't include the gateway's
+own calls (`audits`).
+"""
 MOMENTS = (
     "answer_s", "input_input", "input_output", "output_output", "input_cost", "output_cost", "cost_cost",
     "saved_saved",
 )  # fmt: skip
-"""Seconds of answers, and sums of products over requests: what the spread of a saving is made from."""
+"""Seconds of answers, and sums of products over requests, from which the variance of savings is computed."""
 ADDED = (*COUNTS, *MOMENTS, *LATENCY, *TTFT)
 
 
 def bucket(seconds: float) -> int:
-    """Which bucket it is counted in."""
+    """Number of the histogram bucket of a latency."""
     return bisect_left(BOUNDS_S, seconds)
 
 
 def tenant_key(tenant: str) -> str:
-    """A tenant's own rows; no name can mean all of them."""
+    """The value of the column `tenant` for one tenant; no name can give `ALL_TENANTS`."""
     return f"={tenant}"
 
 
@@ -67,7 +69,7 @@ insights = sa.Table(
     sa.Column("time_s", sa.Double, nullable=False),
     sa.Column("value", sa.Text, nullable=False),
 )
-"""What takes seconds to compute (frontiers, alarms, what to label), as it was found last."""
+"""Latest results that take seconds to compute (frontiers, alarms, what to label)."""
 
 certificates = sa.Table(
     "certificates",

@@ -1,7 +1,7 @@
-"""Opens the journal's database and keeps its schema: migrate on command, check at start, destroy nothing.
+"""Opens the journal's database, migrates its schema, and checks it at start.
 
-Migrations only expand (new tables, new columns with defaults, new indexes), so old and new releases run side
-by side. A statement that drops, renames or retypes is refused even when a migration asks for it.
+Migrations only expand the schema (new tables, new columns with defaults, new indexes), so that old and new releases can
+run side by side. A statement of a migration that drops, renames or retypes is refused.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ _DESTRUCTIVE = re.compile(
     r"^\s*(drop|truncate|delete|alter\s+table\s.*\b(drop|rename|type)\b)", re.IGNORECASE | re.DOTALL
 )
 PAGE_BYTES = 8192
-"""Of an SQLite file made here: three decisions fit; 4,096 bytes hold one and leave nearly half empty."""
+"""Page size of a new SQLite file: three decisions fit into 8,192 bytes; 4,096 would hold one and be nearly half empty.
+"""
 READ_ONLY = "25006"
-"""PostgreSQL's code of a write where none is allowed."""
+"""PostgreSQL's error code of a write in a read-only transaction."""
 _MIGRATION_LOCK = 0x68656164
-"""PostgreSQL advisory lock: one migration at a time however many replicas start."""
+"""PostgreSQL advisory lock, so that replicas that start together migrate one at a time."""
 
 
 def open_engine(url: str) -> sa.Engine:
-    """An engine for `sqlite:///file` or `postgresql://...`; nothing is connected yet. Its errors quote no rows.
-    Raises ConfigError where it has no driver.
+    """An engine for `sqlite:///file` or `postgresql://...`, not connected yet. Its error messages contain no values of
+    rows. Raises ConfigError where the URL is not valid or the driver is not installed.
     """
     address = _address(url)
     if address.get_backend_name() == "sqlite":
@@ -50,7 +51,9 @@ def open_engine(url: str) -> sa.Engine:
 
 
 def missing_folder(url: str) -> str:
-    """Of an SQLite file, where it isn't there: the file would be made, its folder is not. Empty: nothing is amiss."""
+    """An error message where the folder of an SQLite file doesn't exist, else empty. SQLite creates the file, but not
+    its folder.
+    """
     address = _address(url)
     if address.get_backend_name() != "sqlite" or not address.database or address.database.startswith("file:"):
         return ""
@@ -59,7 +62,7 @@ def missing_folder(url: str) -> str:
 
 
 def migrate(url: str) -> list[str]:
-    """Brings the schema to this release's revision; returns the revisions it applied, oldest first."""
+    """Migrate the schema to this release's revision; returns the applied revisions, oldest first."""
     engine = open_engine(url)
     try:
         with engine.begin() as connection:
@@ -77,7 +80,7 @@ def migrate(url: str) -> list[str]:
 
 
 def check_schema(engine: sa.Engine) -> None:
-    """Raises ConfigError where the database is behind this release. A newer release's schema is accepted."""
+    """Raise ConfigError where the schema is older than this release's. A newer release's schema is accepted."""
     with engine.connect() as connection:
         revision = _revision(connection)
     if revision in _known_revisions() and _revisions_after(revision) == []:
@@ -102,7 +105,9 @@ def _address(url: str) -> sa.URL:
 
 
 def _prepare_sqlite(connection: object, _record: object) -> None:
-    """Readers never wait for the writer; a commit survives a power loss (segments go after it)."""
+    """Set up a connection so that readers never wait for the writer, and a commit survives a power loss, because
+    segments are deleted after it.
+    """
     cursor = connection.cursor()  # type: ignore[attr-defined]
     cursor.execute(f"PRAGMA page_size={PAGE_BYTES}")
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
@@ -111,7 +116,9 @@ def _prepare_sqlite(connection: object, _record: object) -> None:
 
 
 def _leave_standby(context: sa.engine.ExceptionContext) -> None:
-    """A server that only reads answers pings for ever: its connections go, new ones find who writes by now."""
+    """Drop the connections to a server that has become read-only, which still answers pings, so that new ones can reach
+    the present primary.
+    """
     if getattr(context.original_exception, "sqlstate", "") == READ_ONLY:
         context.is_disconnect = True
 
@@ -148,7 +155,7 @@ def _known_revisions() -> set[str]:
 
 
 def _revisions_after(revision: str | None) -> list[str]:
-    """Oldest first."""
+    """The revisions after the given one (None: all), oldest first."""
     newer = [script.revision for script in _scripts().iterate_revisions("head", revision or "base")]
     return newer[::-1]
 

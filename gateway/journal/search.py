@@ -1,7 +1,7 @@
-"""Finds decisions without reading them: an index holds all that a search asks for.
+"""Searches decisions by an index that covers all conditions, without reading their records.
 
-A filter that fits few decisions could make a query walk through all of them. So a page looks at so many entries of
-the index at most, says how far back it came, and the next page goes on from there.
+A filter that fits few decisions could make a query scan all of them. So a page scans a limited number of entries of the
+index and reports how far back it came, and the next page continues from there.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from gateway.journal.tables import decisions
 from gateway.journal.upsert import Row, clean
 
 LOOKED_AT = 60_000
-"""Entries of the index per page."""
+"""Most index entries that are scanned for one page."""
 _SUMMARY = [column for column in decisions.c if column.name not in ("payload", "counted")]
 _KEYED = ("tenant", "route", "answered_model")
-"""Have an index of their own in the order of time."""
+"""Columns that have an index of their own in the order of time."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionFilter:
-    """Which decisions; an empty field doesn't ask."""
+    """Selects decisions; an empty field selects all."""
 
     tenant: str = ""
     route: str = ""
@@ -41,25 +41,25 @@ class DecisionFilter:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Newest first; `after` is where the next page begins, None: there is nothing more."""
+    """One page, newest first. `after`: where the next page begins; None where there is none."""
 
     rows: list[Row]
     after: tuple[float, str] | None
     searched_until_s: float | None = None
-    """How far back it looked, where it stopped early."""
+    """Unix time back to which was searched, where the search stopped early; else None."""
 
 
-def search(store: Store, wanted: DecisionFilter, before: tuple[float, str] | None, limit: int) -> Found:
-    """One page. `before`: `after` of the page before."""
-    conditions = _conditions(wanted)
+def search(store: Store, selection: DecisionFilter, before: tuple[float, str] | None, limit: int) -> Found:
+    """One page of decisions. `before`: the `after` of the page before; None for the first one."""
+    conditions = _conditions(selection)
     with store.engine.connect() as connection:
-        if sum(bool(getattr(wanted, name)) for name in _KEYED) == len(conditions) == 1:
-            if connection.dialect.name == "sqlite":  # else it may walk through all to find a name that is rare
+        if sum(bool(getattr(selection, name)) for name in _KEYED) == len(conditions) == 1:
+            if connection.dialect.name == "sqlite":  # else it may scan all rows for a rare name
                 conditions = [sa.func.unlikely(conditions[0])]
-            rows = connection.execute(_page(_span(wanted, before), conditions, limit)).mappings().all()
+            rows = connection.execute(_page(_span(selection, before), conditions, limit)).mappings().all()
             return _found([dict(row) for row in rows], limit)
-        last = connection.execute(_horizon(wanted, before)).first() if conditions else None
-        span = _span(wanted, before)
+        last = connection.execute(_horizon(selection, before)).first() if conditions else None
+        span = _span(selection, before)
         if last is not None:
             span.append(sa.tuple_(decisions.c.time_s, decisions.c.id) >= sa.tuple_(last.time_s, last.id))
         ids = sa.select(decisions.c.id).where(*span, *conditions).order_by(*_newest()).limit(limit)
@@ -83,35 +83,35 @@ def _page(
     return sa.select(*_SUMMARY).where(*span, *conditions).order_by(*_newest()).limit(limit)
 
 
-def _horizon(wanted: DecisionFilter, before: tuple[float, str] | None) -> sa.Select[tuple[float, str]]:
-    """The entry that a page does not look beyond; no row: there are fewer."""
-    query = sa.select(decisions.c.time_s, decisions.c.id).where(*_span(wanted, before)).order_by(*_newest())
+def _horizon(selection: DecisionFilter, before: tuple[float, str] | None) -> sa.Select[tuple[float, str]]:
+    """The query for the last entry that a page scans; it has no row where there are fewer entries."""
+    query = sa.select(decisions.c.time_s, decisions.c.id).where(*_span(selection, before)).order_by(*_newest())
     return query.offset(LOOKED_AT).limit(1)
 
 
-def _span(wanted: DecisionFilter, before: tuple[float, str] | None) -> list[sa.ColumnElement[bool]]:
+def _span(selection: DecisionFilter, before: tuple[float, str] | None) -> list[sa.ColumnElement[bool]]:
     span: list[sa.ColumnElement[bool]] = []
-    if wanted.since_s > 0:
-        span.append(decisions.c.time_s >= wanted.since_s)
-    if wanted.until_s < float("inf"):
-        span.append(decisions.c.time_s < wanted.until_s)
+    if selection.since_s > 0:
+        span.append(decisions.c.time_s >= selection.since_s)
+    if selection.until_s < float("inf"):
+        span.append(decisions.c.time_s < selection.until_s)
     if before is not None:
         span.append(sa.tuple_(decisions.c.time_s, decisions.c.id) < sa.tuple_(*before))
     return span
 
 
-def _conditions(wanted: DecisionFilter) -> list[sa.ColumnElement[bool]]:
+def _conditions(selection: DecisionFilter) -> list[sa.ColumnElement[bool]]:
     columns = (*_KEYED, "key_id")
-    found = [decisions.c[name] == clean(value) for name in columns if (value := getattr(wanted, name))]
-    if wanted.outcome:
-        bit = NAMES.get(wanted.outcome)
+    found = [decisions.c[name] == clean(value) for name in columns if (value := getattr(selection, name))]
+    if selection.outcome:
+        bit = NAMES.get(selection.outcome)
         found.append(decisions.c.flags == 0 if bit is None else decisions.c.flags.op("&")(bit) != 0)
-    if wanted.errors_only:
+    if selection.errors_only:
         found.append(decisions.c.flags.op("&")(ERROR) != 0)
-    if wanted.min_cost_usd is not None:
-        found.append(decisions.c.cost_nanousd >= round(wanted.min_cost_usd * 1e9))
-    if wanted.max_cost_usd is not None:
-        found.append(decisions.c.cost_nanousd <= round(wanted.max_cost_usd * 1e9))
+    if selection.min_cost_usd is not None:
+        found.append(decisions.c.cost_nanousd >= round(selection.min_cost_usd * 1e9))
+    if selection.max_cost_usd is not None:
+        found.append(decisions.c.cost_nanousd <= round(selection.max_cost_usd * 1e9))
     return found
 
 

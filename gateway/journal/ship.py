@@ -1,9 +1,9 @@
-"""Moves what the workers spooled into the store: each record once, in batches, however often it is killed.
+"""Ships records from the workers' spools into the store: each record once, in batches, however often it is killed.
 
-A batch and the offset it reaches are committed together, so a shipper that dies resumes exactly there; a
-segment is deleted only when nobody writes it any more and its last byte has been committed. A database that
-is away loses nothing: the spools wait. What can't be read, or what no row can hold, goes to a `.bad` file
-beside the segment and is counted; nothing in a segment can stop the shipper.
+A batch and its end offset are committed together, so a shipper that dies resumes exactly there. A segment is deleted
+only when it has no writer any more and its last byte has been committed. While the database can't be reached, the
+spools wait and nothing is lost. Damaged records, and those that the database refuses, go to a `.bad` file beside the
+segment and are counted, so that no record can stop the shipper.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _BATCH_RECORDS = 1000
 _READ_BYTES = 4 * 1024 * 1024
 _STALE_DRAFT_S = 60.0
 _UNSTORABLE = (sa.exc.DataError, sa.exc.IntegrityError, ValueError, TypeError, OverflowError)
-"""The record's own fault; any other error is the database's."""
+"""Errors of a record that the database can't store; any other error is the database's."""
 _decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 
 
 @dataclass(slots=True)
 class ShipState:
-    """How shipping goes, for health and metrics."""
+    """The state of shipping, for health checks and metrics."""
 
     shipped: int = 0
     quarantined: int = 0
     waiting_bytes: int = 0
-    """Written by workers and not in the store yet."""
+    """Bytes in the spools that are not in the store yet."""
     fault: str = ""
-    """Why the last pass failed; empty: it didn't."""
+    """Error of the last pass; empty where it succeeded."""
 
 
 class Shipper:
-    """Ships one folder of segments. Only one lives per folder; a second one's passes do nothing."""
+    """Ships one folder of segments. Only one shipper at a time owns a folder; the passes of another do nothing."""
 
     def __init__(self, directory: Path, engine: sa.Engine, *, read_bytes: int = _READ_BYTES) -> None:
         self.directory = directory
@@ -60,10 +60,10 @@ class Shipper:
         self._read_bytes = read_bytes
         self._lock = -1
         self._reached: dict[str, int] = {}
-        """Of each segment, how far the store has it."""
+        """Shipped bytes of each segment, by its name without the suffix."""
 
     def run(self, stop: threading.Event, *, pause_s: float = 0.25, longest_pause_s: float = 5.0) -> None:
-        """Ships until `stop`, then once more. Waits longer while the database is away."""
+        """Ship until `stop` is set, then once more. The pause grows while the database can't be reached."""
         wait_s = pause_s
         while not stop.wait(wait_s):
             wait_s = pause_s if self.try_pass() else min(2 * wait_s, longest_pause_s)
@@ -71,7 +71,7 @@ class Shipper:
         self.close()
 
     def try_pass(self) -> bool:
-        """One pass whose faults are noted, not raised; True: it went through."""
+        """Make one pass; errors are kept in `state` and not raised. Returns whether it succeeded."""
         try:
             self.ship_all()
         except (sa.exc.SQLAlchemyError, OSError) as fault:
@@ -85,7 +85,9 @@ class Shipper:
         return True
 
     def ship_all(self) -> int:
-        """Ships everything that is whole by now; the number of records. Raises where the database is away."""
+        """Ship every complete record, and return their number. Raises SQLAlchemyError where the database can't be used,
+        and OSError.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self._own_folder():
             return 0
@@ -99,7 +101,7 @@ class Shipper:
         return self.state.shipped - before
 
     def _waiting_bytes(self) -> int:
-        """Of all segments, what the store hasn't; of one never looked into, all."""
+        """Bytes of all segments that are not in the store."""
         sizes: dict[str, int] = {}
         for segment in self.directory.glob(f"*{SUFFIX}"):
             with suppress(FileNotFoundError):
@@ -108,7 +110,7 @@ class Shipper:
         return sum(size - self._reached.get(stem, 0) for stem, size in sizes.items())
 
     def close(self) -> None:
-        """Leaves the folder to another shipper."""
+        """Release the folder to another shipper."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -124,7 +126,7 @@ class Shipper:
 
     def _ship_segment(self, path: Path) -> None:
         with path.open("rb") as file:
-            final = _try_lock(file.fileno(), fcntl.LOCK_SH)  # asked before the size: what comes later waits
+            final = _try_lock(file.fileno(), fcntl.LOCK_SH)  # before the size is read, so that no byte is missed
             size = os.fstat(file.fileno()).st_size
             with self._engine.connect() as connection:
                 at = self._reached[path.stem] = shipped_bytes(connection, path.stem)
@@ -144,7 +146,7 @@ class Shipper:
             path.unlink()
 
     def _ship_frames(self, path: Path, frames: Sequence[Frame]) -> int:
-        """One batch into the store; the offset behind it."""
+        """Ship one batch; returns its end offset."""
         records: list[tuple[Frame, Record]] = []
         bad: list[Frame] = []
         for frame in frames:
@@ -160,7 +162,8 @@ class Shipper:
         return frames[-1].end
 
     def _commit(self, path: Path, records: Sequence[tuple[Frame, Record]], end: int) -> int:
-        """The batch and the offset it reaches, in one transaction; how many records no row can hold."""
+        """Commit the batch and its end offset in one transaction; returns the number of records that can't be stored.
+        """
         try:
             with self._engine.begin() as connection:
                 write_records(connection, [record for _, record in records])
@@ -185,7 +188,7 @@ class Shipper:
 
 
 def shipped_bytes(connection: sa.Connection, segment: str) -> int:
-    """How much of a segment is in the store."""
+    """Bytes of a segment that are in the store."""
     query = sa.select(spool_offsets.c.shipped_bytes).where(spool_offsets.c.segment == segment)
     return connection.execute(query).scalar_one_or_none() or 0
 
@@ -195,7 +198,7 @@ def _set_shipped_bytes(connection: sa.Connection, segment: str, end: int) -> Non
 
 
 def decode_record(payload: bytes) -> Record | None:
-    """None: not a record of ours, or one of a release that we don't know."""
+    """The record, or None where the bytes are no record or one of an unknown kind, as of a later release."""
     try:
         return _decoder.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -203,9 +206,8 @@ def decode_record(payload: bytes) -> Record | None:
 
 
 def _quarantine(segment: Path, frames: Sequence[Frame]) -> None:
-    """Keeps what can't be shipped, whole records framed: renamed to .seg, a later release can ship them.
-
-    A pass repeated after a crash may write it twice.
+    """Append what can't be shipped to the segment's `.bad` file, whole records as frames: renamed to .seg, a later
+    release can ship them. A pass that is repeated after a crash may write it twice.
     """
     if not frames:
         return
@@ -225,7 +227,7 @@ def _try_lock(file: int, kind: int) -> bool:
 
 
 def _remove_stale_drafts(directory: Path) -> None:
-    """Segments whose writer died between creating and naming them. They are empty."""
+    """Delete drafts of segments whose writer died before it could name them."""
     for draft in directory.glob("*.new"):
         try:
             if time.time() - draft.stat().st_mtime > _STALE_DRAFT_S:

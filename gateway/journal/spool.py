@@ -1,13 +1,13 @@
-"""The worker's side of the journal: append a record with one write, never wait, never fail the request.
+"""The worker's side of the journal: appends a record with one write, never waits, and never fails the request.
 
-A record is safe from a crash of the process once `append` returns (it lies in the page cache) and safe
-from a power loss once `sync` returns. One spool has one writer: one worker's event loop. A segment is locked
-(flock) as long as its writer lives, so a reader knows a finished segment from a live one without asking.
+A record survives a crash of the process once `append` has returned (it is in the page cache), and a power loss once
+`sync` has returned. A spool has one writer, the event loop of one worker. A segment is locked (flock) while its writer
+lives, so that a reader can tell a finished segment from one in use.
 
-When the disk is full or the spools have reached `max_bytes`, decision records are dropped and counted in
-`lost` (answers go on; what is already written is never thrown away for what is new); `append` then says
-False, and what must not be lost (feedback) is refused by its caller. `alarm` says why in words. Writing
-resumes by itself. An open segment that somebody deletes is put back, with all that is in it.
+When the disk is full or the spools have reached `max_bytes`, new records are dropped and counted in `lost`: requests
+are still answered, and older records are kept. `append` then returns False, so that callers can refuse what must not be
+lost (feedback); `alarm` has the reason. Writing resumes by itself. If the open segment is deleted, it is restored with
+all its records.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ log = logging.getLogger("headgate.journal")
 
 _FULL_RECHECK_S = 1.0
 _LOOK_EVERY_S = 1.0
-"""Whether the open segment is still in its folder."""
+"""Seconds between two checks that the open segment is still in its folder."""
 _LARGEST_KEPT_BUFFER_BYTES = 1024 * 1024
 
 
 def spool_dir(run_dir: str | Path) -> Path:
-    """Where every worker's segments lie."""
+    """The folder of all workers' segments."""
     return Path(run_dir) / "spool"
 
 
 class Spool:
-    """Append-only segments of one worker. Not thread-safe; `sync` may run while appends go on."""
+    """Append-only segments of one worker. Not thread-safe, but `sync` may run while records are appended."""
 
     def __init__(
         self,
@@ -58,18 +58,18 @@ class Spool:
         self.segment_bytes = segment_bytes
         self.segment_age_s = segment_age_s
         self.max_bytes = max_bytes
-        """Of all workers' segments together."""
+        """Most bytes of all workers' segments together."""
         self.lost = 0
         """Records dropped since the start."""
         self.alarm = ""
-        """Why records are being dropped right now; empty: they are not."""
+        """Why records are being dropped now; empty where they are not."""
         self._clock = clock
         self._encode_into = msgspec.msgpack.Encoder().encode_into
         self._buffer = bytearray(4096)
         self._file = -1
         self._size = 0
         self._name = ""
-        """Of the open segment, without its suffix."""
+        """Name of the open segment, without its suffix."""
         self._look_at = -inf
         self._turn_at = -inf
         self._full_until = 0.0
@@ -77,7 +77,7 @@ class Spool:
         """Descriptor of the open segment once its directory entry has been forced to disk."""
 
     def append(self, record: Record) -> bool:
-        """Writes one record; False: it was dropped and counted. Never raises."""
+        """Write one record; False where it was dropped and counted in `lost`. Never raises."""
         try:
             now = self._clock()
             if self._size >= self.segment_bytes or now >= self._look_at:
@@ -91,9 +91,9 @@ class Spool:
         return True
 
     async def sync(self) -> None:
-        """Returns when the open segment survives a power loss: call it right after `append`, with no await.
+        """Force the open segment to disk. Call it right after `append`, with no await between them.
 
-        Raises OSError where the disk won't. A cancelled caller leaves the work to end by itself.
+        Raises OSError where the disk fails. If the caller is cancelled, the work ends in the background.
         """
         if self._file < 0:
             return
@@ -104,7 +104,7 @@ class Spool:
             self._listed = segment
 
     def close(self) -> None:
-        """Ends the open segment; its last records are now the shipper's to take."""
+        """Close the open segment, so that the shipper can finish it."""
         if self._file >= 0:
             with suppress(OSError):
                 self._restore()
@@ -130,25 +130,26 @@ class Spool:
         return False
 
     def _look(self, now: float) -> None:
-        """Now and then, and where the open segment is full. Raises OSError where no record can be kept."""
+        """Restore a deleted segment, and start a new one where it is time. Raises OSError where no record can be kept.
+        """
         self._restore()
         if self._file < 0 or self._size >= self.segment_bytes or now >= self._turn_at:
             self._turn(now)
         self._look_at = now + _LOOK_EVERY_S
 
     def _restore(self) -> None:
-        """Put the open segment back under its name, where it is deleted: the store knows by it how far it has it."""
+        """Restore the open segment where it was deleted, under its name, by which the store records what is shipped."""
         if self._file < 0 or os.fstat(self._file).st_nlink:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         file = _open_locked(self.directory, self._name, self._file)
         os.close(self._file)
         self._file, self._listed = file, -1
-        log.error("the open segment %s was deleted; it is put back, its %d bytes are whole", self._name, self._size)
+        log.error("the open segment %s was deleted; it is restored with all its %d bytes", self._name, self._size)
 
     def _turn(self, now: float) -> None:
-        """Starts a new segment, or goes on in the open one where none can be begun just now. Raises OSError where there
-        is none, or the spools have reached their bound.
+        """Start a new segment, or continue the open one where none can be started now. Raises OSError where there is no
+        open one, or the spools have reached `max_bytes`.
         """
         if self._file >= 0 and self._size == 0:
             self._turn_at = now + self.segment_age_s
@@ -160,7 +161,7 @@ class Spool:
         except OSError:
             if now < self._full_until or self._file < 0:
                 raise
-            self._turn_at = now + _FULL_RECHECK_S  # what is open takes more yet
+            self._turn_at = now + _FULL_RECHECK_S  # the open segment can still be written
             return
         self.close()
         self._file, self._name, self._size, self._listed = fresh, name, 0, -1
@@ -183,12 +184,14 @@ def spooled_bytes(directory: Path) -> int:
             try:
                 total += entry.stat().st_size
             except FileNotFoundError:
-                continue  # the shipper was faster
+                continue  # the shipper has deleted it meanwhile
     return total
 
 
 def _open_locked(directory: Path, name: str, deleted: int = -1) -> int:
-    """A segment, locked before it gets the name under which readers find it; with what is in the `deleted` one."""
+    """Open a new segment, locked before it gets the name by which readers find it; it begins with the contents of the
+    `deleted` one, if any. Returns its descriptor.
+    """
     draft = directory / f"{name}.new"
     file = os.open(draft, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -206,7 +209,7 @@ def _open_locked(directory: Path, name: str, deleted: int = -1) -> int:
 
 
 def _force_to_disk(file: int, directory: Path | None) -> None:
-    """fdatasync of a duplicate descriptor, which it closes, and once per segment of its directory."""
+    """Sync a file through a duplicate descriptor, which is closed, and then the directory where one is given."""
     try:
         os.fdatasync(file)
     finally:

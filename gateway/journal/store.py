@@ -1,6 +1,6 @@
-"""The journal's database as the rest of the house asks for it. Synchronous: call it off the event loop.
+"""Queries and writes of the journal's database. Every method blocks: call it off the event loop.
 
-Every question is answered from an index or from the counters, none by reading all decisions.
+Every query is answered from an index or from counters, never by reading all decisions.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from gateway.journal.write import write_audit
 
 _BATCH_ROWS = 1000
 _KEYS_LOCK, _VERSIONS_LOCK = 0x6B657973, 0x72747273
-"""PostgreSQL advisory locks: of makers of keys, and of those who change where a router stands."""
+"""PostgreSQL advisory locks, for adding keys and for changing the states of router versions."""
 _OFFSETS_KEPT_S = 7 * 86400.0
 STATS_KEPT_S = 400 * 86400.0
 _SUMMARY = [column for column in decisions.c if column.name not in ("payload", "counted")]
@@ -52,7 +52,7 @@ _decode_key = msgspec.json.Decoder(KeyRecord).decode
 
 @dataclass(frozen=True, slots=True)
 class DecisionFilter:
-    """Which decisions; an empty field doesn't ask."""
+    """Selects decisions; an empty field selects all."""
 
     tenant: str = ""
     route: str = ""
@@ -65,7 +65,7 @@ class DecisionFilter:
 
 @dataclass(frozen=True, slots=True)
 class RouterVersion:
-    """One trained router and where it stands."""
+    """One trained router and its state."""
 
     name: str
     version: str
@@ -78,15 +78,17 @@ class RouterVersion:
 
 
 class SettingConflict(Exception):
-    """Another version of the setting is in force than its writer thought."""
+    """The latest version of the setting is not the one that the writer expected."""
 
 
 class VersionConflict(Exception):
-    """Another version of the router is live than its writer thought: this one, or none."""
+    """The live version of the router is not the one that the writer expected. Its argument is the live version, or
+    empty where none is.
+    """
 
 
 def open_store(url: str, *, keep_days: float = 30.0) -> Store:
-    """The store at `url`, its schema checked. An embedded SQLite file is migrated here, a server is not."""
+    """The store at `url`. An SQLite file is migrated here; a server must be migrated before. Raises ConfigError."""
     if url.startswith("sqlite"):
         migrate(url)
     engine = open_engine(url)
@@ -95,25 +97,27 @@ def open_store(url: str, *, keep_days: float = 30.0) -> Store:
 
 
 class Store:
-    """Reads the journal; writes what the control plane itself decides."""
+    """Reads the journal, and writes what the control plane decides: keys, settings, versions, the audit log."""
 
     def __init__(self, engine: sa.Engine, *, keep_days: float = 30.0) -> None:
         self.engine = engine
         self.keep_days = keep_days
 
     def close(self) -> None:
-        """Gives its connections back."""
+        """Close the connections."""
         self.engine.dispose()
 
-    # decisions and what is said of them
+    # decisions and their feedback
 
     def decision(self, id: str, tenant: str | None = None) -> DecisionRecord | None:
-        """By decision id, response id or request id (then the latest), of one tenant or of any."""
-        wanted = clean(id)
-        if not wanted:  # many records have no response id
+        """The decision with this decision, response or request id (of several the latest), of `tenant`, or of any where
+        that is None.
+        """
+        cleaned = clean(id)
+        if not cleaned:  # many records have no response id
             return None
         for column in (decisions.c.id, decisions.c.response_id, decisions.c.request_id):
-            query = sa.select(decisions.c.payload).where(column == wanted).order_by(decisions.c.time_s.desc())
+            query = sa.select(decisions.c.payload).where(column == cleaned).order_by(decisions.c.time_s.desc())
             if tenant is not None:
                 query = query.where(decisions.c.tenant == clean(tenant))
             if found := self._scalar(query.limit(1)):
@@ -121,10 +125,10 @@ class Store:
         return None
 
     def decisions(
-        self, wanted: DecisionFilter, *, before: tuple[float, str] | None = None, limit: int = 100
+        self, selection: DecisionFilter, *, before: tuple[float, str] | None = None, limit: int = 100
     ) -> list[Row]:
-        """Summaries, newest first. `before` is (time_s, id) of the last one of the page before."""
-        query = sa.select(*_SUMMARY).where(*_conditions(wanted))
+        """Summaries of decisions, newest first. `before`: (time_s, id) of the last one of the page before."""
+        query = sa.select(*_SUMMARY).where(*_conditions(selection))
         if before is not None:
             query = query.where(sa.tuple_(decisions.c.time_s, decisions.c.id) < sa.tuple_(*before))
         return self._rows(query.order_by(decisions.c.time_s.desc(), decisions.c.id.desc()).limit(limit))
@@ -132,7 +136,8 @@ class Store:
     def feedback(
         self, *, decision_id: str = "", before: tuple[float, str] | None = None, limit: int = 100
     ) -> list[Row]:
-        """Newest first. `before` is (time_s, id) of the last one of the page before."""
+        """Feedback on one decision or on all, newest first. `before`: (time_s, id) of the last one of the page before.
+        """
         query = sa.select(feedback).order_by(feedback.c.time_s.desc(), feedback.c.id.desc()).limit(limit)
         if decision_id:
             query = query.where(feedback.c.decision_id == decision_id)
@@ -141,27 +146,27 @@ class Store:
         return self._rows(query)
 
     def response(self, id: str, tenant: str) -> ResponseRecord | None:
-        """A stored response of this tenant; `deleted` is True for one that is gone."""
+        """A stored response of this tenant; its `deleted` is True where it was deleted."""
         rows = self._rows(
             sa.select(responses).where(responses.c.id == clean(id), responses.c.tenant == tenant)
         )
         return record_of(rows[0]) if rows else None
 
     def response_chain(self, id: str, tenant: str) -> dict[str, ResponseRecord]:
-        """That response and those of this tenant that it continues, by their ids, deleted ones too."""
+        """The response and all previous ones of its chain, of this tenant, by id, including deleted ones."""
         return {row["id"]: record_of(row) for row in self._rows(chain_query(clean(id), tenant))}
 
     # counters
 
     def spend_since(self, since_s: float) -> list[Row]:
-        """Cost and requests per tenant, key and route since the hour that `since_s` lies in."""
+        """Cost and requests per tenant, key and route, from the hour of `since_s` on."""
         totals = [sa.func.sum(spend.c[name]).label(name) for name in ("requests", "cost_nanousd")]
         account = (spend.c.tenant, spend.c.key_id, spend.c.route)
         query = sa.select(*account, *totals).where(spend.c.hour_s >= int(since_s) // 3600 * 3600)
         return [_whole_numbers(row) for row in self._rows(query.group_by(*account).order_by(*account))]
 
     def spend_by(self, name: str, since_s: float) -> dict[str, tuple[int, int]]:
-        """Requests and nano-dollars by tenant, key_id or route since the hour that `since_s` lies in."""
+        """Requests and nano-dollars by `name` (tenant, key_id or route), from the hour of `since_s` on."""
         totals = sa.func.sum(spend.c.requests), sa.func.sum(spend.c.cost_nanousd)
         query = sa.select(spend.c[name], *totals).where(spend.c.hour_s >= int(since_s) // 3600 * 3600)
         with self.engine.connect() as connection:
@@ -169,7 +174,7 @@ class Store:
         return {account: (int(requests), int(cost_nanousd)) for account, requests, cost_nanousd in found}
 
     def stats(self, since_s: float, until_s: float, *, route: str = "", step_s: int = 60) -> list[Row]:
-        """Counters per step, route and model, oldest first. `step_s` is a multiple of 60."""
+        """Counters per step, route and model, oldest first. `step_s` must be a multiple of 60."""
         start = (stats.c.minute_s - stats.c.minute_s % step_s).label("time_s")
         counters = [sa.func.sum(column).label(column.name) for column in stats.c if not column.primary_key]
         query = sa.select(start, stats.c.route, stats.c.model, *counters).where(
@@ -183,7 +188,7 @@ class Store:
     # keys
 
     def add_key(self, key: KeyRecord, actor: str) -> None:
-        """Raises ValueError where a live key has this name already."""
+        """Store a new key. Raises ValueError where a key that isn't revoked has the same name."""
         with self.engine.begin() as connection:
             _take_lock(connection, _KEYS_LOCK)
             same = sa.select(keys.c.id).where(keys.c.name == key.name, keys.c.revoked_s.is_(None))
@@ -193,9 +198,9 @@ class Store:
             _note(connection, actor, "key.create", key.id, {"name": key.name, "tenant": key.tenant})
 
     def change_key(self, id: str, change: Callable[[KeyRecord], KeyRecord], actor: str) -> KeyRecord | None:
-        """Stores what `change` makes of the key (limits, models, revocation); None: there is no such key.
+        """Store the key as `change` returns it (limits, models, revocation); None where there is no such key.
 
-        Of two changes at once neither undoes the other: whoever comes second changes what the first has left.
+        Of two concurrent changes neither undoes the other: `change` is called again with the result of the first.
         """
         while True:
             found = self._scalar(sa.select(keys.c.payload).where(keys.c.id == clean(id)))
@@ -207,13 +212,13 @@ class Store:
                 return key
 
     def _swap_key(self, payload: str, before: KeyRecord, key: KeyRecord, actor: str) -> bool:
-        """False, and nothing is stored, where another payload is in force."""
+        """Replace the key's payload; False, and nothing is stored, where the stored payload isn't the expected one."""
         values = {
             "key_hash": key.key_hash, "revoked_s": key.revoked_s, "payload": msgspec.json.encode(key).decode(),
         }  # fmt: skip
-        mine = sa.update(keys).where(keys.c.id == key.id, keys.c.payload == payload)
+        update = sa.update(keys).where(keys.c.id == key.id, keys.c.payload == payload)
         with self.engine.begin() as connection:
-            if not connection.execute(mine.values(**values)).rowcount:
+            if not connection.execute(update.values(**values)).rowcount:
                 return False
             detail: dict[str, object] = {"name": key.name}
             if key.key_hash != before.key_hash:
@@ -222,7 +227,7 @@ class Store:
         return True
 
     def keys(self, *, revoked: bool = True) -> list[KeyRecord]:
-        """In the order they were made."""
+        """All keys, oldest first; without revoked ones where `revoked` is False."""
         query = sa.select(keys.c.payload).order_by(keys.c.created_s, keys.c.id)
         if not revoked:
             query = query.where(keys.c.revoked_s.is_(None))
@@ -230,7 +235,7 @@ class Store:
             return [_decode_key(payload) for payload in connection.execute(query).scalars()]
 
     def key(self, id: str) -> KeyRecord | None:
-        """By its id."""
+        """The key of this id; None where there is none."""
         found = self._scalar(sa.select(keys.c.payload).where(keys.c.id == clean(id)))
         return _decode_key(found) if found else None
 
@@ -240,9 +245,9 @@ class Store:
         self, name: str, value: object, actor: str, *, expected: int | None = None,
         detail: dict[str, object] | None = None,
     ) -> int:
-        """Stores a new version of a setting; older ones stay. The version's number, from 1.
+        """Store a new version of a setting, and return its number, from 1. Older versions are kept.
 
-        Raises SettingConflict where `expected` is stated and is not the latest version.
+        Raises SettingConflict where `expected` is given and is not the latest version.
         """
         with self.engine.begin() as connection:
             latest = sa.select(sa.func.max(settings.c.version)).where(settings.c.name == name)
@@ -259,7 +264,7 @@ class Store:
         return version
 
     def latest_settings(self) -> dict[str, Any]:
-        """The value in force of every setting."""
+        """The latest value of every setting."""
         newest = sa.select(settings.c.name, sa.func.max(settings.c.version).label("version")).group_by(settings.c.name)
         last = newest.subquery()
         query = sa.select(settings.c.name, settings.c.value).join(
@@ -267,8 +272,8 @@ class Store:
         )
         return {row["name"]: msgspec.json.decode(row["value"]) for row in self._rows(query)}
 
-    def setting(self, name: str, version: int | None = None) -> Any:  # JSON is what the caller put there
-        """The latest value, or that of a version; None where there is none."""
+    def setting(self, name: str, version: int | None = None) -> Any:  # whatever JSON the caller stored
+        """The latest value of a setting, or that of a version; None where there is none."""
         query = sa.select(settings.c.value).where(settings.c.name == name).order_by(settings.c.version.desc())
         if version is not None:
             query = query.where(settings.c.version == version)
@@ -276,7 +281,7 @@ class Store:
         return msgspec.json.decode(found) if found else None
 
     def setting_numbers(self, prefix: str) -> dict[str, int]:
-        """The version in force of every setting whose name begins so, removed ones too."""
+        """The latest version of every setting whose name begins with `prefix`, including removed ones."""
         newest = sa.select(settings.c.name, sa.func.max(settings.c.version).label("version")).group_by(settings.c.name)
         rows = self._rows(newest.where(settings.c.name.startswith(prefix, autoescape=True)))
         return {row["name"]: int(row["version"]) for row in rows}
@@ -287,9 +292,9 @@ class Store:
         return [{**row, "value": msgspec.json.decode(row["value"])} for row in self._rows(query)]
 
     def save_router_version(self, version: RouterVersion, actor: str, *, instead: str | None = None) -> None:
-        """Adds a version or changes where it stands; of one name at most one version is live, whoever promotes.
+        """Add a version or change its state. A version that becomes live retires the one that was live before.
 
-        Raises VersionConflict where `instead` is stated and is not the version that is live; empty: none is.
+        Raises VersionConflict where `instead` is given and is not the live version (empty: none is live).
         """
         with self.engine.begin() as connection:
             _take_lock(connection, _VERSIONS_LOCK)
@@ -309,7 +314,7 @@ class Store:
             _note(connection, actor, f"router.{version.state}", target, {"artifact": version.artifact})
 
     def router_versions(self, name: str = "") -> list[RouterVersion]:
-        """Newest first."""
+        """The versions of one router or of all, newest first."""
         query = sa.select(router_versions).order_by(router_versions.c.time_s.desc())
         if name:
             query = query.where(router_versions.c.name == name)
@@ -323,14 +328,14 @@ class Store:
     def note(
         self, actor: str, action: str, target: str = "", detail: dict[str, object] | None = None
     ) -> None:
-        """Adds a line to the audit log."""
+        """Add an entry to the audit log."""
         with self.engine.begin() as connection:
             _note(connection, actor, action, target, detail or {})
 
     def audit_log(
         self, *, before: tuple[float, str] | None = None, action: str = "", limit: int = 100
     ) -> list[Row]:
-        """Newest first; of one action, or of all. `before` is (time_s, id) of the last one of the page before."""
+        """Entries of one action or of all, newest first. `before`: (time_s, id) of the last one of the page before."""
         query = sa.select(audit).order_by(audit.c.time_s.desc(), audit.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(sa.tuple_(audit.c.time_s, audit.c.id) < sa.tuple_(*before))
@@ -339,10 +344,10 @@ class Store:
         return [{**row, "detail": msgspec.json.decode(row["detail"])} for row in self._rows(query)]
 
     def forget_old(self, now_s: float, most: int | None = None) -> int:
-        """Deletes what is older than `keep_days`, a batch per transaction; the number of rows. `most`: it ends with so
-        many decisions and feedbacks, and there may be more.
+        """Delete rows older than `keep_days`, a batch per transaction, and return their number. `most`: stop after so
+        many decisions and feedbacks, even if there are more.
 
-        Keys, settings, versions, audit and spend stay; counters stay for 400 days, sums as long as their grain says.
+        Keys, settings, versions, the audit log and spend are kept; counters for 400 days, sums as `KEPT_S` says.
         """
         old_s = now_s - self.keep_days * 86400.0
         gone = 0
@@ -386,22 +391,22 @@ class Store:
             return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def _conditions(wanted: DecisionFilter) -> Sequence[sa.ColumnElement[bool]]:
+def _conditions(selection: DecisionFilter) -> Sequence[sa.ColumnElement[bool]]:
     conditions = [
         decisions.c[name] == value
         for name in ("tenant", "route", "answered_model", "key_id")
-        if (value := getattr(wanted, name))
+        if (value := getattr(selection, name))
     ]
-    conditions.append(decisions.c.time_s >= wanted.since_s)
-    if wanted.until_s < float("inf"):
-        conditions.append(decisions.c.time_s < wanted.until_s)
-    if wanted.errors_only:
+    conditions.append(decisions.c.time_s >= selection.since_s)
+    if selection.until_s < float("inf"):
+        conditions.append(decisions.c.time_s < selection.until_s)
+    if selection.errors_only:
         conditions.append(decisions.c.status >= 400)
     return conditions
 
 
 def _whole_numbers(row: Row) -> Row:
-    """Sums of integers are Decimal in PostgreSQL."""
+    """The row with sums as int, which are Decimal in PostgreSQL."""
     return {name: value if isinstance(value, str) else int(value) for name, value in row.items()}
 
 
@@ -412,12 +417,13 @@ def _key_action(before: KeyRecord, key: KeyRecord) -> str:
 
 
 def _live(connection: sa.Connection, name: str) -> str:
+    """The live version of a router; empty where none is."""
     mine = router_versions.c.name == name, router_versions.c.state == "live"
     return connection.execute(sa.select(router_versions.c.version).where(*mine)).scalar() or ""
 
 
 def _take_lock(connection: sa.Connection, lock: int) -> None:
-    """One at a time, of all replicas: what is looked at first is still so when it is changed."""
+    """Let one transaction at a time of all replicas go on, so that what it has read is still true when it writes."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
     else:

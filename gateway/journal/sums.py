@@ -1,4 +1,4 @@
-"""Reads the sums: some queries over a few hundred rows, whatever the traffic was."""
+"""Reads sums of the rollups by queries over a few hundred rows, whatever the traffic."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def sums(
     store: Store, span_s: int, since_s: float, until_s: float, *, by: Sequence[str] = (), route: str = "",
     tenant: str = "", names: Sequence[str] = ADDED,
 ) -> list[Sums]:
-    """Added up per group of `by` (start_s, route, model); one row, maybe of zeros, where `by` is empty."""
+    """Sums per group of `by` (start_s, route, model); exactly one row, perhaps of zeros, where `by` is empty."""
     query = _summed(span_s, since_s, until_s, by, names, route, tenant)
     with store.engine.connect() as connection:
         return [_numbers(dict(row)) for row in connection.execute(query).mappings()]
 
 
 class Grouped:
-    """Sums in fine groups, to be added up coarser in several ways without asking again."""
+    """Sums in fine groups, which can be added up to coarser ones without another query."""
 
     def __init__(self, by: Sequence[str], rows: Sequence[sa.Row[Any]]) -> None:
         self._by = tuple(by)
@@ -35,7 +35,7 @@ class Grouped:
         self._values = np.array([row[len(by) :] for row in rows], np.float64).reshape(-1, len(ADDED))
 
     def by(self, name: str) -> list[Sums]:
-        """Per value of one of the groups, in the order in which they came."""
+        """Sums per value of the grouping column `name`, in the order of their first rows."""
         place = self._by.index(name)
         order = {key: number for number, key in enumerate(dict.fromkeys(key[place] for key in self._keys))}
         total = np.zeros((len(order), len(ADDED)))
@@ -50,7 +50,7 @@ class Grouped:
 def grouped(
     store: Store, span_s: int, since_s: float, until_s: float, *, by: Sequence[str], route: str = "", tenant: str = ""
 ) -> Grouped:
-    """All sums of that time in these groups."""
+    """All sums from `since_s` until `until_s`, grouped by the columns `by`."""
     query = _summed(span_s, since_s, until_s, by, ADDED, route, tenant)
     with store.engine.connect() as connection:
         return Grouped(by, connection.execute(query).all())
@@ -71,14 +71,14 @@ def _summed(
 
 
 def _named(values: NDArray[np.float64]) -> Sums:
-    told = values.tolist()
-    return {name: value if name in _FLOATS else int(value) for name, value in zip(ADDED, told, strict=True)}
+    numbers = values.tolist()
+    return {name: value if name in _FLOATS else int(value) for name, value in zip(ADDED, numbers, strict=True)}
 
 
 def sums_by_tenant(
     store: Store, span_s: int, since_s: float, until_s: float, *, route: str = "", names: Sequence[str] = COUNTS
 ) -> list[Sums]:
-    """Added up per tenant, under its own name."""
+    """Sums per tenant, by the tenant's name."""
     name_of = sa.func.substr(rollups.c.tenant, 2).label("tenant")
     query = sa.select(name_of, *(sa.func.sum(rollups.c[name]).label(name) for name in names)).where(
         rollups.c.span_s == span_s, rollups.c.tenant != ALL_TENANTS,
@@ -91,26 +91,26 @@ def sums_by_tenant(
 
 
 def merged(rows: Sequence[Sums]) -> Sums:
-    """Several groups as one."""
+    """The sum of several groups; zeros where there are none."""
     names = [name for name in (rows[0] if rows else {}) if name in _NUMBERS]
     return {name: sum(row[name] for row in rows) for name in names} if rows else dict.fromkeys(ADDED, 0)
 
 
 def quantile_s(row: Sums, share: float, columns: Sequence[str] = LATENCY) -> float | None:
-    """Of a histogram, in seconds, by its logarithm inside a bucket; None: nothing was counted.
+    """The quantile of a histogram in seconds, interpolated logarithmically within a bucket; None where it is empty.
 
-    Beyond the last bound nothing is known but that bound.
+    In the bucket beyond the last bound it is that bound.
     """
     counts = [row[name] for name in columns]
-    wanted, seen = share * sum(counts), 0.0
+    rank, seen = share * sum(counts), 0.0
     if not sum(counts):
         return None
     for place, count in enumerate(counts):
-        if count and seen + count >= wanted:
+        if count and seen + count >= rank:
             if place >= len(BOUNDS_S):
                 return BOUNDS_S[-1]
             low = log(BOUNDS_S[place - 1] if place else BOUNDS_S[0] / 4)
-            inside = max(0.0, min(1.0, (wanted - seen) / count))
+            inside = max(0.0, min(1.0, (rank - seen) / count))
             return exp(low + inside * (log(BOUNDS_S[place]) - low))
         seen += count
     return BOUNDS_S[-1]
@@ -121,7 +121,7 @@ _FLOATS = frozenset(MOMENTS)
 
 
 def _numbers(row: Sums) -> Sums:
-    """Sums of integers are Decimal in PostgreSQL, and NULL of nothing."""
+    """The row with sums as int or float: in PostgreSQL sums of integers are Decimal, and sums of no rows are NULL."""
     return {
         name: value if name not in _NUMBERS else float(value or 0) if name in _FLOATS else int(value or 0)
         for name, value in row.items()

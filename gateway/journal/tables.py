@@ -1,7 +1,7 @@
-"""The journal's tables: columns for what is asked of them, the whole record as JSON text beside.
+"""The journal's tables: columns for what queries need, and beside them the whole record as JSON text.
 
-Text, not a JSON type: it is the record's own bytes, the same in SQLite and PostgreSQL, and holds any string
-that JSON can. `migrations/` makes these tables; a test compares the two.
+It is text and not a JSON type, so that it has the record's own bytes, is the same in SQLite and PostgreSQL, and can
+hold any string of JSON. `migrations/` creates these tables; a test compares both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LATENCY_COLUMNS = tuple(f"latency_{number:02d}" for number in range(len(LATENCY_
 
 
 def latency_bucket(latency_s: float) -> int:
-    """Which of `LATENCY_COLUMNS` a latency is counted in."""
+    """Index into `LATENCY_COLUMNS` of a latency's bucket."""
     return bisect_left(LATENCY_BOUNDS_S, latency_s)
 
 
@@ -60,7 +60,7 @@ feedback = sa.Table(
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("time_s", sa.Double, nullable=False),
     sa.Column("tenant", sa.Text, nullable=False),
-    sa.Column("decision_id", sa.Text),  # NULL until the decision it speaks of has been found
+    sa.Column("decision_id", sa.Text),  # NULL until its decision is stored
     sa.Column("response_id", sa.Text, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("score", sa.Double),
@@ -94,7 +94,7 @@ response_events = sa.Table(
     "response_events",
     metadata,
     sa.Column("response", sa.Text, primary_key=True),
-    sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),  # of the first of them
+    sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),  # number of the first event
     sa.Column("tenant", sa.Text, nullable=False),
     sa.Column("time_s", sa.Double, nullable=False),
     sa.Column("last", sa.Boolean, nullable=False),

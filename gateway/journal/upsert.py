@@ -1,4 +1,4 @@
-"""The statements by which rows get into the journal's tables, in SQLite and PostgreSQL: insert, replace, add up."""
+"""Statements that write rows of the journal in SQLite and PostgreSQL: insert, replace, and add to counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def put_row(connection: sa.Connection, table: sa.Table, row: Row) -> None:
-    """Inserts one row or replaces the one of its key."""
+    """Insert one row, or replace the row with the same key."""
     put_rows(connection, table, [row])
 
 
@@ -24,13 +24,16 @@ def put_rows(
     rows: Sequence[Row],
     newer_than: sa.Column[Any] | None = None,
 ) -> None:
-    """Upsert: the last row of a key wins; over a stored one only where its `newer_than` is not older."""
+    """Insert rows or replace those with the same keys; of several with the same key the last one counts. With
+    `newer_than`, a stored row is only replaced where that column isn't smaller in the new one.
+    """
     names = _key_of(table)
     last = {tuple([row[name] for name in names]): row for row in rows}
     connection.execute(_upsert_statement(connection.dialect.name, table, newer_than), list(last.values()))
 
 
 def insert_into(connection: sa.Connection, table: sa.Table) -> Any:
+    """The dialect's insert, which has `on_conflict_do_update`."""
     return _insert_of(connection.dialect.name, table)
 
 
@@ -40,7 +43,7 @@ def _insert_of(dialect: str, table: sa.Table) -> Any:  # the two dialects' types
 
 @cache
 def _upsert_statement(dialect: str, table: sa.Table, newer_than: sa.Column[Any] | None) -> Any:
-    """The statement of `put_rows`; making one costs more than running it."""
+    """The statement of `put_rows`, cached because making it takes longer than running it."""
     insert = _insert_of(dialect, table)
     changed = {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
     condition = None if newer_than is None else insert.excluded[newer_than.name] >= newer_than
@@ -50,7 +53,7 @@ def _upsert_statement(dialect: str, table: sa.Table, newer_than: sa.Column[Any] 
 def add_counts(
     connection: sa.Connection, table: sa.Table, rows: Sequence[Row], counters: tuple[str, ...]
 ) -> None:
-    """Adds to counters, in the order of their keys so that two shippers can't deadlock."""
+    """Add to counters, in the order of their keys, so that two shippers can't deadlock."""
     if not rows:
         return
     names = _key_of(table)
@@ -72,7 +75,7 @@ def _adding(dialect: str, table: sa.Table, counters: tuple[str, ...]) -> Any:
 
 @cache
 def _adding_driver_sql(table: sa.Table, counters: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """As SQLite's driver takes it, and the columns in the order of its placeholders."""
+    """The statement for SQLite's driver, and the columns in the order of its placeholders."""
     return str(_adding("sqlite", table, counters).compile(dialect=sqlite.dialect())), tuple(table.c.keys())
 
 
@@ -82,10 +85,10 @@ def _key_of(table: sa.Table) -> tuple[str, ...]:
 
 
 def clean(text: str) -> str:
-    """Without NUL, which PostgreSQL's text can't hold."""
+    """The text without NUL characters, which PostgreSQL's text can't hold."""
     return text.replace("\x00", "") if "\x00" in text else text
 
 
 def json_list(ids: Iterable[str]) -> str:
-    """For `json_each`."""
+    """The ids as a JSON array, for SQLite's `json_each`."""
     return msgspec.json.encode(list(ids)).decode()

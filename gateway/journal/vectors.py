@@ -1,6 +1,6 @@
-"""A query's features in a decision's record: half precision, and the meaning of a short text once.
+"""Packs a query's feature vector for its decision's record: in half precision, and equal blocks once.
 
-The tail of a text of few words is the whole of it, so two blocks of its vector are the same numbers.
+The vector has one block for the whole text and one for its tail; for a short text both are equal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _HALF = np.dtype("<f2")
 
 
 def packed(vector: Vector) -> tuple[bytes, int]:
-    """What a record's `vector` and `doubled` hold: all that retraining needs of a query, without its text."""
+    """The values of a record's `vector` and `doubled`."""
     raw = vector.astype(_HALF).tobytes()
     block = (len(vector) - STRUCTURE) // 2
     end = block * _HALF.itemsize
@@ -23,10 +23,10 @@ def packed(vector: Vector) -> tuple[bytes, int]:
 
 
 def vector_bytes(record: DecisionRecord) -> bytes:
-    """float16, little-endian, every block as often as it stood; empty: none was kept."""
+    """The whole vector as little-endian float16; empty where none was stored."""
     return record.vector[: record.doubled * _HALF.itemsize] + record.vector
 
 
 def unpacked(record: DecisionRecord) -> Vector:
-    """As the router saw it, in half precision."""
+    """The vector as the router saw it, but in half precision."""
     return np.frombuffer(vector_bytes(record), _HALF).astype(np.float32)

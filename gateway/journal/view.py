@@ -1,4 +1,4 @@
-"""A decision as people and scripts read it: dollars instead of nano-dollars, no raw vectors."""
+"""Decisions for people and scripts: in dollars instead of nano-dollars, and without vectors."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ MISSES = {
     "embedder_busy": "the embedder was still at questions before",
     "embedder_failed": "the embedder failed",
 }
-"""Why the semantic cache served nothing; other reasons are what a guard objected to."""
+"""Reasons for which the semantic cache served nothing; any other reason is the name of the guard that objected."""
 
 
 def miss_told(why: Mapping[str, Any]) -> str:
-    """What `cache_why` says of a miss, in words; empty where the semantic cache was not asked."""
+    """The reason for a miss in `cache_why`, in words; empty where the semantic cache was not asked."""
     name = str(why.get("why", ""))
     if not name:
         return ""
     if name.startswith("refused:"):
-        said = f"answers to other words are not given where {name.removeprefix('refused:')} is stated"
+        text = f"answers to other words are not given where {name.removeprefix('refused:')} is stated"
     else:
-        said = MISSES.get(name, f"the nearest question differs in {name}")
+        text = MISSES.get(name, f"the nearest question differs in {name}")
     if "threshold" in why:
-        said += f" (score {why['score']:.3f}, needed {why['threshold']:.3f})"
-    return f"{said} (similarity {why['similarity']:.3f})" if "similarity" in why else said
+        text += f" (score {why['score']:.3f}, needed {why['threshold']:.3f})"
+    return f"{text} (similarity {why['similarity']:.3f})" if "similarity" in why else text
 
 
 def cases_told(shown: int | None) -> str:
-    """What `cases_shown` says, in words; empty where no solved cases were found, or none looked for."""
+    """The meaning of `cases_shown`, in words; empty where no solved cases were found or searched for."""
     if shown is None:
         return ""
     if not shown:
@@ -52,7 +52,7 @@ def cases_told(shown: int | None) -> str:
 
 
 def decision_view(record: DecisionRecord) -> dict[str, Any]:
-    """What `GET /v1/decisions/{id}` and `headgate explain` show."""
+    """The decision as `GET /v1/decisions/{id}` and `headgate explain` show it."""
     fields = {
         field.name: getattr(record, field.name)
         for field in msgspec.structs.fields(record)

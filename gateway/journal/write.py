@@ -1,7 +1,7 @@
-"""Records into rows: what one shipped batch changes, inside the transaction its caller opened.
+"""Writes one shipped batch of records as rows and counters, in the caller's transaction.
 
-A record that is there already changes nothing, counters included, so shipping twice is harmless. Of two
-feedbacks or responses of one id the later one stays.
+A decision that is stored already changes nothing, counters included, so shipping it twice is harmless. Of two feedbacks
+or responses with the same id, the later one is kept.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _LATENCY_AT = _COUNTERS.index(LATENCY_COLUMNS[0])
 
 
 def write_records(connection: sa.Connection, records: Iterable[Record]) -> None:
-    """Inserts a batch and adds it to the counters."""
+    """Insert a batch and add it to the counters."""
     by_kind: defaultdict[type, list[Any]] = defaultdict(list)
     in_order = list(records)
     for record in in_order:
@@ -61,7 +61,7 @@ def write_records(connection: sa.Connection, records: Iterable[Record]) -> None:
 
 
 def write_decisions(connection: sa.Connection, records: Sequence[DecisionRecord]) -> set[str]:
-    """New decisions, their counters, and the feedback that was waiting for them; the ids that were new."""
+    """Insert new decisions, add them to the counters, and attach feedback that waits for them; returns the new ids."""
     if not records:
         return set()
     new_ids = _insert_new(connection, records)
@@ -74,13 +74,13 @@ def write_decisions(connection: sa.Connection, records: Sequence[DecisionRecord]
 
 
 def _insert_new(connection: sa.Connection, records: Sequence[DecisionRecord]) -> set[str]:
-    """Inserts the decisions that are not there yet; their ids."""
+    """Insert the decisions that are not stored yet; returns their ids."""
     rows = {row["id"]: row for row in map(_decision_row, records)}
     if connection.dialect.name != "sqlite":
         insert = insert_into(connection, decisions).on_conflict_do_nothing().returning(decisions.c.id)
         return set(connection.execute(insert, list(rows.values())).scalars())
-    # SQLite has one writer, so nothing comes between these two; and its driver takes tuples as they are,
-    # which costs a third of what SQLAlchemy needs for a row.
+    # SQLite has one writer, so nothing changes between these two statements. Its driver takes tuples directly, which
+    # costs a third of SQLAlchemy's time per row.
     for (id,) in connection.exec_driver_sql(_KNOWN_DECISIONS, (json_list(rows),)).all():
         del rows[id]
     if rows:
@@ -89,20 +89,20 @@ def _insert_new(connection: sa.Connection, records: Sequence[DecisionRecord]) ->
 
 
 def write_responses(connection: sa.Connection, records: Sequence[ResponseRecord]) -> None:
-    """Stored responses; a deletion stays, so that a late copy can't bring one back."""
+    """Store responses. A deletion is kept, so that a late copy can't restore a deleted one."""
     if records:
         put_responses(connection, [_response_row(one) for one in sorted(records, key=lambda record: record.time_s)])
 
 
 def write_audit(connection: sa.Connection, records: Sequence[AuditRecord]) -> None:
-    """Who changed what; never changed afterwards."""
+    """Add entries to the audit log; existing ones never change."""
     if records:
         rows = [_audit_row(record) for record in records]
         connection.execute(insert_into(connection, audit).on_conflict_do_nothing(), rows)
 
 
 def _decision_row(record: DecisionRecord) -> Row:
-    """In the order of the table's columns."""
+    """The row of a decision, in the order of the table's columns."""
     payload = msgspec.json.encode(_without_answer(record)).decode()
     if "\\u0000" in payload:
         record = msgspec.structs.replace(record, **{name: clean(getattr(record, name)) for name in _TEXT_COLUMNS})
@@ -171,7 +171,7 @@ def _stats_rows(records: Iterable[DecisionRecord]) -> list[Row]:
 
 
 def _count(counts: list[int], record: DecisionRecord) -> None:
-    """Adds a decision to counts in the order of `_COUNTERS`."""
+    """Add a decision to counts in the order of `_COUNTERS`."""
     counts[0] += 1
     counts[1] += record.status >= 400
     counts[2] += record.from_cache

@@ -1,6 +1,6 @@
-"""Feedback into rows, attached to the decision it speaks of, whichever of the two is shipped first.
+"""Writes feedback as rows attached to its decision, whichever of the two is shipped first.
 
-Feedback names its decision by the decision's id, or by the id of the response or the request. It is attached only to a
+Feedback names its decision by the id of the decision, of the response or of the request. It is only attached to a
 decision of the tenant that gave it.
 """
 
@@ -14,14 +14,14 @@ from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
 from gateway.journal.tables import decisions, feedback
 from gateway.journal.upsert import Row, clean, json_list, put_rows
 
-_SAID_BY = ("response_id", "request_id")
-"""Other names a decision goes by, the more telling one first."""
-_SPOKEN_OF = "SELECT id, decision_id, tenant FROM feedback WHERE decision_id IN (SELECT value FROM json_each(?))"
+_OTHER_IDS = ("response_id", "request_id")
+"""Columns by which feedback may name its decision instead of the decision's id, the more specific one first."""
+_FEEDBACK_ON = "SELECT id, decision_id, tenant FROM feedback WHERE decision_id IN (SELECT value FROM json_each(?))"
 _ANY_WAITING = sa.select(feedback.c.id).where(feedback.c.decision_id.is_(None)).limit(1)
 
 
 def write_feedback(connection: sa.Connection, records: Sequence[FeedbackRecord]) -> None:
-    """New or newer feedback, attached to its decision where that is known already."""
+    """Store new or newer feedback, attached to its decision where that is stored already."""
     if not records:
         return
     rows = [_feedback_row(record) for record in sorted(records, key=lambda record: record.time_s)]
@@ -30,7 +30,9 @@ def write_feedback(connection: sa.Connection, records: Sequence[FeedbackRecord])
 
 
 def attach_waiting(connection: sa.Connection, records: Iterable[DecisionRecord]) -> None:
-    """Feedback can be shipped before its decision: another worker wrote it. Mostly none is waiting."""
+    """Attach feedback that was shipped before its decision, as it may be where another worker wrote it. Usually none
+    waits.
+    """
     _own_early(connection, records)
     if connection.execute(_ANY_WAITING).first() is None:
         return
@@ -47,16 +49,16 @@ def attach_waiting(connection: sa.Connection, records: Iterable[DecisionRecord])
         sa.or_(feedback.c.response_id.in_(names), feedback.c.request_id.in_(names)),
     )
     for row in connection.execute(waiting).mappings().all():
-        owner = next((owners.get((row["tenant"], name, row[name])) for name in _SAID_BY if row[name]), None)
+        owner = next((owners.get((row["tenant"], name, row[name])) for name in _OTHER_IDS if row[name]), None)
         if owner:
             update = sa.update(feedback).where(feedback.c.id == row["id"])
             connection.execute(update.values(decision_id=owner[0], tenant=owner[1]))
 
 
 def _find_decisions(connection: sa.Connection, rows: Sequence[Row]) -> None:
-    """Fills `decision_id` from the response or request id, within the feedback's own tenant; another's is none."""
+    """Set `decision_id` by the response's or request's id, among decisions of the feedback's own tenant only."""
     _own_only(connection, rows)
-    for name in _SAID_BY:
+    for name in _OTHER_IDS:
         wanted = {row[name] for row in rows if row["decision_id"] is None and row[name]}
         if not wanted:
             continue
@@ -72,7 +74,7 @@ def _find_decisions(connection: sa.Connection, rows: Sequence[Row]) -> None:
 
 
 def _own_only(connection: sa.Connection, rows: Sequence[Row]) -> None:
-    """Whoever knows or guesses a decision's id can't speak of it but within its tenant."""
+    """Detach feedback from decisions of other tenants, whose ids a caller may know or guess."""
     wanted = {row["decision_id"] for row in rows if row["decision_id"]}
     if not wanted:
         return
@@ -87,18 +89,18 @@ def _own_only(connection: sa.Connection, rows: Sequence[Row]) -> None:
 
 
 def _own_early(connection: sa.Connection, records: Iterable[DecisionRecord]) -> None:
-    """As `_own_only`, for what was said of these decisions before they came."""
+    """Detach feedback of other tenants from decisions that are shipped after it, as `_own_only` does."""
     tenants = {clean(record.id): clean(record.tenant) for record in records}
     if connection.dialect.name == "sqlite":  # binding the ids one by one takes more than twice as long
-        found = connection.exec_driver_sql(_SPOKEN_OF, (json_list(tenants),))
+        found = connection.exec_driver_sql(_FEEDBACK_ON, (json_list(tenants),))
     else:
         query = sa.select(feedback.c.id, feedback.c.decision_id, feedback.c.tenant)
         found = connection.execute(query.where(feedback.c.decision_id.in_(tenants)))
     for id, decision_id, tenant in found.all():
         owner = tenants[decision_id]
         if tenant != owner:
-            right = {"tenant": owner} if tenant == ANY_TENANT else {"decision_id": None}
-            connection.execute(sa.update(feedback).where(feedback.c.id == id).values(right))
+            values = {"tenant": owner} if tenant == ANY_TENANT else {"decision_id": None}
+            connection.execute(sa.update(feedback).where(feedback.c.id == id).values(values))
 
 
 def _feedback_row(record: FeedbackRecord) -> Row:

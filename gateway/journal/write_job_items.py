@@ -1,4 +1,4 @@
-"""What each prompt of a batch job has come to, from the records of its calls: one row a prompt."""
+"""Writes the state and result of each prompt of a batch job, from the records of its calls: one row per prompt."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gateway.journal.tables import job_items
 from gateway.journal.upsert import Row, clean, insert_into
 
 ENDED = ("done", "failed")
-"""States of a batch job's prompt that nothing changes any more."""
+"""Final states of a prompt."""
 
 
 def write_job_items(connection: sa.Connection, records: Iterable[Record], new_ids: set[str]) -> None:
-    """What each prompt of a batch job has come to: one row a prompt, its calls' costs added up, once each."""
+    """Update the prompts' rows. Only decisions in `new_ids` count, so that each call's cost is added once."""
     rows: dict[tuple[str, int], Row] = {}
     for record in records:
         if isinstance(record, JobStartRecord):
