@@ -1,6 +1,6 @@
-"""Whether learning is alive: each alarm says what is wrong with a route's rounds, in words an operator can act on.
+"""Alarms on a route's learning: each one says what is wrong with its rounds, in words that an operator can act on.
 
-Refuses to guess: with too few rounds an alarm stays silent.
+With too few rounds no alarm is raised.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ RARELY_LABELLED = 0.01
 MISCALIBRATED = 0.1
 SURE_Z = 4.0
 SURE_RATIO = 4.2
-"""Square root of twice a log likelihood ratio that chance reaches in a thousandth of a model's logs."""
+"""Square root of twice the log likelihood ratio that is reached by chance in 0.1 % of a model's logs."""
 DRIFTED_SD = 0.5
 STALE_ROUNDS = 1000
 HARM_BY_CHANCE = 1e-4
-"""Of logs in which solved cases do no harm, the share that is ever told they do while it grows. A log of the latest
-rounds only begins anew with each, so a route is told so more often in the long run."""
+"""Probability that a growing log in which solved cases do no harm ever raises the alarm. A log of the latest rounds
+only starts again with each round, so that in the long run a route gets false alarms more often.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,11 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A model whose scores left what they were."""
+    """A lasting change of a model's mean score."""
 
     model: str
     place: int
-    """The first round of the log after it."""
+    """Index of the first round after the change."""
     before: float
     after: float
 
@@ -54,9 +55,9 @@ class Change:
 def raised(
     log: Log, *, version_since_s: float = 0.0, trained_until_s: float = 0.0, shows_cases: bool = True
 ) -> list[Alarm]:
-    """Every alarm of a route's rounds, oldest first in the log. `version_since_s`: since when its router serves;
-    `trained_until_s`: scores of decisions until then were trained on, whether or not that router was then promoted;
-    `shows_cases`: False where the route shows no solved cases any more.
+    """The alarms of a route's rounds. `version_since_s`: Unix time since which its router serves; `trained_until_s`:
+    Unix time of the latest decision that was trained on, whether or not that router was promoted; `shows_cases`:
+    whether the route still shows solved cases.
     """
     if len(log) < MIN_ROUNDS:
         return []
@@ -69,7 +70,7 @@ def raised(
 
 
 def exploration_starved(log: Log) -> list[Alarm]:
-    """Almost every decision was certain: nothing can be learnt of the models not chosen."""
+    """Alarm where almost every decision is certain, so that nothing is learnt about the other models."""
     doubt = float((1.0 - log.logged.max(1))[-1000:].mean())
     if len(log.models) < 2 or doubt >= STARVED:
         return []
@@ -77,7 +78,7 @@ def exploration_starved(log: Log) -> list[Alarm]:
 
 
 def one_model(log: Log) -> list[Alarm]:
-    """One model answers nearly everything: routing has collapsed, or one model is simply best."""
+    """Alarm where one model answers nearly everything: routing has collapsed, or that model is simply the best."""
     shares = np.bincount(log.action[-1000:], minlength=len(log.models)) / min(len(log), 1000)
     top = int(shares.argmax())
     if len(log.models) < 2 or shares[top] <= CONCENTRATED:
@@ -87,7 +88,7 @@ def one_model(log: Log) -> list[Alarm]:
 
 
 def labels(log: Log) -> list[Alarm]:
-    """No scores, or scores that stopped coming."""
+    """Alarm where there are almost no scores, or fewer than before."""
     known = log.labelled
     share = float(known.mean())
     if share < RARELY_LABELLED:
@@ -100,20 +101,20 @@ def labels(log: Log) -> list[Alarm]:
 
 
 def expected_quality(log: Log) -> Array:
-    """What the router expected of the model it chose; NaN where it said nothing."""
+    """Quality that the router expected of the model that it chose, (n,); NaN where it had no estimate."""
     chosen = [record.chosen for record in log.records]
     return np.array([np.nan if one is None or one.quality is None else one.quality for one in chosen], np.float64)
 
 
 def own_answers(log: Log) -> NDArray[np.bool_]:
-    """Rounds whose score is that of the chosen model: not of a fallback, nor of a cascade, where an answer is kept
-    because it looks good or comes from another model.
+    """Rounds whose score is that of the chosen model. Fallbacks and cascades are not, because their answers come from
+    another model or were kept because they look good.
     """
     return np.array([one.answered_model in ("", one.model) and len(one.plan) < 2 for one in log.records], bool)
 
 
 def calibration(log: Log) -> list[Alarm]:
-    """Answers of a model are better or worse than the router expects."""
+    """Alarms for models whose answers are better or worse than the router expects."""
     log = log.rows(own_answers(log))
     expected = np.clip(expected_quality(log), 0.0, 1.0)[-1000:]
     gap = log.score[-1000:] - expected
@@ -123,7 +124,7 @@ def calibration(log: Log) -> list[Alarm]:
         mine, hoped = gap[known], expected[known]
         if len(mine) < 30:
             continue
-        # a few answers that are all right vary less than right and wrong ones would, were the router right
+        # a few answers that are all right vary less than the router's own estimates imply
         variance = max(float(mine.var(ddof=1)), float((hoped * (1.0 - hoped)).mean()))
         mean, error = float(mine.mean()), np.sqrt(variance / len(mine))
         if abs(mean) > MISCALIBRATED and abs(mean) > SURE_Z * max(float(error), 1e-3):
@@ -134,7 +135,7 @@ def calibration(log: Log) -> list[Alarm]:
 
 
 def model_drift(log: Log) -> list[Alarm]:
-    """A model answers better or worse than it did."""
+    """Alarms for models that answer better or worse than before."""
     return [
         Alarm("model drift", f"{one.model} went from {one.before:.2f} to {one.after:.2f}",
               one.after - one.before, one.model)
@@ -164,7 +165,7 @@ def changes(log: Log, least: int = 25) -> list[Change]:
 
 
 def _explained(score: Array, level: Array) -> Array:
-    """What of the score the expectation explains, by least squares."""
+    """The part of the scores that the router's expectation explains, by least squares."""
     spread = float(level.var())
     slope = float(np.cov(level, score, bias=True)[0, 1]) / spread if spread > 1e-9 else 0.0
     return np.asarray(score.mean() + max(slope, 0.0) * (level - level.mean()))
@@ -203,13 +204,13 @@ def _largest_jump(score: Array, explained: Array, least: int) -> tuple[int, floa
 
 
 def _divergence(found: Array, level: float) -> Array:
-    """Kullback-Leibler, of chances of a right answer; clipped into (0, 1)."""
+    """Kullback-Leibler divergence between probabilities of a right answer, clipped into (0, 1)."""
     p, q = np.clip(found, 1e-9, 1 - 1e-9), min(max(level, 1e-9), 1 - 1e-9)
     return np.asarray(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
 
 
 def feature_drift(log: Log) -> list[Alarm]:
-    """The queries of late are not those of before."""
+    """Alarm where the later half of the queries differs from the earlier half."""
     z = log.covariates(8)
     half = len(z) // 2
     shift = np.abs(z[half:].mean(0) - z[:half].mean(0))
@@ -221,7 +222,7 @@ def feature_drift(log: Log) -> list[Alarm]:
 
 
 def stale(log: Log, since_s: float, trained_until_s: float = 0.0) -> list[Alarm]:
-    """Scores came in plenty, the router is still the one from before them, and none has been trained on them."""
+    """Alarm where many scores came since the router was promoted, and none has been trained on them."""
     fresh = int(log.since(max(since_s, trained_until_s)).labelled.sum())
     if since_s <= 0 or fresh < STALE_ROUNDS:
         return []
@@ -229,7 +230,9 @@ def stale(log: Log, since_s: float, trained_until_s: float = 0.0) -> list[Alarm]
 
 
 def harmful_cases(log: Log) -> list[Alarm]:
-    """Requests that are shown solved cases score lower than those they are withheld from, beyond chance at any look."""
+    """Alarm where requests that are shown solved cases score significantly lower than those from which cases are
+    withheld; valid however often it is checked.
+    """
     worth = scores_by_cases(log)
     if worth.gained is None or worth.gained.value >= 0.0 or harmless_p(log) > HARM_BY_CHANCE:
         return []

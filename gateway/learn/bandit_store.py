@@ -1,9 +1,9 @@
-"""Where workers and replicas leave what their bandits have learnt for each other.
+"""Stores in which workers and replicas share what their bandits have learnt.
 
-Every writer has a place of its own and overwrites nothing but that: the total is what a reader adds up. So no lock is
-needed, a message that is late or comes twice does no harm, and a writer that is gone is still heard: a process takes a
-new name at its start, so what it knew before is one of the others'. Places are files of the run directory, or fields
-of a Redis hash where several machines share one.
+Every writer only overwrites its own entry, and readers add up all entries. So no lock is needed, late or repeated
+writes do no harm, and the entry of a writer that has ended still counts: a process takes a new name at its start, so
+its former entry is one of the others'. Entries are files of the run directory, or fields of a Redis hash where several
+machines share one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ PREFIX = "headgate:bandit:"
 
 
 class BanditStore(Protocol):
-    """One writer's view: a serialised `BanditState` of every writer, by key."""
+    """One writer's access to the serialised `BanditState`s of all writers, by key."""
 
     async def publish(self, key: str, mine: bytes) -> bool:
-        """False: it could not be sent now."""
+        """Replace this writer's entry; False where it could not be written now."""
         ...
 
     async def others(self, key: str) -> list[bytes] | None:
-        """What every other writer published; None: the same as when last asked, or nobody can say now."""
+        """The entries of all other writers; None where they have not changed since the last call, or can't be read now.
+        """
         ...
 
     async def close(self) -> None: ...
@@ -76,8 +77,9 @@ class FolderBanditStore:
 
 
 class RedisBanditStore:
-    """Fields of the Redis hash `headgate:bandit:<key>`, one per writer. Redis being away costs news, never learning;
-    where it has lost its data whoever reads next tells what was in it, also of writers that are gone.
+    """Fields of the Redis hash `headgate:bandit:<key>`, one per writer. While Redis can't be reached, workers learn on
+    but don't share. If Redis has lost its data, the next reader restores the entries, also those of writers that have
+    ended.
     """
 
     def __init__(self, link: RedisLink, writer: str) -> None:
@@ -118,7 +120,7 @@ def _all(redis: Redis, key: str) -> Awaitable[dict[bytes, bytes]]:
 
 
 def read_states(config: Config, key: str) -> list[bytes]:
-    """What every writer published, read once from outside the workers. Raises OSError where it can't be read."""
+    """The entries of all writers, read once from outside the workers. Raises OSError where they can't be read."""
     if not config.storage.redis_url:
         return [path.read_bytes() for path in sorted((Path(config.server.run_dir) / "bandit" / key).glob("*.sums"))]
     import redis

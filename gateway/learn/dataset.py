@@ -1,11 +1,11 @@
-"""The journal as logged rounds and as training data: feedback, automatic checks, propensities.
+"""Reads the journal as logged rounds and as training data: feedback, automatic checks, propensities.
 
-A round is a decision that a model was chosen for, with the probabilities of that moment and what came of
-the whole request: score, cost, latency. Its score is what somebody said of it; where nobody did, a failed
-automatic check (no answer, invalid schema, a tool call that doesn't parse, a refusal, the user asking
-again) says 0. So that bad answers are not the better labelled ones, a failed check speaks only as often
-as answers are scored at all. On a route without any feedback every answer is scored by its checks alone, where
-these look at most answers; else none is: that nothing went wrong does not say that an answer was any good.
+A round is a decision for a model, with the probabilities at that time and the outcome of the whole request: score,
+cost, latency. The score comes from feedback; where there is none, a failed automatic check (no answer, invalid schema,
+a tool call that doesn't parse, a refusal, the user repeating the question) gives 0. So that bad answers are not scored
+more often than good ones, a failed check only counts with the probability with which answers get feedback at all. On a
+route without any feedback every answer is scored by its checks alone, if most answers were checked; otherwise none is,
+because an answer without a fault need not be good.
 
 Left out: cache hits, requests that the client broke off, choices without a propensity.
 """
@@ -31,10 +31,10 @@ from routers.ope import Array, Rounds
 from routers.outcomes import Outcomes
 
 RETRY_WITHIN_S = 120.0
-"""The same question again this soon means that the answer was no good."""
+"""A question that is repeated within so many seconds means that its answer was bad."""
 
 MAIN_AXES = 24
-"""Found once for every question asked of a log."""
+"""Principal axes that are computed once per log."""
 
 Scored = tuple[DecisionRecord, float | None]
 
@@ -46,26 +46,27 @@ class Log:
     records: tuple[DecisionRecord, ...]
     models: tuple[str, ...]
     x: NDArray[np.float32]
-    """(n, d) query vectors; no columns where the log holds none of this build's."""
+    """Query vectors, (n, d); d is 0 where a round has none of this build's version."""
     action: NDArray[np.intp]
     logged: Array
-    """(n, m) probabilities at decision time."""
+    """Probabilities at decision time, (n, m)."""
     score: Array
-    """(n,) NaN: nobody knows."""
+    """(n,), NaN where it is unknown."""
     cost_usd: Array
     latency_s: Array
     left_out: int = 0
-    """Decisions that are no rounds."""
+    """Number of decisions that are no rounds."""
 
     def __len__(self) -> int:
         return len(self.records)
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
+        """Whether each round has a score."""
         return np.isfinite(self.score)
 
     def rows(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> Log:
-        """Those rounds alone."""
+        """The log of these rounds only."""
         places = np.arange(len(self))[kept]
         return replace(
             self, records=tuple(self.records[i] for i in places.tolist()), x=self.x[places],
@@ -74,11 +75,11 @@ class Log:
         )  # fmt: skip
 
     def since(self, time_s: float) -> Log:
-        """Rounds after that moment."""
+        """Rounds after that Unix time."""
         return self.rows(np.array([record.time_s > time_s for record in self.records], bool))
 
     def until(self, time_s: float) -> Log:
-        """Rounds up to that moment."""
+        """Rounds up to that Unix time."""
         return self.rows(np.array([record.time_s <= time_s for record in self.records], bool))
 
     def always(self, j: int) -> Array:
@@ -88,15 +89,15 @@ class Log:
         return target
 
     def rounds(self, reward: Array) -> Rounds:
-        """For off-policy evaluation; `reward` is one of score, cost, latency, or made of them, NaN where not known."""
+        """The rounds for off-policy evaluation. `reward`: score, cost or latency, or computed from them; NaN: unknown.
+        """
         known = np.isfinite(reward)
         if known.all():
             return Rounds(self.action, reward, self.logged)
         return Rounds(self.action, np.where(known, reward, 0.0), self.logged, known)
 
     def covariates(self, dims: int = MAIN_AXES) -> Array:
-        """What the reward model reads: the vectors' `dims` first main axes and the prompt's length, all of unit
-        spread.
+        """Inputs of the reward model: the vectors' first `dims` principal axes and the prompt's length, standardised.
         """
         tokens = np.log1p([record.input_tokens for record in self.records])[:, None]
         z = np.concatenate([self._axes[:, :dims], tokens], 1)
@@ -107,7 +108,7 @@ class Log:
         return main_axes(self.x.astype(np.float64), MAIN_AXES) if self.x.shape[1] else np.zeros((len(self), 0))
 
     def mean_cost_usd(self) -> Array:
-        """Of each model where it was chosen and what it cost is known; NaN where that never was."""
+        """Mean cost of the rounds in which each model was chosen, (m,); NaN where no cost is known."""
         known = np.isfinite(self.cost_usd)
         counts = np.bincount(self.action[known], minlength=len(self.models))
         total = np.bincount(self.action[known], self.cost_usd[known], len(self.models))
@@ -115,13 +116,15 @@ class Log:
 
 
 def main_axes(x: Array, dims: int) -> Array:
-    """Rows on about their `dims` leading principal axes, by subspace iteration: a hundredth of a full decomposition."""
+    """The rows projected on approximately their `dims` leading principal axes, by subspace iteration, which takes a
+    hundredth of the time of a full decomposition.
+    """
     centred = x - x.mean(0)
     basis = np.random.default_rng(0).normal(size=(x.shape[1], min(dims + 8, *x.shape)))
     for _ in range(4):
         basis = centred.T @ (centred @ basis)
         values, turn = np.linalg.eigh(basis.T @ basis)
-        least = max(1e-12 * float(values.max()), 1e-30)  # rows may all be the same one
+        least = max(1e-12 * float(values.max()), 1e-30)  # all rows may be equal
         basis = basis @ (turn / np.sqrt(np.maximum(values, least)))
     scores = centred @ basis
     values, turn = np.linalg.eigh(scores.T @ scores)
@@ -129,37 +132,37 @@ def main_axes(x: Array, dims: int) -> Array:
 
 
 class NothingLogged(ValueError):
-    """No round to learn from; the message says what was there."""
+    """There is no round to learn from; the message says what there is."""
 
 
 def read_log(
     engine: sa.Engine, *, route: str, since_s: float = 0.0, limit: int = 20_000, featurizer: Featurizer | None = None
 ) -> Log:
-    """The route's latest rounds: `limit` of them at most up to the latest that was scored, as many at most after it, so
-    that scores may come late. Raises NothingLogged.
+    """The route's latest rounds: at most `limit` up to the latest scored one, and at most `limit` after it, so that
+    late scores are not missed. Raises NothingLogged.
     """
-    told, later = list[Scored](), list[Scored]()  # the newest first
+    earlier, later = list[Scored](), list[Scored]()  # both with the newest first
     before: Place | None = None
-    while len(told) < 2 * limit:
-        leaps = not told and len(later) >= 2 * limit  # of those before them, only a score makes any count
+    while len(earlier) < 2 * limit:
+        leaps = not earlier and len(later) >= 2 * limit  # older ones only matter once one is scored
         if leaps and (before := last_scored(engine, route, before, since_s)) is None:
             break
-        page = read_back(engine, route, before, min(PAGE_ROWS, 2 * limit - len(told)), since_s, including=leaps)
+        page = read_back(engine, route, before, min(PAGE_ROWS, 2 * limit - len(earlier)), since_s, including=leaps)
         if not page:
             break
         before = place_of(page[-1])
         decided = [(record, score) for record, score in page if record.surface not in PASSED]
-        fresh = 0 if told else next((i for i, (_, score) in enumerate(decided) if score is not None), len(decided))
+        fresh = 0 if earlier else next((i for i, (_, score) in enumerate(decided) if score is not None), len(decided))
         later = [*later, *decided[:fresh]][: 2 * limit]
-        told += decided[fresh:]
-    if not told:
+        earlier += decided[fresh:]
+    if not earlier:
         return log_of(later[::-1], limit=limit, featurizer=featurizer)
     later = later[:limit]
-    return log_of([*told[::-1], *later[::-1]], limit=limit + len(later), featurizer=featurizer)
+    return log_of([*earlier[::-1], *later[::-1]], limit=limit + len(later), featurizer=featurizer)
 
 
 def log_of(decisions: Sequence[Scored], *, limit: int = 20_000, featurizer: Featurizer | None = None) -> Log:
-    """Rounds of decisions in the order of time. Raises NothingLogged."""
+    """The log of decisions, which must be in the order of time. Raises NothingLogged."""
     labelled = scored_by_checks(decisions)
     kept = [(record, score) for record, score in labelled if is_round(record)][-limit:]
     if not kept:
@@ -185,12 +188,12 @@ def log_of(decisions: Sequence[Scored], *, limit: int = 20_000, featurizer: Feat
 
 
 def scored_by_checks(decisions: Sequence[Scored]) -> list[Scored]:
-    """Every decision with its score: what was said, else what the checks say, as often as they may."""
+    """Every decision with its score, from feedback or else from automatic checks, as the module's docstring describes.
+    """
     again = _asked_again([record for record, _ in decisions])
     failed = [bool(failed_check(record)) or i in again for i, (record, _) in enumerate(decisions)]
-    silent = [i for i, (_, score) in enumerate(decisions) if score is None]
-    spoken = len(decisions) - len(silent)
-    if not spoken:
+    unscored = [i for i, (_, score) in enumerate(decisions) if score is None]
+    if len(unscored) == len(decisions):
         asked = [record for record, _ in decisions if record.attempts]
         if sum(map(was_checked, asked)) < len(asked) / 2:
             return list(decisions)
@@ -198,14 +201,14 @@ def scored_by_checks(decisions: Sequence[Scored]) -> list[Scored]:
     sound = [i for i, bad in enumerate(failed) if not bad]
     share = sum(decisions[i][1] is not None for i in sound) / max(len(sound), 1)
     scored = list(decisions)
-    for i in silent:
+    for i in unscored:
         if failed[i] and drawn_of(decisions[i][0].id) < share:
             scored[i] = (decisions[i][0], 0.0)
     return scored
 
 
 def _asked_again(records: Sequence[DecisionRecord]) -> set[int]:
-    """Places of decisions whose question the same caller asked again soon after."""
+    """Places of the decisions whose question the same caller repeated within `RETRY_WITHIN_S`."""
     latest: dict[tuple[str, str, bytes], int] = {}
     found: set[int] = set()
     for i, record in enumerate(records):
@@ -221,7 +224,7 @@ def _asked_again(records: Sequence[DecisionRecord]) -> set[int]:
 
 
 def _vectors(records: Sequence[DecisionRecord], featurizer: Featurizer | None) -> NDArray[np.float32]:
-    """As recorded, or made from the text where only that was kept; no columns where a row has neither."""
+    """The recorded vectors, or those of the stored texts; no columns where a record has neither."""
     version = featurizer.version if featurizer else shipped_version()
     rows = [_vector(record, version, featurizer) for record in records]
     if any(row is None for row in rows):
@@ -241,10 +244,10 @@ def _vector(record: DecisionRecord, version: str, featurizer: Featurizer | None)
 
 
 def training_data(log: Log) -> tuple[Outcomes, Array]:
-    """The labelled rounds as partial outcomes, one cell a row, and their vectors.
+    """The scored rounds as outcomes with one known cell per row, and their vectors.
 
-    A round whose answer came from another model than the chosen one (a cascade's later rung, a fallback)
-    tells of the model that answered.
+    The score of an answer by another model than the chosen one (a cascade's later rung, a fallback) counts for the
+    model that answered.
     """
     kept = log.rows(log.labelled)
     models = tuple(
@@ -277,15 +280,15 @@ def training_data(log: Log) -> tuple[Outcomes, Array]:
 
 
 def one_sided(log: Log) -> str:
-    """Why the scores tell no model from another, where only good or only bad answers are scored; else empty."""
-    said = log.score[log.labelled]
-    if not 0 < len(said) < len(log) or said.min() != said.max():
+    """A message where all scores of a partly scored log are equal, so that models can't be compared; else empty."""
+    scores = log.score[log.labelled]
+    if not 0 < len(scores) < len(log) or scores.min() != scores.max():
         return ""
-    return f"every scored answer has the score {said[0]:g}: score good and bad ones alike, else no model is told better"
+    return f"every scored answer has the score {scores[0]:g}: score good and bad ones, else models can't be compared"
 
 
 def halves_of_queries(log: Log, share: float = 0.5) -> NDArray[np.bool_]:
-    """Which rounds are in the first half, by a hash of the query: equal queries lie on one side."""
+    """Whether each round is in the first half, by a hash of its query, so that equal queries are on the same side."""
     return np.array([drawn_of(_key(record)) < share for record in log.records], bool)
 
 
@@ -294,9 +297,9 @@ def _key(record: DecisionRecord) -> str:
 
 
 def log_of_outcomes(data: Outcomes, featurizer: Featurizer | None = None) -> Log:
-    """Outcome data with one answer per query and its propensity, as a log. What was likely of the models
-    not chosen isn't in such data: they are taken to share the rest equally. Raises NothingLogged where
-    propensities are missing.
+    """Outcome data with one answer per query and its propensity, as a log. Such data has no probabilities of the models
+    that were not chosen: these are assumed to share the rest equally. Raises NothingLogged where no propensity is
+    known.
     """
     observed = np.isfinite(data.scores) & np.isfinite(data.propensity)
     if not observed.any():

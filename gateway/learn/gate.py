@@ -1,8 +1,8 @@
-"""Whether a candidate version may replace the incumbent: only when its lower bound beats the incumbent's estimate.
+"""Decides whether a candidate version may replace the incumbent: only if it is better with 95 % confidence.
 
-Both are valued on the same logged rounds, as quality minus the price of money that the route's cost weight states; the
-bound is on their difference, paired round by round (doubly robust, one-sided 95 %). Refuses where the log can't tell,
-and then says what it would take.
+Both are valued on the same logged rounds, by quality minus cost at the exchange rate of the route's cost weight. The
+one-sided 95 % bound is on their difference, paired round by round (doubly robust). Where the log has too little
+evidence the gate refuses, and says how much more is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from routers.select import DEFAULT_COST_WEIGHT, exchange_rate
 from routers.types import Knobs
 
 ONE_SIDED = 0.90
-"""A two-sided interval of 90 % has a lower bound of 95 %."""
+"""The lower end of a two-sided 90 % interval is a one-sided 95 % bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +34,18 @@ class GateVerdict:
     refusal: Refusal | None = None
 
     def as_dict(self) -> dict[str, object]:
-        told: dict[str, object] = {"passed": self.passed, "reason": self.reason}
+        verdict: dict[str, object] = {"passed": self.passed, "reason": self.reason}
         for name in ("difference", "candidate", "incumbent"):
             found: Interval | None = getattr(self, name)
             if found is not None:
-                told[name] = found.as_dict()
-        return told
+                verdict[name] = found.as_dict()
+        return verdict
 
 
 def worth(log: Log, knobs: Knobs, reference_usd: float) -> Array:
-    """Quality minus the exchange rate times cost, per round; NaN where nobody scored it.
+    """The reward of each round: quality minus the exchange rate times cost; NaN where it has no score.
 
-    With a quality floor instead of a cost weight the default weight states what money is worth.
+    For a route with a quality floor instead of a cost weight the default weight is used.
     """
     weight = DEFAULT_COST_WEIGHT if knobs.cost_weight is None else knobs.cost_weight
     rate = min(exchange_rate(weight), 1e3)
@@ -53,7 +53,7 @@ def worth(log: Log, knobs: Knobs, reference_usd: float) -> Array:
 
 
 def reference_of(log: Log) -> float:
-    """What a call of the dearest model costs on this route; one dollar where all are free."""
+    """Mean cost of a call of the route's dearest model in dollars; 1 where all models are free."""
     paid = log.mean_cost_usd()
     dearest = float(np.nanmax(paid)) if np.isfinite(paid).any() else 0.0
     return dearest if dearest > 0 else 1.0
@@ -62,7 +62,9 @@ def reference_of(log: Log) -> float:
 def judge(
     log: Log, candidate: Array, incumbent: Array, reward: Array, *, evidence: Requirements | None = None, seed: int = 0
 ) -> GateVerdict:
-    """`candidate` and `incumbent`: probabilities (n, m) on the log; `reward` (n,), NaN where unknown."""
+    """The verdict on a candidate. `candidate` and `incumbent`: probabilities of the models on the log, (n, m);
+    `reward`: (n,), NaN where it is unknown.
+    """
     start = ope.supported_from(log.logged, candidate)
     log, reward = log.rows(np.arange(start, len(log))), reward[start:]
     candidate, incumbent = candidate[start:], incumbent[start:]
@@ -82,21 +84,23 @@ def judge(
 
 
 def compared(candidate: Array, incumbent: Array) -> Interval:
-    """Mean reward of two halves of randomised traffic: the candidate's minus the incumbent's, one-sided 95 %."""
+    """Difference of the mean rewards of two randomised parts of the traffic, candidate minus incumbent, with one-sided
+    95 % bounds.
+    """
     return difference_interval(candidate, incumbent, Z95_ONE_SIDED)
 
 
 def failed(canary: Interval, gate: Interval | None, margin: float, *, settled: bool) -> bool:
-    """Whether a canary must go back: it is worse beyond doubt; or, where no more rounds are waited for (`settled`), it
-    looks worse by the margin, or worse at all in the light of what the gate saw too.
+    """Whether a canary must be rolled back: it is significantly worse, or no more rounds are waited for (`settled`) and
+    its estimate is worse by the margin, or worse at all when pooled with the gate's.
     """
-    doubtful = canary.value <= -margin or pooled(canary, gate) < 0.0
-    return canary.high < 0.0 or (settled and doubtful)
+    seems_worse = canary.value <= -margin or pooled(canary, gate) < 0.0
+    return canary.high < 0.0 or (settled and seems_worse)
 
 
 def pooled(canary: Interval, gate: Interval | None) -> float:
-    """The difference that both speak for, each weighed by the inverse of its variance. They are independent: a canary's
-    rounds come after those that the gate read.
+    """The two differences pooled by inverse variance; the canary's alone where the gate's is None. They are
+    independent, because a canary's rounds come after those that the gate read.
     """
     if gate is None or not (canary.half_width > 0 and gate.half_width > 0):
         return canary.value

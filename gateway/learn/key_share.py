@@ -1,8 +1,8 @@
-"""How far what one API key says may move what a route learns: no further than a share of all that is said.
+"""Limits the share of a route's scores that one API key may give.
 
-Who sends many requests and scores them falsely teaches a route what suits it. Its words are thinned by lot, which stays
-the same for an answer, until they are at most that share; where two keys speak, at most half. Refuses to bound a key
-that speaks alone: there is nobody to hold its words against.
+A caller that sends many requests and scores them falsely could teach a route whatever it likes. So a key's scores are
+thinned at random, always the same way for an answer, until they are at most the given share, or half where two keys
+give scores. A key that gives scores alone is not limited, because there are no others to compare it with.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from gateway.learn.dataset import Log
 
 LATEST = 500
-"""Words that a worker compares keys by."""
+"""Latest scores by which a worker compares keys."""
 
 
 def bounded(log: Log, most: float) -> Log:
-    """The log without the scores that pass a key's share."""
+    """The log without the scores beyond each key's share; `most` is that share, in (0, 1]."""
     labelled = np.flatnonzero(log.labelled)
     speakers, speaker, counts = np.unique(
         [speaker_of(log.records[i]) for i in labelled.tolist()], return_inverse=True, return_counts=True
@@ -43,7 +43,7 @@ def bounded(log: Log, most: float) -> Log:
 
 
 class KeyShares:
-    """Whose words a worker heard lately on one route."""
+    """Counts the latest scores of one route by key, in one worker."""
 
     def __init__(self, most: float) -> None:
         self.most = most
@@ -51,13 +51,13 @@ class KeyShares:
         self._counts = Counter[str]()
 
     def heard(self, record: DecisionRecord) -> bool:
-        """Whether a score of this answer may teach; it is counted either way."""
+        """Count a score of this answer, and return whether it may be learnt from."""
         if len(self._latest) == LATEST:
             self._counts[self._latest[0]] -= 1
         speaker = speaker_of(record)
         self._latest.append(speaker)
         self._counts[speaker] += 1
-        self._counts += Counter()  # nobody is kept who is silent now
+        self._counts += Counter()  # removes keys without a recent score
         own, others = self._counts[speaker], len(self._latest) - self._counts[speaker]
         share = max(self.most, 1.0 / len(self._counts))
         return share >= 1.0 or _lot(record) * own <= share / (1.0 - share) * others

@@ -1,7 +1,7 @@
 """The closed loop of one route: data set, retrain, gate, shadow, canary, promote or roll back.
 
-Each step reads the journal, takes at most one of these turns and says what it did and why. Everything it must remember
-lies in the store, so a step may run anywhere, any time; nothing is promoted that the journal doesn't speak for.
+Each step reads the journal, takes at most one of these actions, and reports what it did and why. Its state is in the
+store, so a step may run in any process at any time. Nothing is promoted without evidence in the journal.
 """
 
 from __future__ import annotations
@@ -38,31 +38,32 @@ WAITS, REFUSED, SHADOW, CANARY, PROMOTED, ROLLED_BACK = (
 
 @dataclass(frozen=True, slots=True)
 class LoopThresholds:
-    """How much evidence each turn asks for, in scored rounds."""
+    """The evidence that each action needs, in scored rounds."""
 
     router: str = "linear"
     min_scored: int = 100
-    """Before the first training, and after a change of a model."""
+    """Scored rounds before the first training, and after a model has changed."""
     retrain_after: int = 200
-    """New ones since the last training."""
+    """New scored rounds since the last training."""
     ask_again_after: int = 50
-    """New ones since the gate refused: to keep an old router may cost more than to ask, and who passes by luck still
-    has a canary before it."""
+    """New scored rounds since the gate refused a candidate. It is small because keeping an old router may cost more
+    than another try, and a candidate that passes by luck must still pass the canary.
+    """
     shadow_rounds: int = 50
     canary_share: float = 0.2
     canary_rounds: int = 40
-    """Decided by the candidate."""
+    """Scored rounds decided by the candidate."""
     margin: float = 0.05
-    """A canary may be this much worse, for all that its half of the traffic can tell, and still be promoted."""
+    """A canary is only promoted once its lower bound is above minus this reward, or `patience` is used up."""
     patience: int = 200
-    """Canary rounds after which the sign decides: of what the canary and the gate saw together."""
+    """Canary rounds after which the sign of the difference decides, pooled over canary and gate."""
     limit: int = 5000
-    """Latest rounds that are read, up to the latest scored one."""
+    """Most rounds that are read, up to the latest scored one."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What a step did."""
+    """The action of one step, with its reason and the route's alarms."""
 
     action: str
     reason: str
@@ -78,7 +79,7 @@ class StepReport:
 
 
 class Loop:
-    """One route's."""
+    """The learning loop of one route."""
 
     def __init__(self, config: Config, store: Store, route: str, terms: LoopThresholds | None = None) -> None:
         self.config, self.store, self.route = config, store, route
@@ -88,12 +89,12 @@ class Loop:
 
     @classmethod
     def opened(cls, config: Config, route: str, terms: LoopThresholds | None = None) -> Loop:
-        """On the configuration's own store. Raises CallerError where there is no such route."""
+        """The loop of a route on the configured store. Raises CallerError where there is no such route."""
         route_config(config, route)
         return cls(config, open_store(config.storage.url, keep_days=config.storage.keep_days), route, terms)
 
     def step(self, now_s: float) -> StepReport:
-        """One turn at most."""
+        """Take at most one action."""
         try:
             log = self.heard()
         except NothingLogged as none:
@@ -101,35 +102,35 @@ class Loop:
         incumbent = self.policy()
         log = widened(log.until(now_s), [one.model for one in incumbent.candidates])
         if not len(log):
-            return StepReport(WAITS, "every round in the journal is dated ahead of the clock")
-        standing = {one.state: self.timely(one, now_s) for one in reversed(self.versions.list(self.route))}
-        live = standing.get("live")
+            return StepReport(WAITS, "every round in the journal has a time in the future: check the clocks")
+        versions = {one.state: self.timely(one, now_s) for one in reversed(self.versions.list(self.route))}
+        live = versions.get("live")
         since_s = _since(live) if live else 0.0
         noted = self.noted(now_s)
         shows_cases = bool(route_config(self.config, self.route).solved)
         alarms = tuple(
             raised(log, version_since_s=since_s, trained_until_s=trained_until_s(noted), shows_cases=shows_cases)
         )
-        candidate = standing.get("canary") or standing.get("shadow")
-        if candidate is not None and (lost := self.lost(candidate, now_s)):
-            told = lost
-        elif "canary" in standing:
-            told = self.watch_canary(log, standing["canary"], now_s, live.version if live else "")
-        elif "shadow" in standing:
-            told = self.watch_shadow(log, standing["shadow"], incumbent, now_s)
+        candidate = versions.get("canary") or versions.get("shadow")
+        if candidate is not None and (lost := self.refuse_if_lost(candidate, now_s)):
+            report = lost
+        elif "canary" in versions:
+            report = self.watch_canary(log, versions["canary"], now_s, live.version if live else "")
+        elif "shadow" in versions:
+            report = self.watch_shadow(log, versions["shadow"], incumbent, now_s)
         else:
-            back = self.watch_live(log, live, incumbent) if live else None
-            told = back or self.retrain(log, incumbent, noted, now_s)
-        return StepReport(told.action, told.reason, told.version, alarms)
+            rollback = self.watch_live(log, live, incumbent) if live else None
+            report = rollback or self.retrain(log, incumbent, noted, now_s)
+        return StepReport(report.action, report.reason, report.version, alarms)
 
-    # -- the turns
+    # -- the actions
 
     def retrain(self, log: Log, incumbent: Policy, noted: Mapping[str, Any], now_s: float) -> StepReport:
-        """A new candidate, where enough was scored since the last one; the gate decides whether it goes on."""
+        """Train a new candidate where enough was scored since the last training and the gate passes it."""
         train, judged = lately(log)
         since_s = trained_until_s(noted)
         fresh = int(log.since(since_s).labelled.sum())
-        # after a change of a model every step asks again, until the router has changed too
+        # after a model has changed, every step tries again until the router has changed too
         changed = judged is not log and judged.records[0].time_s > self._live_since()
         again = self.terms.ask_again_after if noted.get("refused") else self.terms.retrain_after
         enough = self.terms.min_scored if changed or not since_s else again
@@ -140,21 +141,21 @@ class Loop:
         until_s = _latest_scored_s(log)
         try:
             verdict = self.gated(train, self.unseen(judged), incumbent)
-            if verdict.refusal is not None:  # more rounds may tell: asked again at the next step
+            if verdict.refusal is not None:  # more rounds may suffice, so the next step tries again
                 return StepReport(REFUSED, verdict.reason)
             now = {"trained_until_s": until_s, "refused": not verdict.passed}
             self.store.save_setting(learnt_name(self.route), now, "learn")
             if not verdict.passed:
                 return StepReport(REFUSED, verdict.reason)
-            made = trained(train, self.terms.router, self._next_version(), self.explore)
+            candidate = trained(train, self.terms.router, self._next_version(), self.explore)
         except DataError as error:
             return StepReport(REFUSED, str(error))
-        version = self.take_in(made, verdict, now_s, until_s)
+        version = self.add_shadow(candidate, verdict, now_s, until_s)
         return StepReport(SHADOW, verdict.reason, version.version)
 
     def unseen(self, judged: Log) -> Log:
-        """The rounds that the incumbent was not trained on, for on its own it looks better than it is; all of them
-        where the others are too few yet.
+        """The rounds that the incumbent was not trained on, because it looks better than it is on its own training
+        data; all rounds where these are too few.
         """
         live = next((one for one in self.versions.list(self.route) if one.state == "live"), None)
         since_s = _noted(live, "trained_until_s", 0.0) if live else 0.0
@@ -162,26 +163,27 @@ class Loop:
         return fresh if int(fresh.labelled.sum()) >= self.terms.min_scored else judged
 
     def gated(self, train: Log, judged: Log, incumbent: Policy) -> GateVerdict:
-        """The way of training, judged on queries that its routers did not see."""
+        """The gate's verdict on the training method: two routers, each judged on the queries that it wasn't trained on.
+        """
         one, two, first = twins(train, judged, self.terms.router, self.explore)
         target = np.where(
             first[:, None], decided(_with(incumbent, one), judged), decided(_with(incumbent, two), judged)
         )
         return judge(judged, target, decided(incumbent, judged), self.reward(judged, incumbent))
 
-    def lost(self, version: RouterVersion, now_s: float) -> StepReport | None:
-        """A candidate that can't be opened any more is given up, so that others have their turn."""
+    def refuse_if_lost(self, version: RouterVersion, now_s: float) -> StepReport | None:
+        """Refuse a candidate whose artefact can't be opened any more, so that another can follow; None where it can."""
         fault = self.versions.fault(version)
         return self.give_up(version, fault, now_s) if fault else None
 
     def give_up(self, version: RouterVersion, reason: str, now_s: float) -> StepReport:
-        """A canary ends, and nothing has been learnt of it."""
+        """Refuse a candidate without a verdict, and end its canary."""
         end_canary(str(self.config.server.run_dir), self.route)
         mark(self.store, version, "refused", now_s)
         return StepReport(REFUSED, reason, version.version)
 
     def watch_shadow(self, log: Log, version: RouterVersion, incumbent: Policy, now_s: float) -> StepReport:
-        """On rounds that came after it was made: not significantly worse, and it goes before a share of the traffic."""
+        """Start the canary of a shadow version unless it is significantly worse on rounds from after its training."""
         fresh = log.since(_since(version))
         if int(fresh.labelled.sum()) < self.terms.shadow_rounds:
             return StepReport(WAITS, f"{int(fresh.labelled.sum())} scored rounds in the shadow", version.version)
@@ -196,12 +198,14 @@ class Loop:
         return StepReport(CANARY, reason, version.version)
 
     def watch_canary(self, log: Log, version: RouterVersion, now_s: float, live: str) -> StepReport:
-        """Randomised halves of the traffic decide. `live`: what served when they were looked at."""
+        """Promote or roll back a canary by the randomised halves of the traffic. `live`: the version that served when
+        the step began.
+        """
         label = str((version.metrics or {}).get("label", "")) or self._label(version)
         incumbent = self.policy()
         if label == label_of(incumbent.router):
-            told = f"the router that serves is called {label} too, so their answers can't be told apart"
-            return self.give_up(version, f"{told}: train it with another --version", now_s)
+            reason = f"the live router is called {label} too, so that their answers can't be told apart"
+            return self.give_up(version, f"{reason}: train it with another --version", now_s)
         halves = halves_of(log, label, self.reward(log, incumbent), _since(version))
         gap, count = halves.difference(), len(halves.candidate)
         if gap is None or count < self.terms.canary_rounds:
@@ -219,7 +223,7 @@ class Loop:
         return StepReport(PROMOTED, reason, version.version)
 
     def watch_live(self, log: Log, live: RouterVersion, incumbent: Policy) -> StepReport | None:
-        """The version before comes back where it would have been worth more since."""
+        """Roll back to the former version where it would have been worth more since the promotion; else None."""
         before = self.versions.former(self.route)
         fresh = log.since(_since(live))
         if before is None or before.time_s >= live.time_s or int(fresh.labelled.sum()) < self.terms.min_scored:
@@ -231,15 +235,15 @@ class Loop:
         self.versions.roll_back(self.route, actor="learn", instead=live.version)
         return StepReport(ROLLED_BACK, f"the version before: {verdict.reason}", live.version)
 
-    # -- what they share
+    # -- shared by the actions
 
     def heard(self) -> Log:
-        """The latest rounds; no key's scores are more of them than they may. Raises NothingLogged."""
+        """The latest rounds, in which no key has more than its share of the scores. Raises NothingLogged."""
         log = read_log(self.store.engine, route=self.route, limit=self.terms.limit)
         return bounded(log, route_config(self.config, self.route).max_key_share)
 
     def noted(self, now_s: float) -> Mapping[str, Any]:
-        """How far the route's training has come: never ahead of now, whatever the clock once said."""
+        """The saved state of the route's training; a time in the future, from a wrong clock, is set to now."""
         noted = self.store.setting(learnt_name(self.route)) or {}
         if trained_until_s(noted) > now_s:
             noted = {**noted, "trained_until_s": now_s}
@@ -247,37 +251,38 @@ class Loop:
         return noted
 
     def timely(self, version: RouterVersion, now_s: float) -> RouterVersion:
-        """The version, standing where it does since now at the latest."""
+        """The version, with the time of its state set to now where it is in the future."""
         return mark(self.store, version, version.state, now_s) if _since(version) > now_s else version
 
     def policy(self, router: str = "") -> Policy:
-        """What serves the route now, or that artefact in its place."""
+        """The route's present policy, or the same with another router."""
         return route_policy(self.config, self.store, self.route, router=router)
 
     def reward(self, log: Log, incumbent: Policy) -> Array:
+        """The reward of each round, at the route's exchange rate."""
         return worth(log, incumbent.knobs, reference_of(log))
 
-    def take_in(self, made: Trained, verdict: GateVerdict, now_s: float, until_s: float) -> RouterVersion:
-        """The trained router as an artefact with its lineage, in the shadow."""
+    def add_shadow(self, candidate: Trained, verdict: GateVerdict, now_s: float, until_s: float) -> RouterVersion:
+        """Save the trained router as an artefact with its lineage, in the state shadow."""
         live = next((one.version for one in self.versions.list(self.route) if one.state == "live"), "")
-        router = made.router
+        router = candidate.router
         card = Card(
-            router.name, router.version, router.features_version, made.models, parent=live,
-            data_checksum=made.checksum, trained_on=(f"journal:{self.route}",),
-            metrics={"rows": made.rows, **verdict.as_dict()},
+            router.name, router.version, router.features_version, candidate.models, parent=live,
+            data_checksum=candidate.checksum, trained_on=(f"journal:{self.route}",),
+            metrics={"rows": candidate.rows, **verdict.as_dict()},
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "candidate.safetensors"
             save_router(path, router, card)
             version = self.versions.add(self.route, path, state="candidate", actor="learn")
-        told = {"gate": verdict.as_dict(), "label": label_of(router), "parent": live, "trained_until_s": until_s}
-        return mark(self.store, version, "shadow", now_s, **told)
+        lineage = {"gate": verdict.as_dict(), "label": label_of(router), "parent": live, "trained_until_s": until_s}
+        return mark(self.store, version, "shadow", now_s, **lineage)
 
     def _label(self, version: RouterVersion) -> str:
         return label_of(self.policy(self.versions.artifact(version)).router)
 
     def _live_since(self) -> float:
-        """0: what the configuration names serves."""
+        """Unix time since which the live version serves; 0 where none is live and the configured router serves."""
         return next((_since(one) for one in self.versions.list(self.route) if one.state == "live"), 0.0)
 
     def _next_version(self) -> str:
@@ -285,32 +290,32 @@ class Loop:
 
 
 def label_of(router: Router) -> str:
-    """What its decisions are labelled with."""
+    """The label of the router in the records of its decisions."""
     return f"{router.name}@{router.version}"
 
 
 def learnt_name(route: str) -> str:
-    """Of the setting that says how far a route's training has come."""
+    """Name of the setting with the state of a route's training."""
     return f"learn.{route}"
 
 
 def trained_until_s(noted: Mapping[str, Any]) -> float:
-    """Scores of decisions until then have been trained on; 0: none have."""
+    """Unix time of the latest decision that was trained on; 0 where none was."""
     return float(noted.get("trained_until_s", 0.0))
 
 
 def _latest_scored_s(log: Log) -> float:
-    """Later rounds may be scored yet."""
+    """Unix time of the latest scored round."""
     return log.records[int(np.flatnonzero(log.labelled)[-1])].time_s
 
 
 def _since(version: RouterVersion) -> float:
-    """Since when it stands where it stands."""
+    """Unix time since which the version has its state."""
     return _noted(version, "since_s", version.time_s)
 
 
 def _noted(version: RouterVersion, name: str, otherwise: float) -> float:
-    """A number that was noted with the version."""
+    """A number in the version's metrics, or `otherwise`."""
     found = (version.metrics or {}).get(name)
     return float(found) if isinstance(found, (int, float)) else otherwise
 

@@ -1,10 +1,10 @@
-"""Bandits that learn while they serve: each answer that is scored moves what the next request may expect.
+"""Bandits that learn while they serve: each scored answer updates the estimates for the next request.
 
-A score is what feedback says; a failed automatic check says 0, as often as answers are scored at all. On a route
-without any feedback an answer is worth what its checks say, where one looked at what it says; nothing is learnt from
-the others, for that nothing went wrong does not say that an answer was any good. Every worker keeps the sums of what
-it heard itself and reads those of the others (gateway/learn/bandit_store.py), so that all decide by the same knowledge
-within a second or two and nothing is counted twice. Left out: cache hits, requests that the client broke off, and
+A score comes from feedback; a failed automatic check gives 0, with the probability with which answers get feedback at
+all. On a route without any feedback an answer is scored by its checks where one examined its contents; nothing is
+learnt from the others, because an answer without a fault need not be good. Every worker keeps the sums of what it has
+learnt itself and reads those of the others (gateway/learn/bandit_store.py), so that all workers decide by the same sums
+within a second or two and nothing is counted twice. Left out are cache hits, requests that the client cancelled, and
 cascades of several steps, whose kept answers are the better ones of their model.
 """
 
@@ -36,21 +36,21 @@ log = logging.getLogger("headgate.online")
 
 SHARE_EVERY_S = 1.0
 REMEMBERED = 2000
-"""Decisions whose feedback needs no look into the journal."""
+"""Decisions that are kept in memory, so that their feedback needs no query of the journal."""
 
 
 class Learner:
-    """What one route learns in this worker."""
+    """Teaches one route's bandit in this worker."""
 
     def __init__(self, bandit: Bandit | StrategyBandit, candidates: Sequence[Candidate]) -> None:
         self.bandit, self.candidates, self.key_shares = bandit, candidates, KeyShares(1.0)
         self.decided = self.scored = self.checked = 0
         self.learnt: OrderedDict[str, float] = OrderedDict()
-        """Decision to the score that was learnt of it: a later one replaces it."""
+        """The learnt scores by decision id; a later score of the same decision replaces the earlier one."""
         self.changed = False
 
     def outcome(self, record: DecisionRecord) -> None:
-        """What the checks say, where they may speak."""
+        """Learn from the automatic checks of a settled decision, where they count."""
         if not is_round(record):
             return
         failed, checked = bool(failed_check(record)), was_checked(record)
@@ -67,12 +67,14 @@ class Learner:
             self.hear(record, score)
 
     def hear(self, record: DecisionRecord, score: float) -> None:
-        """Learns it unless its key has spoken too much; what is said again was heard before."""
+        """Learn the score unless its key has more than its share of scores; a corrected score is always learnt."""
         if record.id in self.learnt or self.key_shares.heard(record):
             self.learn(record, score)
 
     def learn(self, record: DecisionRecord, score: float) -> None:
-        """Of the model that answered, of the chosen one where nobody did; nothing of one that left the route since."""
+        """Update the estimates of the model that answered, or of the chosen one where none did. Nothing is learnt about
+        a model that the route no longer has.
+        """
         model = record.answered_model or record.model
         names = {one.model for one in record.candidates}
         candidates = [one for one in self.candidates if one.model in names]
@@ -100,7 +102,7 @@ class Learner:
 
 
 class StrategyLearner(Learner):
-    """What one route's strategies have taught this worker: each answer's score, and how many calls it took."""
+    """Teaches one route's bandit of strategies in this worker, from each answer's score and number of calls."""
 
     def __init__(self, bandit: StrategyBandit) -> None:
         super().__init__(bandit, ())
@@ -128,14 +130,14 @@ class Online:
     def __init__(self, store: BanditStore, journal: Reader) -> None:
         self._store, self._journal = store, journal
         self._learners: dict[str, Learner] = {}
-        """By key, those of former routers included: a reload must forget nothing."""
+        """Learners by key, including those of former routers, so that a reload forgets nothing."""
         self._routes: dict[str, list[Learner]] = {}
         self._recent: OrderedDict[str, DecisionRecord] = OrderedDict()
-        self._said: deque[FeedbackRecord] = deque(maxlen=REMEMBERED)
-        """On decisions that only the journal knows: taken already, so whoever said it does not wait."""
+        self._waiting: deque[FeedbackRecord] = deque(maxlen=REMEMBERED)
+        """Feedback on decisions that only the journal has; it is looked up in the background."""
 
     def adopt(self, book: RouteBook) -> None:
-        """The routes' bandits, as they are from now on, go on with what was learnt upon the same base."""
+        """Take over the bandits of a new route book; each continues with what was learnt on the same base."""
         routes = {}
         for name, route in book.routes.items():
             candidates = [model.candidate for model in route.models]
@@ -159,7 +161,7 @@ class Online:
         return learner
 
     def outcome(self, record: DecisionRecord) -> None:
-        """A request is settled."""
+        """Learn from a settled request."""
         learners = self._routes.get(record.route)
         if learners is not None:
             for learner in learners:
@@ -167,12 +169,12 @@ class Online:
             self._remember(record)
 
     def feedback(self, said: FeedbackRecord) -> None:
-        """Somebody scored an answer of whatever worker."""
+        """Learn from feedback on an answer of any worker."""
         if said.score is None or not self._routes:
             return
         record = self._recent.get(_name_of(said))
         if record is None:
-            self._said.append(said)
+            self._waiting.append(said)
         else:
             self._hear(said, record)
 
@@ -182,24 +184,24 @@ class Online:
                 learner.feedback(record, said.score)
 
     async def catch_up(self) -> None:
-        """Learns from what was said of decisions that this worker does not remember, until cancelled. Where the journal
-        is away, later.
+        """Learn from feedback on decisions that this worker doesn't have in memory, until cancelled. While the journal
+        can't be read, the feedback waits.
         """
         while True:
-            while self._said:
-                said = self._said.popleft()
+            while self._waiting:
+                said = self._waiting.popleft()
                 try:
                     record = await self._journal.decision(_name_of(said), said.tenant or None)
                 except (HeadgateError, OSError) as error:
-                    self._said.appendleft(said)
-                    log.warning("what was said of %d answers is not learnt from yet: %s", len(self._said), error)
+                    self._waiting.appendleft(said)
+                    log.warning("feedback on %d answers is not learnt from yet: %s", len(self._waiting), error)
                     break
                 if record is not None:
                     self._hear(said, record)
             await asyncio.sleep(SHARE_EVERY_S)
 
     async def run(self) -> None:
-        """Tells and hears, until cancelled."""
+        """Publish this worker's sums and read those of the others, until cancelled."""
         while True:
             for key, learner in list(self._learners.items()):
                 try:
@@ -209,14 +211,14 @@ class Online:
             await asyncio.sleep(SHARE_EVERY_S)
 
     async def close(self) -> None:
-        """The last of it is told."""
+        """Publish the last sums and close the store."""
         for key, learner in self._learners.items():
             if learner.changed:
                 await self._store.publish(key, learner.bandit.state.to_bytes())
         await self._store.close()
 
     def answers(self) -> dict[tuple[str, ...], float]:
-        """By route: scored answers that its bandit knows of."""
+        """Number of scored answers that each route's bandit has learnt from."""
         return {(name,): float(learners[0].bandit.seen) for name, learners in self._routes.items()}
 
     async def _exchange(self, key: str, learner: Learner) -> None:
@@ -242,7 +244,8 @@ def _name_of(said: FeedbackRecord) -> str:
 
 
 def open_bandit_store(config: Config, index: int) -> BanditStore:
-    """Redis where machines share one, else files of the run directory. Every start is another writer."""
+    """The store in Redis where one is configured, else in the run directory. Every start of a worker is a new writer.
+    """
     writer = f"{index}-{secrets.token_hex(6)}"
     if config.storage.redis_url:
         from cache.link import RedisLink
@@ -252,14 +255,14 @@ def open_bandit_store(config: Config, index: int) -> BanditStore:
 
 
 def bandit_of(router: Router | None) -> Bandit | None:
-    """The route's bandit, behind a canary too."""
+    """The route's bandit, also where it is a canary's incumbent; None where the router is no bandit."""
     if isinstance(router, Canary):
         router = router.incumbent
     return router if isinstance(router, Bandit) else None
 
 
 def recalled(router: Router, config: Config, route: str) -> Router:
-    """The route's router with what its bandit knows by now: for whoever asks from outside the workers."""
+    """The route's router with the sums that the workers' bandits have published, for use outside the workers."""
     bandit = bandit_of(router)
     if bandit is not None:
         bandit.set_others(added(read_states(config, key_of(route, bandit)), bandit.projection.dims))
@@ -267,7 +270,8 @@ def recalled(router: Router, config: Config, route: str) -> Router:
 
 
 def key_of(route: str, bandit: Bandit | StrategyBandit) -> str:
-    """What was learnt upon one base says nothing upon another."""
+    """The key of a bandit's sums. Bandits on different bases have different keys, because sums are only valid on one.
+    """
     what = f"{route}\0{bandit.version}\0{bandit.features_version}\0{bandit.projection.dims}"
     if isinstance(bandit, Bandit) and bandit.base.taught_by:
         what += f"\0{bandit.base.taught_by}"
@@ -275,7 +279,7 @@ def key_of(route: str, bandit: Bandit | StrategyBandit) -> str:
 
 
 def added(found: Sequence[bytes], dims: int) -> BanditState | None:
-    """The sum of those sums; what can't be read is left out, loudly."""
+    """The total of the published sums; unreadable ones are left out with a warning. None where there are none."""
     total: BanditState | None = None
     for data in found:
         try:
@@ -288,7 +292,7 @@ def added(found: Sequence[bytes], dims: int) -> BanditState | None:
 
 
 def query_of(record: DecisionRecord) -> Query | None:
-    """As the router saw it, in half precision; None where no vector was kept."""
+    """The query as the router saw it, but in half precision; None where no vector was stored."""
     if not record.vector:
         return None
     return Query(

@@ -1,6 +1,7 @@
-"""A candidate from the journal: trained on all scored rounds, judged by twins that were each trained on the other half.
+"""Trains a candidate on all scored rounds of the journal; it is judged by twins, each trained on one half of the
+queries.
 
-A model whose scores changed is learnt from what came after the change alone.
+A model whose scores have changed is only learnt from the rounds after the change.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ RIDGES = (3.0, 30.0, 300.0)
 class Trained:
     router: PluginRouter
     checksum: str
-    """Of the data."""
+    """Checksum of the training data."""
     rows: int
     models: tuple[str, ...]
 
 
 def trained(log: Log, kind: str, version: str, explore: float) -> Trained:
-    """Raises DataError where there is too little to learn from."""
+    """Train a router on the log's scored rounds. Raises DataError where there are too few."""
     data, x = training_data(log)
     scored = [model for j, model in enumerate(data.models) if np.isfinite(data.scores[:, j]).any()]
     if len(scored) < 2:
@@ -52,7 +53,9 @@ def trained(log: Log, kind: str, version: str, explore: float) -> Trained:
 
 
 def tuned(scores: NDArray[np.float64], x: NDArray[np.float64], models: list[str]) -> Estimator:
-    """The penalty on models' deviations that predicts held-out scores best: few rounds call for another than many."""
+    """The linear estimator whose ridge penalty predicts held-out scores best; the best one depends on the number of
+    rounds.
+    """
     z = main_axes(x, 64)
     z /= max(float(z[:, 0].std()), 1e-9)
     data = Training(z, scores, [""] * len(z), models)
@@ -70,8 +73,8 @@ def tuned(scores: NDArray[np.float64], x: NDArray[np.float64], models: list[str]
 
 
 def lately(log: Log) -> tuple[Log, Log]:
-    """What to train on and what to judge on: a changed model's older answers teach nothing; decisions from before the
-    last change are no evidence of what a policy is worth now.
+    """The rounds to train on and those to judge on: a changed model's answers from before its change are left out of
+    the first, all rounds from before the last change out of the second.
     """
     found = changes(log)
     if not found:
@@ -84,7 +87,9 @@ def lately(log: Log) -> tuple[Log, Log]:
 
 
 def twins(train: Log, judged: Log, kind: str, explore: float) -> tuple[PluginRouter, PluginRouter, NDArray[np.bool_]]:
-    """Two routers, each trained on one half of the queries, and which rounds of `judged` the first may judge."""
+    """Two routers, each trained on one half of the queries of `train`, and the rounds of `judged` on which the first
+    may be judged; the second is judged on the others.
+    """
     first, second = halves_of_queries(train), halves_of_queries(judged)
     one = trained(train.rows(~first), kind, "twin", explore).router
     two = trained(train.rows(first), kind, "twin", explore).router

@@ -1,6 +1,6 @@
-"""What a single decision record says: whether it is a round to learn from, and what its answer's checks say.
+"""Reads single decision records: whether one is a round to learn from, and the results of its answer's checks.
 
-Apart from the data set, for workers learn while they serve and read one record at a time.
+It is separate from the data set, because workers that learn while they serve read one record at a time.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from math import isfinite
 from gateway.journal.record import DecisionRecord
 
 CLIENT_LEFT = 499
-
-
 OF_JOBS = "batch@%"
-"""What batch jobs' decisions name as their router, for SQL's LIKE."""
+"""The router's label in decisions of batch jobs, as a pattern for SQL's LIKE."""
 
 
 def is_round(record: DecisionRecord) -> bool:
-    """A model was chosen by chance, and the client waited for what came of it. A batch job's plan leaves nothing to
-    chance: its prompts say nothing of what another setting of the route would have done.
+    """Whether a model was chosen with a known probability and the client waited for the answer. Decisions of batch jobs
+    are no rounds: a plan chooses without chance, so they say nothing about other settings of the route.
     """
     if record.job or not record.model or record.from_cache or record.status == CLIENT_LEFT or not record.attempts:
         return False
@@ -28,7 +26,7 @@ def is_round(record: DecisionRecord) -> bool:
 
 
 def was_checked(record: DecisionRecord) -> bool:
-    """Whether an automatic check looked at what the answer says: passing it is worth something."""
+    """Whether an automatic check examined the contents of the answer."""
     answer = next((one for one in reversed(record.attempts) if one.model == record.answered_model), None)
     seen = answer.evidence if answer else None
     return seen is not None and any(
@@ -37,7 +35,7 @@ def was_checked(record: DecisionRecord) -> bool:
 
 
 def failed_check(record: DecisionRecord) -> str:
-    """What an automatic check found wrong with the answer that the client got; empty: nothing."""
+    """The fault that an automatic check found in the answer that the client got; empty where there is none."""
     if record.status >= 500:
         return "no answer"
     answer = next((one for one in reversed(record.attempts) if one.model == record.answered_model), None)
@@ -54,5 +52,5 @@ def failed_check(record: DecisionRecord) -> str:
 
 
 def drawn_of(id: str) -> float:
-    """A number in [0, 1) that belongs to this id for good."""
+    """A pseudo-random number in [0, 1) that is always the same for the same id."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8]) / 2**64

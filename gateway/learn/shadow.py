@@ -1,8 +1,8 @@
-"""A candidate beside the incumbent: first without effect, on queries that came after it was made, then before a share
-of the traffic.
+"""Tries a candidate beside the incumbent: first as a shadow on logged queries, then as a canary on a share of the
+traffic.
 
-Shadow decisions need no place on the request path: a logged query holds all that a router reads, so the candidate
-decides it again afterwards.
+Shadow decisions are not made on the request path: a logged query has everything that a router reads, so the candidate
+decides it afterwards.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from routers.ope import Array
 
 @dataclass(frozen=True, slots=True)
 class Shadowed:
-    """What the candidate would have done lately."""
+    """A candidate's decisions on logged rounds, beside the incumbent's."""
 
     rounds: int
     verdict: GateVerdict
     agreement: float
-    """Probability that it would have chosen the same model."""
+    """Probability that both choose the same model."""
 
 
 def shadowed(log: Log, candidate: Policy, incumbent: Policy, reward: Array) -> Shadowed:
-    """`log`: rounds that the candidate was not trained on."""
+    """Compare a candidate with the incumbent on rounds that it was not trained on."""
     theirs, ours = decided(candidate, log), decided(incumbent, log)
     return Shadowed(len(log), judge(log, theirs, ours, reward), float((theirs * ours).sum(1).mean()))
 
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """Randomised traffic: rewards of what the candidate decided and of what the incumbent did."""
+    """The rewards of randomised traffic: of the candidate's decisions, and of the incumbent's."""
 
     candidate: Array
     incumbent: Array
 
     def difference(self) -> Interval | None:
-        """None: too few on one side."""
+        """Difference of the mean rewards; None where one side has fewer than two."""
         if min(len(self.candidate), len(self.incumbent)) < 2:
             return None
         return compared(self.candidate, self.incumbent)
 
 
 def halves_of(log: Log, label: str, reward: Array, since_s: float) -> Halves:
-    """Rounds since then, told apart by the router's label in the record."""
+    """The rewards since `since_s`, split by the router's label in the record; `label` is the candidate's."""
     lately = np.array([record.time_s >= since_s for record in log.records], bool) & np.isfinite(reward)
     mine = np.array([record.router == label for record in log.records], bool)
     return Halves(reward[lately & mine], reward[lately & ~mine])
 
 
 def begin_canary(run_dir: str, route: str, version: RouterVersion, share: float) -> None:
-    """Workers put the version before that share of the route's traffic within a second."""
+    """Let workers use the version for this share of the route's traffic, within a second."""
 
     def change(settings: Settings) -> Settings:
         canaries = {**settings.canaries, route: CanarySetting(version.artifact, share)}
@@ -69,7 +69,7 @@ def begin_canary(run_dir: str, route: str, version: RouterVersion, share: float)
 
 
 def end_canary(run_dir: str, route: str) -> None:
-    """All of the route's traffic goes back to the incumbent."""
+    """Give all of the route's traffic back to the incumbent."""
 
     def change(settings: Settings) -> Settings:
         canaries = {name: one for name, one in settings.canaries.items() if name != route}
@@ -78,9 +78,9 @@ def end_canary(run_dir: str, route: str) -> None:
     change_settings(run_dir, change)
 
 
-def mark(store: Store, version: RouterVersion, state: str, time_s: float, **told: object) -> RouterVersion:
-    """Note where a version stands now, since when, and why."""
-    metrics = {**(version.metrics or {}), **told, "since_s": time_s}
+def mark(store: Store, version: RouterVersion, state: str, time_s: float, **notes: object) -> RouterVersion:
+    """Store a version's new state, its time, and notes on the reason."""
+    metrics = {**(version.metrics or {}), **notes, "since_s": time_s}
     marked = RouterVersion(
         version.name, version.version, version.time_s, state, version.artifact, version.checksum, metrics
     )
@@ -89,7 +89,7 @@ def mark(store: Store, version: RouterVersion, state: str, time_s: float, **told
 
 
 def gated(version: RouterVersion) -> Interval | None:
-    """By how much the gate found it better than the incumbent; None: nobody wrote it down."""
+    """The difference to the incumbent that the gate found; None where none is stored with the version."""
     gate = (version.metrics or {}).get("gate")
     found = gate.get("difference") if isinstance(gate, dict) else None
     return Interval(found["value"], found["low"], found["high"]) if isinstance(found, dict) else None

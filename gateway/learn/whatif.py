@@ -1,13 +1,13 @@
-"""What another knob or router version would have cost and been worth, answered from the journal.
+"""Estimates the quality, cost and latency that another knob or router version would have had, from the journal.
 
-The changed policy decides every logged query again; what came of the logged decisions is re-weighted to
-it (doubly robust, with self-normalised weighting beside). Quality, cost and latency each have an
-interval, and so has the difference to what was done, which is paired. Where the log can't tell there is a
-refusal with what it would take, never a number. How often the intervals hold: `python -m gateway.learn.whatif_check`.
+The changed policy decides every logged query again, and the outcomes of the logged decisions are re-weighted to it
+(doubly robust, and by self-normalised weighting for comparison). Quality, cost and latency have intervals, and so has
+the paired difference to the logged decisions. Where the log has too little evidence there is a refusal that says how
+much more is needed, never a number. `python -m gateway.learn.whatif_check` measures how often the intervals hold.
 
-Where not all answers are scored, those of a model that are stand for all of that model's: models may be scored more or
-less often, but where an answer's own score decides whether it is told (people who complain and never praise), quality
-is off by what that makes of a model's mean, and no interval knows it. A route should then score a random part itself.
+Where only some answers are scored, a model's scored answers stand for all of its answers. Models may be scored at
+different rates, but if the score itself decides whether it is reported (users who complain and never praise), the
+quality of a model is biased and no interval shows it. A route should then score a random part itself.
 
 A cascade behind the route is part of what was logged: a changed choice is the first model's. A changed
 `accept_at` moves only the answers whose confidence lies between the two thresholds; see
@@ -34,7 +34,7 @@ from routers.types import Candidate, Knobs, Query, Router, Undecided
 NO_VECTOR = np.zeros(0, np.float32)
 FIGURES = ("quality", "cost_usd", "latency_s")
 REPRICED = 0.01
-"""A cost this far from today's prices was paid at others."""
+"""A relative difference from today's prices above which a cost was paid at other prices."""
 REPRICED_SHARE = 0.05
 
 
@@ -46,7 +46,7 @@ class Policy:
     candidates: Sequence[Candidate]
     knobs: Knobs
     default_model: str = ""
-    """What answers where the router can't decide."""
+    """The model that answers where the router can't decide; empty: the last candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Figure:
     then: Interval
     difference: Interval
     snips: Interval
-    """The same as `then`, by weighting alone: a reader may compare."""
+    """The same quantity as `then`, by self-normalised weighting alone, for comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +67,23 @@ class Answer:
     rounds: int
     labelled: int
     effective: float
-    """Logged rounds that speak of the changed policy, counted as effective ones."""
+    """Effective number of logged rounds for the changed policy."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     refusals: Mapping[str, Refusal] = field(default_factory=dict)
-    """By figure: what the log can't tell."""
+    """Refusals by the name of the figure that can't be estimated."""
     now_shares: Mapping[str, float] = field(default_factory=dict)
     then_shares: Mapping[str, float] = field(default_factory=dict)
-    """Share of requests per model; of the changed policy this is known exactly."""
+    """Share of requests per model; for the changed policy it is exact."""
     passed_over: int = 0
-    """Earlier rounds, in which what the changed policy would do was never tried."""
+    """Number of early rounds left out, because the changed policy's choices were not tried yet."""
     notes: Sequence[str] = ()
-    """What changed in the time of the log, so that its figures may say little of tomorrow."""
+    """Warnings of changes within the log, which make its figures less valid for the future."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON. A figure is null where it was refused."""
-        told: dict[str, Any] = {name: _figure_dict(self.figures.get(name)) for name in FIGURES}
+        figures: dict[str, Any] = {name: _figure_dict(self.figures.get(name)) for name in FIGURES}
         return {
-            "rounds": self.rounds, "labelled": self.labelled, "effective_rounds": self.effective, **told,
+            "rounds": self.rounds, "labelled": self.labelled, "effective_rounds": self.effective, **figures,
             "refusals": {name: _refusal_dict(one) for name, one in self.refusals.items()},
             "shares": {"now": dict(self.now_shares), "then": dict(self.then_shares)},
             "passed_over": self.passed_over, "notes": list(self.notes),
@@ -105,7 +105,7 @@ def _refusal_dict(refusal: Refusal) -> dict[str, Any]:
 
 
 def what_if(log: Log, policy: Policy, *, evidence: Requirements | None = None, seed: int = 0) -> Answer:
-    """Values the policy on the log."""
+    """The figures of the policy on the log. Raises NothingLogged where the policy needs vectors that are not there."""
     log = widened(log, [candidate.model for candidate in policy.candidates])
     answer = valued(log, decided(policy, log), evidence=evidence, seed=seed)
     used = log.rows(np.arange(answer.passed_over, len(log)))
@@ -123,17 +123,19 @@ def _partly_scored(log: Log) -> str:
 def _drifts(log: Log) -> list[str]:
     return [
         f"answers of {one.model} went from {one.before:.2f} to {one.after:.2f} "
-        f"at {_said(log.records[one.place].time_s)}: what was logged before says little of now"
+        f"at {_date(log.records[one.place].time_s)}: what was logged before says little of now"
         for one in changes(log)
     ]
 
 
-def _said(time_s: float) -> str:
+def _date(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _repriced(log: Log, candidates: Sequence[Candidate]) -> list[str]:
-    """Models much of whose logged cost was not paid at today's prices. Only answers of plain input and output tell."""
+    """A note for each model of whose answers many were not paid at today's prices; only answers with plain input and
+    output tokens are compared.
+    """
     found = []
     for one in candidates:
         paid = np.array([ratio for record in log.records if (ratio := _at_todays_price(record, one)) is not None])
@@ -145,7 +147,8 @@ def _repriced(log: Log, candidates: Sequence[Candidate]) -> list[str]:
 
 
 def _at_todays_price(record: DecisionRecord, candidate: Candidate) -> float | None:
-    """What the only attempt cost, as a share of what it would now."""
+    """The cost of a decision's only attempt as a share of its cost at today's price; None where that can't be compared.
+    """
     if len(record.attempts) != 1 or (answer := record.attempts[0]).model != candidate.model or answer.estimated:
         return None
     usage = {name: count for name, count in answer.usage.items() if count}
@@ -157,7 +160,8 @@ def _at_todays_price(record: DecisionRecord, candidate: Candidate) -> float | No
 
 
 def valued(log: Log, target: Array, *, evidence: Requirements | None = None, seed: int = 0) -> Answer:
-    """Values decisions (n, m) on the log, from when on it tries what they are."""
+    """The figures of decisions with probabilities `target` (n, m), from the first round on in which the log tries them.
+    """
     start = ope.supported_from(log.logged, target)
     if start:  # else the log as it is, which keeps the main axes of its vectors from one target to the next
         log, target = log.rows(np.arange(start, len(log))), target[start:]
@@ -198,7 +202,7 @@ def _shares(models: Sequence[str], chances: Array) -> dict[str, float]:
 
 
 def _prices(log: Log) -> Array:
-    """What a call of each model costs: as paid, else as the router expected."""
+    """Mean cost of a call of each model: as paid, or else as the router expected."""
     paid = log.mean_cost_usd()
     expected: dict[str, list[float]] = {model: [] for model in log.models}
     for record in log.records:
@@ -210,7 +214,7 @@ def _prices(log: Log) -> Array:
 
 
 def widened(log: Log, models: Sequence[str]) -> Log:
-    """The log with columns for models that it never knew: their probability was zero."""
+    """The log with columns of probability 0 for models that it doesn't have."""
     new = tuple(model for model in models if model not in log.models)
     if not new:
         return log
@@ -220,8 +224,8 @@ def widened(log: Log, models: Sequence[str]) -> Log:
 
 
 def decided(policy: Policy, log: Log) -> Array:
-    """Probabilities (n, m) of the policy on every logged query. NothingLogged where the queries' vectors
-    aren't there for it to read.
+    """Probabilities (n, m) of the policy on every logged query. Raises NothingLogged where the policy needs vectors
+    that are not there.
     """
     place = {model: j for j, model in enumerate(log.models)}
     version = policy.router.features_version
