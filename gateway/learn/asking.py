@@ -1,9 +1,9 @@
-"""Which decisions to have labelled: those whose score would tell most about the model that answered.
+"""Suggests decisions to label: those whose score would be most informative about the model that answered.
 
-What a label teaches a linear model of a model's scores is `log(1 + x' A^-1 x)` nats, with A the regularised moments of
-what is labelled already (D-optimal design; Fedorov 1972). That is weighted by how close the choice was, since only
-there can a better estimate change it. Chosen one after the other, each as if those before were labelled, so that
-near-copies of one query do not fill the list.
+The information of a label for a linear model of a model's scores is `log(1 + x' A^-1 x)` nats, where A has the
+regularised moments of the labelled queries (D-optimal design; Fedorov 1972). It is weighted by how close the choice
+was, because only then can a better estimate change it. Decisions are chosen one by one, each as if those before were
+labelled already, so that near-copies of one query don't fill the list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LabelSuggestion:
     """One decision to be labelled."""
 
     place: int
-    """In the log."""
+    """Index in the log."""
     gain: float
     information: float
     closeness: float
@@ -36,7 +36,9 @@ class LabelSuggestion:
 
 
 def to_label(log: Log, known: NDArray[np.bool_], count: int, *, latest: int = 2000) -> list[LabelSuggestion]:
-    """The best first. `known` (n,): somebody has scored it; what automatic checks alone say does not count here."""
+    """The best suggestions first. `known` (n,): whether a decision has feedback; scores by automatic checks don't
+    count.
+    """
     x = np.nan_to_num(np.concatenate([log.covariates(DIMS), np.ones((len(log), 1))], 1))
     inverse = [_inverse(x[(log.action == j) & known]) for j in range(len(log.models))]
     open_ = np.flatnonzero(~known)[-latest:]

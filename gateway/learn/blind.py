@@ -1,4 +1,4 @@
-"""What routing is worth beyond luck: beside models chosen at random, blind to the query, at equal money or worth.
+"""Compares the route with random mixtures of models, blind to the query, at equal cost or equal quality.
 
 Each model alone is valued doubly robust on the logged rounds; mixtures of models are the points between them, so the
 best blind chooser of a price lies on their upper hull (the "zero router" of RouterBench, Hu et al. 2024). What the
@@ -24,9 +24,9 @@ class Blind:
     """Per request; intervals of 95 % by resampling rounds."""
 
     saved_usd: Interval
-    """What the blind mixture of the same worth costs more."""
+    """Dollars by which the blind mixture of the same quality costs more."""
     quality_gain: Interval
-    """What the blind mixture of the same price is worth less."""
+    """Quality by which the blind mixture of the same cost is worse."""
     rounds: int
 
 
@@ -68,7 +68,7 @@ def _resampled(columns: Array, m: int, rng: np.random.Generator) -> Blind:
 
 
 def _beside(quality: Array, cost: Array, our_quality: float, our_cost: float) -> tuple[float, float]:
-    """Money and quality that the blind chooser lacks."""
+    """Dollars that the route saves at equal quality, and quality that it gains at equal cost."""
     costs, worths = frontier.hull(np.column_stack([cost, quality])).T
     same_worth = float(np.interp(our_quality, worths, costs))
     same_cost = float(np.interp(our_cost, costs, worths))

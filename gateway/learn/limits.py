@@ -1,4 +1,4 @@
-"""`headgate limits`: how many tokens an answer of each model may take, told from the journal.
+"""`headgate limits`: estimates from the journal how many tokens an answer of each model should be allowed.
 
 An answer cut at its limit says only that more was needed, so shares of finished answers are product-limit estimates
 (`routers.censored`). A limit's worth is the quality of answers that finish within it minus the price of the tokens,
@@ -26,13 +26,13 @@ SHORTEST = 16
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one model."""
+    """The estimates for one model."""
 
     model: str
     answers: int
-    """Scored ones."""
+    """Number of scored answers."""
     cut: int
-    """Of them, those that reached their limit."""
+    """Number of scored answers that reached their limit."""
     tokens: tuple[int, ...]
     finished: tuple[float, ...]
     """Share of answers that need no more than so many tokens."""
@@ -41,7 +41,7 @@ class Limits:
 
     @property
     def best(self) -> int | None:
-        """Tokens; None: too few answers to tell."""
+        """The best limit in tokens; None where there are too few answers."""
         return self.tokens[int(np.argmax(self.worth))] if self.answers >= LEAST_ANSWERS else None
 
     def as_dict(self) -> dict[str, Any]:

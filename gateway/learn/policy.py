@@ -18,7 +18,7 @@ from gateway.settings import Settings, read_settings
 
 
 def route_config(config: Config, route: str) -> RouteConfig:
-    """Raises CallerError where there is no such route."""
+    """The configuration of a route. Raises CallerError where there is none of that name."""
     found = next((one for one in config.routes if one.name == route), None)
     if found is None:
         names = ", ".join(one.name for one in config.routes) or "none"
@@ -27,11 +27,12 @@ def route_config(config: Config, route: str) -> RouteConfig:
 
 
 def route_policy(config: Config, store: Store, route: str, *, router: str = "", explore: float | None = None) -> Policy:
-    """As it answers now, or with another router: an artefact, a version of the route's, or a name."""
+    """The route's present policy, or the same with another router: an artefact, one of the route's versions, or a name.
+    """
     stated = route_config(config, route)
     if explore is not None:
         stated = msgspec.structs.replace(stated, explore=explore)
-    # a candidate that is before a share of the traffic is no part of what answers now
+    # a canary is left out: the policy is that of the incumbent
     served = Settings(routers=read_settings(config.server.run_dir).routers)
     settings = without_lost(served, served)[0]
     if router:
@@ -44,6 +45,6 @@ def route_policy(config: Config, store: Store, route: str, *, router: str = "", 
 
 
 def artifact_of(config: Config, store: Store, route: str, router: str) -> str:
-    """A version's file where one of the route's versions is called so; anything else is a path or a name."""
+    """The artefact of the route's version of that name; where there is none, `router` itself, a path or a name."""
     known = Versions(store, config.server.run_dir).called(route, router)
     return known.artifact if known else router

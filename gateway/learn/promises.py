@@ -1,8 +1,8 @@
-"""Keeps the promises of certified cascades: certify, publish, watch, tighten, withdraw; and says where each stands.
+"""Keeps the promises of certified cascades: certifies, publishes, watches, tightens and withdraws them.
 
-Everything is read from the journal and what must be remembered is a setting in the store, so a step may run anywhere,
-any time. A measured request is a decision that both models answered; the comparison of the two is a feedback of source
-`reference`. Only rounds of the router that serves now count.
+Everything is read from the journal, and the state is a setting in the store, so a step may run in any process at any
+time. A measured request is a decision that both models answered; the comparison of the two is feedback with the source
+`reference`. Only rounds of the present router count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.settings import FloorSetting, Settings, change_settings
 from routers.intervals import wilson_interval
 
 LATE_S = 2.0
-"""Records come in by several workers' spools: what is younger than this may not be whole yet."""
+"""Seconds within which records may still arrive from the workers' spools; younger ones are not read."""
 MOST_ROWS = 20_000
 SAVED_EVERY_S = 3600.0
 _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
@@ -39,7 +39,7 @@ class Round:
     time_s: float
     router: str
     confidence: float
-    """NaN: nothing was read, or the first model failed."""
+    """NaN where no confidence was read, or the first model failed."""
     kept: bool
     cost_usd: float
 
@@ -49,7 +49,9 @@ def certified_routes(config: Config) -> list[RouteConfig]:
 
 
 class Promises:
-    """Those of all certified routes. What only monitors is saved once an hour; after a restart it is read again."""
+    """The promises of all certified routes. The state of monitoring is saved once an hour only, because it can be read
+    again from the journal.
+    """
 
     def __init__(self, config: Config, store: Store) -> None:
         self.config = config
@@ -62,12 +64,12 @@ class Promises:
 
 
 def standings(config: Config, store: Store) -> list[dict[str, Any]]:
-    """Where every certified route stands, without a step: JSON-able, for the admin API and the command."""
+    """The state of every certified route as JSON, without a step, for the admin API and the command."""
     return [Keeper(config, store, route).told() for route in certified_routes(config)]
 
 
 class Keeper:
-    """Of one route."""
+    """Keeps the promise of one route."""
 
     def __init__(self, config: Config, store: Store, route: RouteConfig) -> None:
         self.config, self.store, self.route = config, store, route
@@ -77,16 +79,16 @@ class Keeper:
         self.standing = self._restored(remembered)
         self.router: str = remembered.get("router", "")
         self.seen_s: float = remembered.get("seen_s", 0.0)
-        """What came before was shown to the drift monitor."""
+        """Unix time up to which rounds were shown to the drift monitor."""
         self._saved_s = 0.0
 
     @property
     def name(self) -> str:
-        """Of the setting."""
+        """Name of the setting with the state."""
         return f"floor.{self.route.name}"
 
     def step(self, now_s: float) -> None:
-        """Look at what came since the last step, then certify, tighten or withdraw; at most one of these."""
+        """Read what came since the last step; then certify, tighten or withdraw, at most one of these."""
         until_s = now_s - LATE_S
         before = self._promised()
         router = self._serving()
@@ -114,7 +116,7 @@ class Keeper:
             self.standing.calibrate(measured, now_s, issued)
 
     def told(self) -> dict[str, Any]:
-        """The promise, what it rests on and what came of it since, as plain values."""
+        """The promise, its evidence, and its results so far, as JSON."""
         standing, floor = self.standing, self.standing.certified
         return {
             "route": self.route.name,
@@ -135,8 +137,8 @@ class Keeper:
         }
 
     def coverage(self) -> dict[str, Any]:
-        """What came of the promise since it stands so: how much it kept, and how well measured rounds held. Of requests
-        the latest are counted, `counted_since_s` says from when on; of comparisons the latest 20,000.
+        """The results of the promise since its state last changed: the answers kept, and the quality of measured
+        rounds. Only the latest 20,000 requests (since `counted_since_s`) and comparisons are counted.
         """
         since_s, accept_at = self.standing.changed_s, self.standing.accept_at
         rounds, counted_since_s = self._rounds(since_s, float("inf"))
@@ -160,7 +162,7 @@ class Keeper:
     # -- what the journal says
 
     def measured(self, since_s: float, until_s: float) -> Measured:
-        """Comparisons made in that time, oldest first, of rounds that the serving router decided."""
+        """The comparisons in that time of rounds that the present router decided, oldest first."""
         query = (
             sa.select(decisions.c.payload, feedback.c.label)
             .join_from(feedback, decisions, feedback.c.decision_id == decisions.c.id)
@@ -181,8 +183,8 @@ class Keeper:
         return (_confidence(first), float(same), first.cost_nanousd / 1e9, last.cost_nanousd / 1e9)
 
     def _rounds(self, since_s: float, until_s: float) -> tuple[list[Round], float]:
-        """Of the latest decisions in that time, oldest first, and since when: later than `since_s` where there are more
-        than `MOST_ROWS`.
+        """The rounds of the latest decisions in that time, oldest first, and the time since which they are complete,
+        which is later than `since_s` where there are more than `MOST_ROWS` decisions.
         """
         query = (
             sa.select(decisions.c.time_s, decisions.c.payload)
@@ -209,7 +211,7 @@ class Keeper:
         return np.array([one.confidence for one in rounds if one.router == self.router])
 
     def _serving(self) -> str:
-        """Label of the router behind the latest round; empty: there was none."""
+        """Label of the router of the latest decision; empty where there is none."""
         query = (
             sa.select(decisions.c.router)
             .where(decisions.c.route == self.route.name, decisions.c.router != "")
@@ -222,7 +224,7 @@ class Keeper:
     # -- what is remembered
 
     def _restored(self, remembered: dict[str, Any]) -> FloorStatus:
-        """As it stood, unless the configuration now promises something else."""
+        """The saved state, or a new one where the configuration promises something else now."""
         assert self.route.min_quality is not None
         fresh = FloorStatus(self.route.min_quality, self.route.certainty, self.reference)
         if "standing" not in remembered:
@@ -232,7 +234,7 @@ class Keeper:
         return old if same else fresh
 
     def _promised(self) -> dict[str, Any]:
-        """What must not be lost; the rest can be read again."""
+        """The part of the state that is saved at each change; the rest can be read again."""
         standing = self.standing.as_dict()
         return {**standing, "drift": None, "rows": 0, "router": self.router}
 
@@ -241,7 +243,7 @@ class Keeper:
         self.store.save_setting(self.name, told, "learn")
 
     def _publish(self) -> None:
-        """Workers follow within a second."""
+        """Write the threshold to the settings, which workers read within a second."""
         name, accept_at = self.route.name, self.standing.accept_at
 
         def change(settings: Settings) -> Settings:

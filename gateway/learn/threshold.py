@@ -1,10 +1,8 @@
-"""What another `accept_at` would have cost and been worth: only answers between the two thresholds change
-sides.
+"""Estimates the cost and quality of another `accept_at`: only answers between the two thresholds change.
 
-For those, what would have come is read from twins: rounds of the same plan whose first answer was as
-confident but which were decided the other way (the threshold was once another, or a judge scored the
-answer that wasn't kept). Without enough twins the answer is a refusal. Within the band, confidence is all
-that is held equal.
+Their outcome is estimated from twins: rounds of the same log with similar first confidence that were decided the other
+way (because the threshold was different once, or a judge scored the answer that wasn't kept). With too few twins there
+is a refusal. Only the confidence of twins is similar, nothing else is matched.
 """
 
 from __future__ import annotations
@@ -27,13 +25,13 @@ MIN_TWINS = 30
 
 @dataclass(frozen=True, slots=True)
 class Climbs:
-    """The rounds that had something to escalate to, with the first answer's confidence."""
+    """The rounds that could escalate, with the first answer's confidence."""
 
     place: NDArray[np.intp]
-    """Where in the log."""
+    """Index in the log."""
     confidence: Array
     kept: NDArray[np.bool_]
-    """True: the first answer stayed."""
+    """Whether the first answer was kept."""
     first: tuple[AttemptRecord, ...]
 
 
@@ -106,7 +104,7 @@ def _valued(
 
 
 def _twins(log: Log, found: Climbs, band: NDArray[np.bool_], keeping: bool, reward: Array, name: str) -> Array:
-    """What came of rounds as confident as the band's, decided as the band would be now."""
+    """Rewards of rounds with confidences as in the band that were decided as the band would be."""
     low, high = float(found.confidence[band].min()), float(found.confidence[band].max())
     alike = (found.confidence >= low) & (found.confidence <= high) & (found.kept == keeping)
     values = reward[found.place[alike]]
@@ -118,7 +116,7 @@ def _twins(log: Log, found: Climbs, band: NDArray[np.bool_], keeping: bool, rewa
 
 
 def _alone(answer: AttemptRecord, name: str) -> float | None:
-    """What the first answer was by itself."""
+    """The named quantity of the first answer alone; None where it is unknown."""
     if name == "quality":
         return answer.evidence.judged if answer.evidence else None
     return answer.cost_nanousd / 1e9 if name == "cost_usd" else answer.latency_s
