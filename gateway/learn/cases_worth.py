@@ -21,24 +21,25 @@ from routers.intervals import Interval, mean_interval
 from routers.ope import Rounds
 
 LEAST_ROUNDS = 10
-"""Scored ones on either side, below which their spread says too little for an interval."""
+"""Least number of scored rounds on each side for an interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class CasesWorth:
-    """Mean scores of both sides; None: no round was scored."""
+    """Mean scores with and without solved cases; None where no round of that side was scored."""
 
     shown: float | None = None
     withheld: float | None = None
     gained: Interval | None = None
-    """Shown minus withheld, at 95 %. None: too few rounds on one side."""
+    """Shown minus withheld, with a 95 % interval; None where one side has too few rounds."""
     shown_rounds: int = 0
     withheld_rounds: int = 0
 
 
 def scores_by_cases(log: Log) -> CasesWorth:
-    """Of the scored rounds that cases were found for. Each is weighed by how unlikely its side was (SNIPS), so that a
-    share that was changed on the way distorts nothing; at one share the means are the plain ones.
+    """The comparison over scored rounds for which cases were found. Rounds are weighted by the inverse probability of
+    their side (SNIPS), so that a change of the withheld share introduces no bias; with a constant share the means are
+    plain ones.
     """
     rounds = _compared(log)
     if rounds is None:
@@ -89,7 +90,7 @@ def _difference(rounds: Rounds) -> Interval:
 
 
 def _compared(log: Log) -> Rounds | None:
-    """Of two actions, 0: withheld, 1: shown. None: there is no such round."""
+    """The compared rounds with two actions, 0: withheld, 1: shown; None where there are none."""
     drawn = [one.cases_shown is not None and 0.0 < one.cases_withheld < 1.0 for one in log.records]
     log = log.rows(log.labelled & np.array(drawn, bool))
     if not len(log):

@@ -66,7 +66,7 @@ class LearningChore:
 
 
 def note(store: Store, route: str, told: StepReport) -> None:
-    """Store and log what a step did, if that is news; alarms as warnings."""
+    """Store and log a step's report where it is new, and log new alarms as warnings."""
     before = store.setting(TOLD + route) or {}
     now = {**told.as_dict(), "time_s": time.time()}
     if told.action == WAITS and _kinds(before) == _kinds(now) and before.get("action") == WAITS:

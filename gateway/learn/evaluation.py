@@ -1,4 +1,4 @@
-"""The report of `headgate evaluate`: a router on a folder of outcomes, beside what it must beat."""
+"""The report of `headgate evaluate`: a router on a folder of outcomes, beside its baselines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from routers.types import Candidate
 _STYLES = {"task_mean": "--", "zero_router": ":", "oracle": "-."}
 
 STATED = "as stated per call"
-"""Where the report's costs are from, if not from the data."""
+"""The report's `cost` where costs were given by the caller and not by the data."""
 UNITS = {"cost_usd": "dollars", STATED: "stated cost"}
 
 COVERED = 0.95
@@ -37,16 +37,16 @@ COVERED = 0.95
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What the data has and the comparison does not."""
+    """The parts of the data that the comparison leaves out."""
 
     models: tuple[str, ...] = ()
     """Scored, or priced, on too few queries."""
     queries: int = 0
-    """Not scored, or not priced, on every model that is left."""
+    """Queries not scored, or not priced, on every remaining model."""
     repeated: int = 0
-    """Training queries with the text of a test query."""
+    """Training queries left out because a test query has the same text."""
     recurring: int = 0
-    """As many were kept, for most training queries are test queries too."""
+    """Training queries with the text of a test query that were kept, because most training queries are such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,9 @@ def rows_of(
     data: Path, train_data: Path | None, models: Sequence[str], featurizer: Featurizer, tasks: Sequence[str] = (),
     costs: Mapping[str, float] | None = None, stand_ins: Sequence[str] = (),
 ) -> TrainTestSplit:  # fmt: skip
-    """Reads and splits. With `train_data` all its rows train and all rows of `data` test. DataError where
-    either side is empty or fewer than two models are covered. `costs`: what a call of a model costs, whatever the data
-    says. `stand_ins`: models whose scores are learnt in the place of those of `models`.
+    """Read the data and split it. With `train_data`, all its rows are for training and all rows of `data` for testing.
+    `costs`: cost of a call of a model, which replaces the data's. `stand_ins`: models whose scores are learnt in place
+    of those of `models`. Raises DataError where either side is empty or fewer than two models are covered.
     """
     whole = _stated(read_outcomes(data), costs)
     if train_data is None and not ((whole.splits == "test").any() and (whole.splits == "train").any()):
@@ -98,7 +98,9 @@ def rows_of(
 
 
 def _stood_in(data: Outcomes, models: Sequence[str], stand_ins: Sequence[str]) -> Outcomes:
-    """Each model with the scores of the stand-in that does as well among its own. DataError where they don't pair."""
+    """The data in which each model has the scores of the stand-in of the same rank by mean score. Raises DataError
+    where the numbers of models differ or a model is its own stand-in.
+    """
     if len(stand_ins) != len(models) or set(stand_ins) & set(models):
         raise DataError(f"--trained-on {','.join(stand_ins)}: as many models as --models names, and none of those")
     own, others = data.columns(models), data.columns(stand_ins)
@@ -108,7 +110,7 @@ def _stood_in(data: Outcomes, models: Sequence[str], stand_ins: Sequence[str]) -
 
 
 def _stated(data: Outcomes, costs: Mapping[str, float] | None) -> Outcomes:
-    """DataError where one is of no model of the data."""
+    """The data with the given costs. Raises DataError where the data doesn't have one of the models."""
     if not costs:
         return data
     data.columns(list(costs))
@@ -119,7 +121,8 @@ def _stated(data: Outcomes, costs: Mapping[str, float] | None) -> Outcomes:
 
 
 def to_train_on(data: Outcomes) -> Outcomes:
-    """The rows whose split is not test, without those that repeat a test query. DataError where there are none."""
+    """The rows whose split is not test, without those that repeat a test query. Raises DataError where there are none.
+    """
     held = data.splits == "test"
     if held.all():
         raise DataError("queries.parquet: field split: every row is test, none is left to train on")
@@ -128,15 +131,14 @@ def to_train_on(data: Outcomes) -> Outcomes:
 
 
 def fresh(trained: Outcomes, tested: Outcomes) -> NDArray[np.bool_]:
-    """Training rows that repeat no test query, which would be known by heart; all of them where most do: then queries
-    recur wherever the data comes from.
+    """Training rows that repeat no test query; all rows where most of them do, because then queries recur in practice.
     """
     kept = ~repeating(trained, tested)
     return kept if 2 * kept.sum() >= len(kept) else np.ones(len(kept), bool)
 
 
 def repeating(trained: Outcomes, tested: Outcomes) -> NDArray[np.bool_]:
-    """Training rows whose text, but for case and spaces, is a test row's."""
+    """Training rows with the same text as a test row, apart from case and spaces."""
     asked = {_plain(text) for text in tested.texts} - {""}
     return np.array([_plain(text) in asked for text in trained.texts], bool)
 
@@ -155,7 +157,7 @@ def _of_tasks(data: Outcomes, tasks: Sequence[str]) -> Outcomes:
 
 
 def _complete(data: Outcomes, models: Sequence[str]) -> Outcomes:
-    """Named or well covered models, and the rows on which every one of them was scored and priced."""
+    """The data of the named models (or the well covered ones), on rows where each of them was scored and priced."""
     log = len(data.models) > 1 and bool((np.isfinite(data.scores).sum(1) <= 1).all())
     if models:
         data = data.columns(models)
@@ -187,7 +189,7 @@ def evaluated(
     featurizer = featurizer or shipped_featurizer()
     artifact = _artifact(router)
     for other in beside:
-        estimator_named(other)  # refused before the work
+        estimator_named(other)  # raises before the work begins
     rows = limited(rows_of(data, train_data, models, featurizer, tasks, costs, stand_ins), limit, seed)
     learned, unseen = _learned(artifact, router, rows, featurizer.layout, seed, parallel_map)
     bench, train_bench = _bench(rows, rows.test), _bench(rows, rows.train)
@@ -224,7 +226,9 @@ def limited(rows: TrainTestSplit, limit: int, seed: int) -> TrainTestSplit:
 
 
 def _artifact(router: str) -> Learned | None:
-    """What the artefact at that path has learnt; None: it is the name of a router to train. ValueError: neither."""
+    """The predictors of the artefact at that path; None where it is the name of a router to train. Raises ValueError
+    where it is neither.
+    """
     try:
         estimator_named(router)
     except ValueError:
@@ -255,7 +259,8 @@ def _predicted(learned: Learned, name: str, rows: TrainTestSplit) -> tuple[Matri
 
 
 def _bench(rows: TrainTestSplit, part: Outcomes) -> Bench:
-    """Without prices a call to the best single model costs 1 and any other 0, as RouteLLM counts."""
+    """The bench of some rows. Without prices, a call of the best single model costs 1 and any other 0, as in RouteLLM.
+    """
     best = int(rows.train.scores.mean(0).argmax())
     costs = part.cost_usd
     if not rows.priced:
@@ -271,7 +276,7 @@ def _swept(
 
 
 def _known(learned: Learned, data: Outcomes, x: Matrix, labels: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
-    """Predictions in the data's order of models. DataError where the router never saw one of them."""
+    """Predictions in the data's order of models. Raises DataError where the router was not trained on one of them."""
     missing = [model for model in data.models if model not in learned.place]
     if missing and isinstance(learned.quality, General):
         return _by_price(learned, learned.quality, data, x)
@@ -283,8 +288,8 @@ def _known(learned: Learned, data: Outcomes, x: Matrix, labels: Sequence[str] | 
 
 
 def _by_price(learned: Learned, quality: General, data: Outcomes, x: Matrix) -> tuple[Matrix, Matrix]:
-    """What the shipped default knows of models it never saw: their price (here their mean cost), the
-    query's ease.
+    """The shipped default's predictions for models it was not trained on, by their price (here their mean cost) and the
+    query's easiness.
     """
     price = data.cost_usd.mean(0) if np.isfinite(data.cost_usd).all() else np.ones(len(data.models))
     skill = prior.skills([Candidate(m, output_usd_per_mtok=p * 1e6) for m, p in zip(data.models, price, strict=True)])
@@ -293,7 +298,7 @@ def _by_price(learned: Learned, quality: General, data: Outcomes, x: Matrix) -> 
 
 
 def _task_mean(rows: TrainTestSplit, bench: Bench) -> PolicyFamily:
-    """Mean score and cost of the query's task, its label being known."""
+    """The policies that choose by the mean score and cost of the query's task, whose label is known."""
     tables = []
     for matrix in (rows.train.scores, _bench(rows, rows.train).costs):
         table = TaskMean(prior_count=0.01).fit_matrix(matrix, rows.train.tasks)
@@ -324,7 +329,7 @@ def _report(
 
 
 def draw(report: dict[str, Any], policies: dict[str, PolicyFamily], bench: Bench, target: Path) -> None:
-    """Writes the frontiers as a picture; the file's ending names its kind."""
+    """Draw the frontiers into a file; its ending gives the format."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -356,8 +361,8 @@ def draw(report: dict[str, Any], policies: dict[str, PolicyFamily], bench: Bench
 def cross_validated(
     router: str, data: Outcomes, x: Matrix, layout: Layout, learned: Learned | None, parallel_map: ParallelMap
 ) -> dict[str, float | None]:
-    """Scores on the training rows, each predicted without having been seen: what the artefact's card says. `learned`:
-    the same router, fitted on all rows.
+    """Metrics of out-of-fold predictions on the training rows, for the artefact's card. `learned`: the same router,
+    fitted on all rows.
     """
     seen = np.asarray(np.isfinite(data.scores))
     if len(x) < 8:

@@ -24,15 +24,15 @@ from routers.subset_fit import SubsetRows, expected
 Vector = NDArray[np.float64]
 
 FLEET_MOST = 256
-"""Models to choose from."""
+"""Most models to choose from."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubsetLimits:
-    """What loaded models must keep."""
+    """The limits that loaded models must keep."""
 
     most: int
-    """Models at once, at most; subsets of one, two, ... are shown."""
+    """Most models at once; subsets of one, two, ... models are shown."""
     means: Mapping[str, float]
     """`cost_usd`, `latency_s`: most per query, on average."""
     sizes: Mapping[str, float]
@@ -42,7 +42,7 @@ class SubsetLimits:
 
 @dataclass(frozen=True, slots=True)
 class Subset:
-    """The best of its size."""
+    """The best subset of its size."""
 
     models: tuple[str, ...]
     expected: float
@@ -50,10 +50,11 @@ class Subset:
     spent: dict[str, float]
     """Mean per query on the test rows, estimated where it is not known."""
     quality: float | None
-    """Mean on the test rows whose outcome is known; None: those are less than half."""
+    """Mean on the test rows whose outcome is known; None where these are less than half."""
     against_all: float | None
-    """Of it, what lies above every model loaded; with its 95 % half width."""
+    """Quality minus that of all models loaded."""
     half_width: float | None
+    """95 % half width of `against_all`."""
 
 
 def subsets_of(folder: Path, estimator: str, wanted: SubsetLimits) -> list[Subset]:
@@ -88,7 +89,7 @@ def subsets_of(folder: Path, estimator: str, wanted: SubsetLimits) -> list[Subse
 def _memory(models: Sequence[str], wanted: SubsetLimits) -> Vector | None:
     if not wanted.sizes:
         if wanted.memory < inf:
-            raise DataError("a limit of memory asks for every model's: --sizes NAME=GB,...")
+            raise DataError("a memory limit needs every model's size: --sizes NAME=GB,...")
         return None
     unknown = [name for name in models if name not in wanted.sizes]
     if unknown:

@@ -31,7 +31,7 @@ LEAST_SINCE = 30
 
 @dataclass(frozen=True, slots=True)
 class KnobFloor:
-    """What was certified, and on what."""
+    """A certified cost weight and its evidence."""
 
     cost_weight: float
     p_value: float
@@ -40,7 +40,7 @@ class KnobFloor:
     reference_cost_usd: float
     rows: int
     mean_expected: float
-    """Of what the router expected of its choices: what drift is told from."""
+    """Mean quality that the router expected of its choices, with which later rounds are compared for drift."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,9 @@ def certify_knob(
 
 
 def coverage(log: Log, reference: int) -> Interval | None:
-    """Quality as logged, as a share of the reference's, at 95 % by the delta method; None: too little was scored."""
+    """Logged quality as a share of the reference's, with a 95 % interval by the delta method; None where too few rounds
+    are scored.
+    """
     scored = log.rows(log.labelled)
     if len(scored) < LEAST_SINCE:
         return None
@@ -112,7 +114,7 @@ def coverage(log: Log, reference: int) -> Interval | None:
 
 
 def drifted(log: Log, reference: int, floor: float, mean_expected: float) -> DriftSignal:
-    """What a monitor says that has seen these rounds since the certificate was issued."""
+    """The signal of a drift monitor after these rounds, which came since the certificate was issued."""
     watch = Drift(floor, min(max(mean_expected, 0.0), 1.0) if mean_expected == mean_expected else 0.5)
     scored = log.rows(log.labelled)
     if mean_expected == mean_expected:
@@ -128,12 +130,12 @@ def drifted(log: Log, reference: int, floor: float, mean_expected: float) -> Dri
 
 
 def _weights(log: Log, rounds: Rounds, target: Array) -> Array:
-    """Importance of the scored rounds alone, on the scale of their number: one on average under the log itself."""
+    """Importance weights of the scored rounds, with a mean of 1 for the logged policy itself."""
     return importance(rounds, target)[log.labelled] * rounds.known_rounds / len(log)
 
 
 def _largest(scored: Log, rounds: Rounds) -> float:
-    """That a weight can be."""
+    """The largest possible importance weight."""
     chances = scored.logged * rounds.known_share * len(rounds.action) / rounds.known_rounds
     return float(1.0 / chances[chances > 0].min())
 

@@ -1,4 +1,4 @@
-"""Folds and resamples as Ray's tasks: training and evaluation of large journals over many cores or machines."""
+"""Runs folds and resamples as Ray tasks, to train and evaluate on many cores or machines."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from routers.parallel import ParallelMap, T
 
 
 def on_ray(workers: int) -> ParallelMap:
-    """A cluster joined or started, and what runs pieces on it. ConfigError where Ray is missing."""
+    """Join or start a cluster, and return the function that runs pieces on it. Raises ConfigError where Ray is missing.
+    """
     start_ray(workers)
     return _ray_map
 
 
 def _ray_map(work: Callable[..., T], shared: tuple[Any, ...], pieces: Sequence[Any]) -> list[T]:
-    """What is shared is sent to each machine once."""
+    """Run `work` on each piece; `shared` arguments are sent to each machine once."""
     import ray
 
     sent = [ray.put(part) for part in shared]

@@ -20,7 +20,7 @@ from routers.probing import Leaderboard, leaderboard, planned, shared_order
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is known of the models, and the outcomes to buy, in order."""
+    """The present leaderboard of the models, and the outcomes to buy, in order."""
 
     models: tuple[str, ...]
     asked: tuple[int, ...]
@@ -52,8 +52,8 @@ class Plan:
 
 
 def plan_of(folder: Path, models: Sequence[str] = (), cells: int = 100, seed: int = 0) -> Plan:
-    """The next `cells` outcomes at most, of those models (default: all of the data), on queries that are not for
-    testing. DataError where there is nothing to choose between.
+    """The next outcomes to buy, at most `cells`, of these models (default: all of the data), on queries that are not
+    for testing. Raises DataError where there are fewer than two models.
     """
     data = read_outcomes(folder, unanswered=True)
     data = data.rows(data.splits != "test")

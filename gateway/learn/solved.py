@@ -1,7 +1,7 @@
-"""Cases for a route's file of demonstrations: questions of its journal whose answers were found right.
+"""Finds cases for a route's file of demonstrations: questions in the journal whose answers were scored as right.
 
-Only rounds whose text was kept can be shown again, and only single turns: a case must make sense alone. The newest
-feedback on an answer counts, and of a question its newest right answer.
+Only single turns whose text was stored are used, because a case must make sense alone. Of several feedbacks on an
+answer the newest counts, and of several right answers to a question the newest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 
 
 def solved_cases(store: Store, route: str, *, least: float = 0.9, most: int = 1000) -> list[CaseLine]:
-    """At most so many, oldest first: the file's last lines are the ones that are kept."""
+    """At most `most` cases with a score of at least `least`, oldest first, because a route keeps the file's last lines.
+    """
     query = (
         sa.select(decisions.c.id, decisions.c.payload, feedback.c.score)
         .join_from(feedback, decisions, feedback.c.decision_id == decisions.c.id)
