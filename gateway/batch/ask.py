@@ -2,8 +2,8 @@
 
 An answer and the decision that paid for it are one record of the spool, so a crash loses both or neither. Before the
 call a start record is written: a start without a decision after a crash may have been billed, and counts as spent
-(`Jobs.write_off`). Every call has an idempotency key (`Call.idempotency_key`), so that a provider which honours such keys bills
-and answers a repeated call only once.
+(`Jobs.write_off`). Every call has a `Call.idempotency_key`, so that a provider which honours such keys bills and
+answers a repeated call only once.
 """
 
 from __future__ import annotations
