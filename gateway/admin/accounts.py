@@ -8,19 +8,19 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.admin import users
 from gateway.admin.changes import database
-from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.guard import Admin, Services, Viewer
 from gateway.admin.sessions import clear_cookie, set_cookies, sign_in, sign_out
 from gateway.admin.shapes.access import NewUser, Session, SignIn, User, UserChange
 from gateway.errors import PolicyError
 
 sessions_api = APIRouter(prefix="/admin/session", tags=["session"])
-"""The only paths under /admin that answer somebody who is not signed in."""
+"""The only paths under /admin that may be used without being signed in."""
 router = APIRouter(prefix="/admin/users", tags=["users"])
 
 
 @sessions_api.post("", status_code=201)
-def post_session(services: Means, request: Request, response: Response, wanted: SignIn) -> Session:
-    """Sign in, with the master key or as a user. 401 in the same words whatever was wrong; 429 after many failures."""
+def post_session(services: Services, request: Request, response: Response, wanted: SignIn) -> Session:
+    """Sign in, with the master key or as a user. 401 if name or secret is wrong; 429 after many failed attempts."""
     refuse_other_sites(request)
     with database():
         signed = sign_in(services, wanted, request)
@@ -29,7 +29,7 @@ def post_session(services: Means, request: Request, response: Response, wanted: 
 
 
 def refuse_other_sites(request: Request) -> None:
-    """Raises PolicyError where another site's page makes the browser sign in or out here."""
+    """Raises PolicyError where another site's page made the browser send this request (login CSRF)."""
     site, origin = request.headers.get("sec-fetch-site", ""), request.headers.get("origin", "")
     foreign = bool(origin) and urlsplit(origin).netloc != request.headers.get("host")
     if site not in ("same-origin", "none") if site else foreign:
@@ -43,7 +43,7 @@ def get_session(who: Viewer) -> Session:
 
 
 @sessions_api.delete("", status_code=204)
-def delete_session(services: Means, who: Viewer, request: Request, response: Response) -> None:
+def delete_session(services: Services, who: Viewer, request: Request, response: Response) -> None:
     """Sign out."""
     with database():
         sign_out(services, request)
@@ -51,24 +51,24 @@ def delete_session(services: Means, who: Viewer, request: Request, response: Res
 
 
 @router.get("")
-def get_users(services: Means, who: Admin) -> list[User]:
+def get_users(services: Services, who: Admin) -> list[User]:
     """List users by name."""
     return users.list_users(services)
 
 
 @router.post("", status_code=201)
-def post_user(services: Means, who: Admin, wanted: NewUser) -> User:
+def post_user(services: Services, who: Admin, wanted: NewUser) -> User:
     """Add a user; 409 if the name is taken."""
     return users.add_user(services, who, wanted)
 
 
 @router.patch("/{name}")
-def patch_user(services: Means, who: Admin, name: str, change: UserChange) -> User:
+def patch_user(services: Services, who: Admin, name: str, change: UserChange) -> User:
     """Change the role or password of a user, or disable the user."""
     return users.change_user(services, who, name, change)
 
 
 @router.delete("/{name}", status_code=204)
-def delete_user(services: Means, who: Admin, name: str) -> None:
-    """Delete a user and end all sessions of theirs."""
+def delete_user(services: Services, who: Admin, name: str) -> None:
+    """Delete a user and end all of that user's sessions."""
     users.delete_user(services, who, name)

@@ -1,4 +1,4 @@
-"""Who asks, and what a role includes."""
+"""The actor of a request, and which roles include which."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ RANK: dict[str, int] = {"viewer": 0, "operator": 1, "admin": 2}
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks. `name` goes into the audit log."""
+    """Whoever sends a request. `name` goes into the audit log."""
 
     name: str
     role: Role
     csrf: str = ""
-    """What a change must show where `how` is a cookie."""
+    """CSRF token that a change must carry where `how` is "cookie"."""
     how: Literal["cookie", "bearer", "this machine"] = "bearer"
+    """How the actor was authenticated."""
     expires_s: float | None = None
+    """When the session ends, in Unix seconds; None where there is no session."""
 
 
 def may(actor: Actor, role: Role) -> bool:

@@ -1,6 +1,7 @@
-"""The admin application: the API and, beside it, the pages. FastAPI, off the hot path; every answer is typed.
+"""The admin application: the admin API and the dashboard's pages. FastAPI, off the hot path; every response is typed.
 
-Each page's questions are functions of one module here, and its paths are beside them. Pages call the functions.
+One module of this package serves one page: it holds the functions that answer and the HTTP paths that call them. The
+dashboard calls the same functions directly.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ Render = Callable[[Request, HeadgateError], Response | None]
 
 
 def make_admin(services: AdminServices) -> FastAPI:
-    """The application over these means."""
+    """Build the application that works with these services."""
     app = FastAPI(
         title="Headgate admin", docs_url=None, openapi_url="/admin/openapi.json", redoc_url=None
     )
     app.add_middleware(Bounds, max_upload_bytes=2 * services.config.server.max_body_bytes)  # twice: quotes in JSON
     app.state.services = services
     app.state.render_error = None
-    app.add_exception_handler(HeadgateError, _say)
-    app.add_exception_handler(sa.exc.SQLAlchemyError, _say_away)
+    app.add_exception_handler(HeadgateError, _answer_error)
+    app.add_exception_handler(sa.exc.SQLAlchemyError, _answer_database_away)
     for fault in (OverflowError, UnicodeEncodeError, sa.exc.DataError):
-        app.add_exception_handler(fault, _say_unstorable)
-    app.add_exception_handler(RequestValidationError, _say_unsound)
-    app.add_exception_handler(ClientDisconnect, _say_nothing)
-    app.add_exception_handler(HTTPException, _say_refused)
+        app.add_exception_handler(fault, _answer_unstorable)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(ClientDisconnect, _ignore_disconnect)
+    app.add_exception_handler(HTTPException, _answer_refused)
     app.include_router(health.router)
     app.include_router(accounts.sessions_api)
     for module in API_MODULES:
@@ -71,8 +72,8 @@ def make_admin(services: AdminServices) -> FastAPI:
     return app
 
 
-def _say(request: Request, fault: Exception) -> Response:
-    """In the pages' own way for a page, as JSON for everything else."""
+def _answer_error(request: Request, fault: Exception) -> Response:
+    """Answer with an error: as a page where a page was requested, else as JSON."""
     assert isinstance(fault, HeadgateError)
     render: Render | None = request.app.state.render_error
     if render is not None and _is_page(request):
@@ -86,40 +87,40 @@ def _say(request: Request, fault: Exception) -> Response:
     return JSONResponse(body, fault.status, headers)
 
 
-def _say_away(request: Request, _fault: Exception) -> Response:
-    return _say(request, DatabaseAway("the database is away; what is shown may be missing something"))
+def _answer_database_away(request: Request, _fault: Exception) -> Response:
+    return _answer_error(request, DatabaseAway("the database is away, so figures may be missing"))
 
 
-def _say_unstorable(request: Request, _fault: Exception) -> Response:
-    """Numbers that no database holds, text that is no Unicode, NUL where PostgreSQL has none."""
-    return _say(request, CallerError("a value is out of range or can't be stored", status=422, code="unsound"))
+def _answer_unstorable(request: Request, _fault: Exception) -> Response:
+    """The database can't store a value: the number is too large, or the text has lone surrogates or NUL characters."""
+    return _answer_error(request, CallerError("a value is out of range or can't be stored", status=422, code="unsound"))
 
 
-def _say_unsound(request: Request, fault: Exception) -> Response:
-    """The first thing that is wrong, with the field's name."""
+def _answer_invalid(request: Request, fault: Exception) -> Response:
+    """The request doesn't match its schema: name the first faulty field and what is wrong with it."""
     assert isinstance(fault, RequestValidationError)
     first = fault.errors()[0]
     if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", "json"):
-        return _say(request, CallerError("say that the body is JSON: content-type: application/json", status=415))
+        return _answer_error(request, CallerError("send JSON with content-type: application/json", status=415))
     field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     message = f"{field}: {first['msg']}" if field else str(first["msg"])
-    return _say(request, CallerError(message, status=422, code="unsound", param=field or None))
+    return _answer_error(request, CallerError(message, status=422, code="unsound", param=field or None))
 
 
-async def _say_nothing(_request: Request, _fault: Exception) -> Response:
-    """Who left in the middle of a body hears no answer, and it is no fault of ours."""
+async def _ignore_disconnect(_request: Request, _fault: Exception) -> Response:
+    """The client disconnected while it sent the body; nobody reads this response, and no error is logged."""
     return Response(status_code=400)
 
 
-async def _say_refused(request: Request, fault: Exception) -> Response:
-    """What the framework itself refuses of the API: no such path, another method, a body that can't be read."""
+async def _answer_refused(request: Request, fault: Exception) -> Response:
+    """The framework refused the request: an unknown path, a wrong method, or a body that can't be read."""
     assert isinstance(fault, HTTPException)
     if _is_page(request) and fault.status_code == 404:
-        return _say(request, NotFound("there is no such page"))
+        return _answer_error(request, NotFound("there is no such page"))
     if _is_page(request):
         return await http_exception_handler(request, fault)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(fault.status_code, "unsound")
-    answer = _say(request, CallerError(str(fault.detail), status=fault.status_code, code=code))
+    answer = _answer_error(request, CallerError(str(fault.detail), status=fault.status_code, code=code))
     answer.headers.update(fault.headers or {})
     return answer
 

@@ -1,4 +1,4 @@
-"""Batch jobs in the admin API: what there is, how far it is, and pause, resume, cancel. Each change is audited."""
+"""Batch jobs in the admin API: list them with their progress, pause, resume and cancel them. Changes are audited."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
-from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.guard import Operator, Services, Viewer
 from gateway.admin.services import AdminServices
 from gateway.batch.jobs import Jobs, Wish
 from gateway.batch.view import job_view
@@ -23,7 +23,7 @@ _WISHES: dict[str, Wish] = {"pause": "pause", "resume": "", "cancel": "cancel"}
 
 
 class BatchJob(BaseModel):
-    """A job. Money in dollars, times in Unix seconds, counts in lines of the input."""
+    """A batch job. Money is in dollars, times are Unix seconds, counts are lines of the input."""
 
     id: str
     tenant: str
@@ -57,14 +57,14 @@ class BatchJob(BaseModel):
 
 
 class BatchPage(BaseModel):
-    """Newest first. `next` is the cursor of the page after; null: this is the last."""
+    """A page of jobs, newest first. `next` is the cursor of the next page; null on the last."""
 
     data: list[BatchJob]
     next: str | None
 
 
 def batch_page(services: AdminServices, tenant: str = "", cursor: str = "", limit: int = 100) -> BatchPage:
-    """Of one tenant, or of all."""
+    """A page of jobs, newest first: of one tenant, or of all where `tenant` is empty."""
     with database():
         found = Jobs(services.store.engine).page(tenant or None, after=cursor, limit=limit)
     following = found[-1].id if len(found) == limit else None
@@ -72,13 +72,16 @@ def batch_page(services: AdminServices, tenant: str = "", cursor: str = "", limi
 
 
 def batch_job(services: AdminServices, id: str) -> BatchJob:
-    """Raises NotFound."""
+    """One job. Raises NotFound."""
     with database():
         return BatchJob(**job_view(Jobs(services.store.engine).find(id)))
 
 
 def change_batch(services: AdminServices, who: Actor, id: str, what: Change) -> BatchJob:
-    """Its runner obeys within seconds; calls under way end. 409 where the job is over."""
+    """Ask a job's runner to pause, resume or cancel it, which it does within seconds; calls under way are completed.
+
+    Raises CallerError (409) where the job has ended.
+    """
     jobs, now = Jobs(services.store.engine), time.time()
     with database():
         job = jobs.ask(id, _WISHES[what], now)
@@ -93,19 +96,20 @@ def change_batch(services: AdminServices, who: Actor, id: str, what: Change) -> 
 
 @router.get("")
 def get_batches(
-    services: Means, who: Viewer, tenant: str = "", cursor: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100
-) -> BatchPage:
+    services: Services, who: Viewer, tenant: str = "", cursor: str = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> BatchPage:  # fmt: skip
     """List batch jobs, newest first, of one tenant or of all."""
     return batch_page(services, tenant, cursor, limit)
 
 
 @router.get("/{id}")
-def get_batch(services: Means, who: Viewer, id: str) -> BatchJob:
+def get_batch(services: Services, who: Viewer, id: str) -> BatchJob:
     """One batch job and its progress."""
     return batch_job(services, id)
 
 
 @router.post("/{id}/{what}")
-def post_batch(services: Means, who: Operator, id: str, what: Change) -> BatchJob:
+def post_batch(services: Services, who: Operator, id: str, what: Change) -> BatchJob:
     """Pause, resume or cancel a batch job; 409 if it has ended."""
     return change_batch(services, who, id, what)

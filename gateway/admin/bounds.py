@@ -1,4 +1,4 @@
-"""How much the admin port reads of a request. The framework reads a body before it asks who sent it."""
+"""Limits on the size of request bodies at the admin port. The framework reads a body before it authenticates."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ UPLOADS = frozenset({"/admin/plans", "/batch/plans"})
 
 
 class Bounds:
-    """What is behind it reads no body of over `MAX_BYTES`, nor an upload of over `max_upload_bytes`: 413. To upload one
-    must be signed in.
+    """ASGI middleware that refuses bodies of over `MAX_BYTES` with 413. A signed-in client may send up to
+    `max_upload_bytes` to the paths in `UPLOADS`.
     """
 
     def __init__(self, app: ASGIApp, max_upload_bytes: int) -> None:

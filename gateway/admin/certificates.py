@@ -1,8 +1,9 @@
-"""Quality floors: what is promised, on what data, whether it held since; issued, watched, withdrawn.
+"""Certificates of quality floors: issuing, watching and revoking them.
 
-Two kinds are shown together. A route whose cascade is `certified` keeps its own promise (gateway.learn.promises): it is
-shown as it stands. For any other route a floor can be certified for its cost weight, from its randomised traffic
-(gateway.learn.knob_floor). They rest on different evidence, so neither can stand in for the other.
+Two kinds are listed together. A route whose cascade is `certified` maintains its own certificate
+(gateway.learn.promises), which is only displayed here. For any other route a floor can be certified for its cost
+weight, from its randomised traffic (gateway.learn.knob_floor). The two rest on different evidence, so neither can
+replace the other.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fastapi import APIRouter
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict, database, setting
 from gateway.admin.frontier import WEIGHTS
-from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.guard import Operator, Services, Viewer
 from gateway.admin.knobs import apply, knobs_in_force
 from gateway.admin.rounds import latest_log, policy_of, route_of
 from gateway.admin.services import AdminServices
@@ -39,14 +40,14 @@ from routers.types import Undecided
 
 router = APIRouter(prefix="/admin/certificates", tags=["certificates"])
 WATCH = Actor("certificate", "admin")
-"""Who turns the knob where drift tightens or withdraws an enforced certificate."""
+"""The actor in the audit log where drift tightens or withdraws an enforced certificate."""
 _STANDS: dict[str, Literal["valid", "tighten", "withdrawn"]] = {
     "valid": "valid", "tightened": "tighten", "withdrawn": "withdrawn",
 }  # fmt: skip
 
 
 def certificates(services: AdminServices, route: str = "") -> list[CertificateView]:
-    """Newest first, revoked ones last."""
+    """Certificates of one route, or of all: newest first, revoked ones last. Raises NotFound."""
     query = sa.select(table.c.payload).order_by(table.c.issued_s.desc())
     if route:
         route_of(services, route)
@@ -60,17 +61,20 @@ def certificates(services: AdminServices, route: str = "") -> list[CertificateVi
 
 
 def issue(services: AdminServices, who: Actor, route: str, wanted: CertificateWanted) -> CertificateAnswer:
-    """The cheapest cost weight that keeps the floor, or what is missing. With `apply` it is put into force."""
+    """Certify the cheapest cost weight that keeps the floor, or say what evidence is missing.
+
+    With `apply` the cost weight is put into force. Raises NotFound, Conflict or CallerError.
+    """
     stated = route_of(services, route)
     if stated.cascade == "certified":
-        raise CallerError(f"route {route!r} has a certified cascade, which keeps its own promise", status=409,
+        raise CallerError(f"route {route!r} has a certified cascade, which issues its own certificate", status=409,
                           code="certified_cascade")  # fmt: skip
     if wanted.reference and wanted.reference not in stated.models:
-        raise CallerError(f"{wanted.reference!r} is no model of {route!r}", param="reference", status=422)
+        raise CallerError(f"{wanted.reference!r} is not a model of the route {route!r}", param="reference", status=422)
     for name in ("floor", "confidence"):
         if not 0.0 < getattr(wanted, name) < (1.0 if name == "confidence" else 1.0 + 1e-12):
-            raise CallerError(f"{name} lies above 0 and {'below' if name == 'confidence' else 'up to'} 1", param=name,
-                              status=422)  # fmt: skip
+            most = "less than 1" if name == "confidence" else "at most 1"
+            raise CallerError(f"{name} must be more than 0 and {most}", param=name, status=422)
     with database():
         try:
             log = latest_log(services, route)
@@ -84,7 +88,8 @@ def issue(services: AdminServices, who: Actor, route: str, wanted: CertificateWa
         changed = {**knobs, "cost_weight": view.cost_weight, "min_quality": None}
         why = f"certified: {wanted.floor:.0%} of {view.reference} at {wanted.confidence:.0%}"
         if wanted.version is None:
-            raise CallerError("say which version of the route you saw", param="version", status=422)
+            raise CallerError("version is required with apply: the route's setting_version as it was read",
+                              param="version", status=422)  # fmt: skip
         apply(
             services, who, route, KnobChange.model_validate({"knobs": changed, "version": wanted.version, "why": why})
         )
@@ -95,7 +100,7 @@ def issue(services: AdminServices, who: Actor, route: str, wanted: CertificateWa
 
 
 def revoke(services: AdminServices, who: Actor, id: str) -> CertificateView:
-    """It is no promise any more; the knob stays where it is. Raises NotFound."""
+    """Revoke a certificate; the route's knobs stay as they are. Raises NotFound."""
     with database():
         view = _find(services, id)
         if view.standing != "revoked":
@@ -106,7 +111,7 @@ def revoke(services: AdminServices, who: Actor, id: str) -> CertificateView:
 
 
 def watch(services: AdminServices, route: str, log: Log) -> None:
-    """Every certificate of the route beside what came since: coverage, and whether drift speaks against it."""
+    """Update the route's certificates from the decisions since: their coverage, and whether traffic has drifted."""
     for view in certificates(services, route):
         if view.standing in ("valid", "tighten") and view.kind == "knob" and view.reference in log.models:
             fresh = log.rows(np.array([record.time_s > view.issued_s for record in log.records], bool))
@@ -134,7 +139,7 @@ def _expected(view: CertificateView) -> float:
 
 
 def _enforced(services: AdminServices, view: CertificateView, says: str) -> str:
-    """Turns the knob to the safe side: one step, or all the way."""
+    """Lower the cost weight, by one step to tighten or to 0 to withdraw. Returns a note on what was done."""
     safer = [weight for weight in WEIGHTS if view.cost_weight is not None and weight < view.cost_weight]
     weight = max(safer, default=0.0) if says == "tighten" else 0.0
     knobs = {**knobs_in_force(route_of(services, view.route)).model_dump(), "cost_weight": weight}
@@ -143,8 +148,8 @@ def _enforced(services: AdminServices, view: CertificateView, says: str) -> str:
     try:
         apply(services, WATCH, view.route, KnobChange.model_validate(change))
     except (Conflict, CallerError) as fault:
-        return f"the knob could not be turned: {fault.message}"
-    return f"cost weight {weight:g} since then, set by this certificate"
+        return f"the cost weight could not be lowered: {fault.message}"
+    return f"this certificate has since set the cost weight to {weight:g}"
 
 
 def _certified(
@@ -180,13 +185,13 @@ def _certified(
 
 
 def _dearest(log: Log) -> int:
-    """What one pays for quality."""
+    """Index of the model with the highest mean cost: the model that one pays for its quality."""
     costs = np.where(np.isfinite(log.mean_cost_usd()), log.mean_cost_usd(), -1.0)
     return int(costs.argmax())
 
 
 def _of_cascade(told: Mapping[str, Any]) -> CertificateView | None:
-    """A certified cascade's promise in the same shape; None: nothing is certified, and nothing was withdrawn."""
+    """A certified cascade's certificate; None where the cascade has neither a valid nor a withdrawn one."""
     stands, certificate = _STANDS.get(told["state"]), told["certificate"]
     if stands is None:
         return None
@@ -222,18 +227,18 @@ def _find(services: AdminServices, id: str) -> CertificateView:
 
 
 @router.get("")
-def get_certificates(services: Means, who: Viewer, route: str = "") -> list[CertificateView]:
+def get_certificates(services: Services, who: Viewer, route: str = "") -> list[CertificateView]:
     """List certificates of quality floors, newest first."""
     return certificates(services, route)
 
 
 @router.post("/{route:path}", status_code=201)
-def post_certificate(services: Means, who: Operator, route: str, wanted: CertificateWanted) -> CertificateAnswer:
-    """Certify a quality floor for a route, or say what evidence is missing."""
+def post_certificate(services: Services, who: Operator, route: str, wanted: CertificateWanted) -> CertificateAnswer:
+    """Certify a quality floor for a route, or report what evidence is missing."""
     return issue(services, who, route, wanted)
 
 
 @router.delete("/{id}")
-def delete_certificate(services: Means, who: Operator, id: str) -> CertificateView:
-    """Withdraw a certificate."""
+def delete_certificate(services: Services, who: Operator, id: str) -> CertificateView:
+    """Revoke a certificate."""
     return revoke(services, who, id)

@@ -1,7 +1,7 @@
-"""Changing a setting: checked as configuration, stored as a new version, in force in every worker, noted.
+"""Changing a setting: it is checked as configuration, stored as a new version, audited, and published to the workers.
 
-Whoever changes something says which version he saw; where another is in force by now nothing changes and he learns
-whose it is. A change is stored before it is published, and published whole: there is no half of one.
+Every change names the version that its author saw. Where another version is in force by now, nothing is changed, and
+the error says who made that version. A change is stored before it is published, and is published atomically.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Value = dict[str, Any]
 
 
 class Conflict(HeadgateError):
-    """Somebody else changed it meanwhile."""
+    """The version that a change was based on is not the one in force."""
 
     status = 409
     kind = "conflict"
@@ -33,22 +33,22 @@ class Conflict(HeadgateError):
     def __init__(self, message: str, current: SettingVersion | None = None) -> None:
         super().__init__(message)
         self.current = current
-        """What is in force."""
+        """The version in force."""
 
 
 class DatabaseAway(HeadgateError):
-    """Nothing can be read or changed now."""
+    """The database can't be reached."""
 
     status = 503
     code = "journal_unavailable"
 
-    def __init__(self, message: str = "the database is away: nothing was changed; try again in a moment") -> None:
+    def __init__(self, message: str = "the database is away, so nothing was changed; try again in a moment") -> None:
         super().__init__(message, retry_after_s=1.0)
 
 
 @contextmanager
 def database() -> Iterator[None]:
-    """Turns a database that is away into its own error; what none can hold is not its fault."""
+    """Turn errors of the database into DatabaseAway, except those about values that it can't store."""
     try:
         yield
     except sa.exc.DataError:
@@ -58,7 +58,7 @@ def database() -> Iterator[None]:
 
 
 def setting(services: AdminServices, name: str) -> SettingVersion:
-    """The version in force; version 0: it was never set."""
+    """The version in force; version 0 where the setting was never set."""
     rows = services.store.setting_versions(name, limit=1)
     return SettingVersion(**rows[0]) if rows else SettingVersion(
         name=name, version=0, time_s=0.0, actor="", value=None
@@ -66,7 +66,7 @@ def setting(services: AdminServices, name: str) -> SettingVersion:
 
 
 def history(services: AdminServices, name: str) -> list[SettingVersion]:
-    """The fifty latest, newest first."""
+    """The fifty latest versions of a setting, newest first."""
     return [SettingVersion(**row) for row in services.store.setting_versions(name, limit=50)]
 
 
@@ -74,14 +74,19 @@ def change(
     services: AdminServices, who: Actor, name: str, value: Value | None, version: int, *, why: str = "",
     checked: bool = True
 ) -> Applied:
-    """Puts a value into force; None: what the configuration says. Raises Conflict, CallerError or DatabaseAway."""
+    """Put a value into force; with None, what the configuration file says is in force again.
+
+    `version` is the version that the author saw. Raises Conflict, CallerError or DatabaseAway.
+    """
     with database():
         current = setting(services, name)
         if current.version != version:
             raise _conflict(current)
         if checked:
             refuse_unsound(services, name, value)
-        detail: dict[str, Any] = {"before": _told(current.value), "after": _told(value)} | ({"why": why} if why else {})
+        detail: dict[str, Any] = {"before": _audited(current.value), "after": _audited(value)}
+        if why:
+            detail["why"] = why
         try:
             number = services.store.save_setting(name, value, who.name, expected=version, detail=detail)
         except SettingConflict:
@@ -93,15 +98,15 @@ def change(
 
 
 def remove(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
-    """Back to what the configuration says. Raises NotFound where nothing was added or changed here."""
+    """Put what the configuration file says into force again. Raises NotFound where nothing was changed here."""
     with database():
         if services.store.setting(name) is None:
-            raise NotFound(f"{name} was not added or changed here: there is nothing to take back")
+            raise NotFound(f"{name} was not added or changed here, so there is nothing to remove")
     return change(services, who, name, None, version)
 
 
 def undo(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
-    """Back to the value before the one in force, which must be `version`; itself a new version."""
+    """Put the value before the one in force, which must be `version`, into force again, as a new version."""
     with database():
         rows = services.store.setting_versions(name, limit=2)
     if not rows:
@@ -111,15 +116,15 @@ def undo(services: AdminServices, who: Actor, name: str, version: int) -> Applie
 
 
 def refuse_unsound(services: AdminServices, name: str, value: Value | None) -> None:
-    """Raises CallerError with all that is wrong, where the configuration would not be sound with this value."""
+    """Raises CallerError with every problem that the configuration would have with this value."""
     values = {**services.store.latest_settings(), name: value}
     _, problems = overlaid(services.config, overlay_of(values), read_secrets(services.run_dir))
     if problems:
         raise CallerError("; ".join(problems), code="unsound", status=422, param=problems[0].partition(":")[0])
 
 
-def _told(value: Value | None) -> Value | None:
-    """For the audit log: without the prediction that is kept with it."""
+def _audited(value: Value | None) -> Value | None:
+    """A setting's value for the audit log: without the prediction that is stored with it."""
     return value and {name: one for name, one in value.items() if name != "foretold"}
 
 

@@ -1,4 +1,4 @@
-"""Looks a route's learning over: alarms, calibration, drift; kept for the pages to read."""
+"""Computes the state of a route's learning (alarms, calibration, drift), and stores it for the pages to read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLICES = 12
 
 
 def refresh_learning(services: AdminServices, route: str) -> None:
-    """Computes and keeps; a route without rounds is kept as such."""
+    """Compute and store the state of a route's learning, also where it has no rounds yet."""
     try:
         log = latest_log(services, route)
     except NothingLogged as none:
@@ -36,12 +36,12 @@ def refresh_learning(services: AdminServices, route: str) -> None:
         }  # fmt: skip
         keep_insight(services.store, KIND, route, nothing)
         return
-    told: dict[str, Any] = {
+    state: dict[str, Any] = {
         "alarms": _alarms(services, route, log), "rounds": len(log), "labelled": int(log.labelled.sum()), "note": "",
         "calibration": [one.model_dump() for one in calibrations(log)],
         "drift": [one.model_dump() for one in drifts(log)],
     }  # fmt: skip
-    keep_insight(services.store, KIND, route, told)
+    keep_insight(services.store, KIND, route, state)
 
 
 def _alarms(services: AdminServices, route: str, log: Log) -> list[dict[str, Any]]:
@@ -57,17 +57,18 @@ def _alarms(services: AdminServices, route: str, log: Log) -> list[dict[str, Any
 
 
 def _lost(services: AdminServices, route: str) -> list[dict[str, Any]]:
-    """The promoted router can't be opened any more: workers that start do without it."""
+    """An alarm where the promoted router can't be opened any more, so that workers that start do without it."""
     promoted = Settings(routers={name: path for name, path in services.settings().routers.items() if name == route})
     _, lost = without_lost(promoted, promoted)
-    said = "its promoted router can't be opened: "
     return [
-        {"route": name, "kind": "lost", "message": said + why, "value": 1.0, "model": ""} for name, why in lost.items()
-    ]
+        {"route": name, "kind": "lost", "message": f"its promoted router can't be opened: {why}", "value": 1.0,
+         "model": ""}
+        for name, why in lost.items()
+    ]  # fmt: skip
 
 
 def calibrations(log: Log) -> list[Calibration]:
-    """Of each model: what was expected beside what was scored, in bins of equal count."""
+    """Calibration of the expected quality of each model, in bins of equal count."""
     expected = expected_quality(log)
     known = np.isfinite(expected) & log.labelled & own_answers(log)
     return [
@@ -88,7 +89,7 @@ def _calibration(model: str, expected: NDArray[np.float64], score: NDArray[np.fl
 
 
 def drifts(log: Log) -> list[DriftPoint]:
-    """The rounds in equal slices of time order."""
+    """Drift over the rounds, in slices of equal count, oldest first."""
     expected, axes = expected_quality(log), log.covariates(8)
     parts = [part for part in np.array_split(np.arange(len(log)), min(SLICES, max(1, len(log) // 10))) if len(part)]
     first, found = axes[parts[0]].mean(0), []
@@ -108,6 +109,6 @@ def drifts(log: Log) -> list[DriftPoint]:
 
 
 def _mean(values: NDArray[np.float64]) -> Interval:
-    """Of scores in [0, 1], at 95 % (Wilson 1927); cautious where scores are neither right nor wrong."""
+    """Mean of scores in [0, 1] with its 95 % interval (Wilson 1927), conservative where scores are not just 0 and 1."""
     mean = float(values.mean())
     return Interval(**wilson_interval(mean * len(values), len(values)).as_dict())

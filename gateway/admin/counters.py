@@ -1,4 +1,4 @@
-"""Plain counters, for scripts: spend by account, and requests by step, route and model."""
+"""Counters for scripts: spend per tenant, key and route, and requests per time step, route and model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from gateway.admin.guard import Means, Viewer
+from gateway.admin.guard import Services, Viewer
 from gateway.errors import CallerError
 from gateway.journal.store import STATS_KEPT_S
 from gateway.journal.tables import LATENCY_BOUNDS_S, LATENCY_COLUMNS
@@ -17,11 +17,11 @@ from gateway.journal.upsert import Row
 router = APIRouter(prefix="/admin", tags=["counters"])
 _DAY_S = 86400.0
 MOST_STEPS = 11_000
-"""In one answer: a week of minutes, or all hours that are kept."""
+"""Most time steps in one response: a week of minutes, or all hours that are stored."""
 
 
 class SpendRow(BaseModel):
-    """Since the hour asked for."""
+    """Spend of one tenant, key and route since the requested hour."""
 
     tenant: str
     key_id: str
@@ -31,7 +31,7 @@ class SpendRow(BaseModel):
 
 
 class StatsRow(BaseModel):
-    """One step of one route and model. `latency_counts` has one number per bound of `Stats` and one above."""
+    """One time step of one route and model. `latency_counts` has one count per bound of `Stats`, and one above."""
 
     time_s: int
     route: str
@@ -48,25 +48,25 @@ class StatsRow(BaseModel):
 
 
 Time = Annotated[float, Query(allow_inf_nan=False)]
-"""Unix, seconds."""
+"""A time in Unix seconds."""
 
 
 class Stats(BaseModel):
-    """Oldest first."""
+    """Counters, oldest first, with the upper bounds of their latency histogram."""
 
     latency_bounds_s: list[float] = list(LATENCY_BOUNDS_S)
     data: list[StatsRow]
 
 
 @router.get("/spend")
-def list_spend(services: Means, who: Viewer, since_s: Time = 0.0) -> list[SpendRow]:
+def list_spend(services: Services, who: Viewer, since_s: Time = 0.0) -> list[SpendRow]:
     """Spend per tenant, key and route, from the hour that holds `since_s`."""
     return [SpendRow(**_in_dollars(row)) for row in services.store.spend_since(since_s)]
 
 
 @router.get("/stats")
 def list_stats(
-    services: Means,
+    services: Services,
     who: Viewer,
     since_s: Time | None = None,
     until_s: Time | None = None,
@@ -84,7 +84,7 @@ def list_stats(
 
 
 def _in_dollars(row: Row) -> Row:
-    """Nano-dollars to dollars, by their names."""
+    """The row with its columns of nano-dollars renamed and converted to dollars."""
     return {
         name.replace("_nanousd", "_usd"): value / 1e9 if name.endswith("_nanousd") else value
         for name, value in row.items()
@@ -92,5 +92,5 @@ def _in_dollars(row: Row) -> Row:
 
 
 def _stats_row(row: Row) -> StatsRow:
-    """The histogram's columns as one list."""
+    """The row with the columns of its latency histogram as one list."""
     return StatsRow(**_in_dollars(row), latency_counts=[row[name] for name in LATENCY_COLUMNS])

@@ -14,7 +14,7 @@ from gateway.admin.actor import Actor, may
 from gateway.admin.changes import database
 from gateway.admin.cursors import cursor_of, read_cursor
 from gateway.admin.explaining import MEANINGS, summary_of
-from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.guard import Operator, Services, Viewer
 from gateway.admin.rounds import kept as kept_a_while
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.decisions import (
@@ -214,25 +214,25 @@ def _row(row: Row) -> DecisionRow:
 
 @router.get("")
 def list_decisions(
-    services: Means, who: Viewer, wanted: Annotated[DecisionFilter, Depends()], cursor: str = "", limit: Limit = 100
+    services: Services, who: Viewer, wanted: Annotated[DecisionFilter, Depends()], cursor: str = "", limit: Limit = 100
 ) -> DecisionPage:
     """List decisions, newest first; `cursor` is `next` of the page before."""
     return search(services, wanted, cursor, limit)
 
 
 @router.get("/facets")
-def get_facets(services: Means, who: Viewer) -> dict[str, list[str]]:
+def get_facets(services: Services, who: Viewer) -> dict[str, list[str]]:
     """The values that decisions can be filtered by."""
     return facets(services)
 
 
 @router.get("/{id}")
-def get_decision(services: Means, who: Viewer, id: str) -> Explained:
+def get_decision(services: Services, who: Viewer, id: str) -> Explained:
     """One decision, by the id of the decision, response or request."""
     return explain(services, id, who)
 
 
 @router.post("/{id}/replay")
-def post_replay(services: Means, who: Operator, id: str, wanted: ReplayWanted) -> Replayed:
+def post_replay(services: Services, who: Operator, id: str, wanted: ReplayWanted) -> Replayed:
     """Decide a recorded request again, offline, with the same or another router or knob."""
     return replay(services, id, wanted)

@@ -1,9 +1,10 @@
-"""Who may use the admin API and pages, and for what.
+"""Authentication and authorisation of the admin API and the dashboard.
 
-Three ways in: the master key as a bearer token (scripts), a signed-in session's cookie (people), or, where there is
-neither a master key nor a user, this machine itself. Without a key a web page in the operator's browser could reach us
-through the operator's own machine; so a foreign Origin, or a Host that isn't a loopback name (DNS rebinding), is
-refused. A cookie is sent by browsers unasked, so a change that comes with one must show the session's CSRF token too.
+A request is authenticated by the master key as a bearer token (scripts), by the cookie of a session (people), or, where
+there is neither a master key nor a user, by coming from this machine. In the last case a web page in the operator's
+browser could send requests through the operator's own machine; so a foreign Origin, or a Host that isn't a loopback
+name (DNS rebinding), is refused. Browsers send cookies with every request, so a change that is authenticated by a
+cookie needs the session's CSRF token too.
 """
 
 from __future__ import annotations
@@ -26,25 +27,28 @@ from gateway.errors import HeadgateError, PolicyError, Unauthorized
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_FORM_BYTES = 1 << 20
 __all__ = [
-    "Actor", "Admin", "Means", "Operator", "Viewer", "admin", "identify", "is_known", "may",
-    "operator", "services_of", "viewer",
+    "Actor", "Admin", "Operator", "Services", "Viewer", "admin", "identify", "is_known", "may", "operator",
+    "services_of", "viewer",
 ]  # fmt: skip
 
 documented = [
     Depends(HTTPBearer(auto_error=False, description="The master key.")),
     Depends(APIKeyCookie(name=COOKIE, auto_error=False, description="A session from POST /admin/session.")),
 ]
-"""For OpenAPI only; the checking is done by `identify`."""
+"""Security schemes for OpenAPI only; `identify` does the checking."""
 
 
 def services_of(request: Request) -> AdminServices:
-    """The means of the application that answers this request."""
+    """The services of the application that answers this request."""
     services: AdminServices = request.app.state.services
     return services
 
 
 def identify(request: Request) -> Actor:
-    """Who asks; blocks on the database where a session must be looked up. Raises Unauthorized or PolicyError."""
+    """Authenticate a request. Blocks on the database where a session must be looked up.
+
+    Raises Unauthorized or PolicyError.
+    """
     services = services_of(request)
     scheme, _, sent = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and sent:
@@ -61,7 +65,7 @@ def identify(request: Request) -> Actor:
 
 
 def is_known(request: Request) -> bool:
-    """Somebody who is signed in, as far as can be told now: not while the database is away."""
+    """Whether the request is authenticated; False also while the database can't be reached."""
     try:
         identify(request)
     except (HeadgateError, sa.exc.SQLAlchemyError):
@@ -70,7 +74,7 @@ def is_known(request: Request) -> bool:
 
 
 async def form_token(request: Request) -> str:
-    """The field csrf_token of a form; empty elsewhere."""
+    """The form's field `csrf_token`; empty where there is no form, or a header carries the token."""
     if request.method in _SAFE or request.headers.get("x-csrf-token"):
         return ""
     if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
@@ -82,21 +86,21 @@ async def form_token(request: Request) -> str:
 
 
 def viewer(request: Request, form: Annotated[str, Depends(form_token)]) -> Actor:
-    """Anybody who is signed in."""
+    """Dependency: the actor, who must be signed in."""
     return _need(request, form, "viewer")
 
 
 def operator(request: Request, form: Annotated[str, Depends(form_token)]) -> Actor:
-    """Somebody who may turn knobs, promote, label and clear the cache."""
+    """Dependency: the actor, who must be at least an operator: may turn knobs, promote, label and clear the cache."""
     return _need(request, form, "operator")
 
 
 def admin(request: Request, form: Annotated[str, Depends(form_token)]) -> Actor:
-    """Somebody who may do all: users, keys, budgets, providers, models."""
+    """Dependency: the actor, who must be an admin: may also change users, keys, budgets, providers and models."""
     return _need(request, form, "admin")
 
 
-Means = Annotated[AdminServices, Depends(services_of)]
+Services = Annotated[AdminServices, Depends(services_of)]
 Viewer = Annotated[Actor, Depends(viewer)]
 Operator = Annotated[Actor, Depends(operator)]
 Admin = Annotated[Actor, Depends(admin)]
@@ -123,17 +127,17 @@ def _by_master_key(services: AdminServices, sent: str) -> Actor:
 def _only_this_machine(request: Request) -> None:
     client = request.client.host if request.client else ""
     if not is_loopback(client):
-        raise PolicyError("without a master key the admin API answers this machine only")
+        raise PolicyError("without a master key the admin API answers requests from this machine only")
     host = request.headers.get("host", "")
     origin = request.headers.get("origin", "")
     if not is_loopback(urlsplit(f"//{host}").hostname or ""):
-        raise PolicyError("without a master key the admin API answers to loopback names only")
+        raise PolicyError("without a master key the admin API must be addressed by a loopback name, such as localhost")
     if origin and urlsplit(origin).netloc != host:
-        raise PolicyError("without a master key the admin API answers no other site's pages")
+        raise PolicyError("without a master key the admin API refuses requests from other sites' pages")
 
 
 def is_loopback(host: str) -> bool:
-    """An address or name of this machine alone."""
+    """Whether a host is `localhost` or a loopback address."""
     if host == "localhost":
         return True
     try:

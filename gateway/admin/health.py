@@ -7,7 +7,7 @@ from typing import Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from gateway.admin.guard import Means
+from gateway.admin.guard import Services
 from gateway.metrics import Metrics, merge, total
 from gateway.worker_counters import REFUSED
 
@@ -37,7 +37,7 @@ def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-def readyz(services: Means, response: Response) -> Health:
+def readyz(services: Services, response: Response) -> Health:
     """503 until the database has been reached once; `degraded` while it is away later, or workers drop records."""
     fault, refused = services.shipping.fault, (services.run_dir / REFUSED).exists()
     told = [snapshot for _, snapshot in services.snapshots()]
@@ -57,7 +57,7 @@ def readyz(services: Means, response: Response) -> Health:
 
 
 @router.get("/metrics")
-def metrics(services: Means) -> Response:
+def metrics(services: Services) -> Response:
     """Metrics of all workers together, as last reported, and how far the store lags behind them."""
     own = Metrics()
     own.watch("headgate_journal_lag_bytes", lambda: {(): float(services.shipping.waiting_bytes)})

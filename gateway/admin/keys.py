@@ -13,7 +13,7 @@ from fastapi import APIRouter
 
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict, database
-from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.guard import Admin, Services, Viewer
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.access import Key, KeyChange, KeyLimits, KeyRotation, KeyRow, MadeKey, NewKey, Period
 from gateway.admin.tenants import Spending, spent_of
@@ -107,37 +107,37 @@ def revoke_key(services: AdminServices, who: Actor, id: str) -> Key:
 
 
 @router.get("")
-def get_keys(services: Means, who: Viewer, revoked: bool = False) -> list[KeyRow]:
+def get_keys(services: Services, who: Viewer, revoked: bool = False) -> list[KeyRow]:
     """List virtual keys; revoked ones only on request."""
     return key_rows(services, revoked)
 
 
 @router.post("", status_code=201)
-def post_key(services: Means, who: Admin, wanted: NewKey) -> MadeKey:
+def post_key(services: Services, who: Admin, wanted: NewKey) -> MadeKey:
     """Create a virtual key; 409 if a live key has this name."""
     return make_key(services, who, wanted)
 
 
 @router.get("/{id}")
-def get_key(services: Means, who: Viewer, id: str) -> Key:
+def get_key(services: Services, who: Viewer, id: str) -> Key:
     """One key, revoked or not."""
     return _view(_find(services, id))
 
 
 @router.patch("/{id}")
-def patch_key(services: Means, who: Admin, id: str, change: KeyChange) -> Key:
+def patch_key(services: Services, who: Admin, id: str, change: KeyChange) -> Key:
     """Change the fields that are given; null lifts a limit."""
     return change_key(services, who, id, change)
 
 
 @router.post("/{id}/rotate")
-def post_rotation(services: Means, who: Admin, id: str, wanted: KeyRotation) -> MadeKey:
+def post_rotation(services: Services, who: Admin, id: str, wanted: KeyRotation) -> MadeKey:
     """Give a key a new secret. Earlier secrets stay valid until the grace period ends."""
     return rotate_key(services, who, id, wanted)
 
 
 @router.delete("/{id}")
-def delete_key(services: Means, who: Admin, id: str) -> Key:
+def delete_key(services: Services, who: Admin, id: str) -> Key:
     """Revoke a key: it stops working within two seconds."""
     return revoke_key(services, who, id)
 

@@ -12,7 +12,7 @@ from gateway.admin import changes
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
 from gateway.admin.frontier import known_frontier, refresh_frontier
-from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.guard import Operator, Services, Viewer
 from gateway.admin.overview import day_totals, no_totals
 from gateway.admin.predictions import foretell, kept_word
 from gateway.admin.preview import preview
@@ -155,61 +155,61 @@ def _configured(services: AdminServices, route: str) -> Knobs:
 
 
 @router.get("")
-def get_routes(services: Means, who: Viewer) -> list[RouteCard]:
+def get_routes(services: Services, who: Viewer) -> list[RouteCard]:
     """List routes with their knobs and the traffic of the last day."""
     return route_cards(services)
 
 
 @router.post("/{route:path}/preview")
-def post_preview(services: Means, who: Viewer, route: str, knobs: Knobs) -> Preview:
+def post_preview(services: Services, who: Viewer, route: str, knobs: Knobs) -> Preview:
     """Predict what these knobs would do; changes nothing."""
     return preview(services, route, knobs)
 
 
 @router.put("/{route:path}/knobs")
-def put_knobs(services: Means, who: Operator, route: str, change: KnobChange) -> Applied:
+def put_knobs(services: Services, who: Operator, route: str, change: KnobChange) -> Applied:
     """Set the knobs of a route."""
     return apply(services, who, route, change)
 
 
 @router.post("/{route:path}/undo")
-def post_undo(services: Means, who: Operator, route: str, version: int) -> Applied:
+def post_undo(services: Services, who: Operator, route: str, version: int) -> Applied:
     """Go back to the knobs before these."""
     return undo(services, who, route, version)
 
 
 @router.put("/{route:path}/trial")
-def put_trial(services: Means, who: Operator, route: str, wanted: TrialWanted) -> Applied:
+def put_trial(services: Services, who: Operator, route: str, wanted: TrialWanted) -> Applied:
     """Try knobs on a share of the requests."""
     return start_trial(services, who, route, wanted)
 
 
 @router.delete("/{route:path}/trial")
-def delete_trial(services: Means, who: Operator, route: str, version: int) -> Applied:
+def delete_trial(services: Services, who: Operator, route: str, version: int) -> Applied:
     """End the trial of knobs."""
     return end_trial(services, who, route, version)
 
 
 @router.post("/{route:path}/trial/adopt")
-def post_adopt(services: Means, who: Operator, route: str, version: int) -> Applied:
+def post_adopt(services: Services, who: Operator, route: str, version: int) -> Applied:
     """Make the knobs on trial those of the route."""
     return adopt_trial(services, who, route, version)
 
 
 @router.post("/{route:path}/frontier")
-def post_frontier(services: Means, who: Operator, route: str) -> Frontier:
+def post_frontier(services: Services, who: Operator, route: str) -> Frontier:
     """Compute the cost-quality frontier of a route now."""
     return refresh_frontier(services, route)
 
 
 @router.get("/{route:path}/history")
-def get_history(services: Means, who: Viewer, route: str) -> list[SettingVersion]:
+def get_history(services: Services, who: Viewer, route: str) -> list[SettingVersion]:
     """List the versions of the knobs of a route, newest first."""
     with database():
         return changes.history(services, f"route:{route}")
 
 
 @router.get("/{route:path}")
-def get_route(services: Means, who: Viewer, route: str) -> RouteDetail:
+def get_route(services: Services, who: Viewer, route: str) -> RouteDetail:
     """One route with its frontier, trial and history."""
     return route_detail(services, route)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from gateway.admin.actor import Actor, may
 from gateway.admin.changes import database
 from gateway.admin.cursors import next_cursor, read_cursor
-from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.guard import Operator, Services, Viewer
 from gateway.admin.rounds import route_of
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.decisions import FeedbackRow
@@ -119,21 +119,21 @@ def _texts(services: AdminServices, who: Actor, id: str) -> tuple[str, str]:
 
 @router.get("/labels")
 def get_queue(
-    services: Means, who: Viewer, route: str = "", limit: Annotated[int, Query(ge=1, le=200)] = 20
+    services: Services, who: Viewer, route: str = "", limit: Annotated[int, Query(ge=1, le=200)] = 20
 ) -> LabelQueue:
     """List the answers that are most useful to label next."""
     return queue(services, who, route, limit)
 
 
 @router.put("/labels/{decision_id}")
-def put_label(services: Means, who: Operator, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
+def put_label(services: Services, who: Operator, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
     """Score an answer."""
     return label(services, who, decision_id, wanted)
 
 
 @router.get("/feedback")
 def get_feedback(
-    services: Means, who: Viewer, cursor: str = "", decision_id: str = "",
+    services: Services, who: Viewer, cursor: str = "", decision_id: str = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> FeedbackPage:
     """List feedback, newest first; `cursor` is `next` of the page before."""
@@ -141,6 +141,6 @@ def get_feedback(
 
 
 @router.get("/feedback/summary")
-def get_summary(services: Means, who: Viewer) -> FeedbackSummary:
+def get_summary(services: Services, who: Viewer) -> FeedbackSummary:
     """Summary of the feedback of the last seven days."""
     return feedback_summary(services)

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict, database
 from gateway.admin.checkup import KIND, refresh_learning
-from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.guard import Operator, Services, Viewer
 from gateway.admin.overview import raised
 from gateway.admin.rounds import route_of
 from gateway.admin.services import AdminServices
@@ -190,42 +190,42 @@ def _interval(told: Any) -> Interval | None:
 
 
 @router.get("")
-def get_learning(services: Means, who: Viewer, route: str = "") -> list[RouteLearning]:
+def get_learning(services: Services, who: Viewer, route: str = "") -> list[RouteLearning]:
     """State of the learning of one route, or of all."""
     return learning(services, route)
 
 
 @router.get("/alarms")
-def get_alarms(services: Means, who: Viewer) -> list[Alarm]:
+def get_alarms(services: Services, who: Viewer) -> list[Alarm]:
     """List the alarms that are raised now."""
     return alarms(services)
 
 
 @router.post("/{route:path}/refresh")
-def post_refresh(services: Means, who: Operator, route: str) -> RouteLearning:
+def post_refresh(services: Services, who: Operator, route: str) -> RouteLearning:
     """Compute alarms, calibration and drift now."""
     return refresh(services, route)
 
 
 @router.post("/{route:path}/versions/{version}/promote")
-def post_promote(services: Means, who: Operator, route: str, version: str, live: str | None = None) -> VersionDone:
+def post_promote(services: Services, who: Operator, route: str, version: str, live: str | None = None) -> VersionDone:
     """Serve this version. `live`: the version that was seen serving; 409 if it is another by now."""
     return promote(services, who, route, version, live)
 
 
 @router.post("/{route:path}/roll-back")
-def post_roll_back(services: Means, who: Operator, route: str, live: str | None = None) -> VersionDone:
+def post_roll_back(services: Services, who: Operator, route: str, live: str | None = None) -> VersionDone:
     """Serve the version before. `live`: the version that was seen serving; 409 if it is another by now."""
     return roll_back(services, who, route, live)
 
 
 @router.post("/{route:path}/versions/{version}/canary")
-def post_canary(services: Means, who: Operator, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
+def post_canary(services: Services, who: Operator, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
     """Let this version serve a share of the requests."""
     return begin_canary(services, who, route, version, wanted)
 
 
 @router.delete("/{route:path}/canary")
-def delete_canary(services: Means, who: Operator, route: str) -> VersionDone:
+def delete_canary(services: Services, who: Operator, route: str) -> VersionDone:
     """End the canary."""
     return end_canary(services, who, route)

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 
 from gateway.admin.changes import database
 from gateway.admin.engines import engines, says_energy
-from gateway.admin.guard import Admin, Means, Operator, Viewer
+from gateway.admin.guard import Admin, Operator, Services, Viewer
 from gateway.admin.parts import check_provider, put_model, put_provider, remove_model, remove_provider
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Applied
@@ -158,36 +158,36 @@ def _source(in_file: bool, here: bool) -> Source:
 
 
 @router.get("/fleet")
-def get_fleet(services: Means, who: Viewer) -> Fleet:
+def get_fleet(services: Services, who: Viewer) -> Fleet:
     """Health, load, prices and latency of all models; state of local engines."""
     return fleet(services)
 
 
 @router.put("/providers/{name:path}")
-def put_one_provider(services: Means, who: Admin, name: str, wanted: ProviderWanted) -> Applied:
+def put_one_provider(services: Services, who: Admin, name: str, wanted: ProviderWanted) -> Applied:
     """Add or change a provider."""
     return put_provider(services, who, name, wanted)
 
 
 @router.delete("/providers/{name:path}")
-def delete_provider(services: Means, who: Admin, name: str, version: int) -> Applied:
+def delete_provider(services: Services, who: Admin, name: str, version: int) -> Applied:
     """Undo all changes to a provider: what the configuration file says is in force again."""
     return remove_provider(services, who, name, version)
 
 
 @router.post("/providers/{name:path}/check")
-def post_check(services: Means, who: Operator, name: str) -> Checked:
+def post_check(services: Services, who: Operator, name: str) -> Checked:
     """Check that a provider answers and accepts the key."""
     return check_provider(services, who, name)
 
 
 @router.put("/models/{name:path}")
-def put_one_model(services: Means, who: Admin, name: str, wanted: ModelWanted) -> Applied:
+def put_one_model(services: Services, who: Admin, name: str, wanted: ModelWanted) -> Applied:
     """Add or change a model."""
     return put_model(services, who, name, wanted)
 
 
 @router.delete("/models/{name:path}")
-def delete_model(services: Means, who: Admin, name: str, version: int) -> Applied:
+def delete_model(services: Services, who: Admin, name: str, version: int) -> Applied:
     """Undo all changes to a model: what the configuration file says is in force again."""
     return remove_model(services, who, name, version)

@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from gateway.admin import changes
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
-from gateway.admin.guard import Admin, Means, Viewer, is_known
+from gateway.admin.guard import Admin, Services, Viewer, is_known
 from gateway.admin.rounds import forget, kept
 from gateway.admin.savings import against, baseline_of, rate_of
 from gateway.admin.services import AdminServices
@@ -256,31 +256,33 @@ def _sum(parts: Sequence[tuple[float, dict[str, float]]]) -> Interval:
 
 
 @router.get("/overview")
-def get_overview(services: Means, who: Viewer, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
+def get_overview(
+    services: Services, who: Viewer, window: Window = "day", route: str = "", tenant: str = ""
+) -> Overview:
     """Traffic, speed, spend and savings in a time window."""
     return overview(services, window, route, tenant)
 
 
 @router.get("/revision")
-def get_revision(services: Means, who: Viewer) -> Revision:
+def get_revision(services: Services, who: Viewer) -> Revision:
     """Numbers that change when a page may be out of date."""
     return revision(services)
 
 
 @router.get("/baseline")
-def get_baseline(services: Means, who: Viewer) -> SettingVersion:
+def get_baseline(services: Services, who: Viewer) -> SettingVersion:
     """The model that savings are computed against."""
     return baseline_setting(services)
 
 
 @router.put("/baseline")
-def put_baseline(services: Means, who: Admin, wanted: Baseline) -> Applied:
+def put_baseline(services: Services, who: Admin, wanted: Baseline) -> Applied:
     """Set the model that savings are computed against."""
     return declare_baseline(services, who, wanted.model, wanted.version)
 
 
 @router.get("/live", response_class=StreamingResponse)
-async def live(services: Means, who: Viewer, request: Request) -> StreamingResponse:
+async def live(services: Services, who: Viewer, request: Request) -> StreamingResponse:
     """Server-sent events `revision`: at once, then on every change, at most one a second. They end with the session."""
     events = _revisions(services, request)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})

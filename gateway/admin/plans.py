@@ -22,7 +22,7 @@ from fastapi import APIRouter
 from gateway.admin.actor import Actor
 from gateway.admin.batch import BatchJob
 from gateway.admin.changes import database
-from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.guard import Operator, Services, Viewer
 from gateway.admin.rounds import route_of
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.batch import BatchPlan, PlanPoint, PlanRun, PlanWanted
@@ -246,30 +246,30 @@ def _old(services: AdminServices) -> Iterator[Path]:
 
 
 @router.get("")
-def get_plans(services: Means, who: Viewer) -> list[BatchPlan]:
+def get_plans(services: Services, who: Viewer) -> list[BatchPlan]:
     """List plans that were not started, newest first."""
     return plans(services)
 
 
 @router.post("", status_code=202)
-def post_plan(services: Means, who: Operator, wanted: PlanWanted) -> BatchPlan:
+def post_plan(services: Services, who: Operator, wanted: PlanWanted) -> BatchPlan:
     """Start planning a job; fetch it until it is no longer `planning`. Spends nothing."""
     return make_plan(services, who, wanted)
 
 
 @router.get("/{id}")
-def get_plan(services: Means, who: Viewer, id: str) -> BatchPlan:
+def get_plan(services: Services, who: Viewer, id: str) -> BatchPlan:
     """One plan with its cost-quality frontier."""
     return plan(services, id)
 
 
 @router.post("/{id}/begin", status_code=201)
-def post_begin(services: Means, who: Operator, id: str, wanted: PlanRun) -> BatchJob:
+def post_begin(services: Services, who: Operator, id: str, wanted: PlanRun) -> BatchJob:
     """Start the planned job, with the budget of the plan or another."""
     return begin(services, who, id, wanted)
 
 
 @router.delete("/{id}", status_code=204)
-def delete_plan(services: Means, who: Operator, id: str) -> None:
+def delete_plan(services: Services, who: Operator, id: str) -> None:
     """Delete a plan."""
     drop(services, who, id)

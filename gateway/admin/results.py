@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from gateway.admin.changes import database
-from gateway.admin.guard import Means, Operator, Viewer
+from gateway.admin.guard import Operator, Services, Viewer
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.batch import BatchAnswer, BatchAnswers
 from gateway.batch.files import Files
@@ -61,13 +61,13 @@ def download(services: AdminServices, id: str, what: What) -> StreamingResponse:
 
 @router.get("/{id}/prompts")
 def get_prompts(
-    services: Means, who: Viewer, id: str, after: int = -1, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    services: Services, who: Viewer, id: str, after: int = -1, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> BatchAnswers:
     """The outcome of each prompt, in the order of the input."""
     return answers(services, id, after, limit)
 
 
 @router.get("/{id}/files/{what}", response_class=StreamingResponse)
-def get_file(services: Means, who: Operator, id: str, what: What) -> StreamingResponse:
+def get_file(services: Services, who: Operator, id: str, what: What) -> StreamingResponse:
     """All answers, or all errors, as JSONL."""
     return download(services, id, what)

@@ -1,7 +1,7 @@
-"""What the control process works with, and what it hands to the workers: keys and settings, within a second.
+"""What the admin API and the dashboard work with, and the publishing of keys and settings to the workers.
 
-The database is where keys and settings live; `settings.json` in the run folder is this machine's copy, which workers
-follow.
+Keys and settings are stored in the database; `settings.json` in the run folder is this machine's copy of them, which
+the workers poll.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ log = logging.getLogger("headgate.admin")
 
 CONFIRM_WITHIN_S = 2.0
 KINDS = {"provider": "providers", "model": "models", "route": "routes", "tenant": "tenants"}
-"""Settings are named `kind:name`; these are laid over the configuration."""
+"""Settings are named `kind:name`. Settings of these kinds override a table of the configuration, named by the value."""
 
-
-BESIDE = ("trial", "routes", "foretold")
-"""Parts of a value that are no key of the configuration's table."""
+OUTSIDE_TABLE = ("trial", "routes", "foretold")
+"""Fields of a setting that are not keys of the configuration's table."""
 
 
 def overlay_of(values: Mapping[str, Any]) -> Overlay:
-    """Of all settings in force, those that are laid over the configuration."""
+    """The overlay on the configuration that the settings in force make up. `values`: setting values by name."""
     laid: dict[str, dict[str, Any]] = {field: {} for field in KINDS.values()}
     trials: dict[str, Trial] = {}
     members: dict[str, list[str]] = {}
@@ -47,7 +46,7 @@ def overlay_of(values: Mapping[str, Any]) -> Overlay:
         kind, _, rest = name.partition(":")
         if kind not in KINDS or value is None:
             continue
-        table = {key: one for key, one in value.items() if key not in BESIDE}
+        table = {key: one for key, one in value.items() if key not in OUTSIDE_TABLE}
         if table:
             laid[KINDS[kind]][rest] = table
         if value.get("routes") is not None:
@@ -66,26 +65,26 @@ def new_login_guard() -> LoginGuard:
 
 @dataclass(slots=True)
 class AdminServices:
-    """What the admin API and the dashboard are answered from. One per control process."""
+    """What the admin API and the dashboard work with. One per control process."""
 
     config: Config
-    """As the file says; `current` is what is in force."""
+    """The configuration file as it was read; `current` also has the changes that were made since."""
     store: Store
     shipping: ShipState
     opened: bool = False
-    """The database has been reached and its schema checked."""
+    """Whether the database has been reached and its schema checked."""
     closing: bool = False
-    """The process ends: streams to dashboards end too."""
+    """Whether the process is shutting down, so that event streams to dashboards end."""
     counting: bool = False
-    """Decisions of before the sums are being added up."""
+    """Whether decisions from before the rollups existed are being added to them."""
     alarms: int = 0
-    """Raised now, over all routes."""
+    """Number of alarms raised now, over all routes."""
     login_guard: LoginGuard = field(default_factory=new_login_guard)
     tls: KeptTls | None = None
     kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
-    """Answers that may be a little old: by question, when (monotonic) and what."""
+    """Cached results by key: when each was computed (monotonic seconds) and its value."""
     busy: dict[str, threading.Lock] = field(default_factory=dict)
-    """Held while the answer to a question is found, so that it is found once."""
+    """Locks by key: each is held while the result for that key is computed, so that it is computed once."""
     _current: tuple[int, Config] | None = None
 
     @property
@@ -98,7 +97,7 @@ class AdminServices:
 
     @property
     def current(self) -> Config:
-        """What workers go by: the file and what was changed since. The file alone where the rest is unsound."""
+        """The configuration in force: the file with the stored changes, or the file alone where they don't fit it."""
         seen = stamp(self.run_dir)
         if self._current is None or self._current[0] != seen:
             self._current = (seen, self._read())
@@ -109,28 +108,28 @@ class AdminServices:
         return found or self.config
 
     def settings(self) -> Settings:
-        """This machine's copy."""
+        """This machine's copy of the settings; empty where it can't be read."""
         try:
             return read_settings(self.run_dir)
         except ValueError:
             return Settings()
 
     def publish(self) -> bool:
-        """Hands the database's keys and settings to the workers; True: they had others."""
+        """Write the database's keys and settings to this machine's copy. True where the copy changed."""
         keys, overlay = tuple(self.store.keys()), overlay_of(self.store.latest_settings())
         return change_settings(
             self.run_dir, lambda settings: msgspec.structs.replace(settings, keys=keys, overlay=overlay)
         )
 
     def publish_or_wait(self) -> None:
-        """Of what is stored already: where the disk takes no file just now, it is handed out as soon as it does."""
+        """Publish a change that is stored already. Where the disk refuses the file, it is published later."""
         try:
             self.publish()
         except OSError as fault:
-            log.warning("workers don't have it yet: %s", fault)
+            log.warning("a change is stored, and will reach the workers once the run folder can be written: %s", fault)
 
     def confirm(self) -> tuple[int, int]:
-        """How many workers run, and how many say within two seconds that they work by the settings of now."""
+        """How many workers run, and how many of them report within two seconds that they use the present settings."""
         from gateway.admin.worker_sockets import settings_version, socket_paths
 
         wanted, sockets = self.settings().version, socket_paths(self.run_dir)
@@ -142,11 +141,11 @@ class AdminServices:
         return len(sockets), len(sockets) - len(waiting)
 
     def snapshots(self) -> list[tuple[str, bytes]]:
-        """What each worker last said of itself, by its name."""
+        """Each worker's name and its latest metrics snapshot."""
         found = []
         for path in sorted(self.run_dir.glob("worker-*.metrics")):
             try:
                 found.append((path.stem, path.read_bytes()))
             except FileNotFoundError:
-                continue  # it ended meanwhile
+                continue  # the worker has exited meanwhile
         return found

@@ -1,9 +1,9 @@
-"""Signing in and out. A session is a random token in a cookie; the database keeps its hash, its user and its end.
+"""Signing in and out. A session is a random token in a cookie; the database stores its hash, its user and its expiry.
 
-Wrong names and wrong passwords are refused in the same words after the same work. Failures slow down further tries,
-per address and per name. So that nobody locks others out, tries of a browser in which the user has signed in before
-count for that browser alone (OWASP's device cookies), and the right master key never waits, as no bearer token does.
-While the database is away sessions that were seen lately go on.
+A wrong name and a wrong password get the same error after the same amount of work. Failed attempts are rate-limited per
+address and per name. So that nobody can lock out others, attempts from a browser in which the user has signed in before
+count for that browser alone (OWASP's device cookies), and the right master key is never rate-limited. While the
+database can't be reached, sessions that were looked up before go on.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ log = logging.getLogger("headgate.admin")
 
 COOKIE = "hg_session"
 DEVICE = "hg_device"
-LIVES_S = 12 * 3600.0
-DEVICE_LIVES_S = 180 * 86400.0
+SESSION_S = 12 * 3600.0
+DEVICE_S = 180 * 86400.0
 TRUSTED_S = 5.0
-"""A session that was looked up this lately is not looked up again."""
+"""How long a session that was looked up is trusted without another look-up."""
 MASTER = "master"
 FREE_TRIES = 5.0
 TRY_EVERY_S = 12.0
-"""After the free tries, one more each so often."""
+"""Seconds per further attempt, once the free ones are used up."""
 _MAX_NAMES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A session in force."""
+class StoredSession:
+    """A session that has not been revoked; `expires_s` may have passed."""
 
     user: str
     role: Role
@@ -53,34 +53,34 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """A session that has begun, and what its browser is to keep."""
+    """A new session, and the cookies for its browser."""
 
     token: str = field(repr=False)
     session: Session
     device: str = field(repr=False)
-    """That the user has signed in here; empty for the master key, which is never refused."""
+    """Device cookie: proves later that the user has signed in from this browser. Empty for the master key."""
 
 
 @dataclass(slots=True)
 class LoginGuard:
-    """Remembers failed tries by address and by name, and sessions seen lately. One per control process."""
+    """Limits failed sign-ins by address, name or device, and caches sessions. One per control process."""
 
     failures: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By who: how many, fading, and when that was (monotonic)."""
-    seen: dict[str, tuple[Found, float]] = field(default_factory=dict)
-    """By the token's hash: the session, and when it was looked up (monotonic)."""
+    """By address, name or device: the number of failures, which decays, and when it was updated (monotonic seconds)."""
+    seen: dict[str, tuple[StoredSession, float]] = field(default_factory=dict)
+    """By the token's hash: the session, and when it was looked up (monotonic seconds)."""
     users: tuple[int, float] | None = None
-    """How many users there are, and when that was asked."""
+    """Number of users, and when they were counted (monotonic seconds); None before the first count."""
 
     def check(self, who: str, now: float) -> None:
-        """Raises RateLimited where too many tries failed."""
+        """Raises RateLimited where too many attempts failed."""
         count = self._count(who, now)
-        if count > FREE_TRIES - 1:  # failures fade, so five of a moment ago are a little less than five
+        if count > FREE_TRIES - 1:  # failures decay, so five failures of a moment ago count a little less than five
             wait_s = (count - FREE_TRIES + 1) * TRY_EVERY_S
             raise RateLimited(f"too many failed tries; wait {wait_s:.0f} s", retry_after_s=wait_s)
 
     def failed(self, who: str, now: float) -> None:
-        """One more."""
+        """Count one more failed attempt."""
         if len(self.failures) >= _MAX_NAMES:
             self.failures = {name: one for name, one in self.failures.items() if self._count(name, now) > 0}
         self.failures[who] = (self._count(who, now) + 1, now)
@@ -91,7 +91,7 @@ class LoginGuard:
 
 
 def is_open(services: AdminServices) -> bool:
-    """Neither a master key nor a user: whoever is on this machine may do all."""
+    """Whether there is neither a master key nor a user, so that anybody on this machine may do everything."""
     if services.config.auth.master_key:
         return False
     login_guard: LoginGuard = services.login_guard
@@ -105,22 +105,22 @@ def is_open(services: AdminServices) -> bool:
 
 
 def sign_in(services: AdminServices, wanted: SignIn, request: Request) -> SignedIn:
-    """Raises Unauthorized, in the same words whatever was wrong, or RateLimited."""
+    """Start a session. Raises Unauthorized, with the same message whatever was wrong, or RateLimited."""
     peer = request.client.host if request.client else ""
     role: Role = "admin"
     name, device = _master_name(services), ""
     if not _is_master_key(services, wanted.master_key):
-        user = _with_password(services, wanted, peer, request.cookies.get(DEVICE, ""))
-        name, role, device = user.name, user.role, _device_of(user, secrets.token_urlsafe(16))
+        user = _authenticate(services, wanted, peer, request.cookies.get(DEVICE, ""))
+        name, role, device = user.name, user.role, _device_cookie(user, secrets.token_urlsafe(16))
     token = secrets.token_urlsafe(32)
-    expires_s = time.time() + LIVES_S
+    expires_s = time.time() + SESSION_S
     row = {"id": _hash(token), "user_name": name, "role": role, "created_s": time.time(), "expires_s": expires_s}
     with services.store.engine.begin() as connection:
         connection.execute(sa.delete(sessions).where(sessions.c.expires_s < time.time()))
         connection.execute(sa.insert(sessions), row)
         connection.execute(sa.update(users).where(users.c.name == name).values(last_seen_s=time.time()))
-    services.store.note(_shown(name), "session.begin", _shown(name), {"from": peer})
-    session = Session(user=_shown(name), role=role, csrf=csrf_of(token), expires_s=expires_s, how="cookie")
+    services.store.note(_display_name(name), "session.begin", _display_name(name), {"from": peer})
+    session = Session(user=_display_name(name), role=role, csrf=csrf_of(token), expires_s=expires_s, how="cookie")
     return SignedIn(token, session, device)
 
 
@@ -134,9 +134,9 @@ def sign_out(services: AdminServices, request: Request) -> None:
 
 
 def set_cookies(response: Response, request: Request, signed: SignedIn) -> None:
-    """Only sent back to this site, never readable by scripts, and over TLS only, unless all of it is on this machine.
+    """Set the session's cookies: for this site only, hidden from scripts, and over TLS unless the host is loopback.
 
-    Raises PolicyError where it would cross a network in the clear.
+    Raises PolicyError where the cookies would cross a network unencrypted.
     """
     tls = request.url.scheme == "https"
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
@@ -145,10 +145,10 @@ def set_cookies(response: Response, request: Request, signed: SignedIn) -> None:
             "passwords and sessions need https: put a TLS proxy in front, or open this page as localhost",
             code="insecure_transport", status=403,
         )  # fmt: skip
-    for name, value, lives_s in ((COOKIE, signed.token, LIVES_S), (DEVICE, signed.device, DEVICE_LIVES_S)):
+    for name, value, max_age_s in ((COOKIE, signed.token, SESSION_S), (DEVICE, signed.device, DEVICE_S)):
         if value:
             response.set_cookie(
-                name, value, max_age=round(lives_s), path="/", secure=tls, httponly=True, samesite="strict"
+                name, value, max_age=round(max_age_s), path="/", secure=tls, httponly=True, samesite="strict"
             )
 
 
@@ -156,33 +156,33 @@ def clear_cookie(response: Response) -> None:
     response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
 
 
-def session_of(services: AdminServices, token: str) -> Found | None:
-    """The session that a token belongs to; None: none, or it has ended."""
+def session_of(services: AdminServices, token: str) -> StoredSession | None:
+    """The session that a token belongs to; None where there is none, or it has expired."""
     key, now = _hash(token), time.monotonic()
     known = services.login_guard.seen.get(key)
     if known is not None and now - known[1] < TRUSTED_S:
-        return _living(known[0])
+        return _unless_expired(known[0])
     try:
         found = _look_up(services, key)
     except sa.exc.SQLAlchemyError:
         if known is None:
             raise
-        return _living(known[0])
+        return _unless_expired(known[0])
     if found is None:
         services.login_guard.seen.pop(key, None)
         return None
     if len(services.login_guard.seen) >= _MAX_NAMES:
         services.login_guard.seen.clear()
     services.login_guard.seen[key] = (found, now)
-    return _living(found)
+    return _unless_expired(found)
 
 
 def csrf_of(token: str) -> str:
-    """A session's CSRF token: known to whoever holds the session, of no use without it."""
+    """A session's CSRF token, derived from the session's token, so that it needs no storage."""
     return hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 
-def _look_up(services: AdminServices, key: str) -> Found | None:
+def _look_up(services: AdminServices, key: str) -> StoredSession | None:
     query = (
         sa.select(sessions.c.user_name, sessions.c.role, sessions.c.expires_s, users.c.role.label("now"),
                   users.c.disabled)
@@ -194,13 +194,13 @@ def _look_up(services: AdminServices, key: str) -> Found | None:
     if row is None:
         return None
     if row.user_name == _master_name(services):
-        return Found(MASTER, "admin", row.expires_s)
+        return StoredSession(MASTER, "admin", row.expires_s)
     if row.now is None or row.disabled:
         return None
-    return Found(row.user_name, row.now, row.expires_s)
+    return StoredSession(row.user_name, row.now, row.expires_s)
 
 
-def _living(found: Found) -> Found | None:
+def _unless_expired(found: StoredSession) -> StoredSession | None:
     return found if time.time() < found.expires_s else None
 
 
@@ -209,10 +209,10 @@ def _is_master_key(services: AdminServices, sent: str) -> bool:
     return bool(master_key) and hmac.compare_digest(sent.encode(), master_key.encode())
 
 
-def _with_password(services: AdminServices, wanted: SignIn, peer: str, device: str) -> UserRow:
+def _authenticate(services: AdminServices, wanted: SignIn, peer: str, device: str) -> UserRow:
     now, user = time.monotonic(), find_user(services.store, wanted.user)
     names = [f"address {peer}", f"user {wanted.user or MASTER}"]
-    if user is not None and hmac.compare_digest(device.encode(), _device_of(user, device.partition(".")[0]).encode()):
+    if user is not None and _is_device_of(user, device):
         names = [f"device {_hash(device)}"]
     for name in names:
         services.login_guard.check(name, now)
@@ -225,18 +225,24 @@ def _with_password(services: AdminServices, wanted: SignIn, peer: str, device: s
     return user
 
 
-def _device_of(user: UserRow, number: str) -> str:
-    """Nobody can make one up who doesn't know what is stored of the password; with another password it is void."""
-    told = f"device {user.name} {number}".encode()
-    return f"{number}.{hmac.new(user.password.encode(), told, hashlib.sha256).hexdigest()}"
+def _is_device_of(user: UserRow, cookie: str) -> bool:
+    return hmac.compare_digest(cookie.encode(), _device_cookie(user, cookie.partition(".")[0]).encode())
+
+
+def _device_cookie(user: UserRow, number: str) -> str:
+    """A device cookie for a user: signed with the stored password hash, so that a new password makes it invalid."""
+    message = f"device {user.name} {number}".encode()
+    return f"{number}.{hmac.new(user.password.encode(), message, hashlib.sha256).hexdigest()}"
 
 
 def _master_name(services: AdminServices) -> str:
-    """Of the master key's sessions: another key ends them. No user can have this name."""
+    """User name of the master key's sessions: it holds the key's hash, so that a new key ends them. No user can have
+    this name. Empty without a master key.
+    """
     return f"master key {_hash(services.config.auth.master_key)[:16]}" if services.config.auth.master_key else ""
 
 
-def _shown(name: str) -> str:
+def _display_name(name: str) -> str:
     return MASTER if name.startswith("master key ") else name
 
 

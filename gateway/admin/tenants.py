@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from gateway.admin.actor import Actor
 from gateway.admin.changes import change, database, remove
-from gateway.admin.guard import Admin, Means, Viewer
+from gateway.admin.guard import Admin, Services, Viewer
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.access import Period, RouteLimit, Source, Spent, Tenant, TenantWanted
 from gateway.admin.shapes.common import Applied
@@ -115,24 +115,24 @@ def _source(in_file: bool, here: bool, stated: bool) -> Source:
 
 
 @router.get("/tenants")
-def get_tenants(services: Means, who: Viewer) -> list[Tenant]:
+def get_tenants(services: Services, who: Viewer) -> list[Tenant]:
     """List tenants: those configured, and those seen in the traffic of this month."""
     return tenants(services)
 
 
 @router.put("/tenants/{name:path}")
-def put_one(services: Means, who: Admin, name: str, wanted: TenantWanted) -> Applied:
+def put_one(services: Services, who: Admin, name: str, wanted: TenantWanted) -> Applied:
     """Set the budget of a tenant."""
     return put_tenant(services, who, name, wanted)
 
 
 @router.delete("/tenants/{name:path}")
-def delete_one(services: Means, who: Admin, name: str, version: int) -> Applied:
+def delete_one(services: Services, who: Admin, name: str, version: int) -> Applied:
     """Undo all changes to a tenant: what the configuration file says is in force again."""
     return remove_tenant(services, who, name, version)
 
 
 @router.get("/limits")
-def get_limits(services: Means, who: Viewer) -> list[RouteLimit]:
+def get_limits(services: Services, who: Viewer) -> list[RouteLimit]:
     """Limits of the routes, and what was spent today."""
     return route_limits(services)
