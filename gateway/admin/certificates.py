@@ -164,11 +164,11 @@ def _certified(
             for weight in WEIGHTS
         }
     except (ValueError, Undecided) as fault:
-        return Refusal(message=f"the router's settings can't be valued: {fault}")
+        return Refusal(message=f"the router's settings can't be evaluated: {fault}")
     found = certify_knob(log, policies, reference, wanted.floor, wanted.confidence)
     if isinstance(found, Unsupported):
         missing = found.rows_needed - found.rows if found.rows_needed else None
-        about = f"; about {missing} more scored decisions would do" if missing else ""
+        about = f"; about {missing} more scored decisions would be enough" if missing else ""
         return Refusal(message=f"{found.reason}{about}", calls=missing)
     now_s = time.time()
     ids = "".join(record.id for record, known in zip(log.records, log.labelled, strict=True) if known)

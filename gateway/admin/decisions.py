@@ -1,4 +1,4 @@
-"""Decisions: found, explained in plain words, decided again."""
+"""Decisions: searching them, explaining them in words, and replaying them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.admin.changes import database
 from gateway.admin.cursors import cursor_of, read_cursor
 from gateway.admin.explaining import MEANINGS, summary_of
 from gateway.admin.guard import Operator, Services, Viewer
-from gateway.admin.rounds import kept as kept_a_while
+from gateway.admin.rounds import cached
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.decisions import (
     Attempt,
@@ -48,14 +48,17 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 def search(services: AdminServices, wanted: DecisionFilter, cursor: str = "", limit: int = 50) -> DecisionPage:
-    """Newest first; `cursor` is `next` of the page before."""
+    """A page of the decisions that match the filter, newest first. `cursor` is `next` of the page before.
+
+    Raises CallerError where the filter or the cursor is invalid.
+    """
     if wanted.outcome not in ("", "ok", *NAMES):
-        raise CallerError(f"outcome is ok or one of {', '.join(NAMES)}", param="outcome", status=422)
+        raise CallerError(f"outcome must be ok, {', '.join(NAMES)} or empty", param="outcome", status=422)
     for name in ("since_s", "until_s", "min_cost_usd", "max_cost_usd"):
         if isnan(getattr(wanted, name) or 0.0):
             raise CallerError(f"{name} is not a number", param=name, status=422)
     if wanted.since_s >= wanted.until_s:
-        raise CallerError("the time begins after it ends", param="since_s", status=422)
+        raise CallerError("since_s must be less than until_s", param="since_s", status=422)
     with database():
         found = journal.search(services.store, wanted, read_cursor(cursor), limit)
     following = cursor_of(*found.after) if found.after is not None else None
@@ -65,11 +68,14 @@ def search(services: AdminServices, wanted: DecisionFilter, cursor: str = "", li
 
 
 def explain(services: AdminServices, id: str, who: Actor) -> Explained:
-    """By decision, response or request id, shipped or not. Raises NotFound."""
+    """Explain a decision, given the id of the decision, its response or its request. Raises NotFound.
+
+    The decision may still be in a worker's spool. A viewer is not shown texts.
+    """
     record, feedback = _find(services, id)
     view = decision_view(record)
-    reads = may(who, "operator")
-    if not reads:
+    reads_text = may(who, "operator")
+    if not reads_text:
         view.pop("prompt_text", None)
         view.pop("answer_text", None)
     plain = {name: view[name] for name in Explained.model_fields if name in view and name not in _OWN}
@@ -85,8 +91,8 @@ def explain(services: AdminServices, id: str, who: Actor) -> Explained:
         attempts=attempts_of(record),
         feedback=feedback,
         counterfactual_usd=counterfactual(services, record),
-        prompt_text=record.prompt_text if reads else "",
-        answer_text=record.answer_text if reads else "",
+        prompt_text=record.prompt_text if reads_text else "",
+        answer_text=record.answer_text if reads_text else "",
         decision=view,
     )
 
@@ -94,10 +100,14 @@ def explain(services: AdminServices, id: str, who: Actor) -> Explained:
 _OWN = frozenset(
     {"candidates", "excluded", "attempts", "summary", "outcomes", "feedback", "prompt_text", "answer_text"}
 )
+"""Fields of `Explained` that `explain` fills in itself; the others are copied from the record's view."""
 
 
 def replay(services: AdminServices, id: str, wanted: ReplayWanted) -> Replayed:
-    """Decided again, offline, with the present or another router or knob. CallerError where no router was asked."""
+    """Decide a recorded request again, offline, with the route's router and knobs or with others.
+
+    Raises NotFound, or CallerError where the record holds no router's choice or the router can't be opened.
+    """
     from gateway.learn.policy import route_policy
     from gateway.redecide import choose_again, compared, notes_on, refuse_undecided
     from routers.types import Knobs
@@ -108,19 +118,19 @@ def replay(services: AdminServices, id: str, wanted: ReplayWanted) -> Replayed:
         with database():
             policy = route_policy(services.current, services.store, record.route, router=wanted.router)
     except (ValueError, OSError) as error:
-        raise CallerError(f"this router can't be asked: {error}", param="router", status=422) from None
+        raise CallerError(f"the router can't be opened: {error}", param="router", status=422) from None
     changed = Knobs(
         cost_weight=wanted.cost_weight, min_quality=wanted.min_quality, max_cost_usd=wanted.max_cost_usd,
         max_latency_s=wanted.max_latency_s,
     )  # fmt: skip
-    told = compared(record, choose_again(record, policy, changed), notes_on(record, policy.router, changed))
-    sides: dict[str, Any] = {side: ReplaySide(**told[side]) for side in ("recorded", "replayed")}
-    return Replayed.model_validate({**told, **sides})
+    comparison = compared(record, choose_again(record, policy, changed), notes_on(record, policy.router, changed))
+    sides: dict[str, Any] = {side: ReplaySide(**comparison[side]) for side in ("recorded", "replayed")}
+    return Replayed.model_validate({**comparison, **sides})
 
 
 def facets(services: AdminServices) -> dict[str, list[str]]:
-    """Values that a search may ask for: those of the last 35 days, as they were a minute ago."""
-    return kept_a_while(services, "facets:", FACETS_FRESH_S, lambda: _facets(services))
+    """Values that decisions can be filtered by: those of the last 35 days, at most a minute old."""
+    return cached(services, "facets:", FACETS_FRESH_S, lambda: _facets(services))
 
 
 def _facets(services: AdminServices) -> dict[str, list[str]]:
@@ -138,7 +148,7 @@ def _facets(services: AdminServices) -> dict[str, list[str]]:
 
 
 def candidates_of(record: DecisionRecord) -> list[Candidate]:
-    """Likeliest first."""
+    """The decision's candidates, most probable first."""
     rows = sorted(record.candidates, key=lambda one: -one.probability)
     return [
         Candidate(
@@ -151,7 +161,7 @@ def candidates_of(record: DecisionRecord) -> list[Candidate]:
 
 
 def attempts_of(record: DecisionRecord) -> list[Attempt]:
-    """In the order in which they were sent."""
+    """The decision's attempts, in the order in which they were sent."""
     kept = kept_attempt(record)
     thresholds = dict(zip(record.plan, record.thresholds, strict=False))
     found = []
@@ -170,7 +180,7 @@ def attempts_of(record: DecisionRecord) -> list[Attempt]:
 
 
 def known_fields(value: Any) -> dict[str, Any] | None:
-    """A struct's fields that are known."""
+    """The fields of a struct that are not None; None where there is no struct."""
     if value is None:
         return None
     fields: dict[str, Any] = msgspec.to_builtins(value)
@@ -178,7 +188,9 @@ def known_fields(value: Any) -> dict[str, Any] | None:
 
 
 def counterfactual(services: AdminServices, record: DecisionRecord) -> dict[str, float]:
-    """By model: the tokens of the answer at its prices; without an answer, what the router expected."""
+    """Cost in US dollars by model: the answer's tokens at that model's prices, or, without an answer, the router's
+    estimate.
+    """
     kept = kept_attempt(record)
     expected = {one.model: one.cost_usd for one in record.candidates if one.cost_usd is not None}
     if kept is None:
@@ -189,13 +201,15 @@ def counterfactual(services: AdminServices, record: DecisionRecord) -> dict[str,
 
 
 def _priced(price: Price, usage: dict[str, int]) -> float:
-    """Without the discounts of caches, which belong to the model that answered; with the same searches, units and runs
-    of tools.
+    """US dollars of this usage, with the same searches, units and tool runs, but without cache discounts, which are
+    particular to the model that answered.
     """
-    into, out = (sum(usage.get(name, 0) for name in names) for names in (INPUT_BUCKETS, OUTPUT_BUCKETS))
-    pieces = usage.get("web_search", 0) * price.web_search + usage.get("units", 0) * price.unit
-    pieces += price.tool_cost(usage)
-    return (into * price.input + out * price.output) / 1e15 + pieces / 1e9
+    input_tokens, output_tokens = (
+        sum(usage.get(name, 0) for name in names) for names in (INPUT_BUCKETS, OUTPUT_BUCKETS)
+    )
+    per_unit = usage.get("web_search", 0) * price.web_search + usage.get("units", 0) * price.unit
+    per_unit += price.tool_cost(usage)
+    return (input_tokens * price.input + output_tokens * price.output) / 1e15 + per_unit / 1e9
 
 
 def _find(services: AdminServices, id: str) -> tuple[DecisionRecord, list[FeedbackRow]]:

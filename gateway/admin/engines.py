@@ -1,4 +1,4 @@
-"""What inference servers say of themselves: our own at length, as rates since the last look; others their load."""
+"""Statistics of inference servers, from their metrics pages: rates and loads of our own, and loads of other engines."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from local_models.meter import read_joules
 
 ASK_S = 0.5
 LEAST_S = 2.0
-"""Rates are told over at least so long; a look that comes sooner sees the rates of before."""
+"""Least time over which rates are computed; a request that comes sooner gets the rates of the one before."""
 _LINE = re.compile(r'^(local_\w+)\{model="([^"]*)"\} (\S+)$', re.MULTILINE)
 Reading = dict[str, float]
 
 
 def engines(services: AdminServices) -> list[EngineStats]:
-    """Of every local provider that answers, and of every other that is known to be an engine."""
+    """Statistics of every local provider that answers, and of every other whose engine is configured."""
     found = []
     for provider in services.current.providers:
         if provider.kind == "local":
@@ -39,7 +39,7 @@ def engines(services: AdminServices) -> list[EngineStats]:
 
 
 def loads(services: AdminServices, provider: ProviderConfig, engine: Profile) -> list[EngineStats]:
-    """Of every model there; none where it has no page or does not answer in time."""
+    """Load of each of the provider's models; empty where the engine has no metrics page or doesn't answer in time."""
     page = _page(services, provider, engine.metrics_path) if engine.metrics_path else ""
     names = {
         one.name: one.upstream_name or one.name for one in services.current.models if one.provider == provider.name
@@ -47,19 +47,19 @@ def loads(services: AdminServices, provider: ProviderConfig, engine: Profile) ->
     return [_load(provider.name, name, engine.read_load(page, known)) for name, known in names.items()] if page else []
 
 
-def _load(provider: str, model: str, told: Load) -> EngineStats:
+def _load(provider: str, model: str, load: Load) -> EngineStats:
     return EngineStats(
-        provider=provider, model=model, running=_whole(told.running), waiting=_whole(told.waiting),
-        kv_used_share=told.kv_use, prefix_hit_share=told.prefix_hit_rate,
+        provider=provider, model=model, running=_rounded(load.running), waiting=_rounded(load.waiting),
+        kv_used_share=load.kv_use, prefix_hit_share=load.prefix_hit_rate,
     )  # fmt: skip
 
 
-def _whole(value: float | None) -> int | None:
+def _rounded(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
 def readings(services: AdminServices, provider: ProviderConfig) -> dict[str, Reading]:
-    """By model; none where it does not answer in time."""
+    """Metrics of our own inference server by model; empty where it doesn't answer in time."""
     found: dict[str, Reading] = {}
     for name, model, value in _LINE.findall(_page(services, provider, "/metrics")):
         found.setdefault(model, {})[name] = float(value)
@@ -67,10 +67,10 @@ def readings(services: AdminServices, provider: ProviderConfig) -> dict[str, Rea
 
 
 def _page(services: AdminServices, provider: ProviderConfig, path: str) -> str:
-    """Empty where it does not answer in time."""
-    one = managed(provider, services.config.server)
-    transport = httpx.HTTPTransport(uds=str(one.socket) if one is not None else None, verify=provider.verify_tls)
-    base = "http://local" if one is not None else provider.base_url.rstrip("/").removesuffix("/v1")
+    """Body of a page of the server; empty where it doesn't answer in time, or not with status 200."""
+    child = managed(provider, services.config.server)
+    transport = httpx.HTTPTransport(uds=str(child.socket) if child is not None else None, verify=provider.verify_tls)
+    base = "http://local" if child is not None else provider.base_url.rstrip("/").removesuffix("/v1")
     try:
         hooks = checked(inner=provider.private_network or names_inner(httpx.URL(base).host))
         with httpx.Client(transport=transport, timeout=ASK_S, event_hooks=hooks) as client:
@@ -80,9 +80,9 @@ def _page(services: AdminServices, provider: ProviderConfig, path: str) -> str:
     return answer.text if answer.status_code == 200 else ""
 
 
-def says_energy() -> str:
-    """Why no joules are told; empty: they are."""
-    return "" if read_joules() is not None else "this machine's processor does not say how much energy it uses"
+def energy_note() -> str:
+    """Why energy is not reported; empty where it is."""
+    return "" if read_joules() is not None else "this machine's processor does not report how much energy it uses"
 
 
 def _stats(services: AdminServices, provider: str, model: str, now: Reading) -> EngineStats:
@@ -100,22 +100,23 @@ def _stats(services: AdminServices, provider: str, model: str, now: Reading) -> 
     )  # fmt: skip
 
 
-def _ratio(told: Mapping[str, float], part: str, whole: str) -> float | None:
-    top, bottom = told.get(part), told.get(whole)
-    if top is None or not bottom or top != top:
+def _ratio(reading: Mapping[str, float], part: str, whole: str) -> float | None:
+    """One metric over another; None where either is missing, the first is NaN, or the second is 0."""
+    numerator, denominator = reading.get(part), reading.get(whole)
+    if numerator is None or not denominator or numerator != numerator:
         return None
-    return top / bottom
+    return numerator / denominator
 
 
 def _rates(services: AdminServices, key: str, now: Reading) -> Reading:
-    """Per second since the look before; nothing at the first one."""
+    """Changes per second since the reading before; empty at the first one."""
     at = time.monotonic()
-    seen: tuple[float, Any] = services.kept.get(key, (at, (now, {})))
+    seen: tuple[float, Any] = services.results.get(key, (at, (now, {})))
     before, rates = seen[1]
     passed_s = at - seen[0]
-    if key not in services.kept or passed_s >= LEAST_S:
+    if key not in services.results or passed_s >= LEAST_S:
         if passed_s >= LEAST_S:
             rates = {name: (value - before[name]) / passed_s for name, value in now.items() if name in before}
-        services.kept[key] = (at, (now, rates))
+        services.results[key] = (at, (now, rates))
     found: Reading = rates
     return found

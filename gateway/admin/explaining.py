@@ -1,4 +1,4 @@
-"""Why this model answered, in sentences for somebody who did not build the router."""
+"""Explains a decision in sentences, for a reader who doesn't know how the router works."""
 
 from __future__ import annotations
 
@@ -10,47 +10,49 @@ from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecor
 from gateway.journal.view import cases_told, miss_told
 
 MEANINGS = {
-    "unhealthy": "every deployment of it had failed lately and was being left alone",
+    "unhealthy": "all of its deployments had failed recently, so their circuit breakers were open",
     "context too short": "prompt and answer would not fit into its context",
     "no tools": "the request uses tools, which it does not support",
-    "no images": "the request holds images, which it does not read",
-    "no JSON mode": "the request asks for a JSON schema, which it does not keep to",
+    "no images": "the request contains images, which it does not support",
+    "no JSON mode": "the request asks for a JSON schema, which it does not support",
     "may cost more than max_cost_usd": "it could have cost more than the request or route allows",
-    "queue longer than max_latency_s": "its queue alone was longer than the latency asked for",
+    "queue longer than max_latency_s": "the wait in its queue alone was longer than the latency bound",
 }
+"""By the reason for which a candidate was excluded."""
 _ENDINGS = {
-    "deadline": "The request's deadline left no time for another try.",
-    "budget": "The budget left no money for another try.",
-    "attempts": "The request's limit of calls was reached.",
+    "deadline": "The request's deadline left no time for another attempt.",
+    "budget": "The budget left no money for another attempt.",
+    "attempts": "The request's limit of attempts was reached.",
     "exhausted": "Every model that could be tried had failed.",
-    "abstained": "No answer was good enough to be given.",
+    "abstained": "No answer was good enough to be returned.",
 }
+"""By the verdict with which a request ended."""
 
 
 def summary_of(record: DecisionRecord, config: Config) -> list[str]:
-    """From who asked to what it came to; each sentence stands for itself."""
-    said = [_asked(record)]
+    """Sentences from the request to its outcome; each can be read by itself."""
+    sentences = [_requested(record)]
     if missed := miss_told(record.cache_why):
-        said.append(f"The semantic cache had no answer: {missed}.")
+        sentences.append(f"The semantic cache had no answer: {missed}.")
     if record.from_cache:
-        said.append(_from_cache(record))
+        sentences.append(_from_cache(record))
     elif not record.model:
-        said.append(f"No model was asked: it was refused ({record.error or record.status}).")
+        sentences.append(f"No model was called: the request was refused ({record.error or record.status}).")
     elif record.reason == "pinned":
-        said.append(f"The client named {record.model} itself, so nothing was to be decided.")
+        sentences.append(f"The client named {record.model} itself, so there was nothing to decide.")
     else:
-        said += [_choice(record, config), *_unseen(record, config), *_excluded(record)]
+        sentences += [_choice(record, config), *_unseen(record, config), *_excluded(record)]
     if cases := cases_told(record.cases_shown):
-        said.append(f"{cases[0].upper()}{cases[1:]}.")
-    said += _attempts(record)
+        sentences.append(f"{cases[0].upper()}{cases[1:]}.")
+    sentences += _attempts(record)
     if record.status >= 400 and record.model:
-        said.append(f"The client got an error: {record.error} ({record.status}).")
+        sentences.append(f"The client got an error: {record.error} ({record.status}).")
     if record.verdict in _ENDINGS:
-        said.append(_ENDINGS[record.verdict])
-    return said
+        sentences.append(_ENDINGS[record.verdict])
+    return sentences
 
 
-def _asked(record: DecisionRecord) -> str:
+def _requested(record: DecisionRecord) -> str:
     knobs = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in record.knobs.items())
     own = f", with its own {knobs}" if knobs else ""
     return f"{record.tenant or 'A caller'} asked {record.route or record.requested_model}{own}."
@@ -59,11 +61,11 @@ def _asked(record: DecisionRecord) -> str:
 def _from_cache(record: DecisionRecord) -> str:
     saved = f", which saved {usd(record.saved_nanousd / 1e9)}" if record.saved_nanousd else ""
     how = {
-        "hit": "the cache held the answer to this very request",
-        "shared": "the same request was under way, and its answer was shared",
+        "hit": "the cache held the answer to this exact request",
+        "shared": "an identical request was already under way, and its answer was shared",
         "semantic": "the cache held the answer to the same question in other words",
     }[record.cache]
-    return f"No model was asked: {how}{saved}."
+    return f"No model was called: {how}{saved}."
 
 
 def _choice(record: DecisionRecord, config: Config) -> str:
@@ -72,30 +74,30 @@ def _choice(record: DecisionRecord, config: Config) -> str:
         chance = f" with probability {record.propensity:.0%}" if record.propensity is not None else ""
         return f"The router {record.router} chose {record.model}{chance} ({record.reason})."
     if record.job:
-        return f"The plan of a batch job gave it to {record.model}, expected to score {_expected(chosen)}."
+        return f"The plan of a batch job assigned it to {record.model}, expected to score {_expected(chosen)}."
     if explored_nanousd(record) is not None:
         return (
-            f"{record.model} was tried to learn from it: the router {record.router} does so with probability "
+            f"{record.model} was chosen to explore: the router {record.router} does so with probability "
             f"{chosen.probability:.1%}; its first choice was {_likeliest(record).model}."
         )
     best = max(record.candidates, key=lambda one: one.quality if one.quality is not None else -1.0)
     mine = f"{record.model} was expected to score {_expected(chosen)}"
     if best.model == record.model:
-        count, beside = len(record.candidates), _next(record, config)
-        return f"{mine}, the best of {count} candidates (router {record.router}).{beside}"
+        count, comparison = len(record.candidates), _best_cheaper(record, config)
+        return f"{mine}, the best of {count} candidates (router {record.router}).{comparison}"
     knob = _knob(record, config)
     return f"{mine}; {best.model} {_expected(best)}, which was not worth its price at the route's {knob}."
 
 
-def _next(record: DecisionRecord, config: Config) -> str:
-    """What the best one's price bought; nothing to say where no cheaper model was known."""
+def _best_cheaper(record: DecisionRecord, config: Config) -> str:
+    """A sentence that compares the choice with the best cheaper model; empty where no cheaper model was known."""
     price = next((one.cost_usd or 0.0 for one in record.candidates if one.model == record.model), 0.0)
     cheaper = [one for one in record.candidates if one.quality is not None and (one.cost_usd or inf) < price]
     if not cheaper:
         return ""
     one = max(cheaper, key=lambda other: other.quality or 0.0)
     knob = _knob(record, config)
-    return f" {one.model}, cheaper, {_expected(one)}: at the route's {knob} the gap was worth its price."
+    return f" {one.model}, cheaper, {_expected(one)}: at the route's {knob} the difference was worth its price."
 
 
 def _unseen(record: DecisionRecord, config: Config) -> list[str]:
@@ -104,7 +106,7 @@ def _unseen(record: DecisionRecord, config: Config) -> list[str]:
     chosen = _candidate(record, record.model)
     if bound_s is None or chosen is None or chosen.latency_s is not None:
         return []
-    return [f"How long {record.model} takes nobody had seen yet, so it wasn't held to the bound of {bound_s:g} s."]
+    return [f"The latency of {record.model} was not known yet, so the bound of {bound_s:g} s was not applied to it."]
 
 
 def _knob(record: DecisionRecord, config: Config) -> str:
@@ -127,11 +129,11 @@ def _excluded(record: DecisionRecord) -> list[str]:
 
 def _attempts(record: DecisionRecord) -> list[str]:
     kept = kept_attempt(record)
-    told = [_attempt(record, one, one is kept) for one in record.attempts]
+    sentences = [_attempt(record, one, one is kept) for one in record.attempts]
     if kept is not None and len(record.attempts) > 1:
-        wasted = sum(one.cost_nanousd for one in record.attempts if one is not kept) / 1e9
-        told.append(f"Of {usd(record.cost_nanousd / 1e9)} in all, {usd(wasted)} went to answers that were not kept.")
-    return told
+        wasted, total = sum(one.cost_nanousd for one in record.attempts if one is not kept), record.cost_nanousd
+        sentences.append(f"Of {usd(total / 1e9)} in all, {usd(wasted / 1e9)} went to answers that were not kept.")
+    return sentences
 
 
 def _attempt(record: DecisionRecord, one: AttemptRecord, kept: bool) -> str:
@@ -161,7 +163,7 @@ def _span(length_s: float) -> str:
 
 
 def usd(amount: float) -> str:
-    """Dollars with as many digits as tell something."""
+    """US dollars: two decimals from ten cents up, three significant digits below."""
     if not 0 < amount < 0.0995:
         return f"${amount:.2f}"
     return f"${amount:.{2 - floor(log10(amount))}f}".rstrip("0")

@@ -1,4 +1,6 @@
-"""A route's cost-quality frontier: every setting of the knob and every model alone, valued on the latest decisions."""
+"""A route's cost-quality frontier: settings of its cost weight, and each model alone, evaluated off-policy on the
+route's latest decisions.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ WEIGHTS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
 def known_frontier(services: AdminServices, route: str) -> Frontier:
-    """As it was computed last."""
+    """The frontier as it was computed last."""
     found = insight(services.store, KIND, route)
     if found is None:
         return Frontier(rounds=0, labelled=0, points=[], time_s=None, note="not computed yet")
@@ -28,7 +30,7 @@ def known_frontier(services: AdminServices, route: str) -> Frontier:
 
 
 def refresh_frontier(services: AdminServices, route: str) -> Frontier:
-    """Computes it now and keeps it. Raises NotFound."""
+    """Compute the frontier now and store it. Raises NotFound."""
     route_of(services, route)
     with database():
         keep_insight(services.store, KIND, route, _frontier(services, route).model_dump())
@@ -54,7 +56,7 @@ def _frontier(services: AdminServices, route: str) -> Frontier:
         try:
             target = decided(turned, log)
         except (ValueError, Undecided) as fault:
-            note = f"the router's settings can't be valued: {fault}"
+            note = f"the router's settings can't be evaluated: {fault}"
             break
         points.append(_point(f"cost weight {weight:g}", "knob", valued(log, target), weight=weight))
     return Frontier(rounds=len(log), labelled=int(log.labelled.sum()), points=points, time_s=None, note=note)

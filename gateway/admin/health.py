@@ -1,4 +1,4 @@
-"""Health and metrics of all processes of this machine; open, like the data plane's own."""
+"""Health and metrics of all processes of this machine. They need no authentication, as on the data port."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """`fault` says why shipping waits; records are safe in the spools meanwhile. What workers drop is in none."""
+    """State of this machine's gateway. `fault` says why records are not shipped to the database; meanwhile they are
+    safe in the spools. Dropped records are lost.
+    """
 
     status: Literal["ready", "degraded", "unready"]
     database: Literal["ok", "away"]
     waiting_bytes: int
     quarantined: int
     journal: str
-    """ok | workers that drop records: N; the disk or the spools are full; each worker's own /readyz says which."""
+    """Either "ok" or "workers that drop records: N": the disk or a spool is full, as /readyz of the workers says."""
     dropped: int
-    """Records, since the start."""
+    """Number of records dropped since the start."""
     fault: str
     reload: Literal["ok", "refused"]
-    """Refused: the configuration in force is older than the file; the log of the supervisor says why."""
+    """Whether the configuration file, as it is now, is in force; the supervisor's log says why it was refused."""
 
 
 @router.get("/healthz")
 def healthz() -> dict[str, str]:
-    """200 while this process answers; it asks no other."""
+    """200 while this process runs; checks nothing else."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
 def readyz(services: Services, response: Response) -> Health:
-    """503 until the database has been reached once; `degraded` while it is away later, or workers drop records."""
+    """503 until the database has been reached once; later `degraded` while it is away, a reload was refused, or workers
+    drop records.
+    """
     fault, refused = services.shipping.fault, (services.run_dir / REFUSED).exists()
-    told = [snapshot for _, snapshot in services.snapshots()]
-    dropping = int(total(told, "headgate_journal_dropping"))
+    snapshots = [snapshot for _, snapshot in services.snapshots()]
+    dropping = int(total(snapshots, "headgate_journal_dropping"))
     if not services.opened:
         response.status_code = 503
     return Health(
@@ -50,7 +54,7 @@ def readyz(services: Services, response: Response) -> Health:
         waiting_bytes=services.shipping.waiting_bytes,
         quarantined=services.shipping.quarantined,
         journal=f"workers that drop records: {dropping}" if dropping else "ok",
-        dropped=int(total(told, "headgate_journal_dropped")),
+        dropped=int(total(snapshots, "headgate_journal_dropped")),
         fault=fault,
         reload="refused" if refused else "ok",
     )
@@ -58,7 +62,7 @@ def readyz(services: Services, response: Response) -> Health:
 
 @router.get("/metrics")
 def metrics(services: Services) -> Response:
-    """Metrics of all workers together, as last reported, and how far the store lags behind them."""
+    """Merged metrics of all workers, as last reported, and of this process."""
     own = Metrics()
     own.watch("headgate_journal_lag_bytes", lambda: {(): float(services.shipping.waiting_bytes)})
     own.watch("headgate_reload_refused", lambda: {(): float((services.run_dir / REFUSED).exists())})

@@ -1,4 +1,4 @@
-"""Virtual keys: made, listed, changed, rotated, revoked. The plaintext is in one answer and nowhere else."""
+"""Virtual keys: creating, listing, changing, rotating and revoking them. A key's plaintext is in one response only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ router = APIRouter(prefix="/admin/keys", tags=["keys"])
 
 
 def key_rows(services: AdminServices, revoked: bool = False) -> list[KeyRow]:
-    """Keys made here, in the order they were made, then those of the configuration file, which are changed there."""
+    """Keys created through this API, oldest first, then those of the configuration file, which this API can't change.
+    """
     with database():
         spending = Spending(services)
         made = [_made_row(one, spending) for one in services.store.keys(revoked=revoked)]
@@ -35,7 +36,7 @@ def key_rows(services: AdminServices, revoked: bool = False) -> list[KeyRow]:
 
 @dataclass(frozen=True, slots=True)
 class KeyPage:
-    """Some of the keys that a search finds, and how many it finds in all."""
+    """A page of the keys that a search finds, and how many it finds in all."""
 
     rows: list[KeyRow]
     found: int
@@ -44,8 +45,8 @@ class KeyPage:
 def key_page(
     services: AdminServices, count: int, *, start: int = 0, search: str = "", revoked: bool = False
 ) -> KeyPage:
-    """So many keys from that one on, in the order of `key_rows`; those whose name, tenant, beginning or id has `search`
-    in it.
+    """`count` keys from the index `start` on, in the order of `key_rows`, of those whose name, tenant, prefix or id
+    contains `search`.
     """
     wanted = search.lower()
     with database():
@@ -60,13 +61,13 @@ def key_page(
 
 
 def key_row(services: AdminServices, id: str) -> KeyRow:
-    """One that was made here. Raises NotFound."""
+    """One key that was created through this API. Raises NotFound."""
     with database():
         return _made_row(_find(services, id), Spending(services))
 
 
 def make_key(services: AdminServices, who: Actor, wanted: NewKey) -> MadeKey:
-    """409 where a live key has this name."""
+    """Create a key. Raises CallerError: 409 where a live key has this name, 422 where a field is invalid."""
     plaintext, record = new_key(wanted.name, time.time(), tenant=wanted.tenant)
     record = _changed(services, record, wanted)
     with database():
@@ -79,30 +80,33 @@ def make_key(services: AdminServices, who: Actor, wanted: NewKey) -> MadeKey:
 
 
 def change_key(services: AdminServices, who: Actor, id: str, change: KeyChange) -> Key:
-    """Changes what is named; a limit set to null is lifted. Raises Conflict where another version is in force."""
+    """Change the fields that are given; a limit set to None is removed.
+
+    Raises NotFound, CallerError, or Conflict where another version is in force.
+    """
 
     def changed(record: KeyRecord) -> KeyRecord:
         if change.version and change.version != version_of(record):
-            raise Conflict(f"key {record.name} was changed meanwhile: look at it again before you change it")
+            raise Conflict(f"key {record.name} was changed meanwhile: read it again before you change it")
         return _changed(services, record, change)
 
     return _view(_put(services, who, id, changed))
 
 
 def version_of(record: KeyRecord) -> int:
-    """Another number for every other record."""
+    """A number that changes with any field of the record: the first 48 bits of its hash."""
     return int.from_bytes(sha256(msgspec.json.encode(record)).digest()[:6])
 
 
 def rotate_key(services: AdminServices, who: Actor, id: str, wanted: KeyRotation) -> MadeKey:
-    """A new secret; budgets, limits and what was spent stay with the key. 409 where it is revoked."""
+    """Give a key a new secret; its budget, limits and spend stay. Raises CallerError (409) where it is revoked."""
     secret, now = new_secret(), time.time()
     record = _put(services, who, id, lambda record: rotated(record, secret, now, wanted.grace_s))
     return MadeKey(key=secret, record=_view(record))
 
 
 def revoke_key(services: AdminServices, who: Actor, id: str) -> Key:
-    """The workers refuse it within two seconds. Its spend stays on record."""
+    """Revoke a key: the workers refuse it within two seconds. Its spend stays on record."""
     return _view(_put(services, who, id, revoked))
 
 
@@ -142,8 +146,8 @@ def delete_key(services: Services, who: Admin, id: str) -> Key:
     return revoke_key(services, who, id)
 
 
-def _has(wanted: str, *texts: str) -> bool:
-    return any(wanted in text.lower() for text in texts)
+def _has(search: str, *texts: str) -> bool:
+    return any(search in text.lower() for text in texts)
 
 
 def _find(services: AdminServices, id: str) -> KeyRecord:
@@ -164,7 +168,7 @@ def _known(record: KeyRecord | None, id: str) -> KeyRecord:
 
 
 def _changed(services: AdminServices, record: KeyRecord, change: KeyLimits) -> KeyRecord:
-    """Raises CallerError where it could not be served so."""
+    """The record with the given fields changed. Raises CallerError where a new value is invalid."""
     named = change.model_dump(exclude_unset=True, exclude={"name", "tenant", "version"})
     if "models" in named:
         named["models"] = tuple(named["models"] or ())
@@ -176,7 +180,7 @@ def _changed(services: AdminServices, record: KeyRecord, change: KeyLimits) -> K
 
 
 def _view(record: KeyRecord) -> Key:
-    """Without the hash."""
+    """The key without its hash."""
     return Key.model_validate({name: getattr(record, name) for name in Key.model_fields})
 
 

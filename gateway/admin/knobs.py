@@ -1,4 +1,4 @@
-"""Routes: where each stands, what a turn of the knob would do, and the turn itself."""
+"""Routes: their state, previews of changed knobs, changes and trials of knobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.admin.changes import database
 from gateway.admin.frontier import known_frontier, refresh_frontier
 from gateway.admin.guard import Operator, Services, Viewer
 from gateway.admin.overview import day_totals, no_totals
-from gateway.admin.predictions import foretell, kept_word
+from gateway.admin.predictions import predict, prediction_outcome
 from gateway.admin.preview import preview
 from gateway.admin.rounds import KNOBS, route_of
 from gateway.admin.services import AdminServices
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def route_cards(services: AdminServices) -> list[RouteCard]:
-    """In the order of the configuration."""
+    """All routes, in the order of the configuration."""
     with database():
         day = day_totals(services)
         values, numbers = services.store.latest_settings(), services.store.setting_numbers("route:")
@@ -48,7 +48,7 @@ def route_cards(services: AdminServices) -> list[RouteCard]:
 
 
 def route_detail(services: AdminServices, route: str) -> RouteDetail:
-    """One route's page. Raises NotFound."""
+    """One route with its frontier, trial and history. Raises NotFound."""
     now, name = route_of(services, route), f"route:{route}"
     with database():
         in_force = changes.setting(services, name)
@@ -60,32 +60,38 @@ def route_detail(services: AdminServices, route: str) -> RouteDetail:
             day=day_totals(services).get(route) or no_totals(),
             configured=_configured(services, route), frontier=known_frontier(services, route),
             trial_detail=trial_of(services, route, trial) if trial else None, spent_today_usd=spent,
-            history=history, kept=kept_word(services, route, knobs_in_force(now), history),
+            history=history, kept=prediction_outcome(services, route, knobs_in_force(now), history),
         )  # fmt: skip
 
 
 def apply(services: AdminServices, who: Actor, route: str, change: KnobChange) -> Applied:
-    """In force in every worker within two seconds. Raises Conflict, or CallerError naming the field."""
+    """Put knobs into force, in every worker within two seconds. Ends a trial. Stores the predicted effect beside them.
+
+    Raises NotFound, Conflict, or CallerError naming the field.
+    """
     value = {**_with_knobs(services, route, change.knobs, change.version), "trial": None}
     value.pop("foretold", None)
-    if told := foretell(services, route, change.knobs):
-        value["foretold"] = told
+    if prediction := predict(services, route, change.knobs):
+        value["foretold"] = prediction
     return changes.change(services, who, f"route:{route}", value, change.version, why=change.why)
 
 
 def undo(services: AdminServices, who: Actor, route: str, version: int) -> Applied:
-    """Back to the knobs before the ones in force."""
+    """Put the knobs before those in force, which must be `version`, into force again. Raises NotFound or Conflict."""
     route_of(services, route)
     return changes.undo(services, who, f"route:{route}", version)
 
 
 def start_trial(services: AdminServices, who: Actor, route: str, wanted: TrialWanted) -> Applied:
-    """Try knobs in the shadow, without effect, or before a share of the requests."""
+    """Start a trial of knobs: in the shadow, without any effect, or as a canary on a share of the requests.
+
+    Raises NotFound, Conflict or CallerError.
+    """
     if wanted.kind == "canary" and not 0.0 < wanted.share < 1.0:
-        raise CallerError("a canary's share lies between 0 and 1", param="share", status=422)
+        raise CallerError("a canary's share must be more than 0 and less than 1", param="share", status=422)
     stated = wanted.knobs.model_dump(exclude_unset=True)
     if wanted.kind == "canary" and (own := {"accept_at", "explore"} & stated.keys()):
-        raise CallerError(f"a canary can't turn {', '.join(sorted(own))}: apply it, or try it in the shadow",
+        raise CallerError(f"a canary can't change {', '.join(sorted(own))}: apply it, or try it in the shadow",
                           param=sorted(own)[0], status=422)  # fmt: skip
     _with_knobs(services, route, wanted.knobs, wanted.version)
     trial = {"kind": wanted.kind, "knobs": stated, "share": wanted.share, "since_s": time.time(), "actor": who.name}
@@ -94,40 +100,40 @@ def start_trial(services: AdminServices, who: Actor, route: str, wanted: TrialWa
 
 
 def end_trial(services: AdminServices, who: Actor, route: str, version: int) -> Applied:
-    """All requests go on as before it."""
+    """End the trial: the route's own knobs decide all requests again. Raises CallerError (409) where there is none."""
     value = _value(services, route)
     if not value.get("trial"):
-        raise CallerError(f"nothing is tried on route {route!r}", code="no_trial", status=409)
+        raise CallerError(f"there is no trial on route {route!r}", code="no_trial", status=409)
     return changes.change(services, who, f"route:{route}", {**value, "trial": None}, version, why="trial ended")
 
 
 def adopt_trial(services: AdminServices, who: Actor, route: str, version: int) -> Applied:
-    """The knobs that were tried become the route's."""
+    """Put the knobs on trial into force. Raises CallerError (409) where there is no trial."""
     trial = _value(services, route).get("trial")
     if not trial:
-        raise CallerError(f"nothing is tried on route {route!r}", code="no_trial", status=409)
+        raise CallerError(f"there is no trial on route {route!r}", code="no_trial", status=409)
     knobs = {**_stated(_value(services, route)), **trial["knobs"]}
     return apply(services, who, route, KnobChange(knobs=Knobs(**knobs), version=version, why="trial adopted"))
 
 
 def knobs_in_force(route: RouteConfig) -> Knobs:
-    """As the configuration with all changes has them."""
+    """The knobs of a route of the configuration."""
     return Knobs(**{name: getattr(route, name) for name in KNOBS})
 
 
 def _with_knobs(services: AdminServices, route: str, knobs: Knobs, version: int) -> dict[str, Any]:
-    """The route's setting with these knobs. Raises CallerError where the configuration would not be sound."""
+    """The route's setting with these knobs. Raises CallerError where the configuration would be invalid with them."""
     route_of(services, route)
     with database():
         kept = {name: value for name, value in _value(services, route).items() if name not in KNOBS}
         value = {**kept, **_stated(knobs.model_dump(exclude_unset=True))}
-        if changes.setting(services, f"route:{route}").version == version:  # else it is a conflict, said later
+        if changes.setting(services, f"route:{route}").version == version:  # else `change` raises Conflict
             changes.refuse_unsound(services, f"route:{route}", value)
     return value
 
 
 def _stated(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Knobs alone; an exploration without a value is the configuration's."""
+    """The knobs in a setting's value. `explore` can't be unset: with None, the configuration file's value holds."""
     return {
         name: value[name] for name in KNOBS if name in value and not (name == "explore" and value[name] is None)
     }
@@ -174,13 +180,13 @@ def put_knobs(services: Services, who: Operator, route: str, change: KnobChange)
 
 @router.post("/{route:path}/undo")
 def post_undo(services: Services, who: Operator, route: str, version: int) -> Applied:
-    """Go back to the knobs before these."""
+    """Put the knobs before the present ones into force again."""
     return undo(services, who, route, version)
 
 
 @router.put("/{route:path}/trial")
 def put_trial(services: Services, who: Operator, route: str, wanted: TrialWanted) -> Applied:
-    """Try knobs on a share of the requests."""
+    """Try knobs in the shadow, or as a canary on a share of the requests."""
     return start_trial(services, who, route, wanted)
 
 

@@ -1,4 +1,4 @@
-"""Feedback, and labels: first of those decisions that would teach most."""
+"""Feedback and labels: the queue of decisions to label, most informative first, and the labelling of one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _WEEK_S = 7 * 86400.0
 
 
 def queue(services: AdminServices, who: Actor, route: str = "", limit: int = 20) -> LabelQueue:
-    """What was weighed last, without what was labelled since; decisions that can be read here come first."""
+    """The queue as it was computed last, without what was labelled since. Decisions with stored text come first.
+
+    A viewer is not shown texts. Raises NotFound where there is no such route.
+    """
     if route:
         route_of(services, route)
     with database():
@@ -48,37 +51,40 @@ def queue(services: AdminServices, who: Actor, route: str = "", limit: int = 20)
     weighed = sum(told["weighed"] for _, told in found.values())
     unread = sum(told["without_text"] for _, told in found.values())
     time_s = max((at for at, _ in found.values()), default=None)
-    note = "" if found else "not computed yet: it is within a minute of the first decisions"
+    note = "" if found else "not computed yet: the queue is computed within a minute of the first decisions"
     if found and not data:
         note = "no decision waits for a label"
     elif data and weighed == unread:
-        note = "no text of these answers was kept (a route's store_text), so they can be labelled by their ids only"
+        note = "the text of these answers is not stored (see the routes' store_text): label them by their ids"
     return LabelQueue(data=data, waiting=weighed, time_s=time_s, without_text=unread, note=note)
 
 
 def label(services: AdminServices, who: Actor, decision_id: str, wanted: LabelWanted) -> FeedbackRow:
-    """Counts before every other word on this answer. A second label replaces the first. Raises NotFound."""
+    """Score an answer. A label overrides all other feedback on the answer; a second label replaces the first.
+
+    Raises NotFound, or CallerError (409) where the request was not answered.
+    """
     with database():
         record = services.store.decision(decision_id)
         if record is None:
-            raise NotFound(f"no decision has the id {decision_id!r} (it may not have been shipped yet: try again)")
+            raise NotFound(f"no decision has the id {decision_id!r}; a new one is in the database within seconds")
         if not record.answered_model:
-            raise CallerError("nothing was answered, so there is nothing to label", status=409, code="no_answer")
-        told = FeedbackRecord(
+            raise CallerError("the request got no answer, so there is nothing to label", status=409, code="no_answer")
+        given = FeedbackRecord(
             id=f"label_{record.id}", time_s=time.time(), tenant=record.tenant, decision_id=record.id,
             response_id=record.response_id, request_id=record.request_id, score=wanted.score, label=wanted.label,
             comment=wanted.comment, source=SOURCE,
         )  # fmt: skip
         with services.store.engine.begin() as connection:
-            write_feedback(connection, [told])
+            write_feedback(connection, [given])
         services.store.note(who.name, "decision.label", record.id, {"score": wanted.score, "label": wanted.label})
-        (row,) = [one for one in services.store.feedback(decision_id=record.id) if one["id"] == told.id]
-    services.kept.pop(f"log:{record.route}", None)
+        (row,) = [one for one in services.store.feedback(decision_id=record.id) if one["id"] == given.id]
+    services.results.pop(f"log:{record.route}", None)
     return FeedbackRow(**row)
 
 
 def feedback(services: AdminServices, cursor: str = "", limit: int = 100, decision_id: str = "") -> FeedbackPage:
-    """Newest first."""
+    """A page of feedback, newest first; of one decision where `decision_id` is given."""
     before = read_cursor(cursor)
     with database():
         rows = [
@@ -88,16 +94,16 @@ def feedback(services: AdminServices, cursor: str = "", limit: int = 100, decisi
 
 
 def feedback_summary(services: AdminServices) -> FeedbackSummary:
-    """Of the last seven days."""
+    """Summary of the feedback of the last seven days."""
     since_s = time.time() - _WEEK_S
     recent = said.c.time_s >= since_s
     by_source = sa.select(said.c.source, sa.func.count(), sa.func.count(said.c.score), sa.func.sum(said.c.score)).where(
         recent
     )
-    lost = sa.select(sa.func.count()).where(recent, said.c.decision_id.is_(None))
+    orphans = sa.select(sa.func.count()).where(recent, said.c.decision_id.is_(None))
     with database(), services.store.engine.connect() as connection:
         rows = connection.execute(by_source.group_by(said.c.source)).all()
-        unattached = int(connection.execute(lost).scalar_one())
+        unattached = int(connection.execute(orphans).scalar_one())
     scored, total = sum(int(row[2]) for row in rows), sum(float(row[3] or 0.0) for row in rows)
     return FeedbackSummary(
         by_source={str(row[0]): int(row[1]) for row in rows}, scored=scored,
@@ -106,7 +112,7 @@ def feedback_summary(services: AdminServices) -> FeedbackSummary:
 
 
 def labelled(services: AdminServices, ids: list[str]) -> set[str]:
-    """Those of these decisions that somebody has scored."""
+    """The ids, of those given, whose decisions have been scored by feedback."""
     query = sa.select(said.c.decision_id).where(said.c.decision_id.in_(ids), said.c.score.is_not(None))
     with services.store.engine.connect() as connection:
         return set(connection.execute(query).scalars())

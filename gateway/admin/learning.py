@@ -1,4 +1,4 @@
-"""Learning: router versions and what may be done with them; calibration, drift and alarms as they were found last."""
+"""Learning: router versions and their promotion; calibration, drift and alarms as they were computed last."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ from gateway.promote import Versions
 from gateway.settings import CanarySetting
 
 router = APIRouter(prefix="/admin/learning", tags=["learning"])
-May = Literal["promote", "canary", "end_canary", "roll_back"]
+Action = Literal["promote", "canary", "end_canary", "roll_back"]
+CONFIGURED = "the router that the configuration names"
 
 
 def learning(services: AdminServices, route: str = "") -> list[RouteLearning]:
-    """Of one route, or of all in the order of the configuration. Raises NotFound."""
+    """State of the learning of one route, or of all in the order of the configuration. Raises NotFound."""
     routes = [route_of(services, route)] if route else services.current.routes
     with database():
         found = insights_of(services.store, KIND)
         versions = services.store.router_versions(route)
     canaries = services.settings().canaries
-    return [_told(one, canaries.get(one.name), versions, found.get(one.name)) for one in routes]
+    return [_route_learning(one, canaries.get(one.name), versions, found.get(one.name)) for one in routes]
 
 
 def refresh(services: AdminServices, route: str) -> RouteLearning:
-    """Alarms, calibration and drift of now. Raises NotFound."""
+    """Compute a route's alarms, calibration and drift now. Raises NotFound."""
     route_of(services, route)
     with database():
         refresh_learning(services, route)
@@ -50,14 +51,14 @@ def refresh(services: AdminServices, route: str) -> RouteLearning:
 
 
 def alarms(services: AdminServices) -> list[Alarm]:
-    """As they were found last, over all routes."""
+    """The alarms of all routes, as they were computed last."""
     return [Alarm(**one) for one in raised(services)]
 
 
 def promote(services: AdminServices, who: Actor, route: str, version: str, live: str | None = None) -> VersionDone:
-    """Serve this version from the next request on. `live`: what its caller saw serving; None: he doesn't say.
+    """Serve this version from the next request on. `live`: the version that the client saw serving; None: no check.
 
-    Raises CallerError where there is no such version, Conflict where another one than `live` serves.
+    Raises CallerError where there is no such version, and Conflict where a version other than `live` serves.
     """
     route_of(services, route)
     with database(), _one_at_a_time(services, route):
@@ -67,7 +68,7 @@ def promote(services: AdminServices, who: Actor, route: str, version: str, live:
 
 
 def roll_back(services: AdminServices, who: Actor, route: str, live: str | None = None) -> VersionDone:
-    """Serve the version before this one, or what the configuration names. Raises Conflict as `promote` does."""
+    """Serve the version before the live one, or the configuration's router. Raises Conflict as `promote` does."""
     route_of(services, route)
     with database(), _one_at_a_time(services, route):
         _refuse_stale(services, route, live)
@@ -76,17 +77,17 @@ def roll_back(services: AdminServices, who: Actor, route: str, live: str | None 
 
 
 def begin_canary(services: AdminServices, who: Actor, route: str, version: str, wanted: CanaryWanted) -> VersionDone:
-    """Put a version before a share of the requests."""
+    """Serve a share of the requests with a version. Raises NotFound or CallerError."""
     route_of(services, route)
     if not 0.0 < wanted.share < 1.0:
-        raise CallerError("a canary's share lies between 0 and 1", param="share", status=422)
+        raise CallerError("a canary's share must be more than 0 and less than 1", param="share", status=422)
     with database():
         chosen = _versions(services).find(route, version)
         if chosen.state == "live":
             raise CallerError(f"{chosen.version} serves all requests already", code="live", status=409)
         running = services.settings().canaries.get(route)
         if running is not None and running.artifact != chosen.artifact:
-            raise CallerError("another version is before a share of the requests: end that first", status=409,
+            raise CallerError("another version is already a canary on this route: end that canary first", status=409,
                               code="canary_runs")  # fmt: skip
         put_before_traffic(str(services.run_dir), route, chosen, wanted.share)
         _mark(services, who, chosen, "canary", share=wanted.share)
@@ -94,7 +95,7 @@ def begin_canary(services: AdminServices, who: Actor, route: str, version: str, 
 
 
 def end_canary(services: AdminServices, who: Actor, route: str) -> VersionDone:
-    """All requests go back to what served before."""
+    """End a route's canary: the live version serves all requests again. Raises NotFound."""
     route_of(services, route)
     with database():
         running = [one for one in services.store.router_versions(route) if one.state == "canary"]
@@ -105,16 +106,16 @@ def end_canary(services: AdminServices, who: Actor, route: str) -> VersionDone:
 
 
 def _one_at_a_time(services: AdminServices, route: str) -> threading.Lock:
-    """Two who saw the same version serve don't both take a step from it."""
-    return services.busy.setdefault(f"versions:{route}", threading.Lock())
+    """A lock per route, so that of two clients that saw the same live version only one changes it."""
+    return services.locks.setdefault(f"versions:{route}", threading.Lock())
 
 
 def _refuse_stale(services: AdminServices, route: str, seen: str | None) -> None:
     live = next((one.version for one in services.store.router_versions(route) if one.state == "live"), "")
     if seen is not None and seen != live:
         raise Conflict(
-            f"{live or 'what the configuration names'} serves {route} by now, no more "
-            f"{seen or 'what the configuration names'}: look at it again before you change it"
+            f"{route} is now served by {live or CONFIGURED}, no longer by {seen or CONFIGURED}: "
+            "read it again before you change it"
         )
 
 
@@ -122,8 +123,9 @@ def _versions(services: AdminServices) -> Versions:
     return Versions(services.store, services.run_dir)
 
 
-def _mark(services: AdminServices, who: Actor, version: RouterVersion, state: str, **told: object) -> None:
-    metrics = {**(version.metrics or {}), **told, "since_s": time.time()}
+def _mark(services: AdminServices, who: Actor, version: RouterVersion, state: str, **details: object) -> None:
+    """Store a version's new state, with further metrics."""
+    metrics = {**(version.metrics or {}), **details, "since_s": time.time()}
     marked = RouterVersion(
         version.name, version.version, version.time_s, state, version.artifact, version.checksum, metrics
     )
@@ -135,7 +137,7 @@ def _done(services: AdminServices, route: str, version: str, state: str) -> Vers
     return VersionDone(route=route, version=version, state=state, workers=workers, confirmed=confirmed)
 
 
-def _told(
+def _route_learning(
     route: RouteConfig, running: CanarySetting | None, versions: list[RouterVersion],
     found: tuple[float, Any] | None,
 ) -> RouteLearning:  # fmt: skip
@@ -158,19 +160,20 @@ _NOTHING: Mapping[str, Any] = {
 
 
 def _version(one: RouterVersion, canary: str) -> Version:
-    told: dict[str, Any] = one.metrics or {}
-    gate = told.get("gate")
-    rows = told.get("rows") or (gate or {}).get("rows")
+    metrics: dict[str, Any] = one.metrics or {}
+    gate = metrics.get("gate")
+    rows = metrics.get("rows") or (gate or {}).get("rows")
     return Version(
-        route=one.name, version=one.version, time_s=one.time_s, state=one.state, since_s=told.get("since_s"),
-        parent=str(told.get("parent", "")), label=str(told.get("label", "")),
-        rows=rows if isinstance(rows, int) else None, data_checksum=str(told.get("data_checksum", "")),
-        gate=_gate(gate), shadow=_gate(told.get("shadow")), canary=_interval(told.get("canary")),
-        checksum=one.checksum, artifact=one.artifact, may=_may(one, canary),
+        route=one.name, version=one.version, time_s=one.time_s, state=one.state, since_s=metrics.get("since_s"),
+        parent=str(metrics.get("parent", "")), label=str(metrics.get("label", "")),
+        rows=rows if isinstance(rows, int) else None, data_checksum=str(metrics.get("data_checksum", "")),
+        gate=_gate(gate), shadow=_gate(metrics.get("shadow")), canary=_interval(metrics.get("canary")),
+        checksum=one.checksum, artifact=one.artifact, may=_actions(one, canary),
     )  # fmt: skip
 
 
-def _may(one: RouterVersion, canary: str) -> list[May]:
+def _actions(one: RouterVersion, canary: str) -> list[Action]:
+    """What can be done with a version. `canary`: artefact of the route's canary; empty where there is none."""
     if one.state == "live":
         return ["roll_back"]
     if canary and one.artifact == canary:
@@ -178,15 +181,15 @@ def _may(one: RouterVersion, canary: str) -> list[May]:
     return ["promote"] if canary else ["promote", "canary"]
 
 
-def _gate(told: Any) -> Gate | None:
-    if not isinstance(told, dict) or "passed" not in told:
+def _gate(value: Any) -> Gate | None:
+    if not isinstance(value, dict) or "passed" not in value:
         return None
-    figures = {name: _interval(told.get(name)) for name in ("candidate", "incumbent", "difference")}
-    return Gate(passed=bool(told["passed"]), reason=str(told.get("reason", "")), **figures)
+    figures = {name: _interval(value.get(name)) for name in ("candidate", "incumbent", "difference")}
+    return Gate(passed=bool(value["passed"]), reason=str(value.get("reason", "")), **figures)
 
 
-def _interval(told: Any) -> Interval | None:
-    return Interval(**{name: told[name] for name in Interval.model_fields}) if isinstance(told, dict) else None
+def _interval(value: Any) -> Interval | None:
+    return Interval(**{name: value[name] for name in Interval.model_fields}) if isinstance(value, dict) else None
 
 
 @router.get("")
@@ -209,13 +212,13 @@ def post_refresh(services: Services, who: Operator, route: str) -> RouteLearning
 
 @router.post("/{route:path}/versions/{version}/promote")
 def post_promote(services: Services, who: Operator, route: str, version: str, live: str | None = None) -> VersionDone:
-    """Serve this version. `live`: the version that was seen serving; 409 if it is another by now."""
+    """Serve this version. `live`: the version that was seen serving; 409 if another one serves by now."""
     return promote(services, who, route, version, live)
 
 
 @router.post("/{route:path}/roll-back")
 def post_roll_back(services: Services, who: Operator, route: str, live: str | None = None) -> VersionDone:
-    """Serve the version before. `live`: the version that was seen serving; 409 if it is another by now."""
+    """Serve the version before. `live`: the version that was seen serving; 409 if another one serves by now."""
     return roll_back(services, who, route, live)
 
 
@@ -227,5 +230,5 @@ def post_canary(services: Services, who: Operator, route: str, version: str, wan
 
 @router.delete("/{route:path}/canary")
 def delete_canary(services: Services, who: Operator, route: str) -> VersionDone:
-    """End the canary."""
+    """End the canary of a route."""
     return end_canary(services, who, route)

@@ -1,4 +1,4 @@
-"""Models and providers as they are doing, and the paths to change them."""
+"""The state of models and providers, and the HTTP paths that change them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from fastapi import APIRouter
 
 from gateway.admin.changes import database
-from gateway.admin.engines import engines, says_energy
+from gateway.admin.engines import energy_note, engines
 from gateway.admin.guard import Admin, Operator, Services, Viewer
 from gateway.admin.parts import check_provider, put_model, put_provider, remove_model, remove_provider
 from gateway.admin.services import AdminServices
@@ -39,26 +39,26 @@ __all__ = ["check_provider", "fleet", "put_model", "put_provider", "remove_model
 
 
 def fleet(services: AdminServices) -> Fleet:
-    """The whole page. Figures of an hour from the sums, of now from the workers."""
+    """All models, providers and local engines: the last hour from the rollups, the present state from the workers."""
     config, until_s = services.current, (int(time.time()) // 60 + 1) * 60
     with database():
         rows = sums(services.store, 60, until_s - 3600, until_s, by=("model",))
         numbers, values = services.store.setting_numbers(""), services.store.latest_settings()
     here = {name for name, value in values.items() if value is not None}
-    told, silent = ask_all(services.run_dir, {"ask": "fleet"})
-    health = _worst(told.values())
+    answers, silent = ask_all(services.run_dir, {"ask": "fleet"})
+    health = _worst(answers.values())
     pools = connections(services)
     hours = {row["model"]: row for row in rows}
     names = dict.fromkeys(model.name for model in config.models)
     return Fleet(
         models=[_model(services, config, name, health, hours.get(name), numbers, here) for name in names],
         providers=[_provider(services, one, numbers, pools.get(one.name, {}), here) for one in config.providers],
-        engines=engines(services), workers=list(told), silent=silent, energy=says_energy(),
+        engines=engines(services), workers=list(answers), silent=silent, energy=energy_note(),
     )  # fmt: skip
 
 
 def connections(services: AdminServices) -> dict[str, dict[str, int]]:
-    """To each provider by state, over all workers."""
+    """Number of connections to each provider by state, over all workers."""
     found: dict[str, dict[str, int]] = {}
     decoder = msgspec.json.Decoder(dict[str, list[tuple[tuple[str, ...], list[float]]]])
     for _, snapshot in services.snapshots():
@@ -69,7 +69,9 @@ def connections(services: AdminServices) -> dict[str, dict[str, int]]:
 
 
 def _worst(answers: Iterable[Sequence[Mapping[str, Any]]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Of each deployment, by model and id: the worst breaker, the slowest delays, counts added up."""
+    """State of each deployment over all workers, by model and id: the worst breaker state, the largest latencies, and
+    the sums of the counts.
+    """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for answer in answers:
         for one in answer:
@@ -80,17 +82,16 @@ def _worst(answers: Iterable[Sequence[Mapping[str, Any]]]) -> dict[tuple[str, st
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    worse = max(one, other, key=lambda told: _WORST[told["state"]])
-    told = {name: one[name] + other[name] for name in ("in_flight", "requests", "failures")}
+    worse = max(one, other, key=lambda deployment: _WORST[deployment["state"]])
+    merged = {name: one[name] + other[name] for name in ("in_flight", "requests", "failures")}
     for name in ("latency_s", "ttft_p95_s"):
-        told[name] = max((x for x in (one[name], other[name]) if x is not None), default=None)
-    return {**worse, **told, "retry_in_s": max(one["retry_in_s"], other["retry_in_s"])}
+        merged[name] = max((x for x in (one[name], other[name]) if x is not None), default=None)
+    return {**worse, **merged, "retry_in_s": max(one["retry_in_s"], other["retry_in_s"])}
 
 
 def _model(
     services: AdminServices, config: Config, name: str, health: Mapping[tuple[str, str], Mapping[str, Any]],
-    hour: Sums | None,
-    numbers: Mapping[str, int], here: Container[str],
+    hour: Sums | None, numbers: Mapping[str, int], here: Container[str],
 ) -> ModelCard:  # fmt: skip
     stated = [one for one in config.models if one.name == name]
     deployments = [_deployment(one, health) for one in stated]
@@ -104,12 +105,12 @@ def _model(
 
 def _deployment(one: ModelConfig, health: Mapping[tuple[str, str], Mapping[str, Any]]) -> Deployment:
     id = f"{one.provider}/{one.upstream_name or one.name}"
-    told = health.get((one.name, id), {})
+    now = health.get((one.name, id), {})
     return Deployment(
         model=one.name, provider=one.provider, upstream_name=one.upstream_name or one.name, id=id,
-        state=told.get("state", "unknown"), reason=told.get("reason", ""), retry_in_s=told.get("retry_in_s", 0.0),
-        in_flight=told.get("in_flight", 0), requests=told.get("requests", 0), failures=told.get("failures", 0),
-        latency_s=told.get("latency_s"), ttft_p95_s=told.get("ttft_p95_s"),
+        state=now.get("state", "unknown"), reason=now.get("reason", ""), retry_in_s=now.get("retry_in_s", 0.0),
+        in_flight=now.get("in_flight", 0), requests=now.get("requests", 0), failures=now.get("failures", 0),
+        latency_s=now.get("latency_s"), ttft_p95_s=now.get("ttft_p95_s"),
         input_usd_per_mtok=one.input_usd_per_mtok, output_usd_per_mtok=one.output_usd_per_mtok, weight=one.weight,
     )  # fmt: skip
 
@@ -124,13 +125,13 @@ def _health(deployments: Sequence[Deployment]) -> Any:
 
 
 def _hour(row: Sums | None) -> Hour:
-    told = row or merged([])
-    seconds = told["answer_s"]
+    totals = row or merged([])
+    seconds = totals["answer_s"]
     return Hour(
-        requests=told["requests"], errors=told["errors"], cost_usd=told["cost_nanousd"] / 1e9,
-        latency_p50_s=quantile_s(told, 0.5), latency_p95_s=quantile_s(told, 0.95),
-        ttft_p50_s=quantile_s(told, 0.5, TTFT),
-        tokens_per_s=told["answer_output_tokens"] / seconds if seconds else None,
+        requests=totals["requests"], errors=totals["errors"], cost_usd=totals["cost_nanousd"] / 1e9,
+        latency_p50_s=quantile_s(totals, 0.5), latency_p95_s=quantile_s(totals, 0.95),
+        ttft_p50_s=quantile_s(totals, 0.5, TTFT),
+        tokens_per_s=totals["answer_output_tokens"] / seconds if seconds else None,
     )  # fmt: skip
 
 
@@ -143,8 +144,8 @@ def _provider(
         name=one.name, kind=one.kind, base_url=one.base_url,
         source=_source(any(other.name == one.name for other in services.config.providers), name in here),
         api_key_set=bool(one.api_key), header_names=sorted(one.headers), api_version=one.api_version,
-        engine=one.engine,
-        max_connections=one.max_connections, connect_timeout_s=one.connect_timeout_s, verify_tls=one.verify_tls,
+        engine=one.engine, max_connections=one.max_connections, connect_timeout_s=one.connect_timeout_s,
+        verify_tls=one.verify_tls,
         managed=managed(one, config.server) is not None,
         models=sorted({model.name for model in config.models if model.provider == one.name}),
         connections=dict(pool), setting_version=numbers.get(name, 0),
@@ -171,7 +172,7 @@ def put_one_provider(services: Services, who: Admin, name: str, wanted: Provider
 
 @router.delete("/providers/{name:path}")
 def delete_provider(services: Services, who: Admin, name: str, version: int) -> Applied:
-    """Undo all changes to a provider: what the configuration file says is in force again."""
+    """Undo all changes to a provider, so that the configuration file's entry, if any, is in force again."""
     return remove_provider(services, who, name, version)
 
 
@@ -189,5 +190,5 @@ def put_one_model(services: Services, who: Admin, name: str, wanted: ModelWanted
 
 @router.delete("/models/{name:path}")
 def delete_model(services: Services, who: Admin, name: str, version: int) -> Applied:
-    """Undo all changes to a model: what the configuration file says is in force again."""
+    """Undo all changes to a model, so that the configuration file's entry, if any, is in force again."""
     return remove_model(services, who, name, version)

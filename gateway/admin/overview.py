@@ -1,4 +1,4 @@
-"""The first page: traffic, speed, spend and what was saved, from sums alone."""
+"""The overview: traffic, latency, spend and savings, computed from the rollups alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.admin import changes
 from gateway.admin.actor import Actor
 from gateway.admin.changes import database
 from gateway.admin.guard import Admin, Services, Viewer, is_known
-from gateway.admin.rounds import forget, kept
+from gateway.admin.rounds import cached, forget
 from gateway.admin.savings import against, baseline_of, rate_of
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Applied, Estimate, Interval, Refusal, SettingVersion, Wanted, Window
@@ -31,28 +31,31 @@ from gateway.settings import stamp
 router = APIRouter(prefix="/admin", tags=["overview"])
 BASELINE = "baseline"
 FRESH_S = 1.0
+"""How old a cached overview may be."""
 BEHIND_BYTES = 4 * 1024 * 1024
+"""Records that wait to be shipped, beyond which the journal counts as behind."""
 LENGTH_S: dict[Window, int] = {"hour": 3600, "day": 86400, "week": 7 * 86400, "month": 30 * 86400}
 STEP_S: dict[Window, int] = {"hour": 60, "day": 3600, "week": 3600, "month": 86400}
 FINER_S: dict[Window, int] = {"day": 60, "month": 3600}
-"""For the step that is not over, where one is a good part of the window and finer sums are kept as long."""
+"""Step of the finer rollups that the unfinished last step is read from, by window; see `_before`."""
 BLIND = (
-    "Models chosen at random, blind to the query, in the mixture that is worth as much (for the money) or costs as "
-    "much (for the quality); each model alone is valued off-policy on the route's latest scored decisions."
+    "The baseline chooses models at random, without looking at the query: for the cost saved, in the mixture of the "
+    "same quality; for the quality gained, in the mixture of the same cost. The quality and cost of each model are "
+    "estimated off-policy from the route's latest scored decisions."
 )
 
 
 class Baseline(Wanted):
-    """Which model to compare with; an empty name declares none."""
+    """The model to compute savings against; with an empty name, the most expensive model."""
 
     model: str
     version: int
 
 
 def overview(services: AdminServices, window: Window = "day", route: str = "", tenant: str = "") -> Overview:
-    """Everything of the first page, a second old at most: many may look at once. Empty where there was no request."""
-    question = f"overview:{window}:{route}:{tenant}:{stamp(services.run_dir)}"
-    return kept(services, question, FRESH_S, lambda: _overview(services, window, route, tenant))
+    """The overview of one route and tenant, or of all; at most a second old, because many pages may request it."""
+    key = f"overview:{window}:{route}:{tenant}:{stamp(services.run_dir)}"
+    return cached(services, key, FRESH_S, lambda: _overview(services, window, route, tenant))
 
 
 def _overview(services: AdminServices, window: Window, route: str, tenant: str) -> Overview:
@@ -60,9 +63,9 @@ def _overview(services: AdminServices, window: Window, route: str, tenant: str) 
     until_s = (int(now_s) // step_s + 1) * step_s
     since_s = until_s - LENGTH_S[window]
     with database():
-        asked = {"route": route, "tenant": tenant}
-        fine = grouped(services.store, step_s, since_s, until_s, by=("start_s", "route", "model"), **asked)
-        before = _before(services, window, since_s, now_s, asked)
+        filters = {"route": route, "tenant": tenant}
+        fine = grouped(services.store, step_s, since_s, until_s, by=("start_s", "route", "model"), **filters)
+        before = _before(services, window, since_s, now_s, filters)
         by_tenant = [] if tenant else _tenants(services, step_s, since_s, until_s, route)
         declared = str((setting_value(services, BASELINE) or {}).get("model", ""))
         found = insights_of(services.store, "random")
@@ -79,7 +82,7 @@ def _overview(services: AdminServices, window: Window, route: str, tenant: str) 
 
 
 def revision(services: AdminServices) -> Revision:
-    """Numbers that change when a page may be out of date. Asks no database."""
+    """Numbers that change when a page may be out of date. Doesn't query the database."""
     return Revision(
         decisions=services.shipping.shipped, settings=stamp(services.run_dir), alarms=services.alarms,
         database="away" if services.shipping.fault or not services.opened else "ok", time_s=time.time(),
@@ -87,22 +90,25 @@ def revision(services: AdminServices) -> Revision:
 
 
 def baseline_setting(services: AdminServices) -> SettingVersion:
-    """Version 0: never declared."""
+    """The setting that names the baseline; version 0 where it was never set."""
     with database():
         return changes.setting(services, BASELINE)
 
 
 def declare_baseline(services: AdminServices, who: Actor, model: str, version: int) -> Applied:
-    """The model that savings are told against; an empty name: the dearest."""
+    """Set the model that savings are computed against; an empty name: the most expensive model.
+
+    Raises Conflict, or CallerError where there is no such model.
+    """
     if model and model not in {one.name for one in services.current.models}:
-        raise CallerError(f"no model is called {model!r}", param="model", status=422)
+        raise CallerError(f"there is no model named {model!r}", param="model", status=422)
     done = changes.change(services, who, BASELINE, {"model": model} if model else None, version, checked=False)
     forget(services, "overview")
     return done
 
 
 def totals(row: Sums) -> Totals:
-    """Of one group of sums."""
+    """Totals of one group of the rollups."""
     requests = row["requests"]
     hits = _hits(row)
     return Totals(
@@ -116,7 +122,7 @@ def totals(row: Sums) -> Totals:
 
 
 def day_totals(services: AdminServices) -> dict[str, Totals]:
-    """Of each route over the last 24 hours."""
+    """Totals of each route over the last 24 hours, by route; routes without a request are missing."""
     until_s = (int(time.time()) // 3600 + 1) * 3600
     names = (*COUNTS, *LATENCY, *TTFT)
     rows = sums(services.store, 3600, until_s - 86400, until_s, by=("route",), names=names)
@@ -124,32 +130,36 @@ def day_totals(services: AdminServices) -> dict[str, Totals]:
 
 
 def no_totals() -> Totals:
-    """Where nothing was asked."""
+    """Totals where there was no request."""
     return totals(merged([]))
 
 
 def raised(services: AdminServices) -> list[dict[str, Any]]:
-    """Alarms as they were found last, over all routes."""
+    """The alarms of all routes, as they were computed last."""
     with database():
         found = insights_of(services.store, "learning")
     routes = {route.name for route in services.current.routes}
-    return [{**one, "time_s": at} for name, (at, told) in found.items() if name in routes for one in told["alarms"]]
+    return [{**one, "time_s": at} for name, (at, state) in found.items() if name in routes for one in state["alarms"]]
 
 
 def setting_value(services: AdminServices, name: str) -> Any:
-    """What is in force; None: nothing was set."""
+    """The setting's value in force; None where nothing is set."""
     return services.store.setting(name)
 
 
-def _before(services: AdminServices, window: Window, since_s: int, now_s: float, asked: Mapping[str, str]) -> Sums:
-    """The window before as far as this one has come: half a day says nothing beside a whole one."""
+def _before(services: AdminServices, window: Window, since_s: int, now_s: float, filters: Mapping[str, str]) -> Sums:
+    """Sums of the window before, up to the moment that corresponds to now, so that the two can be compared.
+
+    The last step of that stretch is not a whole one, so it is read from finer rollups where these are stored that long
+    (FINER_S).
+    """
     begun_s, now_then_s, step_s = since_s - LENGTH_S[window], now_s - LENGTH_S[window], STEP_S[window]
     names, finer_s = (*COUNTS, *LATENCY, *TTFT), FINER_S.get(window)
     if finer_s is None:
-        return sums(services.store, step_s, begun_s, since_s, names=names, **asked)[0]
+        return sums(services.store, step_s, begun_s, since_s, names=names, **filters)[0]
     whole_s = int(now_then_s) // step_s * step_s
-    whole = sums(services.store, step_s, begun_s, whole_s, names=names, **asked)
-    return merged(whole + sums(services.store, finer_s, whole_s, now_then_s, names=names, **asked))
+    whole = sums(services.store, step_s, begun_s, whole_s, names=names, **filters)
+    return merged(whole + sums(services.store, finer_s, whole_s, now_then_s, names=names, **filters))
 
 
 def _tenants(services: AdminServices, step_s: int, since_s: float, until_s: float, route: str) -> list[Sums]:
@@ -183,7 +193,7 @@ def _slices(rows: Sequence[Sums], name: str) -> list[Slice]:
 def _series(
     services: AdminServices, declared: str, rows: Sequence[Sums], since_s: int, until_s: int, step_s: int
 ) -> list[Point]:
-    """Every step, the empty ones too."""
+    """Points for all steps of the window, also those without a request. `declared`: the declared baseline's name."""
     model = baseline_of(services.current, declared)
     by_start = {row["start_s"]: row for row in rows}
     nothing = merged([])
@@ -191,7 +201,7 @@ def _series(
     for start_s in range(since_s, until_s, step_s):
         row = by_start.get(start_s, nothing)
         rate = rate_of(model) if model is not None else None
-        priced = rate.into * row["answer_input_tokens"] + rate.out * row["answer_output_tokens"] if rate else 0.0
+        priced = rate.input * row["answer_input_tokens"] + rate.output * row["answer_output_tokens"] if rate else 0.0
         found.append(
             Point(
                 time_s=start_s, requests=row["requests"], errors=row["errors"], cache_hits=_hits(row),
@@ -215,24 +225,26 @@ def _hits(row: Sums) -> int:
 
 
 def _random(found: dict[str, tuple[float, Any]], by_route: Sequence[Sums]) -> RandomSaving:
-    """Per request as found for each route, times this window's requests that a model answered."""
+    """Savings against blind choice: the estimates per request of each route (`found`, by route, with their time), times
+    the window's requests that a model answered.
+    """
     known = [(row, *found[row["route"]]) for row in by_route if row["route"] in found and row["answers"]]
-    told = [(row["answers"], row["cost_nanousd"] / 1e9, one) for row, _, one in known if _is_told(one)]
+    estimated = [(row["answers"], row["cost_nanousd"] / 1e9, one) for row, _, one in known if _is_estimated(one)]
     rounds = sum(one["rounds"] for _, _, one in known)
     time_s = max((at for _, at, _ in known), default=None)
-    if not told:
+    if not estimated:
         why = next((one["refusal"] for _, _, one in known if one.get("refusal")), None)
-        refusal = Refusal(**why) if why else Refusal(message="nothing was asked of a route that chooses among models")
+        refusal = Refusal(**why) if why else Refusal(message="there was no request to a route of several models")
         nothing = Estimate(refusal=refusal)
         return RandomSaving(
             saved_usd=nothing, saved_share=nothing, quality_gain=nothing, rounds=rounds, basis=BLIND, time_s=time_s
         )
-    saved = _sum([(answers, one["saved_usd"]) for answers, _, one in told])
-    spent = sum(cost for _, cost, _ in told)
+    saved = _sum([(answers, one["saved_usd"]) for answers, _, one in estimated])
+    spent = sum(cost for _, cost, _ in estimated)
     base = saved.value + spent
     share = None if base <= 0 else Interval(value=saved.value / base, low=saved.low / base, high=saved.high / base)
-    answers = sum(answers for answers, _, _ in told)
-    gain = _sum([(count / answers, one["quality_gain"]) for count, _, one in told])
+    answers = sum(answers for answers, _, _ in estimated)
+    gain = _sum([(count / answers, one["quality_gain"]) for count, _, one in estimated])
     return RandomSaving(
         saved_usd=Estimate(interval=saved),
         saved_share=Estimate(interval=share) if share else Estimate(refusal=Refusal(message="nothing was spent")),
@@ -240,15 +252,15 @@ def _random(found: dict[str, tuple[float, Any]], by_route: Sequence[Sums]) -> Ra
     )  # fmt: skip
 
 
-def _is_told(one: dict[str, Any]) -> bool:
-    """A figure that could not be computed was written as null."""
+def _is_estimated(one: dict[str, Any]) -> bool:
+    """Whether a route's savings were estimated; a figure that could not be computed is stored as null."""
     if one.get("refusal"):
         return False
     return all(value is not None for name in ("saved_usd", "quality_gain") for value in one[name].values())
 
 
 def _sum(parts: Sequence[tuple[float, dict[str, float]]]) -> Interval:
-    """Of independent figures, each times its weight."""
+    """Weighted sum of independent figures, with its interval."""
     value = sum(weight * one["value"] for weight, one in parts)
     below = sqrt(sum((weight * (one["value"] - one["low"])) ** 2 for weight, one in parts))
     above = sqrt(sum((weight * (one["high"] - one["value"])) ** 2 for weight, one in parts))
@@ -283,7 +295,7 @@ def put_baseline(services: Services, who: Admin, wanted: Baseline) -> Applied:
 
 @router.get("/live", response_class=StreamingResponse)
 async def live(services: Services, who: Viewer, request: Request) -> StreamingResponse:
-    """Server-sent events `revision`: at once, then on every change, at most one a second. They end with the session."""
+    """Server-sent events `revision`: one at once, then one per change, at most one a second, until the session ends."""
     events = _revisions(services, request)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 

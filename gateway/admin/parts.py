@@ -1,4 +1,5 @@
-"""Providers and models added and changed while the gateway runs. Secrets come in once and are never shown again."""
+"""Adding, changing and removing providers and models while the gateway runs. Secrets are written, but never read out.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +26,22 @@ _MODELS_AT = {"openai": "/models", "local": "/models", "scripted": "/models", "a
 
 
 def put_provider(services: AdminServices, who: Actor, name: str, wanted: ProviderWanted) -> Applied:
-    """New or changed; in force in every worker within two seconds. Requests under way end where they began."""
+    """Add or change a provider, in every worker within two seconds. Requests under way are completed as they began.
+
+    Raises Conflict or CallerError.
+    """
     _refuse_name(name)
     stated = _of_file(services, name)
     if wanted.kind in _OWN_PROCESS and not wanted.base_url and (stated is None or stated.kind != wanted.kind):
         raise CallerError(
-            f"a provider of kind {wanted.kind} without a base_url is a process of this gateway: put it into the "
-            "configuration file and start again",
+            f"a provider of kind {wanted.kind} without a base_url is a process of this gateway: add it to the "
+            "configuration file and restart the gateway",
             param="base_url", status=422,
         )  # fmt: skip
     with database():
         before: dict[str, Any] = services.store.setting(f"provider:{name}") or {}
     value = wanted.model_dump(exclude={"api_key", "headers", "version"})
-    with database():  # before a secret is put away for nothing
+    with database():  # a refused change must not store its secrets
         if changes.setting(services, f"provider:{name}").version == wanted.version:
             changes.refuse_unsound(services, f"provider:{name}", value)
     value |= _secrets(services, wanted, before, stated)
@@ -45,12 +49,15 @@ def put_provider(services: AdminServices, who: Actor, name: str, wanted: Provide
 
 
 def remove_provider(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
-    """What was added or changed here; one of the file stays as the file has it."""
+    """Undo all changes to a provider, so that the configuration file's entry, if any, is in force again.
+
+    Raises NotFound where nothing was changed, Conflict, or CallerError.
+    """
     return changes.remove(services, who, f"provider:{name}", version)
 
 
 def put_model(services: AdminServices, who: Actor, name: str, wanted: ModelWanted) -> Applied:
-    """New or changed, and the routes it is one of, in one step."""
+    """Add or change a model, and the set of routes that use it, in one step. Raises Conflict or CallerError."""
     _refuse_name(name)
     value = wanted.model_dump(exclude={"version", "json_schema"})
     value["json"] = wanted.json_schema
@@ -63,12 +70,15 @@ def put_model(services: AdminServices, who: Actor, name: str, wanted: ModelWante
 
 
 def remove_model(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
-    """What was added or changed here; one of the file stays as the file has it."""
+    """Undo all changes to a model, so that the configuration file's entry, if any, is in force again.
+
+    Raises NotFound where nothing was changed, Conflict, or CallerError.
+    """
     return changes.remove(services, who, f"model:{name}", version)
 
 
 def check_provider(services: AdminServices, who: Actor, name: str) -> Checked:
-    """Asks for the list of models: proves address, TLS and key, and spends nothing."""
+    """Request the provider's list of models, which tests its address, TLS and API key at no cost. Raises NotFound."""
     config = next((one for one in services.current.providers if one.name == name), None)
     if config is None:
         raise NotFound(f"no provider is called {name!r}")
@@ -80,13 +90,14 @@ def check_provider(services: AdminServices, who: Actor, name: str) -> Checked:
         return Checked(ok=False, detail=f"no answer: {why}")
     latency_s = time.monotonic() - began
     if status in (401, 403):
-        return Checked(ok=False, detail=f"it answers, and refuses the key ({status})", latency_s=latency_s)
+        return Checked(ok=False, detail=f"it answers, but refuses the API key (status {status})", latency_s=latency_s)
     if status >= 500:
-        return Checked(ok=False, detail=f"it answers with an error ({status})", latency_s=latency_s)
-    return Checked(ok=True, detail=f"it answers ({status})", latency_s=latency_s)
+        return Checked(ok=False, detail=f"it answers with an error (status {status})", latency_s=latency_s)
+    return Checked(ok=True, detail=f"it answers (status {status})", latency_s=latency_s)
 
 
 async def _probe(services: AdminServices, config: ProviderConfig) -> int:
+    """The status of the response. Raises UpstreamError, ConfigError or OSError."""
     provider: Provider = open_provider(config, services.config.server)
     path = _MODELS_AT.get(config.kind, f"/openai/models?api-version={config.api_version}")
     try:
@@ -94,7 +105,7 @@ async def _probe(services: AdminServices, config: ProviderConfig) -> int:
         try:
             await response.read(1 << 20, timeout_s=CHECK_S)
         except UpstreamError:
-            pass  # the status is what was asked
+            pass  # only the status matters
         return int(response.status)
     finally:
         await provider.aclose()
@@ -103,7 +114,7 @@ async def _probe(services: AdminServices, config: ProviderConfig) -> int:
 def _secrets(
     services: AdminServices, wanted: ProviderWanted, before: dict[str, Any], stated: ProviderConfig | None
 ) -> dict[str, Any]:
-    """Where each secret lies now: kept where nothing was said of it, put away where it is new."""
+    """References to the provider's secrets: a new secret is stored, and the reference of one left out is kept."""
     found: dict[str, Any] = {}
     if wanted.api_key is not None:
         found["api_key"] = hide(services.run_dir, wanted.api_key)
@@ -119,7 +130,7 @@ def _secrets(
         elif stated is not None and name in stated.headers:
             headers[name] = hide(services.run_dir, str(stated.headers[name]))
         else:
-            raise CallerError(f"header {name!r} has no value yet", param="headers", status=422)
+            raise CallerError(f"header {name!r} has no stored value: send one", param="headers", status=422)
     if headers or before.get("headers") or (stated is not None and stated.headers):
         found["headers"] = headers
     return found
@@ -132,5 +143,6 @@ def _of_file(services: AdminServices, name: str) -> ProviderConfig | None:
 def _refuse_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise CallerError(
-            "a name has up to 100 letters, digits, and . _ : / - after the first", param="name", status=422
-        )
+            "a name starts with a letter or digit, and has at most 100 letters, digits, and . _ : / -", param="name",
+            status=422,
+        )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Batch jobs planned from the dashboard: what each budget would buy is shown before a cent is spent, then one is begun.
+"""Plans of batch jobs, made on the dashboard: a plan shows what each budget would buy, before anything is spent.
 
-A plan is made in a thread of its own, on one core. It lies in the run folder until it is begun, dropped or a month old;
-of one that was begun what was predicted stays, so that the job's page can show it. The job itself is planned again by
-the worker that takes it, from the same prompts: routers may have changed since.
+A plan is computed in a thread of its own, on one core. It is stored in the run folder until its job is started, it is
+deleted, or it is a month old. Of a started plan the prediction stays, so that the job's page can show it. The worker
+that takes the job plans it again from the same prompts, because routers may have changed since.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -42,22 +41,22 @@ router = APIRouter(prefix="/admin/plans", tags=["batches"])
 
 FOLDER, CARD, INPUT = "drafts", "draft.json", "input.jsonl"
 BEGUN = "begun.json"
-"""The card while its job is being made: of two who begin a plan at once, one finds it gone."""
+"""The plan's file is renamed to this while its job is created, so that only one of two clients can start it."""
 KEPT_S = 30 * 86400.0
 SHOWN_PROBLEMS = 20
-FAILED = "planning failed inside the gateway; its log says why"
-BROKEN_OFF = "the gateway ended while it was being planned; plan it again"
+FAILED = "planning failed because of a fault in the gateway; see its log"
+BROKEN_OFF = "the gateway was stopped while it planned this job; plan it again"
 
 
 class Predicted(msgspec.Struct):
-    """What of plan.json is shown; the rest is not read."""
+    """The part of plan.json that is displayed; its other fields are not read."""
 
     frontier: tuple[Point, ...]
     chosen: Point
 
 
 def predicted(folder: Path) -> Predicted | None:
-    """None: it was planned on another machine, or is gone."""
+    """The prediction in a plan's folder; None where it is missing, as on another machine."""
     try:
         return msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=Predicted)
     except (OSError, msgspec.MsgspecError):
@@ -65,13 +64,13 @@ def predicted(folder: Path) -> Predicted | None:
 
 
 def plans(services: AdminServices) -> list[BatchPlan]:
-    """Those that were not begun, newest first."""
+    """Plans whose jobs were not started, newest first."""
     found = [_read(path.parent) for path in _folder(services).glob(f"*/{CARD}")]
     return sorted((one for one in found if one is not None), key=lambda one: -one.time_s)
 
 
 def plan(services: AdminServices, id: str) -> BatchPlan:
-    """Raises NotFound."""
+    """One plan. Raises NotFound."""
     found = _read(_place(services, id))
     if found is None:
         raise NotFound(f"no plan has the id {id!r}")
@@ -79,13 +78,15 @@ def plan(services: AdminServices, id: str) -> BatchPlan:
 
 
 def make_plan(services: AdminServices, who: Actor, wanted: PlanWanted) -> BatchPlan:
-    """At once, in the state `planning`. Raises CallerError, NotFound or TooLarge."""
+    """Start planning, and return at once, in the state `planning`. Raises CallerError, NotFound or TooLarge."""
     route_of(services, wanted.route)
     prompts, most = wanted.prompts.encode(), services.config.server.max_body_bytes
     if not prompts.strip():
-        raise CallerError("there is no prompt in it", status=422, param="prompts")
+        raise CallerError("the file contains no prompt", status=422, param="prompts")
     if len(prompts) > most:
-        raise TooLarge(f"the prompts have {len(prompts):,} bytes, more than max_body_bytes ({most:,}): use the command")
+        raise TooLarge(
+            f"the prompts have {len(prompts):,} bytes, more than max_body_bytes ({most:,}): use `headgate batch plan`"
+        )
     _drop_old(services)
     stated = wanted.model_dump(exclude={"prompts"})
     draft = BatchPlan(id=new_id("plan"), state="planning", actor=who.name, time_s=time.time(), **stated)
@@ -98,17 +99,18 @@ def make_plan(services: AdminServices, who: Actor, wanted: PlanWanted) -> BatchP
 
 
 def begin(services: AdminServices, who: Actor, id: str, wanted: PlanRun) -> BatchJob:
-    """A job that a worker takes within seconds. Raises NotFound, or CallerError where the plan isn't ready.
+    """Start a plan's job, which a worker takes within seconds, and remove the plan.
 
-    Once only: a plan that was begun is no plan any more. It is one again where the database was away.
+    A plan can be started once. Where the database is away the plan stays. Raises NotFound, DatabaseAway, or CallerError
+    where the plan isn't ready.
     """
     draft, folder = plan(services, id), _place(services, id)
     if draft.state != "ready":
-        raise CallerError(f"the plan is {draft.state}", code="not_ready", status=409)
+        raise CallerError(f"the plan can't be started: its state is {draft.state}", code="not_ready", status=409)
     try:
         (folder / CARD).rename(folder / BEGUN)
     except FileNotFoundError:
-        raise NotFound(f"somebody else has begun or dropped the plan {id!r}") from None
+        raise NotFound(f"the plan {id!r} has just been started or deleted by somebody else") from None
     try:
         with database():
             job = _job(services, draft, folder, wanted.budget_usd)
@@ -137,18 +139,18 @@ def _job(services: AdminServices, draft: BatchPlan, folder: Path, budget_usd: fl
 
 
 def drop(services: AdminServices, who: Actor, id: str) -> None:
-    """It cost nothing. Raises NotFound."""
+    """Delete a plan. Raises NotFound."""
     plan(services, id)
     shutil.rmtree(_place(services, id), ignore_errors=True)
 
 
 def point(one: Point) -> PlanPoint:
-    """As pages and programs see it."""
-    cost, worth = one.cost_usd, one.quality
+    """A planner's point in the shape of the admin API."""
+    cost, quality = one.cost_usd, one.quality
     return PlanPoint(
         budget_usd=one.budget_usd if isfinite(one.budget_usd) else None, calls=dict(one.calls),
         cost_usd=Interval(value=cost.value, low=cost.low, high=cost.high),
-        quality=Interval(value=worth.value, low=worth.low, high=worth.high),
+        quality=Interval(value=quality.value, low=quality.low, high=quality.high),
     )  # fmt: skip
 
 
@@ -158,10 +160,10 @@ def _work(services: AdminServices, draft: BatchPlan, folder: Path) -> None:
             found = _planned(services, draft, folder)
     except (HeadgateError, OSError) as fault:
         found = _refused(fault)
-    except Exception:  # whoever waits for it must hear something
+    except Exception:  # else the plan would stay in the state `planning`
         log.exception("%s failed", draft.id)
         found = {"state": "refused", "problem": FAILED}
-    if folder.exists():  # else it was dropped meanwhile
+    if folder.exists():  # else the plan has been deleted meanwhile
         _write(folder, draft.model_copy(update=found))
 
 
@@ -192,12 +194,12 @@ def _planned(services: AdminServices, draft: BatchPlan, folder: Path) -> dict[st
 
 
 def _refused(fault: Exception) -> dict[str, Any]:
-    told: dict[str, Any] = {"state": "refused", "problem": getattr(fault, "message", str(fault))}
+    fields: dict[str, Any] = {"state": "refused", "problem": getattr(fault, "message", str(fault))}
     if isinstance(fault, BadJob):
-        told["problems"] = [str(one) for one in fault.problems[:SHOWN_PROBLEMS]]
+        fields["problems"] = [str(one) for one in fault.problems[:SHOWN_PROBLEMS]]
     if isinstance(fault, Impossible) and isfinite(fault.least_budget_usd):
-        told["least_budget_usd"] = fault.least_budget_usd
-    return told
+        fields["least_budget_usd"] = fault.least_budget_usd
+    return fields
 
 
 def _folder(services: AdminServices) -> Path:
@@ -205,14 +207,14 @@ def _folder(services: AdminServices) -> Path:
 
 
 def _place(services: AdminServices, id: str) -> Path:
-    """Of a plan's files. Raises NotFound for what can't be an id."""
+    """Folder of a plan's files. Raises NotFound where the text can't be an id."""
     if not id.replace("_", "").isalnum():
         raise NotFound(f"no plan has the id {id!r}")
     return _folder(services) / id
 
 
 def _read(folder: Path) -> BatchPlan | None:
-    at_work = {one.name for one in threading.enumerate()}  # asked first: a thread that ended since has written the card
+    at_work = {one.name for one in threading.enumerate()}  # before the file is read: a thread writes it, then ends
     try:
         draft = BatchPlan.model_validate_json((folder / CARD).read_bytes())
     except (OSError, ValueError):
@@ -228,21 +230,16 @@ def _read(folder: Path) -> BatchPlan | None:
 
 
 def _write(folder: Path, draft: BatchPlan) -> None:
-    """A reader never sees half of it."""
+    """Write a plan's file atomically."""
     fresh = folder / f"{CARD}.new"
     fresh.write_text(draft.model_dump_json(exclude={"chosen", "frontier"}))
     fresh.replace(folder / CARD)
 
 
 def _drop_old(services: AdminServices) -> None:
-    for folder in _old(services):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _old(services: AdminServices) -> Iterator[Path]:
     for folder in _folder(services).glob("*"):
         if folder.stat().st_mtime < time.time() - KEPT_S:
-            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @router.get("")

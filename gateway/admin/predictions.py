@@ -1,7 +1,7 @@
-"""Whether a turned knob did what was foretold: the prediction is kept with the turn, and laid beside what came since.
+"""Compares the predicted effect of changed knobs, which is stored with the change, with what was observed since.
 
-What came is plain means of the route's latest decisions since the turn. Other things move them too, other questions
-or another router, so this says that a prediction held or did not, never why.
+What was observed are plain means of the route's latest decisions since the change. Other causes move them too, such as
+other queries or another router, so the comparison says whether a prediction held, but never why.
 """
 
 from __future__ import annotations
@@ -23,43 +23,49 @@ from routers.intervals import mean_interval
 from routers.ope import Array
 
 LEAST = 30
-"""Decisions before a mean is told."""
+"""Fewest decisions for which a mean is reported."""
 FIGURES = {"quality": "score", "cost_usd": "cost_usd", "latency_s": "latency_s"}
 
 
-def foretell(services: AdminServices, route: str, knobs: Knobs) -> dict[str, Any] | None:
-    """What a turn of the knobs is to bring, to be kept with it; None where nothing can be said of them, or not all:
-    what a daily budget leaves out is not predicted.
+def predict(services: AdminServices, route: str, knobs: Knobs) -> dict[str, Any] | None:
+    """The predicted figures of changed knobs, to be stored with the change. None where nothing can be predicted, or a
+    daily budget is set, whose effect can't be predicted.
     """
     if knobs.budget_usd_per_day is not None:
         return None
     try:
-        told = preview(services, route, knobs)
+        effect = preview(services, route, knobs)
     except HeadgateError:
         return None
-    figures = {name: getattr(told, name) for name in FIGURES}
+    figures = {name: getattr(effect, name) for name in FIGURES}
     known = {name: one.then.interval.model_dump() for name, one in figures.items() if one.then.interval}
-    return {"knobs": told.knobs.model_dump(), **known} if known else None
+    return {"knobs": effect.knobs.model_dump(), **known} if known else None
 
 
-def kept_word(services: AdminServices, route: str, in_force: Knobs, history: Sequence[SettingVersion]) -> Kept | None:
-    """None where nothing was foretold of the knobs in force. `history`: newest first."""
-    told: Mapping[str, Any] = ((history[0].value or {}) if history else {}).get("foretold") or {}
-    if told.get("knobs") != in_force.model_dump():
+def prediction_outcome(
+    services: AdminServices, route: str, in_force: Knobs, history: Sequence[SettingVersion]
+) -> Kept | None:
+    """The prediction for the knobs in force, beside what was observed since; None where there is no prediction.
+
+    `history`: versions of the route's setting, newest first.
+    """
+    prediction: Mapping[str, Any] = ((history[0].value or {}) if history else {}).get("foretold") or {}
+    if prediction.get("knobs") != in_force.model_dump():
         return None
     since_s = _since(history)
     try:
         log = latest_log(services, route)
-        came = log.rows(np.array([record.time_s >= since_s for record in log.records], bool))
+        observed = log.rows(np.array([record.time_s >= since_s for record in log.records], bool))
     except NothingLogged:
-        came = None
-    return Kept(since_s=since_s, rounds=len(came) if came is not None else 0, **{
-        name: _held(Interval(**told[name]), came, field) for name, field in FIGURES.items() if name in told
+        observed = None
+    return Kept(since_s=since_s, rounds=len(observed) if observed is not None else 0, **{
+        name: _held(Interval(**prediction[name]), observed, field)
+        for name, field in FIGURES.items() if name in prediction
     })  # fmt: skip
 
 
 def _since(history: Sequence[SettingVersion]) -> float:
-    """When the knobs became what they are: later versions may have changed a trial alone."""
+    """When the knobs in force were set, in Unix seconds: later versions of the setting may change just a trial."""
     stated = [{name: (one.value or {}).get(name) for name in KNOBS} for one in history]
     return next(
         (after.time_s for after, before in zip(history, stated[1:], strict=False) if before != stated[0]),
@@ -67,21 +73,21 @@ def _since(history: Sequence[SettingVersion]) -> float:
     )
 
 
-def _held(foretold: Interval, came: Log | None, field: str) -> Held:
-    seen = mean(getattr(came, field) if came is not None else np.zeros(0))
-    return Held(foretold=foretold, seen=seen, held=agree(foretold, seen.interval) if seen.interval else None)
+def _held(predicted: Interval, observed: Log | None, field: str) -> Held:
+    seen = mean(getattr(observed, field) if observed is not None else np.zeros(0))
+    return Held(foretold=predicted, seen=seen, held=agree(predicted, seen.interval) if seen.interval else None)
 
 
 def mean(values: Array) -> Estimate:
-    """With its 95 % interval; a refusal while there are too few."""
+    """Mean of the finite values with its 95 % interval; a refusal where there are fewer than LEAST."""
     known = values[np.isfinite(values)]
     if len(known) < LEAST:
-        lacking = LEAST - len(known)
-        return Estimate(refusal=Refusal(message=f"about {lacking} more decisions", calls=lacking))
+        missing = LEAST - len(known)
+        return Estimate(refusal=Refusal(message=f"about {missing} more decisions are needed", calls=missing))
     return Estimate(interval=Interval(**mean_interval(known).as_dict()))
 
 
 def agree(one: Interval, other: Interval) -> bool:
-    """Whether two independent figures differ by no more than 95 % of the time by chance."""
+    """Whether the 95 % interval of the difference of two independent figures contains 0."""
     low, high = sorted((one, other), key=lambda figure: figure.value)
     return high.value - low.value <= hypot(low.high - low.value, high.value - high.low) + 1e-12

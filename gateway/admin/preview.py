@@ -1,4 +1,4 @@
-"""The predicted effect of knobs that are not in force, from the route's latest decisions, or what it takes to know."""
+"""Predicts the effect of knobs from the route's latest decisions, or says what evidence is missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.admin.changes import database
-from gateway.admin.rounds import KNOBS, LOG_S, kept, latest_log, policy_of, route_of
+from gateway.admin.rounds import KNOBS, LOG_S, cached, latest_log, policy_of, route_of
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Estimate, Interval, Refusal
 from gateway.admin.shapes.knobs import Effect, Knobs, Preview
@@ -19,25 +19,25 @@ from gateway.learn.whatif import Answer, Figure, what_if
 from routers import intervals, ope
 from routers.types import Undecided
 
-BUDGET = "what a daily budget leaves out depends on the order of the day's requests, so it is not predicted"
+BUDGET = "the effect of a daily budget depends on the order of the day's requests, so it is not predicted"
 
 
 def preview(services: AdminServices, route: str, knobs: Knobs) -> Preview:
-    """Changes nothing. Raises NotFound, or CallerError where the knobs can't be asked for."""
+    """The predicted effect of these knobs, which are not put into force. Raises NotFound or CallerError."""
     stated = route_of(services, route)
     wanted = knobs.model_dump(exclude_unset=True)
     changed = {name: value for name, value in wanted.items() if value != getattr(stated, name)}
     in_force = {name: getattr(stated, name) for name in Knobs.model_fields}
-    asked = Knobs(**(in_force | wanted))
-    question = f"preview:{route}:{in_force!r}:{sorted(changed.items())!r}"
-    return kept(services, question, LOG_S, lambda: _preview(services, route, asked, changed))
+    knobs = Knobs(**(in_force | wanted))
+    key = f"preview:{route}:{in_force!r}:{sorted(changed.items())!r}"
+    return cached(services, key, LOG_S, lambda: _preview(services, route, knobs, changed))
 
 
 def _preview(services: AdminServices, route: str, knobs: Knobs, changed: Mapping[str, float | None]) -> Preview:
     with database():
         per_day = requests_per_day(services, route)
         try:
-            answer = answered(services, route, changed)
+            answer = evaluate(services, route, changed)
         except NothingLogged as none:
             return _nothing(route, knobs, per_day, f"Not enough evidence: {none}.")
     quality, cost, latency = (_effect(answer, name) for name in ("quality", "cost_usd", "latency_s"))
@@ -49,13 +49,13 @@ def _preview(services: AdminServices, route: str, knobs: Knobs, changed: Mapping
     )  # fmt: skip
 
 
-def answered(services: AdminServices, route: str, changed: Mapping[str, float | None]) -> Answer:
-    """By off-policy evaluation. Raises NothingLogged or CallerError."""
+def evaluate(services: AdminServices, route: str, changed: Mapping[str, float | None]) -> Answer:
+    """Off-policy evaluation of the changed knobs. Raises NothingLogged or CallerError."""
     log = latest_log(services, route)
     if "accept_at" in changed:
         if set(changed) - {"accept_at", "budget_usd_per_day"}:
             raise CallerError(
-                "accept_at is previewed alone: another first model changes what it would act on",
+                "accept_at can only be previewed alone: other knobs change the first model, whose answers it judges",
                 param="accept_at", status=422,
             )  # fmt: skip
         return at_threshold(log, changed["accept_at"] if changed["accept_at"] is not None else 0.5)
@@ -66,7 +66,7 @@ def answered(services: AdminServices, route: str, changed: Mapping[str, float | 
 
 
 def requests_per_day(services: AdminServices, route: str) -> float:
-    """That a model answered, over the last seven days or since the route's first."""
+    """Requests per day that a model answered, over the last seven days, or since the route's first request."""
     until_s = (int(time.time()) // 3600 + 1) * 3600
     rows = sums(
         services.store, 3600, until_s - 7 * 86400, until_s, by=("start_s",), route=route, names=("answers",)
@@ -78,12 +78,12 @@ def requests_per_day(services: AdminServices, route: str) -> float:
 
 
 def interval(one: intervals.Interval) -> Interval:
-    """As pages and programs are told it."""
+    """An estimator's interval in the shape of the admin API."""
     return Interval(**one.as_dict())
 
 
 def refusal(one: ope.Refusal) -> Refusal:
-    """As it is told on pages."""
+    """An estimator's refusal in the shape of the admin API."""
     cost_usd = one.cost_usd if one.cost_usd == one.cost_usd else None
     return Refusal(message=str(one), explored_calls=one.explored_calls, calls=one.calls, cost_usd=cost_usd,
                    exploration=one.exploration or None)  # fmt: skip
@@ -97,7 +97,9 @@ def _effect(answer: Answer, name: str) -> Effect:
             difference=Estimate(interval=interval(figure.difference)),
         )  # fmt: skip
     found = answer.refusals.get(name)
-    why = refusal(found) if found is not None else Refusal(message="no answer was scored: send feedback or label some")
+    why = refusal(found) if found is not None else Refusal(
+        message="no answer has been scored: send feedback, or label some answers"
+    )  # fmt: skip
     nothing = Estimate(refusal=why)
     return Effect(now=nothing, then=nothing, difference=nothing)
 
@@ -123,21 +125,21 @@ def _nothing(route: str, knobs: Knobs, per_day: float, why: str) -> Preview:
 def _message(changed: Mapping[str, Any], quality: Effect, cost: Effect, answer: Answer) -> str:
     if not changed:
         return "These are the knobs in force."
-    said = [_said("Cost", cost, 100.0), _said("Quality", quality, 100.0)]
+    sentences = [_sentence("Cost", cost), _sentence("Quality", quality)]
     if "budget_usd_per_day" in changed:
-        said.append(f"Budget: {BUDGET}.")
+        sentences.append(f"Budget: {BUDGET}.")
     moved = sum(abs(share - answer.now_shares.get(model, 0.0)) for model, share in answer.then_shares.items()) / 2
-    said.append(f"{100 * moved:.0f} % of the requests would go to another model.")
-    return " ".join(said)
+    sentences.append(f"{100 * moved:.0f} % of the requests would go to another model.")
+    return " ".join(sentences)
 
 
-def _said(what: str, effect: Effect, hundred: float) -> str:
+def _sentence(what: str, effect: Effect) -> str:
     gap, now = effect.difference.interval, effect.now.interval
     if gap is None or now is None:
         why = effect.difference.refusal
         return f"{what}: {why.message if why else 'unknown'}."
     if what == "Cost" and now.value > 0:
-        parts = [hundred * one / now.value for one in (gap.value, gap.low, gap.high)]
-        return f"{what} per request changes by {parts[0]:+.0f} % (95 % sure: {parts[1]:+.0f} to {parts[2]:+.0f} %)."
-    parts = [hundred * one for one in (gap.value, gap.low, gap.high)]
-    return f"{what} changes by {parts[0]:+.1f} points of 100 (95 % sure: {parts[1]:+.1f} to {parts[2]:+.1f})."
+        parts = [100.0 * one / now.value for one in (gap.value, gap.low, gap.high)]
+        return f"{what} per request changes by {parts[0]:+.0f} % (95 % interval: {parts[1]:+.0f} to {parts[2]:+.0f} %)."
+    parts = [100.0 * one for one in (gap.value, gap.low, gap.high)]
+    return f"{what} changes by {parts[0]:+.1f} points of 100 (95 % interval: {parts[1]:+.1f} to {parts[2]:+.1f})."

@@ -1,4 +1,4 @@
-"""What came of a batch job, prompt by prompt, and its files of answers and errors."""
+"""Results of a batch job: the outcome of each prompt, and the files of answers and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ What = Literal["answers", "errors"]
 
 
 def answers(services: AdminServices, id: str, after: int = -1, limit: int = 50) -> BatchAnswers:
-    """Of the prompts behind the place `after`, as far as they were asked. Raises NotFound."""
+    """Outcomes of the prompts after the index `after`, in input order, as far as the job has got. Raises NotFound."""
     with database():
         jobs = Jobs(services.store.engine)
         jobs.find(id)
@@ -32,12 +32,12 @@ def answers(services: AdminServices, id: str, after: int = -1, limit: int = 50) 
 
 
 def lines(services: AdminServices, id: str, what: What) -> Iterator[bytes]:
-    """The file that the job left, in its API's format. Raises NotFound where there is none (yet, or any more)."""
+    """The job's file of answers or errors, in its API's format. Raises NotFound where it is missing."""
     with database():
         job, files = Jobs(services.store.engine).find(id), Files(services.store.engine)
         file = job.card.output_file if what == "answers" else job.card.error_file
         if not file:
-            raise NotFound(f"job {id} has left no file of {what}")
+            raise NotFound(f"job {id} has no file of {what}")
         files.find(file, job.files_of)
     return files.read(file)
 
@@ -51,7 +51,7 @@ def _answer(one: Item) -> BatchAnswer:
 
 
 def download(services: AdminServices, id: str, what: What) -> StreamingResponse:
-    """To be saved, never shown by a browser."""
+    """The file as a download. Raises NotFound."""
     headers = {
         "content-disposition": f'attachment; filename="{id}_{what}.jsonl"', "cache-control": "no-store",
         "x-content-type-options": "nosniff",
@@ -69,5 +69,5 @@ def get_prompts(
 
 @router.get("/{id}/files/{what}", response_class=StreamingResponse)
 def get_file(services: Services, who: Operator, id: str, what: What) -> StreamingResponse:
-    """All answers, or all errors, as JSONL."""
+    """Download all answers or all errors of a job as JSONL."""
     return download(services, id, what)

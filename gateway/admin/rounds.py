@@ -1,4 +1,6 @@
-"""A route's latest decisions as rounds, and its policy, kept for some seconds: a slider asks again and again."""
+"""A route's latest decisions as rounds for off-policy evaluation, and its policy. Both are cached for some seconds,
+because a slider on the dashboard requests them again and again.
+"""
 
 from __future__ import annotations
 
@@ -20,49 +22,52 @@ from gateway.settings import stamp
 from routers.features import shipped_version
 
 ROUNDS = 2000
-"""Latest decisions that figures rest on."""
+"""Number of latest decisions that figures are computed from."""
 LOG_S = 30.0
-"""How old a kept log may be."""
+"""How old a cached log may be, in seconds."""
 FRESH_S = 3.0
-"""The same, where somebody watches a trial."""
-ROUTES_KEPT = 4
-LEAST_TOLD = 50
+"""How old a cached log may be where it is used to watch a trial, in seconds."""
+LOGS_CACHED = 4
+LEAST_READABLE = 50
+"""Fewest decisions with readable features for which all others are left out."""
 KNOBS = (*KNOB_NAMES, "accept_at", "explore")
 T = TypeVar("T")
 
 
 def route_of(services: AdminServices, name: str) -> RouteConfig:
-    """As in force. Raises NotFound."""
+    """The route's configuration in force. Raises NotFound."""
     found = next((one for one in services.current.routes if one.name == name), None)
     if found is None:
         raise NotFound(f"no route is called {name!r}")
     return found
 
 
-def latest_log(services: AdminServices, route: str, lasts_s: float = LOG_S) -> Log:
-    """The route's latest rounds, as they were so long ago at most. Raises NothingLogged."""
-    return kept(services, f"log:{route}", lasts_s, lambda: _read(services, route))
+def latest_log(services: AdminServices, route: str, max_age_s: float = LOG_S) -> Log:
+    """The route's latest rounds, at most `max_age_s` old. Raises NothingLogged."""
+    return cached(services, f"log:{route}", max_age_s, lambda: _read(services, route))
 
 
 def _read(services: AdminServices, route: str) -> Log:
-    """Rounds that a router can read where there are enough: others came before its features, or kept none."""
+    """The rounds whose features a router can read, or all of them where those are fewer than LEAST_READABLE."""
     version = shipped_version()
     found = latest_scored(services.store.engine, route, limit=2 * ROUNDS, rounds=ROUNDS)
-    told = [
+    readable = [
         (record, score)
         for record, score in found
         if record.prompt_text or (record.vector and record.features_version == version)
     ]
-    return log_of(told if len(told) >= LEAST_TOLD else found, limit=ROUNDS)
+    return log_of(readable if len(readable) >= LEAST_READABLE else found, limit=ROUNDS)
 
 
 def policy_of(services: AdminServices, route: str, knobs: Mapping[str, float | None]) -> Policy:
-    """What would decide with these knobs in place of the route's own. Raises CallerError where it can't be made."""
+    """The route's policy with these knobs instead of its own. Raises NotFound, or CallerError where its router can't be
+    opened.
+    """
     stated = route_of(services, route)
     explore = knobs.get("explore")
     share = stated.explore if explore is None else explore
     version = stamp(services.run_dir)
-    base = kept(
+    base = cached(
         services, f"policy:{route}:{share}:{version}", 600.0, lambda: _open(services.current, services, route, share)
     )
     changed: Any = {name: value for name, value in knobs.items() if name in KNOB_NAMES}
@@ -76,35 +81,38 @@ def _open(config: Config, services: AdminServices, route: str, explore: float) -
         raise CallerError(f"route {route!r}: its router can't be opened: {error}", status=422) from None
 
 
-def kept(services: AdminServices, question: str, lasts_s: float, answer: Callable[[], T]) -> T:
-    """An answer that may be so old; found once however many ask. What fails is not kept."""
-    known = services.kept.get(question)
-    if known is not None and time.monotonic() - known[0] < lasts_s:
+def cached(services: AdminServices, key: str, max_age_s: float, compute: Callable[[], T]) -> T:
+    """The result for a key, at most `max_age_s` old. Threads that need it at the same time compute it once.
+
+    A key is `kind:...`; the number of cached results is limited per kind. Errors are not cached.
+    """
+    known = services.results.get(key)
+    if known is not None and time.monotonic() - known[0] < max_age_s:
         value: T = known[1]
         return value
-    with services.busy.setdefault(question, threading.Lock()):
-        known = services.kept.get(question)
-        if known is None or time.monotonic() - known[0] >= lasts_s:
-            known = (time.monotonic(), answer())
-            _make_room(services, question.partition(":")[0])
-            services.kept[question] = known
-    services.busy.pop(question, None)
+    with services.locks.setdefault(key, threading.Lock()):
+        known = services.results.get(key)
+        if known is None or time.monotonic() - known[0] >= max_age_s:
+            known = (time.monotonic(), compute())
+            _make_room(services, key.partition(":")[0])
+            services.results[key] = known
+    services.locks.pop(key, None)
     fresh: T = known[1]
     return fresh
 
 
 def forget(services: AdminServices, kind: str) -> None:
-    """Answers to questions of that kind are found anew."""
-    for question in [one for one in list(services.kept) if one.startswith(f"{kind}:")]:
-        services.kept.pop(question, None)
+    """Drop the cached results of one kind."""
+    for key in [one for one in list(services.results) if one.startswith(f"{kind}:")]:
+        services.results.pop(key, None)
 
 
 def _make_room(services: AdminServices, kind: str) -> None:
-    """Few logs are kept, they are large; of small answers some hundred."""
-    most = {"log": ROUTES_KEPT, "policy": 16}.get(kind, 200)
-    mine = sorted((at, name) for name, (at, _) in list(services.kept.items()) if name.startswith(f"{kind}:"))
-    for _, name in mine[: max(0, len(mine) - most + 1)]:
-        services.kept.pop(name, None)
+    """Drop the oldest results of a kind, so that one more fits. Logs are large, so only a few are cached."""
+    most = {"log": LOGS_CACHED, "policy": 16}.get(kind, 200)
+    mine = sorted((at, key) for key, (at, _) in list(services.results.items()) if key.startswith(f"{kind}:"))
+    for _, key in mine[: max(0, len(mine) - most + 1)]:
+        services.results.pop(key, None)
 
 
-__all__ = ["KNOBS", "ROUNDS", "NothingLogged", "kept", "latest_log", "policy_of", "route_of"]
+__all__ = ["KNOBS", "ROUNDS", "NothingLogged", "cached", "latest_log", "policy_of", "route_of"]

@@ -81,9 +81,9 @@ class AdminServices:
     """Number of alarms raised now, over all routes."""
     login_guard: LoginGuard = field(default_factory=new_login_guard)
     tls: KeptTls | None = None
-    kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
+    results: dict[str, tuple[float, Any]] = field(default_factory=dict)
     """Cached results by key: when each was computed (monotonic seconds) and its value."""
-    busy: dict[str, threading.Lock] = field(default_factory=dict)
+    locks: dict[str, threading.Lock] = field(default_factory=dict)
     """Locks by key: each is held while the result for that key is computed, so that it is computed once."""
     _current: tuple[int, Config] | None = None
 

@@ -1,4 +1,4 @@
-"""What was spent of budgets, and tenants' budgets changed while the gateway runs."""
+"""Spend against budgets, and changes to tenants' budgets while the gateway runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/admin", tags=["tenants"])
 
 
 class Spending:
-    """Spend since the beginning of each period, added up once per period and page."""
+    """Spend since the beginning of a period. Each sum is queried once per instance; make one per request."""
 
     def __init__(self, services: AdminServices) -> None:
         self._store = services.store
@@ -42,7 +42,7 @@ class Spending:
 
 
 def spent_of(spending: Spending, field: str, name: str, period: Period, budget_usd: float | None) -> Spent:
-    """Of the running period."""
+    """Spend and budget of a key, tenant or route in the running period."""
     since_s = period_start(period, spending.now_s)
     spent = spending.of(field, name, since_s)
     share = None if budget_usd is None else spent / budget_usd if budget_usd > 0 else 1.0
@@ -50,7 +50,7 @@ def spent_of(spending: Spending, field: str, name: str, period: Period, budget_u
 
 
 def tenants(services: AdminServices) -> list[Tenant]:
-    """Those stated and those seen in this month's traffic, by name."""
+    """Configured tenants and those seen in this month's traffic, by name."""
     stated = {one.name: one for one in services.current.auth.tenants}
     in_config = services.config.auth.keys
     in_file = {one.name for one in services.config.auth.tenants}
@@ -78,7 +78,7 @@ def tenants(services: AdminServices) -> list[Tenant]:
 
 
 def put_tenant(services: AdminServices, who: Actor, name: str, wanted: TenantWanted) -> Applied:
-    """Its budget, over all of its keys."""
+    """Set a tenant's budget over all of its keys. Raises Conflict or CallerError."""
     if why := name_fault(name):
         raise CallerError(f"a tenant's name {why}", param="name", status=422)
     value = {"budget_usd": wanted.budget_usd, "budget_period": wanted.budget_period}
@@ -86,12 +86,12 @@ def put_tenant(services: AdminServices, who: Actor, name: str, wanted: TenantWan
 
 
 def remove_tenant(services: AdminServices, who: Actor, name: str, version: int) -> Applied:
-    """What was changed here; what the file says is in force again."""
+    """Undo all changes to a tenant. Raises NotFound where nothing was changed, or Conflict."""
     return remove(services, who, f"tenant:{name}", version)
 
 
 def route_limits(services: AdminServices) -> list[RouteLimit]:
-    """In the order of the configuration."""
+    """Limits of all routes, in the order of the configuration."""
     with database():
         spending = Spending(services)
         return [
@@ -128,11 +128,11 @@ def put_one(services: Services, who: Admin, name: str, wanted: TenantWanted) -> 
 
 @router.delete("/tenants/{name:path}")
 def delete_one(services: Services, who: Admin, name: str, version: int) -> Applied:
-    """Undo all changes to a tenant: what the configuration file says is in force again."""
+    """Undo all changes to a tenant, so that the configuration file's entry, if any, is in force again."""
     return remove_tenant(services, who, name, version)
 
 
 @router.get("/limits")
 def get_limits(services: Services, who: Viewer) -> list[RouteLimit]:
-    """Limits of the routes, and what was spent today."""
+    """Limits of the routes, and their spend today."""
     return route_limits(services)

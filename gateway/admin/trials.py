@@ -1,4 +1,6 @@
-"""Knobs that are tried: in the shadow fresh decisions are decided again, in a canary two random halves differ."""
+"""Results of trials of knobs. A shadow trial re-decides the decisions made since it began, and evaluates them
+off-policy; a canary is a randomised comparison of two groups of requests.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,12 @@ from routers.intervals import difference_interval
 from routers.ope import Array
 
 LEAST = 30
-"""Decisions of each half before a difference is told."""
+"""Fewest decisions of each group for which a difference is reported."""
 FIGURES = {"quality": "score", "cost_usd": "cost_usd", "latency_s": "latency_s"}
 
 
 def trial_of(services: AdminServices, route: str, trial: Mapping[str, Any]) -> Trial:
-    """How it goes."""
+    """A running trial with its results so far."""
     base = {
         "kind": trial["kind"], "knobs": Knobs(**trial["knobs"]), "share": trial["share"], "since_s": trial["since_s"],
         "actor": trial["actor"],
@@ -35,12 +37,12 @@ def trial_of(services: AdminServices, route: str, trial: Mapping[str, Any]) -> T
         fresh = log.rows(np.array([record.time_s >= trial["since_s"] for record in log.records], bool))
         if not len(fresh):
             raise NothingLogged("no decision since it began")
-        found = _shadow if trial["kind"] == "shadow" else _canary
-        told = found(services, route, fresh, trial)
+        evaluate = _shadow if trial["kind"] == "shadow" else _canary
+        results = evaluate(services, route, fresh, trial)
     except (NothingLogged, ValueError) as none:
         nothing = Estimate(refusal=Refusal(message=str(none)))
-        told = {"rounds": 0, "quality": nothing, "cost_usd": nothing, "latency_s": nothing, "agreement": None}
-    return Trial(**base, **told)
+        results = {"rounds": 0, "quality": nothing, "cost_usd": nothing, "latency_s": nothing, "agreement": None}
+    return Trial(**base, **results)
 
 
 def _shadow(services: AdminServices, route: str, log: Log, trial: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,31 +50,32 @@ def _shadow(services: AdminServices, route: str, log: Log, trial: Mapping[str, A
     log = widened(log, [one.model for one in policy.candidates])
     target, ours = decided(policy, log), decided(policy_of(services, route, {}), log)
     answer = valued(log, target)
-    told: dict[str, Any] = {"rounds": len(log), "agreement": float((target * ours).sum(1).mean())}
+    results: dict[str, Any] = {"rounds": len(log), "agreement": float((target * ours).sum(1).mean())}
     for name in FIGURES:
         figure, found = answer.figures.get(name), answer.refusals.get(name)
         if figure is not None:
-            told[name] = Estimate(interval=interval(figure.difference))
+            results[name] = Estimate(interval=interval(figure.difference))
         else:
-            told[name] = Estimate(refusal=refusal(found) if found else Refusal(message="no answer was scored"))
-    return told
+            results[name] = Estimate(refusal=refusal(found) if found else Refusal(message="no answer was scored"))
+    return results
 
 
 def _canary(services: AdminServices, route: str, log: Log, trial: Mapping[str, Any]) -> dict[str, Any]:
     stated = {name: value for name, value in trial["knobs"].items() if name in KNOB_NAMES}
     suffix = with_knobs(policy_of(services, route, {}).router, route_of(services, route), stated).suffix
     mine = np.array([record.router.endswith(suffix) for record in log.records], bool)
-    told: dict[str, Any] = {"rounds": int(mine.sum()), "agreement": None}
+    results: dict[str, Any] = {"rounds": int(mine.sum()), "agreement": None}
     for name, field in FIGURES.items():
-        told[name] = _halves(getattr(log, field), mine)
-    return told
+        results[name] = _difference(getattr(log, field), mine)
+    return results
 
 
-def _halves(reward: Array, mine: Array) -> Estimate:
-    """Difference of the means, the tried half minus the other."""
+def _difference(reward: Array, mine: Array) -> Estimate:
+    """Difference of the groups' means: the canary (where `mine` is True) minus the others."""
     known = np.isfinite(reward)
     tried, other = reward[known & mine.astype(bool)], reward[known & ~mine.astype(bool)]
     if min(len(tried), len(other)) < LEAST:
-        lacking = LEAST - min(len(tried), len(other))
-        return Estimate(refusal=Refusal(message=f"about {lacking} more decisions of one half", calls=lacking))
+        missing = LEAST - min(len(tried), len(other))
+        message = f"about {missing} more decisions of one group are needed"
+        return Estimate(refusal=Refusal(message=message, calls=missing))
     return Estimate(interval=interval(difference_interval(tried, other)))

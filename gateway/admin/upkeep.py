@@ -1,8 +1,8 @@
-"""What the control process computes beforehand so that pages need not: in a thread of its own, gently.
+"""Figures that the control process computes in advance, in a low-priority thread, so that pages are served quickly.
 
-Old decisions are added up first. Then, in turn, each route's learning is looked over where something has come since:
-alarms, calibration, what to label, savings beside chance; its frontier more seldom. A route that fails is tried again
-later and never stops the others.
+Old decisions are added to the rollups first. Then, in turn, each route with new decisions or feedback is checked up:
+its alarms, calibration, queue of labels and savings against blind choice; its frontier less often. A route that fails
+is tried again later, and never stops the others.
 """
 
 from __future__ import annotations
@@ -40,39 +40,42 @@ from routers.ope import Refusal
 log = logging.getLogger("headgate.upkeep")
 
 EVERY_S = 2.0
-LOOKED_OVER_EVERY_S = 30.0
+CHECKED_EVERY_S = 30.0
 MOST_SHARE = 0.005
-"""Of a core, spent on one route's looking over: what takes a third of a second comes every minute."""
+"""Most of a core that one route's check-ups may use: a check-up of a third of a second runs once a minute."""
 FRONTIER_EVERY_S = 300.0
 QUEUE = 60
-"""Decisions that wait for a label, per route."""
+"""Length of the queue of decisions to label, per route."""
 NICENESS = 10
 
 
 @dataclass(slots=True)
 class Seen:
-    """What was known of a route when it was looked over."""
+    """State of a route's upkeep. Times are monotonic seconds."""
 
     mark: tuple[Any, Any] = (None, None)
-    looked_s: float = -1e9
+    """The route's mark (see `newest`) at the last check-up."""
+    checked_s: float = -1e9
     took_s: float = 0.0
-    """CPU time of the last looking over."""
+    """CPU time of the last check-up."""
     frontier_mark: tuple[Any, Any] = (None, None)
+    """The route's mark when its frontier was last computed."""
     frontier_s: float = -1e9
     faults: set[str] = field(default_factory=set)
+    """Figures that could not be computed, so that each is logged once."""
 
     @property
     def every_s(self) -> float:
-        """How often it may be looked over."""
-        return max(LOOKED_OVER_EVERY_S, self.took_s / MOST_SHARE)
+        """Least time between two check-ups."""
+        return max(CHECKED_EVERY_S, self.took_s / MOST_SHARE)
 
 
 def keep_up(services: AdminServices, ended: threading.Event) -> None:
-    """Until `ended`. Yields to requests: its thread has a low priority."""
+    """Compute figures until `ended`, in this thread, whose priority is lowered so that requests go first."""
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     except (OSError, AttributeError):
-        log.debug("the system keeps this thread's priority")
+        log.debug("the system doesn't allow lowering this thread's priority")
     seen: dict[str, Seen] = {}
     complaint = OutageLog(log, "figures")
     while not ended.wait(EVERY_S):
@@ -86,7 +89,7 @@ def keep_up(services: AdminServices, ended: threading.Event) -> None:
 
 
 def count_waiting(services: AdminServices, ended: threading.Event) -> None:
-    """Adds up whatever was not; pauses between batches so that nobody waits for the database."""
+    """Add decisions from before the rollups existed to them, with pauses so that nobody waits for the database."""
     if not waiting(services.store.engine):
         services.counting = False
         return
@@ -96,15 +99,18 @@ def count_waiting(services: AdminServices, ended: threading.Event) -> None:
 
 
 def step(services: AdminServices, seen: dict[str, Seen], now: float) -> bool:
-    """One route at most: the one looked over longest ago of those that changed. False: none had to be."""
+    """Check up one route, or compute its frontier: of the routes that are due, the one that has waited longest.
+
+    False where none is due.
+    """
     due, marks = [], newest(services)
     for route in services.current.routes:
         mark = marks.get(route.name)
         if mark is None:
             continue
         one = seen.setdefault(route.name, Seen())
-        if mark != one.mark and now - one.looked_s >= one.every_s:
-            due.append((one.looked_s, route.name, mark))
+        if mark != one.mark and now - one.checked_s >= one.every_s:
+            due.append((one.checked_s, route.name, mark))
         elif one.mark != one.frontier_mark and now - one.frontier_s >= FRONTIER_EVERY_S:
             due.append((one.frontier_s, route.name, one.mark))
     if not due:
@@ -112,8 +118,8 @@ def step(services: AdminServices, seen: dict[str, Seen], now: float) -> bool:
     _, name, mark = min(due, key=lambda found: found[:2])
     one = seen[name]
     if mark != one.mark:
-        one.looked_s, one.mark, begun_s = now, mark, time.thread_time()
-        look_over(services, name, one)
+        one.checked_s, one.mark, begun_s = now, mark, time.thread_time()
+        check_up(services, name, one)
         one.took_s = time.thread_time() - begun_s
     else:
         one.frontier_s, one.frontier_mark = now, mark
@@ -133,33 +139,32 @@ NEWEST = sa.text(
     FROM known WHERE route IS NOT NULL
     """
 )
-"""A look into an index for each route that has decided anything, however many routes there are and however long the
-journal is."""
+"""The newest decision of each route, by one index look-up per route, however long the journal is."""
 
 
 def newest(services: AdminServices) -> dict[str, tuple[Any, Any]]:
-    """Of each route with decisions what changes when one of them or any feedback comes."""
-    told = sa.select(feedback.c.time_s).order_by(feedback.c.time_s.desc()).limit(1)
+    """A mark for each route with decisions, which changes with a new decision of the route or any new feedback."""
+    newest_feedback = sa.select(feedback.c.time_s).order_by(feedback.c.time_s.desc()).limit(1)
     with services.store.engine.connect() as connection:
-        last = connection.execute(told).scalar()
+        last = connection.execute(newest_feedback).scalar()
         return {route: (id_, last) for route, id_ in connection.execute(NEWEST).all()}
 
 
-def look_over(services: AdminServices, route: str, one: Seen) -> None:
-    """Everything about a route but its frontier."""
-    services.kept.pop(f"log:{route}", None)
+def check_up(services: AdminServices, route: str, one: Seen) -> None:
+    """Compute and store all figures of a route except its frontier."""
+    services.results.pop(f"log:{route}", None)
     _guarded(one, "learning", lambda: refresh_learning(services, route))
     try:
         rounds = latest_log(services, route)
     except NothingLogged:
         return
-    _guarded(one, "random", lambda: keep_insight(services.store, "random", route, beside_chance(rounds)))
+    _guarded(one, "random", lambda: keep_insight(services.store, "random", route, blind_savings(rounds)))
     _guarded(one, "certificates", lambda: watch(services, route, rounds))
     _guarded(one, "labels", lambda: keep_insight(services.store, LABELS, route, to_be_labelled(services, rounds)))
 
 
-def beside_chance(rounds: Log) -> dict[str, Any]:
-    """Per request that a model answered."""
+def blind_savings(rounds: Log) -> dict[str, Any]:
+    """Savings against blind choice, per request that a model answered, or why they can't be estimated."""
     found = against_blind(rounds)
     if isinstance(found, Refusal):
         return {"refusal": refusal(found).model_dump(), "rounds": int(rounds.labelled.sum())}
@@ -168,17 +173,17 @@ def beside_chance(rounds: Log) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def said_of(services: AdminServices, rounds: Log) -> set[str]:
-    """Rounds that somebody has scored, by their ids."""
+def scored_ids(services: AdminServices, rounds: Log) -> set[str]:
+    """Ids of the rounds' decisions that feedback has scored."""
     ids = [record.id for record in rounds.records]
     return {one for first in range(0, len(ids), 500) for one in labelled(services, ids[first : first + 500])}
 
 
 def to_be_labelled(services: AdminServices, rounds: Log) -> dict[str, Any]:
-    """Which answers to label, the most useful first; those whose text is kept here and those whose text is not."""
-    said = said_of(services, rounds)
-    known = np.array([record.id in said for record in rounds.records], bool)
-    open_ = [record for record in rounds.records if record.id not in said]
+    """The queue of answers to label, the most informative first."""
+    scored = scored_ids(services, rounds)
+    known = np.array([record.id in scored for record in rounds.records], bool)
+    unscored = [record for record in rounds.records if record.id not in scored]
     data = []
     for wish in to_label(rounds, known, QUEUE):
         record = rounds.records[wish.place]
@@ -188,13 +193,14 @@ def to_be_labelled(services: AdminServices, rounds: Log) -> dict[str, Any]:
             "answered_model": record.answered_model, "gain": wish.gain, "why": _why(wish.information, wish.closeness),
             "quality": expected, "has_text": bool(record.prompt_text),
         })  # fmt: skip
-    return {"data": data, "weighed": len(open_), "without_text": sum(not record.prompt_text for record in open_)}
+    without_text = sum(not record.prompt_text for record in unscored)
+    return {"data": data, "weighed": len(unscored), "without_text": without_text}
 
 
 def _why(information: float, closeness: float) -> str:
-    new = "unlike what is labelled" if information > 0.7 else "little like it is labelled" if information > 0.25 else (
-        "like others that are labelled"
-    )  # fmt: skip
+    new = "unlike any labelled answer" if information > 0.7 else "few labelled answers are like it" if (
+        information > 0.25
+    ) else "like other labelled answers"  # fmt: skip
     close = "the choice was close" if closeness > 0.6 else "the choice was clear" if closeness < 0.3 else (
         "the choice was fairly close"
     )  # fmt: skip
@@ -202,7 +208,9 @@ def _why(information: float, closeness: float) -> str:
 
 
 def _guarded(one: Seen, what: str, work: Any) -> None:
-    """A figure that can't be computed is said once, and tried again when something has come."""
+    """Compute one figure. A failure is logged once, and tried again at the next check-up; errors of the database are
+    raised.
+    """
     try:
         work()
         one.faults.discard(what)

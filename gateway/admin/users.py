@@ -1,4 +1,4 @@
-"""Users of the admin pages: made, changed, removed by an admin. Of a password only a salted scrypt hash is kept."""
+"""Users of the admin API and the dashboard. Of a password only a salted scrypt hash is stored."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from gateway.journal.store import Store
 
 _N, _R, _P = 1 << 14, 8, 1
 _NOBODY = "scrypt$" + "A" * 22 + "==$" + "A" * 43 + "="
-"""Compared with where there is no such user, so that the work is the same."""
+"""Hash to compare a password with where there is no such user, so that the work is the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserRow:
-    """A user as stored."""
+    """A user as stored. `password` is its hash."""
 
     name: str
     role: Role
@@ -37,14 +37,14 @@ class UserRow:
 
 
 def list_users(services: AdminServices) -> list[User]:
-    """By name."""
+    """All users, by name."""
     with services.store.engine.connect() as connection:
         rows = connection.execute(sa.select(users).order_by(users.c.name)).mappings().all()
     return [_user(dict(row)) for row in rows]
 
 
 def add_user(services: AdminServices, who: Actor, wanted: NewUser) -> User:
-    """409 where the name is taken."""
+    """Add a user. Raises CallerError (409) where the name is taken, or nobody could change anything any more."""
     row = {
         "name": wanted.name, "role": wanted.role, "password": hashed(wanted.password), "created_s": time.time(),
         "disabled": False, "last_seen_s": None, "version": 1,
@@ -62,7 +62,10 @@ def add_user(services: AdminServices, who: Actor, wanted: NewUser) -> User:
 
 
 def change_user(services: AdminServices, who: Actor, name: str, change: UserChange) -> User:
-    """A new password or a disabled user ends that user's sessions. Conflict where another version is in force."""
+    """Change a user's role or password, or disable the user. The last two end the user's sessions.
+
+    Raises NotFound, Conflict where another version is in force, or CallerError where the last admin would be lost.
+    """
     values: dict[str, Any] = {"version": change.version + 1}
     if change.role is not None:
         values["role"] = change.role
@@ -77,18 +80,18 @@ def change_user(services: AdminServices, who: Actor, name: str, change: UserChan
         if row is None:
             raise NotFound(f"there is no user named {name!r}")
         if not done.rowcount:
-            raise Conflict(f"{name} was changed meanwhile: look at it again before you change it")
+            raise Conflict(f"{name} was changed meanwhile: read it again before you change it")
         _refuse_lock_out(services, connection)
         if change.password is not None or change.disabled:
             connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
     services.login_guard.seen.clear()
-    told = {field: value for field, value in values.items() if field in ("role", "disabled")}
-    services.store.note(who.name, "user.change", name, {**told, "password": change.password is not None})
+    changed = {field: value for field, value in values.items() if field in ("role", "disabled")}
+    services.store.note(who.name, "user.change", name, {**changed, "password": change.password is not None})
     return _user(dict(row))
 
 
 def delete_user(services: AdminServices, who: Actor, name: str) -> None:
-    """With all sessions."""
+    """Delete a user and the user's sessions. Raises NotFound, or CallerError where the last admin would be lost."""
     with services.store.engine.begin() as connection:
         connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
         if not connection.execute(sa.delete(users).where(users.c.name == name)).rowcount:
@@ -100,19 +103,19 @@ def delete_user(services: AdminServices, who: Actor, name: str) -> None:
 
 
 def _refuse_lock_out(services: AdminServices, connection: sa.Connection) -> None:
-    """Raises CallerError where users are left, none of them could change anything, and there is no master key."""
+    """Raises CallerError where there are users, none of them is an enabled admin, and there is no master key."""
     if services.config.auth.master_key:
         return
     rows = connection.execute(sa.select(users.c.role, users.c.disabled)).all()
     if rows and not any(row.role == "admin" and not row.disabled for row in rows):
         raise CallerError(
-            "without a master key one user must stay an admin: nobody could change anything any more", status=409,
+            "without a master key at least one user must be an admin who is not disabled", status=409,
             code="last_admin", param="role",
         )  # fmt: skip
 
 
 def find_user(store: Store, name: str) -> UserRow | None:
-    """By name."""
+    """The user of this name, or None."""
     query = sa.select(users.c.name, users.c.role, users.c.password, users.c.disabled).where(users.c.name == name)
     with store.engine.connect() as connection:
         row = connection.execute(query).first()
@@ -120,22 +123,21 @@ def find_user(store: Store, name: str) -> UserRow | None:
 
 
 def user_count(store: Store) -> int:
-    """How many there are."""
+    """Number of users."""
     with store.engine.connect() as connection:
         return int(connection.execute(sa.select(sa.func.count()).select_from(users)).scalar_one())
 
 
 def hashed(password: str) -> str:
-    """scrypt$salt$hash."""
+    """Hash a password for storage, as `scrypt$salt$hash`."""
     salt = secrets.token_bytes(16)
     return "$".join(("scrypt", base64.b64encode(salt).decode(), base64.b64encode(_scrypt(password, salt)).decode()))
 
 
 def password_matches(password: str, stored: str) -> bool:
-    """In the same time whatever is stored, nothing included."""
-    _, salt, wanted = (stored or _NOBODY).split("$")
-    found = _scrypt(password, base64.b64decode(salt))
-    return hmac.compare_digest(found, base64.b64decode(wanted)) and bool(stored)
+    """Whether a password matches a stored hash; takes the same time where `stored` is empty."""
+    _, salt, expected = (stored or _NOBODY).split("$")
+    return hmac.compare_digest(_scrypt(password, base64.b64decode(salt)), base64.b64decode(expected)) and bool(stored)
 
 
 def _scrypt(password: str, salt: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Asks the workers of this machine over their control sockets. A worker that is late counts as silent."""
+"""Sends questions to the workers of this machine over their control sockets. A worker that is late counts as silent."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _READ_BYTES = 1 << 18
 
 
 def socket_paths(run_dir: Path) -> list[Path]:
-    """Those of workers that run."""
+    """Control sockets of the workers that run."""
     return [path for path in sorted(run_dir.glob("worker-*.door")) if _opens(path)]
 
 
 def ask(path: Path, question: dict[str, Any]) -> Any:
-    """A worker's answer; None: it is silent or could not."""
+    """A worker's answer; None where it is silent, or answers with an error."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, short(path) as name:
             sock.settimeout(ANSWER_WITHIN_S)
@@ -33,14 +33,14 @@ def ask(path: Path, question: dict[str, Any]) -> Any:
 
 
 def ask_all(run_dir: Path, question: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Answers by worker, and the names of the silent ones."""
-    answers = {path.stem: ask(path, question) for path in sorted(run_dir.glob("worker-*.door"))}
-    told = {name: answer for name, answer in answers.items() if answer is not None}
-    return told, [name for name in answers if name not in told]
+    """Answers by worker, and the names of the silent workers."""
+    replies = {path.stem: ask(path, question) for path in sorted(run_dir.glob("worker-*.door"))}
+    answers = {name: reply for name, reply in replies.items() if reply is not None}
+    return answers, [name for name in replies if name not in answers]
 
 
 def settings_version(path: Path) -> int | None:
-    """Of the settings that the worker goes by; asking makes it look at once."""
+    """Version of the settings that the worker uses; the question makes it check for a newer one. None: it is silent."""
     answer = ask(path, {"ask": "version"})
     return answer if isinstance(answer, int) else None
 

@@ -38,7 +38,7 @@ from gateway.admin.actor import Actor
 from gateway.admin.rounds import forget
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.knobs import Knobs
-from gateway.admin.upkeep import Seen, look_over
+from gateway.admin.upkeep import Seen, check_up
 from gateway.config import Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
 from gateway.journal.search import DecisionFilter
 from gateway.journal.ship import ShipState
@@ -141,7 +141,7 @@ def measured(admin: AdminServices) -> dict[str, Any]:
     background = {}
     for route in ROUTES:
         began = time.perf_counter()
-        look_over(admin, route, Seen())
+        check_up(admin, route, Seen())
         background[f"looking over {route}"] = (time.perf_counter() - began) * 1e3
     began = time.perf_counter()
     knobs.refresh_frontier(admin, "auto")

@@ -46,7 +46,7 @@ def test_a_job_is_planned_begun_and_its_answers_seen(
     lines = saved.value.path().read_text().splitlines()
     assert len(lines) == 30 and all(json.loads(line)["response"]["status_code"] == 200 for line in lines)
     rows.first.get_by_role("link").click()
-    expect(page.get_by_text("The plan of a batch job gave it to")).to_be_visible()
+    expect(page.get_by_text("The plan of a batch job assigned it to")).to_be_visible()
     assert watch.faults == []
 
 

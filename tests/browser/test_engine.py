@@ -52,6 +52,6 @@ def test_a_local_engine_shows_batch_kv_prefix_hits_speed_and_energy(
     assert seen["Batch"].isdigit() and seen["Waiting"].isdigit()
     assert seen["KV in use"].endswith("%") and seen["KV kept"].endswith("%")
     said = page.locator("main").inner_text()
-    assert "J/token" in seen["Energy"] or "does not say how much energy" in said
+    assert "J/token" in seen["Energy"] or "does not report how much energy" in said
     expect(page.get_by_role("row", name="home", exact=False).last).to_be_visible()
     assert watch.faults == []

@@ -40,7 +40,7 @@ def test_a_version_is_rolled_back_once(stage: Stage, open_page: OpenPage, tmp_pa
     back[0].click()
     expect(first.locator("#said")).to_contain_text(f"Rolled back: {versions[0]}")
     back[1].click()
-    expect(second.locator("main")).to_contain_text(f"{versions[0]} serves auto by now")
+    expect(second.locator("main")).to_contain_text(f"auto is now served by {versions[0]}")
     assert stage.admin("GET", "/admin/learning", params={"route": "auto"})[0]["live"] == versions[0]
     stage.admin("POST", "/admin/learning/auto/roll-back")
 

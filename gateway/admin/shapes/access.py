@@ -1,4 +1,4 @@
-"""Who may do what: sessions, users, keys, tenants and their budgets and limits."""
+"""Sessions, users, keys and tenants, with their budgets and limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Password = Annotated[str, Field(min_length=12, max_length=200)]
 
 
 class SignIn(Wanted):
-    """The master key alone, or a user and the password."""
+    """Credentials: either the master key, or a user's name and password."""
 
     master_key: str = ""
     user: str = ""
@@ -24,7 +24,7 @@ class SignIn(Wanted):
 
 
 class Session(BaseModel):
-    """Who is signed in. `csrf` goes into the header x-csrf-token (or the form field csrf_token) of every change."""
+    """Who is signed in. Send `csrf` in the header x-csrf-token (or the form field csrf_token) with every change."""
 
     user: str
     role: Role
@@ -34,7 +34,7 @@ class Session(BaseModel):
 
 
 class User(BaseModel):
-    """Somebody who may sign in."""
+    """A user of the admin API and the dashboard."""
 
     name: str
     role: Role
@@ -45,7 +45,7 @@ class User(BaseModel):
 
 
 class NewUser(Wanted):
-    """The password is kept as a salted scrypt hash only."""
+    """A user to add. Of the password only a salted scrypt hash is stored."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,100}$")]
     role: Role
@@ -53,7 +53,7 @@ class NewUser(Wanted):
 
 
 class UserChange(Wanted):
-    """What is left out stays. A new password or a disabled user ends that user's sessions."""
+    """Changes to a user; fields left out stay as they are. A new password, or disabling, ends the user's sessions."""
 
     role: Role | None = None
     password: Password | None = None
@@ -62,7 +62,7 @@ class UserChange(Wanted):
 
 
 class Spent(BaseModel):
-    """Of a running period; a budget of None is unlimited."""
+    """Spend in the running period; a budget of None is unlimited."""
 
     period: Period
     since_s: float
@@ -88,14 +88,14 @@ class KeyRow(BaseModel):
     expires_s: float | None
     revoked_s: float | None
     earlier_until_s: float | None
-    """Until when a secret of before its last rotation may be used; None: it was never rotated."""
+    """When the secrets from before the last rotation expire; None where the key was never rotated."""
     spent: Spent
     version: int
-    """Another one whenever something of it was changed; 0: a key of the file."""
+    """Changes with every change to the key; 0 for a key of the configuration file."""
 
 
 class KeyLimits(Wanted):
-    """What a key may do."""
+    """Permissions and limits of a key. A limit of None is unlimited; no models means all."""
 
     models: list[Name] | None = None
     rpm: Count | None = None
@@ -108,14 +108,14 @@ class KeyLimits(Wanted):
 
 
 class KeyChange(KeyLimits):
-    """What may be changed of a key; what is left out stays."""
+    """Changes to a key; fields left out stay as they are."""
 
     version: int = 0
-    """Of the key as it was read (`KeyRow`): another one now is a conflict (409). 0: whatever it has become."""
+    """`version` of the key as it was read (see `KeyRow`); 409 if it has changed since. 0 skips the check."""
 
 
 class NewKey(KeyLimits):
-    """A key to make."""
+    """A key to create."""
 
     name: Name
     tenant: Name = "default"
@@ -142,21 +142,21 @@ class Key(BaseModel):
 
 
 class KeyRotation(Wanted):
-    """A new secret for a key."""
+    """How to rotate a key's secret."""
 
     grace_s: Annotated[float, Field(ge=0, le=LONGEST_GRACE_S)] = GRACE_S
-    """So long the earlier ones go on; 0: they end now."""
+    """How long the earlier secrets stay valid, in seconds; 0: they end now."""
 
 
 class MadeKey(BaseModel):
-    """`key` is shown this once and kept nowhere."""
+    """A new secret: `key` is in this response only, and can't be read again."""
 
     key: str
     record: Key
 
 
 class Tenant(BaseModel):
-    """A tenant: stated in the file, made here, or only seen in traffic."""
+    """A tenant: from the configuration file, added through this API, or only seen in traffic."""
 
     name: str
     source: Source
@@ -168,7 +168,7 @@ class Tenant(BaseModel):
 
 
 class TenantWanted(Wanted):
-    """Its budget over all of its keys."""
+    """The budget of a tenant over all of its keys."""
 
     budget_usd: Usd | None = None
     budget_period: Period = "month"
@@ -176,7 +176,7 @@ class TenantWanted(Wanted):
 
 
 class RouteLimit(BaseModel):
-    """A route's limits; changed on the route's page."""
+    """Limits of a route and its spend today."""
 
     route: str
     rpm: int | None

@@ -1,4 +1,4 @@
-"""Batch jobs before they begin, and what came of their prompts. The jobs themselves: gateway.admin.batch."""
+"""Plans of batch jobs, and the outcomes of their prompts. The jobs themselves are in gateway.admin.batch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from gateway.admin.shapes.common import Interval, Name, Share, Usd, Wanted
 
 
 class PlanWanted(Wanted):
-    """Prompts to be planned; nothing is spent."""
+    """Prompts to plan; planning spends nothing."""
 
     name: Name = "prompts.jsonl"
-    """For people."""
+    """Display name of the job."""
     prompts: str
-    """JSONL: OpenAI's batch lines, or a prompt a line. At most `server.max_body_bytes`."""
+    """JSONL: OpenAI's batch lines, or one prompt per line. At most `server.max_body_bytes` bytes."""
     route: Name = "auto"
-    """Answers lines that name no model."""
+    """The route of lines that name no model."""
     budget_usd: Usd | None = None
     """None: as much as the live route would spend."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds from the start; None: any."""
+    """Seconds from the start of the job; None: no deadline."""
     min_quality: Share = 0.0
     """Least predicted quality of every answer."""
     skip_bad: bool = False
@@ -29,19 +29,21 @@ class PlanWanted(Wanted):
 
 
 class PlanPoint(BaseModel):
-    """What a budget buys."""
+    """What a budget would buy."""
 
     budget_usd: float | None
-    """None: no limit."""
+    """None: unlimited."""
     cost_usd: Interval
     quality: Interval
     """Mean over prompts, 0 to 1."""
     calls: dict[str, int]
-    """Prompts by who would answer."""
+    """Number of prompts by the model, or way of answering, that would answer them."""
 
 
 class BatchPlan(BaseModel):
-    """A job that has not begun. Refused: `problem` says why, `problems` line by line as far as a screen takes them."""
+    """A job that has not been started. In the state `refused`, `problem` says why, and `problems` lists the first bad
+    lines.
+    """
 
     id: str
     state: Literal["planning", "ready", "refused"]
@@ -55,26 +57,26 @@ class BatchPlan(BaseModel):
     skip_bad: bool
     prompts: int = 0
     repeats: int = 0
-    """Lines that ask what another one asks; they are answered once."""
+    """Lines that repeat another line; they share its answer."""
     chosen: PlanPoint | None = None
     frontier: list[PlanPoint] = []
     problem: str = ""
     problems: list[str] = []
     least_budget_usd: float | None = None
-    """Where no plan fits: the least that would."""
+    """The least budget that is enough, where the given one is too small."""
 
 
 class PlanRun(Wanted):
-    """Begin. Another budget than the plan's is planned for anew, by the same means."""
+    """Start a planned job. With a budget other than the plan's, the job is planned again."""
 
     budget_usd: Usd | None = None
 
 
 class BatchAnswer(BaseModel):
-    """What one prompt came to."""
+    """Outcome of one prompt."""
 
     place: int
-    """In the input, from 0, bad and repeated lines not counted."""
+    """Index in the input, from 0; faulty and repeated lines are not counted."""
     state: Literal["started", "open", "done", "failed"]
     model: str
     status: int
@@ -84,7 +86,7 @@ class BatchAnswer(BaseModel):
 
 
 class BatchAnswers(BaseModel):
-    """In the input's order. `next` is the place to go on after; None: these are the last so far."""
+    """Outcomes in the order of the input. `next` is the `after` of the next page; None: there are no more so far."""
 
     data: list[BatchAnswer]
     next: int | None

@@ -1,4 +1,4 @@
-"""The cache: how often it answers, how often wrongly, and what is in it."""
+"""The cache: its hit rates, false-hit rates and entries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gateway.admin.shapes.common import Interval
 
 
 class CacheRoute(BaseModel):
-    """One route's cache over a window. False-hit figures are of the semantic tier, over all workers."""
+    """The cache of one route in a time window. False-hit figures are of the semantic tier, over all workers."""
 
     route: str
     kind: str
@@ -16,23 +16,23 @@ class CacheRoute(BaseModel):
     requests: int
     exact_hits: int
     shared_hits: int
-    """Answered by another request's call that was under way."""
+    """Requests answered by an identical request's call that was already under way."""
     semantic_hits: int
     hit_share: float
     saved_usd: float
     bound: float
-    """`cache_eps`: the most that false hits may be."""
+    """The route's `cache_eps`: the largest share of false hits that is allowed."""
     false_hits: Interval | None
-    """Audited; None: no hit was audited yet."""
+    """Share of false hits among audited hits; None where no hit was audited yet."""
     audited: int
     threshold: float | None
-    """Least score that serves; None: nothing is served semantically yet."""
+    """Least score of a semantic hit; None where the semantic tier answers nothing yet."""
     judge_usd: float
     ttl_s: float
 
 
 class CacheWorker(BaseModel):
-    """One worker's store."""
+    """The cache store of one worker."""
 
     worker: str
     entries: int
@@ -45,7 +45,7 @@ class CacheWorker(BaseModel):
 
 
 class CacheSummary(BaseModel):
-    """`shared`: all workers use one store (Redis), so its entries are listed once."""
+    """The whole cache. `shared`: all workers use one store, so its entries are counted once."""
 
     routes: list[CacheRoute]
     workers: list[CacheWorker]
@@ -58,7 +58,7 @@ class CacheSummary(BaseModel):
 
 
 class CacheEntry(BaseModel):
-    """One answer. Question and answer are shown to operators and admins only."""
+    """A cached answer. Question and answer are shown to operators and admins only."""
 
     id: str
     tenant: str
@@ -70,26 +70,26 @@ class CacheEntry(BaseModel):
     cost_usd: float
     size_bytes: int
     question: str
-    """Known for the semantic tier's entries; at most 200 characters."""
+    """Known for entries of the semantic tier only; at most 200 characters."""
     answer: str
     """At most 200 characters."""
     workers: list[str]
 
 
 class CacheEntries(BaseModel):
-    """Newest first."""
+    """A page of entries, newest first."""
 
     data: list[CacheEntry]
     total: int
-    """Entries that match, over all workers."""
+    """Number of entries that match, over all workers."""
     truncated: bool
     silent: list[str] = []
     unlisted: str = ""
-    """Why a store can't list its entries; a known id can be deleted all the same."""
+    """Why the store can't list its entries; empty where it can. A known id can still be deleted."""
 
 
 class CacheDeleted(BaseModel):
-    """`confirmed` of `workers` have forgotten it; the others will before their next request after they answer."""
+    """A deletion that `confirmed` of `workers` have carried out; the others do so before they answer from the cache."""
 
     id: str
     deleted: bool

@@ -1,4 +1,4 @@
-"""What several pages share: intervals, refusals, who may do what, versions of a setting."""
+"""Types that several pages share: intervals, refusals, roles, versions of a setting."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Window = Literal["hour", "day", "week", "month"]
 
 
 class Wanted(BaseModel):
-    """A request's body: an unknown field is refused, never dropped."""
+    """Base of all request bodies: an unknown field is refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Interval(BaseModel):
-    """A figure and how sure it is: 95 % unless its owner says otherwise."""
+    """A figure with its interval, of 95 % confidence unless stated otherwise."""
 
     value: float
     low: float
@@ -32,16 +32,17 @@ class Interval(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why there is no figure, and about what it would take."""
+    """Why there is no figure, and roughly what evidence is missing."""
 
     message: str
     explored_calls: int | None = None
-    """More calls of models that are not the router's first choice."""
+    """Further calls needed of models that are not the router's first choice."""
     calls: int | None = None
-    """More calls in all."""
+    """Further calls needed in all."""
     exploration: float | None = None
-    """Share of those calls that is assumed to explore; null: as at present."""
+    """Share of `calls` that is assumed to explore; null: as at present."""
     cost_usd: float | None = None
+    """Extra cost of those calls."""
 
 
 class Estimate(BaseModel):
@@ -59,21 +60,21 @@ class SettingVersion(BaseModel):
     time_s: float
     actor: str
     value: dict[str, Any] | None
-    """None: removed; what the configuration says is in force."""
+    """None: the setting was removed, so that the configuration file's value is in force."""
 
 
 class Applied(BaseModel):
-    """A change that is in force."""
+    """A change that was stored and published."""
 
     setting: SettingVersion
     workers: int
-    """Workers that run."""
+    """Number of workers that run."""
     confirmed: int
-    """Of them, those that said within two seconds that they work by it."""
+    """Number of workers that reported within two seconds that they use the new setting."""
 
 
 class AuditRow(BaseModel):
-    """Who changed what. `undo` names the setting and the version to go back to, where it can be undone."""
+    """A change in the audit log. Where it can be undone, `undo` is the body to send to /admin/audit/undo."""
 
     id: str
     time_s: float

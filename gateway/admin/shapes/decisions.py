@@ -1,4 +1,4 @@
-"""Decisions: found, explained, decided again."""
+"""Decisions: their list, their explanation and their replay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.admin.shapes.common import Quality, Seconds, Share, Usd, Wanted
 
 
 class DecisionRow(BaseModel):
-    """One line of the list."""
+    """A decision in the list."""
 
     id: str
     time_s: float
@@ -27,20 +27,21 @@ class DecisionRow(BaseModel):
     cache: str
     latency_s: float | None
     outcomes: list[str] = []
-    """Those of error, cached, escalated, explored, audit that hold; none: a plain answer."""
+    """Which of error, cached, escalated, explored and audit apply; empty for an ordinary answer."""
 
 
 class DecisionPage(BaseModel):
-    """Newest first. `next` is the cursor of the page after; null: there is nothing more."""
+    """A page of decisions, newest first. `next` is the cursor of the next page; null on the last."""
 
     data: list[DecisionRow]
     next: str | None
     searched_until_s: float | None = None
-    """A page may hold few rows, even none, and have a `next`: it searched back to here and stopped to stay quick."""
+    """Where a search was stopped to stay quick: it went back to this time. The page may then have few rows or none, and
+    still have a `next`."""
 
 
 class Candidate(BaseModel):
-    """A model that could have answered. Probabilities of a decision sum to 1."""
+    """A model that could have answered. The probabilities of a decision's candidates sum to 1."""
 
     model: str
     quality: float | None
@@ -53,7 +54,7 @@ class Candidate(BaseModel):
 
 
 class Exclusion(BaseModel):
-    """A model that could not, and why."""
+    """A model that could not have answered, and why."""
 
     model: str
     reason: str
@@ -62,7 +63,7 @@ class Exclusion(BaseModel):
 
 
 class Attempt(BaseModel):
-    """One call of one deployment."""
+    """A call to a deployment."""
 
     model: str
     deployment: str
@@ -75,16 +76,16 @@ class Attempt(BaseModel):
     cost_usd: float
     estimated: bool
     gathered: int
-    """Questions asked in the same call, of which usage and cost are this one's share; 0: it was asked alone."""
+    """Number of questions in the same call, of which usage and cost are this one's share; 0: it was called alone."""
     evidence: dict[str, Any] | None
     confidence: float | None
     threshold: float | None
-    """Least confidence that would have kept this answer; None: any."""
+    """Least confidence at which this answer would have been kept; None: any."""
     kept: bool
 
 
 class FeedbackRow(BaseModel):
-    """`decision_id` is null while no decision of that name has been seen."""
+    """Feedback on an answer. `decision_id` is null while its decision is not known."""
 
     id: str
     time_s: float
@@ -99,7 +100,7 @@ class FeedbackRow(BaseModel):
 
 
 class Explained(BaseModel):
-    """One decision, whole. `summary` says in plain sentences why this model answered."""
+    """One decision in full. `summary` explains in sentences why this model answered."""
 
     id: str
     time_s: float
@@ -131,22 +132,22 @@ class Explained(BaseModel):
     attempts: list[Attempt]
     feedback: list[FeedbackRow]
     knobs: dict[str, float]
-    """The request's own."""
+    """Knobs that the request set itself."""
     plan: list[str]
     counterfactual_usd: dict[str, float]
-    """What each model was expected to cost, or what the tokens of the answer would cost at its prices."""
+    """By model: the answer's tokens at its prices, or, without an answer, the cost that the router expected."""
     prompt_text: str
     answer_text: str
-    """Empty: the route does not store text, or the reader's role may not see it."""
+    """Both texts are empty where the route doesn't store text, or the reader's role may not see it."""
     decision: dict[str, Any]
     """The whole record, as `headgate explain --json` prints it."""
 
 
 class ReplayWanted(Wanted):
-    """With what to decide again. All empty: as the route is now."""
+    """Router and knobs for a replay. Those left out are the route's present ones."""
 
     router: str = ""
-    """A version's id, or a router's name."""
+    """A version's id or a router's name."""
     cost_weight: Share | None = None
     min_quality: Quality | None = None
     max_cost_usd: Usd | None = None
@@ -154,7 +155,7 @@ class ReplayWanted(Wanted):
 
 
 class ReplaySide(BaseModel):
-    """One of the two choices."""
+    """One side of a replay: the recorded choice or the replayed one."""
 
     router: str
     model: str
@@ -166,7 +167,7 @@ class ReplaySide(BaseModel):
 
 
 class Replayed(BaseModel):
-    """Then and now."""
+    """The recorded choice beside the replayed one."""
 
     decision_id: str
     route: str

@@ -1,4 +1,4 @@
-"""Routes: where each stands between cost and quality, what a turn of the knob would do, and the turn itself."""
+"""Routes: their knobs, frontiers, previews and trials."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gateway.admin.shapes.overview import Totals
 
 
 class Knobs(Wanted):
-    """A route's knobs. None: not set."""
+    """The knobs of a route. None: not set."""
 
     cost_weight: Share | None = None
     """0: quality only, 1: cost only."""
     min_quality: Quality | None = None
     max_latency_s: Seconds | None = None
     max_cost_usd: Usd | None = None
-    """Per request."""
+    """Most that a request may cost."""
     budget_usd_per_day: Usd | None = None
     accept_at: Quality | None = None
     """Least confidence at which a cascade keeps a cheap answer."""
@@ -27,7 +27,7 @@ class Knobs(Wanted):
 
 
 class Trial(BaseModel):
-    """Knobs tried before they are applied: in the shadow (no effect) or before a share of the requests."""
+    """A running trial of knobs: in the shadow, without any effect, or as a canary on a share of the requests."""
 
     kind: Literal["shadow", "canary"]
     knobs: Knobs
@@ -35,37 +35,37 @@ class Trial(BaseModel):
     since_s: float
     actor: str
     rounds: int
-    """Decisions since: of the canary's half, or re-decided in the shadow."""
+    """Number of decisions since the trial began: those of the canary, or those re-decided in the shadow."""
     quality: Estimate
-    """Difference to the route as it is, of what the trial decides."""
+    """Difference of the trial to the route as it is, as for cost and latency below."""
     cost_usd: Estimate
     latency_s: Estimate
     agreement: float | None
-    """Shadow: probability of choosing the same model as now."""
+    """Of a shadow trial: probability of choosing the same model as now."""
 
 
 class Held(BaseModel):
-    """One quantity per request: what was foretold of the knobs in force, and what came since."""
+    """One quantity per request: predicted for the knobs in force, and observed since."""
 
     foretold: Interval
     seen: Estimate
     held: bool | None
-    """Whether they differ by no more than chance explains (95 %); None: too early to tell."""
+    """Whether chance explains the difference of the two (at 95 %); None: not enough decisions yet."""
 
 
 class Kept(BaseModel):
-    """What became of the prediction that the knobs in force were turned on. A quantity is null where none was made."""
+    """The prediction for the knobs in force, beside what was observed. A quantity is null where none was predicted."""
 
     since_s: float
     rounds: int
-    """Of the route's latest decisions, those since."""
+    """How many of the route's latest decisions were made since."""
     quality: Held | None = None
     cost_usd: Held | None = None
     latency_s: Held | None = None
 
 
 class FrontierPoint(BaseModel):
-    """What one setting of the knob, or one model alone, costs and is worth per request."""
+    """Cost and quality per request of one cost weight, or of one model alone."""
 
     label: str
     kind: Literal["knob", "model", "now"]
@@ -75,48 +75,48 @@ class FrontierPoint(BaseModel):
 
 
 class Frontier(BaseModel):
-    """From off-policy evaluation on the route's latest decisions."""
+    """A route's frontier, by off-policy evaluation on its latest decisions."""
 
     rounds: int
     labelled: int
     points: list[FrontierPoint]
     time_s: float | None
-    """When it was computed; None: not yet (no decision, or the control process has just started)."""
+    """When it was computed; None: not computed yet."""
     note: str = ""
 
 
 class RouteCard(BaseModel):
-    """One line of the list."""
+    """A route in the list."""
 
     name: str
     models: list[str]
     router: str
-    """What decides now: a version's label or the router that the configuration names."""
+    """The router in force: a version's label, or the router that the configuration names."""
     cascade: str
     cache: str
     knobs: Knobs
     setting_version: int
-    """Hand it back with a change; 0: never changed here."""
+    """Send it with a change; 0: the route was never changed through this API."""
     trial: Literal["", "shadow", "canary"]
     day: Totals
 
 
 class RouteDetail(RouteCard):
-    """A route's page."""
+    """One route in full."""
 
     configured: Knobs
-    """What the configuration file says."""
+    """The knobs in the configuration file."""
     frontier: Frontier
     trial_detail: Trial | None
     spent_today_usd: float
     history: list[SettingVersion]
     """Newest first, fifty at most."""
     kept: Kept | None = None
-    """Null where nothing was foretold of the knobs in force."""
+    """Null where nothing was predicted for the knobs in force."""
 
 
 class Effect(BaseModel):
-    """One quantity per request: as it is, as it would be, and the difference."""
+    """One quantity per request: with the knobs in force, with the changed knobs, and their difference."""
 
     now: Estimate
     then: Estimate
@@ -129,10 +129,10 @@ class Preview(BaseModel):
     route: str
     knobs: Knobs
     rounds: int
-    """Logged decisions that were decided again."""
+    """Number of logged decisions that were decided again."""
     labelled: int
     effective: float
-    """How many of them speak of the changed policy, counted as effective ones."""
+    """Effective sample size for the changed policy."""
     quality: Effect
     cost_usd: Effect
     latency_s: Effect
@@ -143,21 +143,21 @@ class Preview(BaseModel):
     shares_then: dict[str, float]
     """Share of requests per model; known exactly."""
     passed_over: int = 0
-    """Earlier decisions left out: in them what the knobs would do was never tried."""
+    """Number of earlier decisions left out, because what the knobs would do was not tried then."""
     notes: list[str] = []
-    """What changed in the time of the log, so that its figures may say little of tomorrow."""
+    """What changed while the decisions were logged, so that the figures may not hold for the future."""
     message: str
-    """One sentence for people: what would change and how sure that is, or what it would take to know."""
+    """The predicted change in sentences, or what evidence is missing."""
 
 
 class KnobChange(Wanted):
-    """Knobs to put into force, all of them: one left out returns to what the configuration says."""
+    """All knobs to put into force; one left out returns to the configuration file's value."""
 
     knobs: Knobs
     version: int
-    """`setting_version` as it was read; another one now is a conflict (409)."""
+    """`setting_version` of the route as it was read; 409 if it has changed since."""
     why: str = ""
-    """For the audit log."""
+    """Reason for the change, for the audit log."""
 
 
 class TrialWanted(Wanted):
@@ -166,5 +166,5 @@ class TrialWanted(Wanted):
     kind: Literal["shadow", "canary"]
     knobs: Knobs
     share: Share = 0.1
-    """Of the requests; for a canary only, above 0 and below 1."""
+    """Share of the requests, more than 0 and less than 1; used by a canary only."""
     version: int

@@ -1,4 +1,4 @@
-"""Feedback, and the queue of decisions whose labels would teach most."""
+"""Feedback, and the queue of decisions to label."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.admin.shapes.decisions import FeedbackRow
 
 
 class ToLabel(BaseModel):
-    """A decision that nobody has scored."""
+    """A decision without a score."""
 
     id: str
     time_s: float
@@ -19,31 +19,32 @@ class ToLabel(BaseModel):
     model: str
     answered_model: str
     gain: float
-    """How much its label would teach, in nats of information about the model that answered, weighted by how close
-    the choice was."""
+    """Information that a label would add about the model that answered, in nats, weighted by how close the choice was.
+    """
     why: str
     """The gain in words."""
     quality: float | None
-    """What the router expected."""
+    """The quality that the router expected."""
     prompt_text: str
     answer_text: str
-    """Empty where the route does not store text."""
+    """Both texts are empty where the route doesn't store text, or the reader's role may not see it."""
 
 
 class LabelQueue(BaseModel):
-    """The first teaches most."""
+    """Decisions to label, the most informative first; those without stored text come last."""
 
     data: list[ToLabel]
     waiting: int
-    """Unlabelled decisions that were weighed."""
+    """Number of unlabelled decisions that were considered."""
     time_s: float | None
+    """When the queue was computed; None: not yet."""
     without_text: int
-    """Of `waiting`, those that cannot be read here, because their route stores no text; they come last."""
+    """How many of `waiting` can't be read here, because their route doesn't store text."""
     note: str = ""
 
 
 class LabelWanted(Wanted):
-    """What the answer was worth: 1 right, 0 wrong, or between."""
+    """Score of an answer: 1 is right, 0 is wrong, and values between are allowed."""
 
     score: Share
     label: Annotated[str, Field(max_length=200)] = ""
@@ -51,17 +52,17 @@ class LabelWanted(Wanted):
 
 
 class FeedbackPage(BaseModel):
-    """Newest first."""
+    """A page of feedback, newest first. `next` is the cursor of the next page; null on the last."""
 
     data: list[FeedbackRow]
     next: str | None
 
 
 class FeedbackSummary(BaseModel):
-    """Of the last seven days."""
+    """Feedback of the last seven days."""
 
     by_source: dict[str, int]
     scored: int
     mean_score: float | None
     unattached: int
-    """Whose decision has not been seen."""
+    """Number of entries whose decision is not known."""

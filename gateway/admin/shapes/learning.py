@@ -1,4 +1,4 @@
-"""Learning: versions and where they come from, calibration, drift, alarms."""
+"""Learning: router versions, calibration, drift and alarms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.admin.shapes.common import Interval, Share, Wanted
 
 
 class Version(BaseModel):
-    """A trained router and where it stands."""
+    """A trained router and its state."""
 
     route: str
     version: str
@@ -18,26 +18,26 @@ class Version(BaseModel):
     state: str
     """candidate | shadow | canary | live | retired | refused | rolled_back"""
     since_s: float | None
-    """Since when it stands there."""
+    """When it entered this state; None: unknown."""
     parent: str
-    """The version that served when it was trained; empty: what the configuration names, or unknown."""
+    """The version that served when it was trained; empty: the configuration's router, or unknown."""
     label: str
     """name@version, as decisions record it."""
     rows: int | None
-    """Rounds it was trained on."""
+    """Number of rounds that it was trained on; None: not recorded."""
     data_checksum: str
     gate: Gate | None
     shadow: Gate | None
     canary: Interval | None
-    """Difference of the randomised halves, candidate minus incumbent."""
+    """Difference of the randomised groups, candidate minus incumbent."""
     checksum: str
     artifact: str
     may: list[Literal["promote", "canary", "end_canary", "roll_back"]]
-    """What can be done with it now."""
+    """Actions that are possible now."""
 
 
 class Gate(BaseModel):
-    """What the offline judgement said."""
+    """Result of a gate: the comparison of a candidate with the incumbent, offline or in shadow."""
 
     passed: bool
     reason: str
@@ -47,7 +47,7 @@ class Gate(BaseModel):
 
 
 class Alarm(BaseModel):
-    """Something is wrong with a route's learning, in words an operator can act on."""
+    """A problem with a route's learning, and what an operator can do about it."""
 
     route: str
     kind: str
@@ -58,7 +58,7 @@ class Alarm(BaseModel):
 
 
 class CalibrationBin(BaseModel):
-    """Answers of a model that the router expected to score about `expected`: what they scored."""
+    """Answers of which the router expected a score of about `expected`, and their mean score."""
 
     expected: float
     scored: Interval
@@ -66,17 +66,17 @@ class CalibrationBin(BaseModel):
 
 
 class Calibration(BaseModel):
-    """Of one model on one route."""
+    """Calibration of the expected quality of one model on one route."""
 
     model: str
     bins: list[CalibrationBin]
     error: float | None
-    """Expected calibration error: mean distance of the two, weighted by n."""
+    """Expected calibration error: mean absolute difference of expected and actual score, weighted by n."""
     n: int
 
 
 class DriftPoint(BaseModel):
-    """A slice of the latest rounds, oldest first."""
+    """A slice of the latest rounds in time order."""
 
     since_s: float
     until_s: float
@@ -84,18 +84,18 @@ class DriftPoint(BaseModel):
     labelled: int
     score: Interval | None
     expected: float | None
-    """Mean of what the router expected of the models it chose."""
+    """Mean quality that the router expected of the models it chose."""
     feature_shift: float | None
-    """Distance of the queries' mean from the first slice's, in standard deviations of the axis that moved most."""
+    """Largest shift of the queries' mean features since the first slice, over all axes, in standard deviations."""
     explored_share: float
 
 
 class RouteLearning(BaseModel):
-    """One route's."""
+    """Learning of one route."""
 
     route: str
     live: str
-    """Version that serves; empty: what the configuration names."""
+    """The version that serves; empty: the router that the configuration names."""
     router: str
     versions: list[Version]
     alarms: list[Alarm]
@@ -109,13 +109,13 @@ class RouteLearning(BaseModel):
 
 
 class CanaryWanted(Wanted):
-    """Put a version before a share of its route's requests."""
+    """The share of a route's requests that a canary serves."""
 
     share: Share = 0.1
 
 
 class VersionDone(BaseModel):
-    """What serves now."""
+    """A change of a version's state, and how many workers have confirmed it."""
 
     route: str
     version: str

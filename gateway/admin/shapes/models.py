@@ -1,7 +1,7 @@
-"""Models and providers: how they are doing, what they cost, and changing them while the gateway runs.
+"""Models and providers: their state, and changes to them while the gateway runs.
 
-What can be changed is part of the configuration's keys, typed here once more because None has a meaning of its own
-(keep what is there) and because OpenAPI is made of it; a test keeps the two alike.
+The fields that can be changed are keys of the configuration. They are typed here again, because None has a meaning of
+its own (keep the stored value) and OpenAPI is generated from these types; a test keeps the two consistent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Source = Literal["file", "here", "file, changed here"]
 
 
 class Deployment(BaseModel):
-    """One way to reach a model, the worst of what the workers say of it."""
+    """A deployment of a model: the worst state that any worker reports."""
 
     model: str
     provider: str
@@ -24,14 +24,14 @@ class Deployment(BaseModel):
     id: str
     """provider/upstream name."""
     state: Literal["closed", "half_open", "open", "unknown"]
-    """Of the breaker; unknown: no worker has said."""
+    """State of the circuit breaker; unknown: no worker has reported it."""
     reason: str
     """The failure that opened it."""
     retry_in_s: float
     in_flight: int
     requests: int
     failures: int
-    """Since the workers started."""
+    """Requests and failures are counted since the workers started."""
     latency_s: float | None
     ttft_p95_s: float | None
     input_usd_per_mtok: float
@@ -40,7 +40,7 @@ class Deployment(BaseModel):
 
 
 class Hour(BaseModel):
-    """Over the last hour, from the journal."""
+    """A model's last hour, from the journal."""
 
     requests: int
     errors: int
@@ -49,7 +49,7 @@ class Hour(BaseModel):
     latency_p95_s: float | None
     ttft_p50_s: float | None
     tokens_per_s: float | None
-    """Output tokens per second of latency, the mean over its answers."""
+    """Output tokens per second of latency, over all its answers."""
 
 
 class ModelCard(BaseModel):
@@ -62,12 +62,12 @@ class ModelCard(BaseModel):
     routes: list[str]
     hour: Hour
     config: dict[str, Any]
-    """Every key of the configuration, of the first deployment."""
+    """All configuration keys of the first deployment."""
     setting_version: int
 
 
 class EngineStats(BaseModel):
-    """An inference server's. Rates are over the time since the last look (some seconds); None: it does not say."""
+    """Statistics of an inference server. Rates are over the seconds since the last request. None: not reported."""
 
     provider: str
     model: str
@@ -80,15 +80,15 @@ class EngineStats(BaseModel):
     busy_share: float | None = None
     preemptions: int | None = None
     accepted_share: float | None = None
-    """Of the guesses of speculative decoding."""
+    """Accepted share of the draft tokens of speculative decoding."""
     accepted_over_best: float | None = None
-    """Guesses kept over what the best rule of acceptance keeps of the same guesses on average."""
+    """Accepted draft tokens, relative to what the best acceptance rule would accept of them on average."""
     joules_per_token: float | None = None
-    """Of the whole machine's packages while it worked; None: the hardware does not say."""
+    """Energy of all of the machine's processor packages per output token; None: the hardware doesn't report it."""
 
 
 class ProviderCard(BaseModel):
-    """A provider. Secrets are never shown: only whether one is set."""
+    """A provider. Secrets are never shown, only whether one is set."""
 
     name: str
     kind: str
@@ -102,15 +102,15 @@ class ProviderCard(BaseModel):
     connect_timeout_s: float
     verify_tls: bool
     managed: bool
-    """A child process of this gateway."""
+    """Whether it is a child process of this gateway."""
     models: list[str]
     connections: dict[str, int]
-    """By state: idle, in_use."""
+    """Number of connections by state: idle or in_use."""
     setting_version: int
 
 
 class Fleet(BaseModel):
-    """The whole page."""
+    """All models, providers and inference servers."""
 
     models: list[ModelCard]
     providers: list[ProviderCard]
@@ -118,20 +118,20 @@ class Fleet(BaseModel):
     workers: list[str]
     silent: list[str]
     energy: str
-    """Why joules are not told, where they aren't."""
+    """Why energy is not reported; empty where it is."""
 
 
 class ProviderWanted(Wanted):
-    """A provider to add or change. A secret left out (None) stays as it is; an empty one is removed."""
+    """A provider to add or change. A secret that is None stays as it is; an empty one is removed."""
 
     kind: Literal["openai", "anthropic", "azure", "local", "scripted"]
     base_url: str = ""
     api_key: str | None = None
-    """The secret itself, or ${NAME} of an environment variable of the gateway's."""
+    """The secret itself, or ${NAME} for an environment variable of the gateway."""
     headers: dict[str, str | None] = Field(default_factory=dict)
     api_version: str = ""
     engine: str = ""
-    """The inference server that it is, of the kind openai; empty: not known."""
+    """For the kind openai: which inference server it is; empty: unknown."""
     max_connections: int = 512
     connect_timeout_s: float = 5.0
     verify_tls: bool = True
@@ -140,7 +140,7 @@ class ProviderWanted(Wanted):
 
 
 class ModelWanted(Wanted):
-    """A model to add or change, with one deployment; further ones are the configuration file's business."""
+    """A model to add or change, with one deployment; further ones are added in the configuration file."""
 
     provider: Name
     upstream_name: str = ""
@@ -160,12 +160,12 @@ class ModelWanted(Wanted):
     logprobs: bool = False
     weight: float = 1.0
     routes: list[Name] | None = None
-    """Routes it shall be a model of; None: leave them as they are."""
+    """The routes that use the model; None: they stay as they are."""
     version: int
 
 
 class Checked(BaseModel):
-    """What a connection test found."""
+    """Result of a connection test."""
 
     ok: bool
     detail: str

@@ -1,4 +1,4 @@
-"""The first page: traffic, speed, spend and what was saved."""
+"""The overview: traffic, latency, spend and savings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gateway.admin.shapes.common import Estimate, Interval, Window
 
 
 class Totals(BaseModel):
-    """Of a window. Shares are of requests; latencies are of whole answers, in seconds, None without a request."""
+    """Totals of a window. Shares are of requests; latencies are of whole answers in seconds, None without a request."""
 
     requests: int
     errors: int
@@ -19,7 +19,7 @@ class Totals(BaseModel):
     explored: int
     cost_usd: float
     cache_saved_usd: float
-    """What the answers from the cache had cost when they were made."""
+    """Original cost of the answers that came from the cache."""
     input_tokens: int
     output_tokens: int
     latency_p50_s: float | None
@@ -29,47 +29,49 @@ class Totals(BaseModel):
 
 
 class Extra(BaseModel):
-    """Parts of the spend that plain routing to one model would not have had; all of them are inside `cost_usd`."""
+    """Parts of the spend that sending everything to one model would not have; `cost_usd` includes them."""
 
     judge_usd: float
-    """Shadow questions and judgements of the semantic cache."""
+    """Shadow calls and judgements that audit the semantic cache."""
     exploration_usd: float
-    """Of what explored choices cost, the part that the router's first choice was expected to save."""
+    """Cost of explored choices beyond the expected cost of the router's first choices."""
     cascade_usd: float
-    """Attempts whose answers were not kept: rejected drafts, failed tries, hedges."""
+    """Attempts whose answers were not kept: rejected drafts, failed attempts, hedges."""
 
 
 class BaselineSaving(BaseModel):
-    """Against sending every request to one declared model."""
+    """Savings against sending every request to one model."""
 
     model: str
     declared: bool
-    """False: nobody declared one; the dearest model of the configuration stands in."""
+    """False: no baseline was declared, so it is the most expensive model of the configuration."""
     baseline_usd: Interval | None
     saved_usd: Interval | None
-    """Baseline minus all that was spent. Negative: routing cost more."""
+    """Baseline cost minus all that was spent. Negative: routing cost more."""
     saved_share: Interval | None
     basis: str
-    """One sentence on how the counterfactual cost was found."""
+    """How the baseline's cost was computed."""
     refusal: str = ""
 
 
 class RandomSaving(BaseModel):
-    """Against choosing models at random, blind to the query, at the same quality; and at the same cost."""
+    """Savings against choosing models at random, without looking at the query: cost saved at the same quality, and
+    quality gained at the same cost.
+    """
 
     saved_usd: Estimate
     saved_share: Estimate
     quality_gain: Estimate
-    """Quality beyond that of the blind mixture that costs as much."""
+    """Quality beyond that of the random mixture of the same cost."""
     rounds: int
-    """Latest decisions that the figures rest on."""
+    """Number of latest decisions that the figures rest on."""
     basis: str
     time_s: float | None
     """When they were computed; None: not yet."""
 
 
 class Point(BaseModel):
-    """One step of a series."""
+    """One time step of a series."""
 
     time_s: int
     requests: int
@@ -83,7 +85,7 @@ class Point(BaseModel):
 
 
 class Slice(BaseModel):
-    """One route, model or tenant of the window, the dearest first."""
+    """The part of one route, model or tenant in the window's traffic; lists are in descending order of cost."""
 
     name: str
     requests: int
@@ -95,7 +97,7 @@ class Slice(BaseModel):
 
 
 class Overview(BaseModel):
-    """`empty`: no decision in this window."""
+    """The overview of a window. `empty`: there was no request in it."""
 
     window: Window
     since_s: float
@@ -106,7 +108,7 @@ class Overview(BaseModel):
     empty: bool
     totals: Totals
     before: Totals
-    """The window before, of the same length."""
+    """Totals of the window before, up to the moment that corresponds to now."""
     extra: Extra
     baseline: BaselineSaving
     random: RandomSaving
@@ -115,15 +117,15 @@ class Overview(BaseModel):
     by_model: list[Slice]
     by_tenant: list[Slice]
     alarms: int
-    """Raised now, over all routes."""
+    """Number of alarms raised now, over all routes."""
     journal: str
-    """ok | opening: the database has not been reached yet | away: it can't be reached, figures may be missing |
-    behind: records wait to be shipped | counting: old decisions are still being added up."""
+    """ok | opening: the database has not been reached yet | away: it can't be reached, so figures may be missing |
+    behind: records wait to be shipped | counting: old decisions are still being added to the rollups."""
     journal_detail: str = ""
 
 
 class Revision(BaseModel):
-    """Numbers that change when a page may be out of date; cheap to ask for, no database behind it."""
+    """Numbers that change when a page may be out of date; they don't need the database."""
 
     decisions: int
     settings: int

@@ -52,7 +52,7 @@ def test_a_turn_is_held_to_what_was_foretold(admin: AdminServices) -> None:
         came = explored(200, seed=first, chance=chance)
         at_s = time.time()
         write(admin, *(replace(one, id=f"{one.id}_{first}", time_s=at_s) for one in came if one.id.startswith("dec_")))
-        admin.kept.clear()
+        admin.results.clear()
         told = knobs.route_detail(admin, "auto").kept
         assert told is not None and told.cost_usd is not None
         return told
@@ -165,13 +165,13 @@ def test_a_preview_says_what_would_change_or_what_it_takes_to_know(admin: AdminS
     empty = knobs.preview(admin, "auto", Knobs(cost_weight=1.0))
     assert empty.rounds == 0 and empty.cost_usd.difference.refusal is not None
     write(admin, *explored(30))
-    admin.kept.clear()
+    admin.results.clear()
     few = knobs.preview(admin, "auto", Knobs(cost_weight=1.0))
     assert few.quality.difference.refusal is not None
     assert (few.quality.difference.refusal.explored_calls or 0) > 0 and "more explored calls" in few.message
     assert few.quality.difference.refusal.exploration == 0.1
     write(admin, *explored(500, seed=1))
-    admin.kept.clear()
+    admin.results.clear()
     told = knobs.preview(admin, "auto", Knobs(cost_weight=1.0))
     cost, quality = told.cost_usd.difference.interval, told.quality.difference.interval
     assert cost is not None and cost.high < 0.0
@@ -213,7 +213,7 @@ def test_knobs_are_tried_before_they_are_applied(admin: AdminServices) -> None:
     write(admin, *explored(300))
     with admin.store.engine.begin() as connection:  # begun before the traffic
         connection.exec_driver_sql("UPDATE settings SET value = json_set(value, '$.trial.since_s', 0)")
-    admin.kept.clear()
+    admin.results.clear()
     shadow = knobs.route_detail(admin, "auto").trial_detail
     assert shadow is not None and shadow.rounds == 300 and shadow.agreement is not None
     assert shadow.cost_usd.interval is not None and shadow.cost_usd.interval.high < 0.0
@@ -224,7 +224,7 @@ def test_knobs_are_tried_before_they_are_applied(admin: AdminServices) -> None:
     knobs.adopt_trial(admin, BOB, "auto", 2)
     page = knobs.route_detail(admin, "auto")
     assert (page.knobs.cost_weight, page.trial, page.trial_detail) == (1.0, "", None)
-    with pytest.raises(CallerError, match="nothing is tried"):
+    with pytest.raises(CallerError, match="there is no trial"):
         knobs.end_trial(admin, BOB, "auto", 3)
 
 

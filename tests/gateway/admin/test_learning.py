@@ -84,7 +84,7 @@ def test_only_what_was_seen_serving_is_promoted_over_or_rolled_back(admin: Admin
     first, second = two
     learning.promote(admin, ANN, "auto", first, live="")
     learning.promote(admin, ANN, "auto", second, live=first)
-    with pytest.raises(Conflict, match=f"{second} serves auto by now"):
+    with pytest.raises(Conflict, match=f"auto is now served by {second}"):
         learning.promote(admin, ANN, "auto", first, live="")
 
     def turn(_: int) -> str:
@@ -95,7 +95,7 @@ def test_only_what_was_seen_serving_is_promoted_over_or_rolled_back(admin: Admin
 
     with ThreadPoolExecutor(2) as pool:
         said = sorted(pool.map(turn, range(2)), key=len)
-    assert said[0] == first and "by now" in said[1]
+    assert said[0] == first and "is now served by" in said[1]
     assert states(admin) == {first: "live", second: "rolled_back"}
 
 
@@ -148,7 +148,7 @@ async def test_figures_go_on_after_the_database_was_away(admin: AdminServices, m
 
     monkeypatch.setattr(upkeep, "raised", raised)
     monkeypatch.setattr(upkeep, "EVERY_S", 0.01)
-    monkeypatch.setattr(upkeep, "LOOKED_OVER_EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "CHECKED_EVERY_S", 0.0)
     records = [one for one in explored(300) if isinstance(one, DecisionRecord)]
     write(admin, *records[:200])
     ended = threading.Event()
@@ -181,16 +181,16 @@ def test_cases_that_harm_are_told_while_the_route_shows_some(admin: AdminService
 def test_answers_without_text_are_said_to_have_none_not_the_routes(admin: AdminServices) -> None:
     """The route keeps text; what waits was answered before it did."""
     write(admin, *(recent(n, id=f"dec_blind{n}") for n in range(30)))
-    upkeep.look_over(admin, "auto", Seen())
+    upkeep.check_up(admin, "auto", Seen())
     queue = labels.queue(admin, ANN)
-    assert queue.data and "no text of these answers was kept" in queue.note
+    assert queue.data and "the text of these answers is not stored" in queue.note
 
 
 def test_the_queue_asks_first_for_what_teaches_most_and_a_label_ends_it(admin: AdminServices) -> None:
     """Readable ones first; a labelled decision leaves the queue; a second label replaces the first."""
     records = explored(120)
     write(admin, *[one for one in records if one.id.startswith("dec_")], recent(5000, id="dec_blind"))
-    upkeep.look_over(admin, "auto", Seen())
+    upkeep.check_up(admin, "auto", Seen())
     queue = labels.queue(admin, ANN, limit=5)
     assert len(queue.data) == 5 and all(one.prompt_text for one in queue.data)
     gains = [one.gain for one in queue.data]
@@ -213,7 +213,7 @@ def test_a_floor_is_certified_where_the_data_supports_it_and_refused_where_not(a
     few = certificates.issue(admin, ANN, "auto", CertificateWanted(floor=0.9))
     assert few.certificate is None and few.refusal is not None and (few.refusal.calls or 0) > 0
     write(admin, *explored(1000, seed=2))
-    admin.kept.clear()
+    admin.results.clear()
     wanted = CertificateWanted(floor=0.7, apply=True, version=0)
     told = certificates.issue(admin, ANN, "auto", wanted).certificate
     assert told is not None and told.standing == "valid" and told.reference == "large"
@@ -235,10 +235,10 @@ def test_drift_withdraws_a_certificate_and_turns_the_knob_back(admin: AdminServi
         text = told.model_copy(update={"issued_s": 1.0, "floor": 1.0}).model_dump_json()
         connection.execute(sa.update(certificate_table).values(payload=text, issued_s=1.0))
     begun_s = time.time()
-    upkeep.look_over(admin, "auto", Seen())
+    upkeep.check_up(admin, "auto", Seen())
     (after,) = certificates.certificates(admin)
     assert after.standing == "withdrawn" and after.coverage is not None and after.held is False
-    assert after.coverage.high < 1.0 and "cost weight 0" in after.note
+    assert after.coverage.high < 1.0 and "cost weight to 0" in after.note
     assert admin.current.routes[0].cost_weight == 0.0
     assert begun_s <= after.standing_since_s <= time.time()
 

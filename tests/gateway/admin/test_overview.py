@@ -15,7 +15,7 @@ from gateway.admin.changes import Conflict
 from gateway.admin.overview import declare_baseline, overview
 from gateway.admin.savings import against
 from gateway.admin.services import AdminServices
-from gateway.admin.upkeep import Seen, beside_chance, look_over
+from gateway.admin.upkeep import Seen, blind_savings, check_up
 from gateway.config import Config, ModelConfig
 from gateway.errors import CallerError
 from gateway.journal.record import CandidateRecord, DecisionRecord
@@ -33,7 +33,7 @@ def test_an_empty_journal_has_empty_figures(admin: AdminServices) -> None:
     """No division by nothing, no error: zeros, and reasons where a figure would be."""
     told = overview(admin, "week")
     assert told.empty and told.totals.requests == 0 and told.totals.latency_p50_s is None
-    assert told.baseline.refusal == "nothing was asked in this time"
+    assert told.baseline.refusal == "there was no request in this time"
     assert told.random.saved_usd.refusal is not None
     assert len(told.series) == 7 * 24
 
@@ -141,7 +141,7 @@ def test_what_no_chat_model_could_answer_saves_nothing_and_wastes_nothing(admin:
     write(admin, *(recent(100 + n, surface=surface, route=model, answered_model=model, attempts=(attempt(model),),
                          cost_nanousd=5_000_000)
                   for n, (surface, model) in enumerate([("embeddings", "vectors"), ("images", "brush")])))  # fmt: skip
-    admin.kept.clear()
+    admin.results.clear()
     after = overview(admin, "day")
     assert after.baseline == before.baseline and after.totals.cost_usd > before.totals.cost_usd
 
@@ -149,12 +149,12 @@ def test_what_no_chat_model_could_answer_saves_nothing_and_wastes_nothing(admin:
 def test_savings_beside_chance_are_told_once_enough_was_explored(admin: AdminServices) -> None:
     """A route that is as blind as chance saves nothing beyond it: the interval holds zero; before, a refusal."""
     write(admin, *explored(20))
-    look_over(admin, "auto", Seen())
+    check_up(admin, "auto", Seen())
     few = overview(admin, "hour").random
     assert few.saved_usd.refusal is not None and "of the 50 needed" in few.saved_usd.refusal.message
     write(admin, *explored(600, seed=1))
-    look_over(admin, "auto", Seen())
-    admin.kept.clear()
+    check_up(admin, "auto", Seen())
+    admin.results.clear()
     told = overview(admin, "hour").random
     assert told.saved_usd.interval is not None and told.quality_gain.interval is not None
     assert told.saved_usd.interval.low <= 0.0 <= told.saved_usd.interval.high
@@ -164,7 +164,7 @@ def test_savings_beside_chance_are_told_once_enough_was_explored(admin: AdminSer
 
 def test_routing_that_knows_the_query_beats_chance() -> None:
     """Where hard questions go to the large model, the blind mixture of the same worth costs more."""
-    told = beside_chance(log_of([knowing(number) for number in range(600)]))
+    told = blind_savings(log_of([knowing(number) for number in range(600)]))
     assert told["saved_usd"]["low"] > 0.0 and told["quality_gain"]["low"] > 0.0
 
 

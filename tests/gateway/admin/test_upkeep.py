@@ -40,8 +40,8 @@ def steps(admin: AdminServices, seen: dict[str, Seen], asked: list[str]) -> int:
 def test_what_takes_long_comes_seldom(admin: AdminServices) -> None:
     """A route that took half a second of CPU waits a hundred; one that took nothing, half a minute."""
     write(admin, *explored(40))
-    quick, slow = {"auto": Seen(looked_s=100.0)}, {"auto": Seen(looked_s=100.0, took_s=0.5)}
-    assert upkeep.step(admin, quick, 140.0) and quick["auto"].looked_s == 140.0
+    quick, slow = {"auto": Seen(checked_s=100.0)}, {"auto": Seen(checked_s=100.0, took_s=0.5)}
+    assert upkeep.step(admin, quick, 140.0) and quick["auto"].checked_s == 140.0
     assert quick["auto"].took_s > 0.0
     slow["auto"].frontier_s = 100.0
     assert not upkeep.step(admin, slow, 140.0) and upkeep.step(admin, slow, 201.0)
