@@ -1,4 +1,4 @@
-"""`headgate batch`: a job's whole cost and quality are shown before it starts."""
+"""`headgate batch plan`: plans a batch job, and shows its cost and quality before it is run."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from gateway.errors import CallerError
 batch = typer.Typer(name="batch", help="Jobs of many prompts, planned before any money is spent.", no_args_is_help=True)
 
 _UNPLANNED = (
-    "no climb is in this plan: none gains anything, or the route has no cascade trained for routing by this version; "
-    "`batch run --cascade` may still ask poor answers again, within the budget"
+    "no escalation is in this plan: either none gains anything, or the route has no cascade that this version trained "
+    "for routing; `batch run --cascade` may still send poorly answered prompts to a better model, within the budget"
 )
 _PARALLEL_BYTES = 8 << 20
-"""A smaller input is read faster by one process."""
+"""An input smaller than this is read faster by one process."""
 
 
 def add_to(app: typer.Typer) -> None:
-    """Name these commands in `app`."""
+    """Register these commands in `app`."""
     from gateway.commands import batch_run
 
     batch_run.add_to(batch)
@@ -60,8 +60,8 @@ def plan(
     dedupe: Annotated[str, typer.Option(help="Share answers: route (as its cache allows), exact, none.")] = "route",
     samples: Samples = "",
     cascade: Cascade = False,
-    concurrency: Annotated[int, typer.Option(help="Plan for at most so many calls at once; 0: any number.", min=0)] = 0,
-    pilot: Annotated[int, typer.Option(help="First send so many prompts to every model. This costs money.", min=0)] = 0,
+    concurrency: Annotated[int, typer.Option(help="Most calls at once to plan for; 0: any number.", min=0)] = 0,
+    pilot: Annotated[int, typer.Option(help="Prompts to send to every model first. This costs money.", min=0)] = 0,
     pilot_budget: Annotated[
         float | None,
         typer.Option(parser=dollars, metavar="USD", help="Most dollars for that pilot; default: 2 % of the budget."),
@@ -96,21 +96,21 @@ def plan(
         concurrency,
         processes or _processes(prompts),
     )
-    asked = _pilot(chosen, options.budget_usd, pilot, pilot_budget, pilot_check, yes or json)
-    with problems_shown(Console(stderr=True), json), _progress(prompts, console) as seen, _clean_stdout(json):
-        found = plan_job(prompts, folder, options, context_of(chosen), pilot=asked, on_progress=seen)
+    pilot_run = _pilot(chosen, options.budget_usd, pilot, pilot_budget, pilot_check, yes or json)
+    with problems_shown(Console(stderr=True), json), _progress(prompts, console) as on_progress, _clean_stdout(json):
+        made = plan_job(prompts, folder, options, context_of(chosen), pilot=pilot_run, on_progress=on_progress)
     if plot is not None:
-        draw(found, plot)
+        draw(made, plot)
     if json:
-        print_json(as_json(found, folder))
+        print_json(as_json(made, folder))
     else:
-        show(found, folder, console)
-        if cascade and all(arm.rule < 0 for arm in found.estimates.arms):
+        show(made, folder, console)
+        if cascade and all(arm.rule < 0 for arm in made.estimates.arms):
             console.print(_UNPLANNED, style="yellow", highlight=False)
 
 
 def context_of(config: Config) -> Any:
-    """The gateway's routes with the routers that serve them now."""
+    """The routes of the configuration, with the routers that serve them now."""
     from gateway.app import open_book
     from gateway.batch.context import open_context
     from gateway.settings import read_settings
@@ -132,7 +132,7 @@ def _processes(path: Path) -> int:
 
 @contextmanager
 def _progress(path: Path, console: Any) -> Iterator[Any]:
-    """A bar over the input's bytes, on a terminal."""
+    """A progress bar over the bytes of the input, shown on a terminal only. Yields its callback (lines, bytes)."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     size = path.stat().st_size if path.is_file() else 0
@@ -144,43 +144,43 @@ def _progress(path: Path, console: Any) -> Iterator[Any]:
         task = bar.add_task("reading", total=size or None, lines=0)
         lines = 0
 
-        def seen(count: int, read: int) -> None:
+        def on_progress(count: int, read: int) -> None:
             nonlocal lines
             lines += count
             bar.update(task, advance=read, lines=lines)
 
-        yield seen
+        yield on_progress
 
 
 @contextmanager
 def _clean_stdout(wanted: bool) -> Iterator[None]:
-    """The solver's own library may print: that goes where no program reads."""
+    """Send what the solver's library prints to standard error, so that it can't mix with JSON on standard output."""
     if not wanted:
         yield
         return
     libc = ctypes.CDLL(None)
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         libc.fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _pilot(
-    config: Config, budget_usd: float | None, prompts: int, most_usd: float | None, check: str, agreed: bool
+    config: Config, budget_usd: float | None, prompts: int, limit_usd: float | None, check: str, agreed: bool
 ) -> Any:
-    """What asks the pilot's prompts; None where none was wanted."""
+    """The pilot to run before planning; None without one. Asks for confirmation unless `agreed`. Raises CallerError."""
     if not prompts:
         return None
     from gateway.batch.pilot import PILOT_SHARE, Sample, pilot_of
 
-    if most_usd is None and budget_usd is not None:
-        most_usd = PILOT_SHARE * budget_usd
-    if most_usd is None:
-        raise CallerError("a pilot without a budget needs --pilot-budget", param="pilot-budget")
+    if limit_usd is None and budget_usd is not None:
+        limit_usd = PILOT_SHARE * budget_usd
+    if limit_usd is None:
+        raise CallerError("a pilot without --budget needs --pilot-budget", param="pilot-budget")
     if not agreed:
-        typer.confirm(f"The pilot may spend up to ${most_usd:,.4g}. Go on?", abort=True)
-    return pilot_of(config, Sample(prompts, most_usd, check))
+        typer.confirm(f"The pilot may spend up to ${limit_usd:,.4g}. Go on?", abort=True)
+    return pilot_of(config, Sample(prompts, limit_usd, check))

@@ -1,4 +1,4 @@
-"""The options that `headgate batch plan` and `headgate batch run` share: said, read and bounded in one place."""
+"""The options that `headgate batch plan` and `headgate batch run` share, with their parsers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.config import MOST_USD
 
 
 def seconds(text: str) -> float:
-    """A length of time such as 12h, 90m, 2d, 45s or 3600. BadParameter where it is none."""
+    """Parse a length of time such as 12h, 90m, 2d, 45s or 3600 to seconds. Raises BadParameter."""
     try:
         return seconds_of(text)
     except ValueError as fault:
@@ -20,7 +20,7 @@ def seconds(text: str) -> float:
 
 
 def dollars(text: str) -> float:
-    """An amount such as 300, 300.50 or $300."""
+    """Parse an amount of US dollars such as 300, 300.50 or $300. Raises BadParameter."""
     try:
         value = float(text.strip().removeprefix("$").replace(",", ""))
     except ValueError:
@@ -31,7 +31,7 @@ def dollars(text: str) -> float:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Numbers of samples such as 2,4."""
+    """Parse numbers of samples such as 2,4. Raises BadParameter."""
     try:
         counts = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
@@ -45,7 +45,7 @@ PROMPTS = typer.Argument(help="File of prompts: OpenAI batch JSONL, or JSONL, CS
 
 Budget = Annotated[
     float | None,
-    typer.Option(parser=dollars, metavar="USD", help="Dollars never to exceed; default: what the route would spend."),
+    typer.Option(parser=dollars, metavar="USD", help="Most dollars to spend; default: what the route would spend."),
 ]
 Deadline = Annotated[
     float | None,
@@ -58,7 +58,7 @@ MinQuality = Annotated[
 ]
 Samples = Annotated[str, typer.Option(help="Consider best-of-k sampling with these k, such as 2,4.")]
 Cascade = Annotated[
-    bool, typer.Option("--cascade", help="Let the route's cascade ask a better model where an answer is poor.")
+    bool, typer.Option("--cascade", help="Let the route's cascade call a better model where an answer is poor.")
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that can't be answered, and go on.")]
 Tenant = Annotated[str, typer.Option(help="Tenant that the job belongs to.")]

@@ -1,4 +1,4 @@
-"""`headgate batch run`, `status`, `pause`, `resume`, `cancel`: a planned job executed, and what jobs there are."""
+"""`headgate batch run`, `status`, `pause`, `resume`, `cancel`: runs batch jobs and controls them."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from gateway.prices import dollars
 if TYPE_CHECKING:
     from gateway.batch.command import RunOptions
     from gateway.batch.jobs import Job
-    from gateway.batch.jobs import Progress as Standing
+    from gateway.batch.jobs import Progress as JobProgress
 
 JobId = Annotated[str, typer.Argument(help="Id of the job (see `batch status`).")]
 
 
 def add_to(group: typer.Typer) -> None:
-    """Name these commands in `headgate batch`."""
+    """Register these commands in `headgate batch`."""
     for command in (run, status, pause, resume, cancel):
         group.command()(command)
 
@@ -66,7 +66,7 @@ def run(
     tenant: Tenant = "default",
     json: Json = False,
 ) -> None:
-    """Answer all prompts of a file within budget and deadline. After a crash, the same command goes on where it was."""
+    """Answer all prompts of a file within budget and deadline. After a crash, the same command continues the job."""
     from gateway.batch.command import RunOptions, run_job
 
     if (prompts is None) == (plan is None):
@@ -75,7 +75,7 @@ def run(
         raise CallerError(f"--engine must be embedded or ray, not {engine!r}")
     source = plan if prompts is None else prompts
     assert source is not None
-    wanted = RunOptions(
+    options = RunOptions(
         source=source, planned=plan is not None, out=out, errors_out=errors,
         budget_usd=budget, deadline_s=math.inf if deadline is None else deadline,
         route=route, floor=min_quality, samples=counts(samples), cascade=cascade,
@@ -83,15 +83,15 @@ def run(
     )  # fmt: skip
     started = time.monotonic()
     with problems_shown(Console(stderr=True), json):
-        job = asyncio.run(_shown(read_config(config), wanted, run_job, json))
-    _tell(job, time.monotonic() - started, json)
-    whole = job.state == "completed" and not job.progress.failed
-    raise typer.Exit(0 if whole else 1)
+        job = asyncio.run(_run_with_progress(read_config(config), options, run_job, json))
+    _report(job, time.monotonic() - started, json)
+    succeeded = job.state == "completed" and not job.progress.failed
+    raise typer.Exit(0 if succeeded else 1)
 
 
 @contextmanager
 def problems_shown(console: Console, json: bool) -> Iterator[None]:
-    """An input that can't be run as it stands is told line by line; nothing was spent."""
+    """Report an input that can't be planned, with its faulty lines, and exit with status 2; nothing was spent."""
     from gateway.batch.plan_report import impossible_json, problems_json, show_problems
     from gateway.batch.types import BadJob, Impossible
 
@@ -111,32 +111,32 @@ def problems_shown(console: Console, json: bool) -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-async def _shown(config: Any, wanted: RunOptions, run_job: Callable[..., Any], json: bool) -> Job:
-    """With a progress bar on a terminal; SIGINT and SIGTERM end it in good order."""
+async def _run_with_progress(config: Any, options: RunOptions, run_job: Callable[..., Any], json: bool) -> Job:
+    """Run a job with a progress bar on a terminal. SIGINT and SIGTERM stop it, so that it can be continued later."""
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
         console=Console(file=sys.stderr), disable=json or not sys.stderr.isatty(),
     )  # fmt: skip
     with bar:
-        task = bar.add_task("planning", total=None, told="")
-        job: Job = await run_job(config, wanted, stop, lambda standing: _advance(bar, task, standing))
+        task = bar.add_task("planning", total=None, detail="")
+        job: Job = await run_job(config, options, stop, lambda now: _advance(bar, task, now))
     return job
 
 
-def _advance(bar: Progress, task: TaskID, now: Standing) -> None:
-    over = now.done + now.failed
+def _advance(bar: Progress, task: TaskID, now: JobProgress) -> None:
+    completed = now.done + now.failed
     eta = "" if now.eta_s is None else f", {_span(now.eta_s)} left"
     failed = f", {now.failed} failed" if now.failed else ""
-    told = f"${now.spent_nanousd / 1e9:.4f} of about ${now.expected_nanousd / 1e9:.4f}{failed}{eta}"
+    detail = f"${now.spent_nanousd / 1e9:.4f} of about ${now.expected_nanousd / 1e9:.4f}{failed}{eta}"
     if now.warning:
-        told += f"  [yellow]{now.warning}[/]"
-    bar.update(task, description="answering", total=now.total, completed=over, told=told)
+        detail += f"  [yellow]{now.warning}[/]"
+    bar.update(task, description="answering", total=now.total, completed=completed, detail=detail)
 
 
-def _tell(job: Job, took_s: float, json: bool) -> None:
+def _report(job: Job, took_s: float, json: bool) -> None:
     if json:
         print_json({**_view(job), "bad_lines": job.card.errors, "seconds": took_s})
         return
@@ -144,12 +144,12 @@ def _tell(job: Job, took_s: float, json: bool) -> None:
     typer.echo(f"{job.id} is {job.state}: {now.done} of {now.total} answered, {now.failed} failed, "
                f"${now.spent_nanousd / 1e9:.6f} spent in {_span(took_s)}")
     if bad := job.card.errors:
-        told = f"{len(bad)} bad line(s), see the errors; the first: line {bad[0]['line']}: {bad[0]['message']}"
-        typer.secho(told, fg="yellow")
+        first = f"line {bad[0]['line']}: {bad[0]['message']}"
+        typer.secho(f"{len(bad)} bad line(s), see the errors; the first: {first}", fg="yellow")
     if job.state in ("completed", "expired", "cancelled"):
         typer.echo(f"answers: {job.card.out}\nerrors:  {job.card.errors_out}")
     else:
-        typer.echo("run the same command again to go on")
+        typer.echo("run the same command again to continue")
     if now.warning:
         typer.secho(now.warning, fg="yellow")
 
@@ -160,7 +160,7 @@ def status(
     limit: Annotated[int, typer.Option(min=1, help="Most jobs to list.")] = 20,
     json: Json = False,
 ) -> None:
-    """Show how far batch jobs are and what they have cost."""
+    """Show the progress and cost of batch jobs."""
     jobs = _jobs(config)
     found = [jobs.find(job)] if job else jobs.page(limit=limit)
     if json:
@@ -177,7 +177,7 @@ def status(
         if now.warning:
             typer.secho(f"  {now.warning}", fg="yellow")
     if not found:
-        typer.echo("no batch job was ever run")
+        typer.echo("there is no batch job")
 
 
 def pause(job: JobId, config: ConfigPath = None) -> None:
@@ -198,10 +198,10 @@ def cancel(job: JobId, config: ConfigPath = None) -> None:
 def _ask(config: Path | None, job: str, wish: Literal["", "pause", "cancel"]) -> None:
     jobs = _jobs(config)
     found = jobs.ask(job, wish, time.time())
-    then = "its runner will follow within seconds"
+    effect = "its runner will follow within seconds"
     if found.origin == "command" and not jobs.is_held(found, time.time()):
-        then = "nobody runs it now, so it takes effect when the same `batch run` is started again"
-    typer.echo(f"{found.id}: {wish or 'resume'} asked for; {then}")
+        effect = "it is not running now, so this takes effect when the same `batch run` is started again"
+    typer.echo(f"{found.id}: {wish or 'resume'} requested; {effect}")
 
 
 def _jobs(config: Path | None) -> Any:
@@ -211,7 +211,7 @@ def _jobs(config: Path | None) -> Any:
 
 
 def _view(job: Job) -> dict[str, Any]:
-    """A job as `--json` and the admin API show it."""
+    """A job in the shape of `--json` and the admin API."""
     from gateway.batch.view import job_view
 
     return job_view(job)

@@ -1,4 +1,4 @@
-"""`headgate cascade ...`: what cascades are worth, what may be promised of them, and what they are taught."""
+"""`headgate cascade`: evaluates, trains and certifies cascades."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 cascade = typer.Typer(help="Evaluate, train and certify cascades, and test what is certified.", no_args_is_help=True)
 
-Depth = Annotated[int, typer.Option(min=1, max=3, help="Most answers that are checked before the last model is asked.")]
+Depth = Annotated[int, typer.Option(min=1, max=3, help="Most answers that are checked before the last model.")]
 Floor = Annotated[float, typer.Option(help="Share of the reference model's quality to promise, in (0, 1].")]
 Sure = Annotated[float, typer.Option(help="Confidence of that promise, in (0, 1).")]
-Estimator = Annotated[str, typer.Option(help="Router that predicts quality before any model is asked.")]
+Estimator = Annotated[str, typer.Option(help="Router that predicts quality before any model is called.")]
 Reference = Annotated[str, typer.Option(help="Reference model; default: the most expensive one.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Name these commands in `app`."""
+    """Register these commands in `app`."""
     app.add_typer(cascade, name="cascade")
 
 
@@ -63,8 +63,8 @@ def evaluate(
     from cascade.evaluate import evaluate as evaluated
 
     logged = _read(data, tasks)
-    with progress_bar("splits") as told, _refusing():
-        report = evaluated(logged, splits=splits, setting=_setting(depth, router), progress=told)
+    with progress_bar("splits") as progress, _refusing():
+        report = evaluated(logged, splits=splits, setting=_setting(depth, router), progress=progress)
     _print(report, as_json)
 
 
@@ -93,28 +93,28 @@ def train(
     logged = _read(data, tasks)
     logged = logged.rows(logged.data.splits != "test")
     with progress_bar("training"), _refusing():
-        made = train_cascade(logged, _setting(depth, router), plan)
-    save_cascade(out, made, version=version, data_checksum=logged.data.checksum())
-    found = {"out": str(out), "n_train": len(logged.answers), "models": list(logged.data.models), "plan": plan}
-    _print({**found, "best_single_quality": made.best_single, "points": _points(made)}, as_json)
+        trained = train_cascade(logged, _setting(depth, router), plan)
+    save_cascade(out, trained, version=version, data_checksum=logged.data.checksum())
+    report = {"out": str(out), "n_train": len(logged.answers), "models": list(logged.data.models), "plan": plan}
+    _print({**report, "best_single_quality": trained.best_single, "points": _points(trained)}, as_json)
 
 
-def _points(made: TrainedCascade) -> list[dict[str, Any]]:
-    """What it may be asked to do, with the cost and quality that training rows say."""
+def _points(trained: TrainedCascade) -> list[dict[str, Any]]:
+    """The cascade's operating points, with their cost and quality on the training rows."""
     from cascade.frugal import FrugalCascade
     from cascade.routing import RoutedCascade
 
-    if isinstance(made, RoutedCascade):
-        return [{"cost_usd": float(cost_usd), "quality": float(quality)} for cost_usd, quality in made.held_out]
-    if isinstance(made, FrugalCascade):
-        names = made.posterior.space.models
+    if isinstance(trained, RoutedCascade):
+        return [{"cost_usd": float(cost_usd), "quality": float(quality)} for cost_usd, quality in trained.held_out]
+    if isinstance(trained, FrugalCascade):
+        names = trained.posterior.space.models
         return [
             {"cost_usd": c.cost_usd, "quality": c.quality, "models": [names[j] for j in c.models],
              "accept_at": list(c.accept_at)}
-            for c in made.chains
+            for c in trained.chains
         ]  # fmt: skip
     return [
-        {"cost_usd": p.cost_usd, "quality": p.quality, "draft": p.draft, "escalate": p.escalate} for p in made.pairs
+        {"cost_usd": p.cost_usd, "quality": p.quality, "draft": p.draft, "escalate": p.escalate} for p in trained.pairs
     ]
 
 
@@ -123,25 +123,25 @@ def certify(
     data: DataFolder,
     floor: Floor = 0.97,
     confidence: Sure = 0.95,
-    horizon: Annotated[int, typer.Option(help="Promise the mean over so many requests; 0: the long-run mean.")] = 0,
+    horizon: Annotated[int, typer.Option(help="Requests whose mean is promised; 0: the long-run mean.")] = 0,
     reference: Reference = "",
     tasks: Tasks = "",
     depth: Depth = 1,
     router: Estimator = "ensemble",
     as_json: Json = False,
 ) -> None:
-    """Train a cascade and certify that it keeps a quality floor, or refuse. No row is judged by rules trained on it."""
+    """Train a cascade and certify a quality floor for it, or refuse. No row is judged by rules trained on it."""
     from cascade.calibrate import Certificate
     from cascade.guarantee import certified
 
     logged = _read(data, tasks)
     with progress_bar("certifying"), _refusing():
-        found = certified(
+        result = certified(
             logged, floor, confidence, horizon=horizon or None, setting=_setting(depth, router), reference=reference,
             issued=datetime.now(UTC).date().isoformat(),
         )  # fmt: skip
-    _print({"certified": isinstance(found, Certificate), **asdict(found)}, as_json)
-    if not isinstance(found, Certificate):
+    _print({"certified": isinstance(result, Certificate), **asdict(result)}, as_json)
+    if not isinstance(result, Certificate):
         raise typer.Exit(1)
 
 
@@ -151,7 +151,7 @@ def guarantee(
     floors: Annotated[str, typer.Option(help="Floors to test, comma-separated.")] = "0.90,0.95,0.97",
     confidence: Sure = 0.95,
     splits: Annotated[int, typer.Option(min=1, help="Random calibration/test splits.")] = 200,
-    trainings: Annotated[int, typer.Option(min=1, help="Train the rules so often, each time on other folds.")] = 2,
+    trainings: Annotated[int, typer.Option(min=1, help="How often to train the rules, each time on other folds.")] = 2,
     calibrated: Annotated[float, typer.Option(min=0.1, max=0.95, help="Share of the rows to calibrate on.")] = 0.9,
     reference: Reference = "",
     long_run: Annotated[
@@ -176,7 +176,7 @@ def guarantee(
 
 @cascade.command()
 def tiny(
-    queries: Annotated[int, typer.Option(min=60, help="Questions to measure on; as many again to learn from.")] = 400,
+    queries: Annotated[int, typer.Option(min=60, help="Questions to measure on; as many more to learn from.")] = 400,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -192,11 +192,11 @@ def tiny(
 def floors(
     config: ConfigPath = None,
     step: Annotated[
-        bool, typer.Option(help="First take one step of the control process: read the journal, certify, watch.")
+        bool, typer.Option(help="First do one step of the control process: read the journal, certify, watch.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what certified routes promise now, on what evidence, and how it has held since."""
+    """Show the quality floors of certified routes, their evidence, and whether they have held since."""
     from gateway.learn.promises import Promises, standings
 
     chosen = read_config(config, DATABASE)
@@ -204,22 +204,22 @@ def floors(
     if step:
         ship(chosen, store)
         Promises(chosen, store).step(time.time())
-    told = {one["route"]: one for one in standings(chosen, store)}
-    _print(told, as_json)
-    if not told and not as_json:
-        typer.echo('no route promises a floor: none has cascade = "certified"')
+    by_route = {one["route"]: one for one in standings(chosen, store)}
+    _print(by_route, as_json)
+    if not by_route and not as_json:
+        typer.echo('no route has a certified floor: none has cascade = "certified"')
     store.close()
 
 
 @cascade.command()
 def solved(
     route: Annotated[str, typer.Option(help="Route whose questions to take; it needs `store_text`.")],
-    out: Annotated[Path, typer.Option(help="File for them, as a route's `solved` reads it.")] = Path("cases.jsonl"),
+    out: Annotated[Path, typer.Option(help="File to write, for a route's key `solved`.")] = Path("cases.jsonl"),
     config: ConfigPath = None,
     least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least feedback score of a right answer.")] = 0.9,
     as_json: Json = False,
 ) -> None:
-    """Collect questions with answers scored right, to be shown to weaker models; tell what that gained so far."""
+    """Collect questions with answers scored right, to be shown to weaker models; report what that gained so far."""
     from gateway.learn.solved import solved_cases
     from routers.artifact import write_whole
 
@@ -228,13 +228,13 @@ def solved(
     store = open_journal(chosen)
     with progress_bar("reading the journal"):
         cases = solved_cases(store, route, least=least)
-        worth = _worth_of_cases(store, route)
+        gain = _gain_of_cases(store, route)
     store.close()
     write_whole(out, b"".join(msgspec.json.encode(case) + b"\n" for case in cases))
-    _print({"out": str(out), "cases": len(cases), **worth}, as_json)
+    _print({"out": str(out), "cases": len(cases), **gain}, as_json)
 
 
-def _worth_of_cases(store: Store, route: str) -> dict[str, Any]:
+def _gain_of_cases(store: Store, route: str) -> dict[str, Any]:
     from gateway.learn.cases_worth import CasesWorth, scores_by_cases
     from gateway.learn.dataset import NothingLogged, read_log
 
@@ -266,7 +266,7 @@ def _read(data: Path, tasks: str) -> Logged:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Bad data or arguments end the command with one line."""
+    """Turn a ValueError about data or arguments into CallerError, which ends the command with one line."""
     try:
         yield
     except ValueError as error:
@@ -286,7 +286,8 @@ def _lines(report: dict[str, Any], indent: str = "") -> Iterator[str]:
         if isinstance(value, dict) and set(value) == {"mean", "sd"}:
             yield f"{indent}{name:34s} {value['mean']:.4f} +- {value['sd']:.4f}"
         elif isinstance(value, dict) and set(value) == {"value", "low", "high"}:
-            yield f"{indent}{name:34s} {_told(value['value'])} ({_told(value['low'])} to {_told(value['high'])})"
+            figure, low, high = (_number(value[part]) for part in ("value", "low", "high"))
+            yield f"{indent}{name:34s} {figure} ({low} to {high})"
         elif isinstance(value, dict):
             yield f"{indent}{name}:"
             yield from _lines(value, indent + "  ")
@@ -294,5 +295,5 @@ def _lines(report: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name:34s} {'none' if value is None else value}"
 
 
-def _told(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4f}"

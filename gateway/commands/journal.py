@@ -1,4 +1,4 @@
-"""Commands on the journal and what is kept beside it: explain, export, keys, versions, promote, rollback, migrate."""
+"""Commands that work on the journal's database: explain, export, keys, versions, promote, rollback, migrate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPTIONS = {
     "name": "NAME", "tenant": "--tenant", "models": "--model", "budget_usd": "--budget-usd", "rpm": "--rpm",
     "tpm": "--tpm",
 }  # fmt: skip
-"""What a field of a key is called on the command line."""
+"""The option or argument of `keys create` that sets each field of a key."""
 
 keys = typer.Typer(help="Create, list, rotate and revoke virtual keys. Only hashes are stored.", no_args_is_help=True)
 
@@ -49,7 +49,7 @@ def _grace(text: str) -> float:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Name these commands in `app`."""
+    """Register these commands in `app`."""
     for command in (explain, export, versions, promote, rollback, migrate):
         app.command()(command)
     app.add_typer(keys, name="keys")
@@ -102,8 +102,8 @@ def export(
         if done.models:
             found += f" of {', '.join(sorted(done.models))}"
         hint = {
-            0: "; only decisions with a score count: send feedback, or widen the selection",
-            1: "; a router is trained on two models or more: set `explore`, so that the others are tried too",
+            0: "; only scored decisions are exported: send feedback, or widen the selection",
+            1: "; training a router takes two models or more: set `explore`, so that others are tried too",
         }.get(len(done.models), "")
         typer.echo(f"{out}: {found}{hint}")
 
@@ -113,7 +113,7 @@ def versions(
     config: ConfigPath = None,
     json: Json = False,
 ) -> None:
-    """List every trained router that was ever registered, newest first, and which one is live."""
+    """List all registered versions of trained routers, newest first, and which one is live."""
     listed = _versions(config).list(route)
     if json:
         print_json([msgspec.to_builtins(version) for version in listed])
@@ -121,16 +121,16 @@ def versions(
     table = Table("route", "version", "state", "made", "artefact")
     for one in listed:
         table.add_row(one.name, one.version, one.state, _when(one.time_s), one.artifact)
-    Console().print(table if listed else "no version was ever promoted; routes use what the configuration names")
+    Console().print(table if listed else "there is no version; routes use the routers that the configuration names")
 
 
 def promote(
     route: Annotated[str, typer.Argument(help="The route to serve.")],
-    version: Annotated[str, typer.Argument(help="A version (see `versions`), or an artefact's path to take in first.")],
+    version: Annotated[str, typer.Argument(help="A version (see `versions`), or the path of an artefact to register.")],
     config: ConfigPath = None,
     json: Json = False,
 ) -> None:
-    """Serve a trained router from the next request on; no stream is dropped."""
+    """Serve a route with a trained router from the next request on; no stream is dropped."""
     known = _versions(config)
     if not any(one.name == route for one in read_config(config, DATABASE).routes):
         raise CallerError(f"no route is called '{route}'")
@@ -148,12 +148,12 @@ def promote(
 def rollback(
     route: Annotated[str, typer.Argument(help="The route to roll back.")], config: ConfigPath = None, json: Json = False
 ) -> None:
-    """Go back to the version that was live before this one."""
+    """Serve the version that was live before this one, or the configuration's router."""
     back = _versions(config).roll_back(route, actor="command")
     if json:
         print_json(msgspec.to_builtins(back))
     else:
-        typer.echo(f"{route} is now served by {back.version if back else 'what the configuration names'}")
+        typer.echo(f"{route} is now served by {back.version if back else 'the router that the configuration names'}")
 
 
 def migrate(config: ConfigPath = None) -> None:
@@ -174,8 +174,8 @@ def create_key(
     ] = None,
     rpm: Annotated[int | None, typer.Option(help="Requests per minute.", min=1)] = None,
     tpm: Annotated[int | None, typer.Option(help="Tokens per minute.", min=1)] = None,
-    budget_usd: Annotated[float | None, typer.Option(help="Dollars that it may spend in each period.")] = None,
-    budget_period: Annotated[Period, typer.Option(help="When the budget starts anew (UTC).")] = "month",
+    budget_usd: Annotated[float | None, typer.Option(help="Most dollars that it may spend in each period.")] = None,
+    budget_period: Annotated[Period, typer.Option(help="Period after which the budget starts again (UTC).")] = "month",
     json: Json = False,
 ) -> None:
     """Create a key and print it. It can't be shown again."""
@@ -262,7 +262,7 @@ def _versions(path: Path | None) -> Any:
 
 
 def _publish(config: Config, store: Any) -> None:
-    """Tell the workers, which read the settings file and not the database."""
+    """Publish the keys to the workers, which read the settings file and not the database."""
     from gateway.settings import publish_keys
 
     publish_keys(config.server.run_dir, store.keys())
@@ -299,7 +299,7 @@ def _show_decision(view: dict[str, Any]) -> None:
 
 
 def _folding(*names: str, title: str) -> Table:
-    """A table that wraps in a narrow terminal: a number cut short would be another number."""
+    """A table that wraps its cells in a narrow terminal, because a truncated number would be misread."""
     return Table(*(Column(name, overflow="fold") for name in names), title=title)
 
 

@@ -1,4 +1,4 @@
-"""`headgate train`, `evaluate`, `probe` and `keep`: learning from outcome data, and measuring what was learnt."""
+"""`headgate train`, `evaluate`, `probe` and `keep`: training routers on outcome data, and evaluating them."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _SHOWN = (
 )  # fmt: skip
 
 Embedding = Annotated[
-    Path | None, typer.Option(help="Configuration whose section `embedding` embeds texts; default: the shipped one.")
+    Path | None, typer.Option(help="Configuration whose `embedding` section names the embedder; default: shipped one.")
 ]
 Engine = Annotated[str, typer.Option(help="Where folds and resamples run: embedded (here) or ray (extra `ray`).")]
 Workers = Annotated[int, typer.Option(min=1, help="Workers, where the ray engine starts its own cluster.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Name these commands in `app`."""
+    """Register these commands in `app`."""
     for command in (train, evaluate, probe, keep):
         app.command()(command)
 
 
 def _featurizer(config: Path | None) -> Featurizer:
-    """The shipped one, or the one that this configuration's [embedding] names."""
+    """The featurizer with the embedder that the configuration's [embedding] names, or the shipped one."""
     if config is None:
         return shipped_featurizer()
     from gateway.embedders import open_embedder
@@ -47,7 +47,7 @@ def _featurizer(config: Path | None) -> Featurizer:
 
 
 def _parallel_map(engine: str, workers: int) -> ParallelMap:
-    """What runs independent tasks. ValueError: there is no such engine."""
+    """The engine that runs independent tasks. Raises ValueError where there is no such engine."""
     if engine == "embedded":
         return serial_map
     if engine != "ray":
@@ -58,7 +58,7 @@ def _parallel_map(engine: str, workers: int) -> ParallelMap:
 
 
 def _refuse(error: Exception) -> typer.Exit:
-    """End the command with one line on standard error."""
+    """Print an error as one line on standard error; the exit (status 2) to raise."""
     typer.echo(f"headgate: {error}", err=True)
     return typer.Exit(2)
 
@@ -69,7 +69,7 @@ def evaluate(
     train_data: Annotated[Path | None, typer.Option(help="Train on this folder and test on all of --data.")] = None,
     models: Annotated[str, typer.Option(help="Only these, comma-separated; default: all well covered ones.")] = "",
     tasks: Tasks = "",
-    train_rows: Annotated[int, typer.Option(min=0, help="Train on so many rows, drawn at random; 0: all.")] = 0,
+    train_rows: Annotated[int, typer.Option(min=0, help="Training rows to use, drawn at random; 0: all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the sample, the fit and the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=0, help="Bootstrap resamples behind each interval.")] = 400,
     beside: Annotated[str, typer.Option(help="Routers to compare it with, such as knn,linear,factor.")] = "",
@@ -78,9 +78,9 @@ def evaluate(
     workers: Workers = 2,
     costs: Annotated[str, typer.Option(help="Each model's cost per call in place of the data's: NAME=COST,...")] = "",
     trained_on: Annotated[
-        str, typer.Option(help="Learn from these models' scores in place of those of --models, best for best.")
+        str, typer.Option(help="Learn from these models' scores instead of those of --models: best for best.")
     ] = "",
-    cascade: Annotated[str, typer.Option(help="Evaluate this cascade instead; there is one: routing.")] = "",
+    cascade: Annotated[str, typer.Option(help="Evaluate a cascade instead; the only one is: routing.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Draw the cost-quality frontiers into this file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -164,10 +164,10 @@ def probe(
     models: Annotated[str, typer.Option(help="Models to compare, new ones too; default: the data's.")] = "",
     outcomes: Annotated[int, typer.Option(min=1, help="Most outcomes to buy.")] = 100,
     out: Annotated[Path | None, typer.Option(help="Write them to this CSV file as query_id,model.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order in which queries are asked.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the queries.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Say which queries to ask of which models next, so that few outcomes suffice to find the best model."""
+    """Select which queries to send to which models next, so that few outcomes are enough to find the best model."""
     from gateway.learn.probes import plan_of
 
     try:
@@ -188,8 +188,8 @@ def _planned(found: dict[str, Any]) -> str:
         + (f"   buy {one['buy']}" if one["buy"] else "")
         for name, one in found["models"].items()
     ]
-    standing = "clear of all others" if found["settled"] else "not clear of the others yet"
-    return "\n".join([*lines, f"best so far: {found['leader']}, {standing}; {found['outcomes']} outcomes to buy"])
+    certainty = "significantly better than all others" if found["settled"] else "not significantly better yet"
+    return "\n".join([*lines, f"best so far: {found['leader']}, {certainty}; {found['outcomes']} outcomes to buy"])
 
 
 def keep(
@@ -202,23 +202,23 @@ def keep(
     router: Annotated[str, typer.Option(help="Name of the estimator that predicts each model's quality.")] = "linear",
     as_json: Json = False,
 ) -> None:
-    """Say which models to keep loaded where there is room for few, and what each such set loses against all."""
+    """Select the models to keep loaded where memory is limited, and show what each set loses against all models."""
     from gateway.learn.keeping import SubsetLimits, as_dicts, subsets_of
-    from gateway.learn.keeping import as_table as told
+    from gateway.learn.keeping import as_table as subsets_table
 
     means = {"cost_usd": mean_cost_usd, "latency_s": mean_latency_s}
     try:
         stated = {name: mean for name, mean in means.items() if mean is not None}
-        wanted = SubsetLimits(most, stated, _per_model("--sizes", sizes, "GB"), memory_gb)
+        limits = SubsetLimits(most, stated, _per_model("--sizes", sizes, "GB"), memory_gb)
         with progress_bar("choosing"):
-            found = subsets_of(data, router, wanted)
+            found = subsets_of(data, router, limits)
     except ValueError as error:
         raise _refuse(error) from error
-    typer.echo(json.dumps(as_dicts(found)) if as_json else told(found))
+    typer.echo(json.dumps(as_dicts(found)) if as_json else subsets_table(found))
 
 
 def _per_model(option: str, text: str, unit: str) -> dict[str, float]:
-    """ValueError where one of them is no NAME=number, zero or more."""
+    """Parse NAME=NUMBER pairs, separated by commas. Raises ValueError for anything else, or a number below 0."""
     found = {}
     for one in listed(text):
         name, _, number = one.rpartition("=")
@@ -227,12 +227,12 @@ def _per_model(option: str, text: str, unit: str) -> dict[str, float]:
         except ValueError:
             raise ValueError(f"{option}: {one!r} is not NAME={unit}") from None
         if not 0.0 <= found[name] < inf:
-            raise ValueError(f"{option}: {one!r} is not zero or more")
+            raise ValueError(f"{option}: the number in {one!r} must be finite and at least 0")
     return found
 
 
 def as_table(report: dict[str, Any]) -> str:
-    """The report as fixed-width lines: one figure a line, one policy a column."""
+    """The report as text: one line per figure, one column per policy."""
     known = ("cascade", "router", "task_mean", "zero_router", "best_single", "oracle")
     others = [name.removeprefix("router_minus_") for name in report if name.startswith("router_minus_")]
     policies = [name for name in dict.fromkeys((*known, *others)) if name in report]
@@ -258,17 +258,17 @@ def as_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _left_out(told: dict[str, Any]) -> list[str]:
-    """What of the data is not in the comparison, where anything isn't; what of it can't be trusted."""
-    models, queries, repeated, recurring = (told.get(x) for x in ("models", "queries", "repeated", "recurring"))
+def _left_out(left_out: dict[str, Any]) -> list[str]:
+    """Lines on the data that the comparison leaves out, and on test queries that were also trained on; maybe none."""
+    models, queries, repeated, recurring = (left_out.get(x) for x in ("models", "queries", "repeated", "recurring"))
     parts = [
         f"{repeated} training queries that are test queries too" if repeated else "",
         f"{queries} queries that not every model was scored on" if queries else "",
-        f"too seldom scored or priced: {', '.join(models)}" if models else "",
+        f"models with too few scores or costs: {', '.join(models)}" if models else "",
     ]
     lines = [f"left out: {'; '.join(part for part in parts if part)}"] if any(parts) else []
     if recurring:
-        lines.append(f"{recurring} training queries are test queries too: this is what recurring queries are worth")
+        lines.append(f"{recurring} training queries are test queries too, so the figures are for recurring queries")
     return lines
 
 

@@ -1,5 +1,5 @@
-"""`headgate whatif`: turn a knob only after seeing its effect. `headgate learn`: let a route's router learn. `headgate
-limits`: how long answers may be.
+"""`headgate whatif`: predicts the effect of knobs. `headgate learn`: retrains a route's router. `headgate limits`:
+finds the best output limits.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from gateway.learn.dataset import Log
     from gateway.learn.whatif import Answer, Figure, Policy
 
+
 def add_to(app: typer.Typer) -> None:
-    """Name these commands in `app`."""
+    """Register these commands in `app`."""
     for command in (whatif, learn, limits):
         app.command()(command)
 
@@ -91,7 +92,7 @@ def whatif(
 def learn(
     config: ConfigPath = None,
     route: Annotated[str, typer.Option(help="The route whose router is to learn.")] = "auto",
-    once: Annotated[bool, typer.Option("--once", help="Take one step and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Do one step and exit.")] = False,
     every_s: Annotated[float, typer.Option(min=1.0, help="Seconds between steps.")] = 300.0,
     router: Annotated[str, typer.Option(help="Kind of router to train; default: the route's learn_router.")] = "",
     json: Json = False,
@@ -110,8 +111,8 @@ def learn(
     loop = Loop.opened(chosen, route, LoopThresholds(router=kind))
     while True:
         ship(chosen, loop.store)
-        told = loop.step(time.time())
-        print_json(told.as_dict()) if json else typer.echo(str(told))
+        report = loop.step(time.time())
+        print_json(report.as_dict()) if json else typer.echo(str(report))
         if once:
             return
         time.sleep(every_s)
@@ -150,7 +151,7 @@ def limits(
 
 
 def _in_force(path: Path | None) -> Config:
-    """The configuration with what operators changed while the gateway ran. Raises ConfigError."""
+    """The configuration with the changes that operators made while the gateway ran. Raises ConfigError."""
     from gateway.app import in_force
     from gateway.settings import read_settings
 
@@ -159,7 +160,7 @@ def _in_force(path: Path | None) -> Config:
 
 
 def show(answer: Answer) -> None:
-    """As a table, refusals below it."""
+    """Print the answer as a table, with refusals and notes below it."""
     console = Console()
     table = Table("per request", "as logged", "would be", "difference", "by weighting alone")
     scales = {"quality": (1.0, ""), "cost_usd": (1000.0, " $/1,000"), "latency_s": (1.0, " s")}
@@ -178,7 +179,7 @@ def show(answer: Answer) -> None:
         f"; {shares}"
     )
     if answer.passed_over:
-        console.print(f"{answer.passed_over} earlier requests are not counted: they never tried it")
+        console.print(f"{answer.passed_over} earlier requests are left out: what the knobs would do was not tried then")
     for note in answer.notes:
         console.print(f"note: {note}")
 
@@ -229,7 +230,7 @@ def _from_folder(
     chosen = open_router(router, explore=explore or 0.0)
     learnt = isinstance(chosen, PluginRouter) and chosen.learned is not None and chosen.learned.cost is not None
     paid = [0.0 if learnt or not usd > 0 else usd for usd in log.mean_cost_usd().tolist()]
-    # a model's price is such that a typical answer costs what its answers did cost
+    # each model gets a price at which an answer of typical length costs what its answers cost on average
     candidates = [
         Candidate(model, output_usd_per_mtok=usd * 1e6 / TYPICAL_OUTPUT_TOKENS)
         for model, usd in zip(log.models, paid, strict=True)

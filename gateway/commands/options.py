@@ -1,4 +1,4 @@
-"""What several commands share: their options, and how they open the configuration and its journal."""
+"""Options that several commands share, and functions that open the configuration and its journal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ConfigPath = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 CostWeight = Annotated[
-    float | None, typer.Option(min=0.0, max=1.0, help="What a query is routed for: 0 quality alone, 1 cost alone.")
+    float | None, typer.Option(min=0.0, max=1.0, help="How much cost counts in routing: 0 quality alone, 1 cost alone.")
 ]
 MinQuality = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Only models predicted to be this good.")]
 MaxCostUsd = Annotated[float | None, typer.Option(min=0.0, help="Most dollars that one request may cost.")]
@@ -35,22 +35,24 @@ DataFolder = Annotated[Path, typer.Option(help="Folder with queries.parquet and 
 Tasks = Annotated[str, typer.Option(help="Only these tasks, comma-separated; default: all.")]
 RouterSource = Annotated[
     str,
-    typer.Option(help="A router's name, a version (see `versions`) or a file; default: what serves the route now."),
+    typer.Option(help="A router's name, a version (see `versions`) or a file; default: the route's present router."),
 ]
-SinceHours = Annotated[float, typer.Option(min=0.0, help="Only the last so many hours; 0: everything.")]
+SinceHours = Annotated[float, typer.Option(min=0.0, help="Only this many past hours; 0: everything.")]
 
 
 def listed(names: str) -> list[str]:
-    """Names that commas separate."""
+    """The names in a comma-separated list."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
 DATABASE = ("storage.url",)
+"""Secrets that commands on the journal need."""
 SHARED = (*DATABASE, "storage.redis_url")
+"""Secrets that commands on the journal and the routes need."""
 
 
 def read_config(path: Path | None, secrets: Collection[str] | None = None) -> Config:
-    """Load a command's configuration. `secrets`: those that must be set; None: all of them. Raises ConfigError."""
+    """Load a command's configuration. `secrets`: the keys that must be set; None: all of them. Raises ConfigError."""
     return load(file_of(path), os.environ, secrets)
 
 
@@ -65,7 +67,7 @@ def open_journal(config: Config) -> Store:
 
 
 def ship(config: Config, store: Store) -> None:
-    """Bring what workers have spooled into the database, unless a control process is doing so already."""
+    """Ship the records in the workers' spools to the database, unless a control process is doing so already."""
     from gateway.journal.ship import Shipper
     from gateway.journal.spool import spool_dir
 
@@ -86,15 +88,15 @@ def writable(path: Path) -> None:
 
 
 def drawable(path: Path) -> None:
-    """Check the same of a picture, and that its file type can be drawn."""
+    """Check, before any work is done, that an image of this file type can be written here. Raises CallerError."""
     writable(path)
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in kinds:
-        raise CallerError(f"{path}: unknown picture type; the file name must end in one of {', '.join(sorted(kinds))}")
+        raise CallerError(f"{path}: unknown image type; the file name must end in one of {', '.join(sorted(kinds))}")
 
 
 def print_json(value: object) -> None:
-    """One line on standard output."""
+    """Print a value as one line of JSON on standard output."""
     typer.echo(msgspec.json.encode(value).decode())

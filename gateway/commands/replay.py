@@ -1,4 +1,4 @@
-"""`headgate replay`: decide a recorded request again, offline, and say what would differ."""
+"""`headgate replay`: decides a recorded request again, offline, and shows what differs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gateway.errors import CallerError
 
 
 def add_to(app: typer.Typer) -> None:
-    """Name this command in `app`."""
+    """Register this command in `app`."""
     app.command()(replay)
 
 
@@ -61,14 +61,14 @@ def replay(
     finally:
         store.close()
     changed = Knobs(cost_weight, min_quality, max_cost_usd, max_latency_s)
-    told = compared(record, choose_again(record, policy, changed), notes_on(record, policy.router, changed))
-    print_json(told) if json else show(told)
+    comparison = compared(record, choose_again(record, policy, changed), notes_on(record, policy.router, changed))
+    print_json(comparison) if json else show(comparison)
 
 
-def show(told: Mapping[str, Any]) -> None:
-    """As a table, what to know below it."""
-    then, now = told["recorded"], told["replayed"]
-    table = Table("candidate", "quality", "cost", "probability", "", title=told["decision_id"])
+def show(comparison: Mapping[str, Any]) -> None:
+    """Print the comparison as a table, with notes below it."""
+    then, now = comparison["recorded"], comparison["replayed"]
+    table = Table("candidate", "quality", "cost", "probability", "", title=comparison["decision_id"])
     for model in {**then["candidates"], **now["candidates"]}:
         before, after = then["candidates"].get(model, {}), now["candidates"].get(model, {})
         cells = [_change(before.get(name), after.get(name)) for name in ("quality", "cost_usd", "probability")]
@@ -79,9 +79,9 @@ def show(told: Mapping[str, Any]) -> None:
         table.add_row(model, "", "", "", f"excluded: {why[0]}" if why[0] == why[1] else f"{why[0]} -> {why[1]}")
     console = Console()
     console.print(table)
-    same = "the same choice" if told["same_choice"] else f"differs in {', '.join(told['differs'])}"
+    same = "the same choice" if comparison["same_choice"] else f"differs in {', '.join(comparison['differs'])}"
     console.print(f"{then['model']} ({then['reason']}) then, {now['model']} ({now['reason']}) now: {same}")
-    for note in told["notes"]:
+    for note in comparison["notes"]:
         console.print(f"note: {note}")
 
 

@@ -1,4 +1,4 @@
-"""The dashboard: pages over the admin API's functions, made on the server, with no build step and no foreign host."""
+"""The dashboard: pages rendered on the server from the admin API's functions, without a build step or other hosts."""
 
 from gateway.dashboard.site import mount
 

@@ -1,4 +1,4 @@
-"""Lists as files for a spreadsheet."""
+"""Lists as CSV files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def pages(page: Callable[[str], tuple[Sequence[BaseModel], str | None]]) -> Iterator[BaseModel]:
-    """The newest rows of a list that is read page by page; `page` says a page and the cursor of the next."""
+    """At most MOST_ROWS rows of a list. `page` reads the page at a cursor: its rows and the next cursor, or None."""
     cursor: str | None = ""
     left = MOST_ROWS
     while cursor is not None and left > 0:
@@ -33,7 +33,9 @@ def pages(page: Callable[[str], tuple[Sequence[BaseModel], str | None]]) -> Iter
 def as_csv(
     name: str, shape: type[BaseModel], rows: Iterable[BaseModel], *, but: Sequence[str] = ()
 ) -> StreamingResponse:
-    """A line per row, a column per field but those; times as UTC. Nothing in it is a formula to a spreadsheet."""
+    """One line per row, one column per field except those in `but`; times are in UTC. Texts that a spreadsheet would
+    evaluate as formulas are quoted.
+    """
     columns = [field for field in shape.model_fields if field not in but]
     heads = ["time" if column == "time_s" else column for column in columns]
 

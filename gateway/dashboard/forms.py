@@ -1,4 +1,4 @@
-"""Forms become the admin API's own request shapes; what is wrong with one is said beside the field."""
+"""Turns form fields into the admin API's request bodies; an error names the field that it belongs to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shape = TypeVar("Shape", bound=BaseModel)
 
 
 async def read_fields(request: Request) -> dict[str, str]:
-    """The form's fields; of several with one name the last, so that a hidden field may state a default."""
+    """The form's fields. Of several with one name the last one counts, so that a hidden field may hold a default."""
     body = await request.body()
     if len(body) > MAX_FORM_BYTES:
         raise CallerError("the form is too large", status=413)
@@ -27,33 +27,33 @@ Fields = Annotated[dict[str, str], Depends(read_fields)]
 
 
 def shaped(shape: type[Shape], given: Mapping[str, Any]) -> Shape:
-    """Raises CallerError (422) that names the first field that won't do."""
+    """Validate the fields as `shape`. Raises CallerError (422) that names the first invalid field."""
     try:
         return shape.model_validate(dict(given))
     except ValidationError as error:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"]]
         name = place[-1] if place else ""
-        raise CallerError(f"{worded(name)}: {_said(first)}", status=422, param=name) from None
+        raise CallerError(f"{label_of(name)}: {_problem(first)}", status=422, param=name) from None
 
 
 def picked(fields: Mapping[str, str], shape: type[BaseModel]) -> dict[str, Any]:
-    """The shape's fields among the form's; an empty one is left out."""
+    """The form's fields that `shape` has; empty ones are left out."""
     return {name: fields[name] for name in shape.model_fields if fields.get(name)}
 
 
 def optional(fields: Mapping[str, str], shape: type[BaseModel]) -> dict[str, Any]:
-    """The same, but a field that was sent empty is None: a limit that is lifted."""
+    """The form's fields that `shape` has; an empty one is None, which removes a limit."""
     return {name: fields[name] or None for name in shape.model_fields if name in fields}
 
 
 def checked(fields: Mapping[str, str], *names: str) -> dict[str, bool]:
-    """Boxes: one that isn't sent is not ticked."""
+    """Values of checkboxes: one that isn't sent is not ticked."""
     return {name: fields.get(name) == "on" for name in names}
 
 
 def seen(fields: Mapping[str, str], name: str = "version") -> int:
-    """The version that the page showed; 0 where it says none. Raises CallerError for what is no number."""
+    """The version that the page showed; 0 where the field is missing. Raises CallerError where it isn't a number."""
     text = fields.get(name) or "0"
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise CallerError("the page is out of date: load it again", status=422, param=name)
@@ -61,20 +61,21 @@ def seen(fields: Mapping[str, str], name: str = "version") -> int:
 
 
 def listed(text: str) -> list[str]:
-    """Names, separated by commas or lines."""
+    """The names in a text, separated by commas or line breaks."""
     return [name.strip() for name in text.replace("\n", ",").split(",") if name.strip()]
 
 
-def worded(name: str) -> str:
-    """A field's name as its label says it."""
+def label_of(name: str) -> str:
+    """A field's label, from its name."""
     for suffix, unit in (("_usd_per_day", " per day, $"), ("_usd_per_mtok", ", $ per million tokens"), ("_usd", ", $"),
                          ("_s", ", s")):  # fmt: skip
         if name.endswith(suffix):
-            return worded(name.removesuffix(suffix)) + unit
+            return label_of(name.removesuffix(suffix)) + unit
     return name.replace("_", " ").capitalize() or "The form"
 
 
-def _said(error: Mapping[str, Any]) -> str:
+def _problem(error: Mapping[str, Any]) -> str:
+    """What is wrong with a field, from Pydantic's error."""
     limits = error.get("ctx", {})
     kind = error["type"]
     known = {

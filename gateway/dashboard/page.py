@@ -1,4 +1,4 @@
-"""How a page is made: a template, who looks at it, and headers that let it run nothing but our own two scripts."""
+"""Renders pages from templates, with headers that allow only the dashboard's own two scripts to run."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ NAV: Sequence[tuple[str, Sequence[Link]]] = (
 
 @cache
 def templates() -> Environment:
-    """Autoescaping; a name that is not given is an error, never an empty string."""
-    made = Environment(
+    """The template environment: it escapes all values, and raises an error for an undefined name."""
+    environment = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=select_autoescape(default=True),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False,
     )  # fmt: skip
-    made.filters.update(units.FILTERS)
-    made.globals.update(
+    environment.filters.update(units.FILTERS)
+    environment.globals.update(
         asset=asset, charts=charts, knob_words=words.knob_words, may=may, nav=NAV, outcome_words=words.outcome_words,
         share_bar=words.share_bar, slider=words.slider, units=units, usage_words=words.usage_words,
     )  # fmt: skip
-    return made
+    return environment
 
 
 @cache
 def asset(name: str) -> str:
-    """A static file's address; it changes with the file, so browsers may keep it for ever."""
+    """URL of a static file; it changes with the file's content, so that browsers may cache it for ever."""
     return f"/static/{name}?v={sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
 
 
@@ -73,8 +73,9 @@ def render(
     request: Request, who: Actor, template: str, context: Mapping[str, Any], *, said: str = "", status: int = 200,
     at: str = "",
 ) -> Response:
-    """A page for somebody signed in. `said`: what was just done, shown on top. `at`: the page's own address, where a
-    form of another page leads to it.
+    """Render a page for a signed-in user.
+
+    `said`: a message on top about what was just done. `at`: the page's own URL, where it answers another page's form.
     """
     theme, address = request.cookies.get(THEME_COOKIE, ""), at or _address(request)
     text = templates().get_template(template).render(
@@ -86,7 +87,7 @@ def render(
 
 
 def render_plain(request: Request, template: str, context: Mapping[str, Any], *, status: int = 200) -> Response:
-    """A page for nobody in particular: signing in, or what went wrong before anybody was known."""
+    """Render a page without a signed-in user: the login page, or an error before the user was known."""
     theme = request.cookies.get(THEME_COOKIE, "")
     text = templates().get_template(template).render(
         theme=theme if theme in ("light", "dark") else "", here=request.url.path, address=_address(request), **context
@@ -95,13 +96,13 @@ def render_plain(request: Request, template: str, context: Mapping[str, Any], *,
 
 
 def _address(request: Request) -> str:
-    """This page's path and query, for asking for it again; after a form, those of the page that the form stands on."""
+    """Path and query to load this page again; for a form, those of the page that the form is on."""
     if request.method == "GET":
         return request.url.path + (f"?{request.url.query}" if request.url.query else "")
     return page_of(request) or "/"
 
 
 def page_of(request: Request) -> str:
-    """Path and query of the page that a request comes from; empty: it doesn't say."""
+    """Path and query of the page that a request comes from; empty where the browser doesn't send them."""
     sent = urlsplit(request.headers.get("hx-current-url") or request.headers.get("referer") or "")
     return sent.path + (f"?{sent.query}" if sent.query else "")

@@ -1,4 +1,4 @@
-"""The dashboard's place in the admin application: its pages, its files, and how it says that something failed."""
+"""Mounts the dashboard in the admin application: its pages, its static files and its error pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOR_EVER = "public, max-age=31536000, immutable"
 
 
 def mount(app: FastAPI) -> None:
-    """Pages under `/`, files under `/static`; errors of either are told in place."""
+    """Add pages under `/` and files under `/static`, and render errors as pages."""
     for router in ROUTERS:
         app.include_router(router, include_in_schema=False)
     app.mount("/static", _Files(directory=STATIC), name="static")
@@ -30,7 +30,7 @@ def mount(app: FastAPI) -> None:
 
 
 class _Files(StaticFiles):
-    """Files whose address changes with them."""
+    """Static files, cached for ever: their URLs change with their content."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -40,7 +40,9 @@ class _Files(StaticFiles):
 
 
 def render_error(request: Request, fault: HeadgateError) -> Response:
-    """Nobody signed in: to the login page. A part of a page: a note where its reader looks. Else a page."""
+    """Redirect to the login page where nobody is signed in; else render an error: as a note on a part of a page, or as
+    a page.
+    """
     partial = request.headers.get("hx-request") == "true"
     if isinstance(fault, Unauthorized) and request.url.path != "/login":
         return _to_login(request, partial)
@@ -56,24 +58,24 @@ def _to_login(request: Request, partial: bool) -> Response:
 
 
 def _note(request: Request, fault: HeadgateError) -> Response:
-    """Into the form that was sent, or on top of what was being refreshed; the rest of the page stays as it is.
+    """A note in the form that was sent, or on top of the page; the rest of the page stays as it is.
 
-    A form's further buttons are named after it: `knobs--apply` is one of the form `knobs`.
+    The ids of a form's further buttons begin with the form's: `knobs--apply` belongs to the form `knobs`.
     """
     source = _ELEMENT.match(request.headers.get("hx-source", ""))
     slot = f"#{source[1].partition('--')[0]} .problem" if source else "#problem"
     text = templates().get_template("problem.html").render(fault=fault)
-    told = msgspec.json.encode({"refused": {"param": fault.param or "", "slot": slot}}).decode()
-    steer = {"hx-retarget": slot, "hx-reswap": "innerHTML", "hx-reselect": ".notice", "hx-trigger": told}
-    return HTMLResponse(text, fault.status, {**HEADERS, **steer})
+    event = msgspec.json.encode({"refused": {"param": fault.param or "", "slot": slot}}).decode()
+    htmx = {"hx-retarget": slot, "hx-reswap": "innerHTML", "hx-reselect": ".notice", "hx-trigger": event}
+    return HTMLResponse(text, fault.status, {**HEADERS, **htmx})
 
 
 def _page(request: Request, fault: HeadgateError) -> Response:
     try:
         who = identify(request)
-    except (HeadgateError, sa.exc.SQLAlchemyError):  # a database that is away can't say who asks
+    except (HeadgateError, sa.exc.SQLAlchemyError):  # without the database the user is not known
         page = render_plain(request, "fault.html", {"fault": fault}, status=fault.status)
         if fault.status == 503 and request.method == "GET":
             page.headers["refresh"] = "2"
         return page
-    return render(request, who, "error.html", {"fault": fault, "title": "Something is in the way"}, status=fault.status)
+    return render(request, who, "error.html", {"fault": fault, "title": "Something went wrong"}, status=fault.status)

@@ -1,7 +1,7 @@
-"""Numbers as people read them: each with its unit, none with more digits than it deserves.
+"""Formats numbers for the dashboard, each with its unit and no more digits than are significant.
 
-A narrow no-break space stands before a unit and a true minus before a negative number, so that columns line up.
-What is not known is a dash, never a zero.
+A narrow no-break space separates number and unit, and negative numbers have a true minus sign, so that columns line up.
+An unknown value (None or not finite) is a dash, never a zero.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIZES = ("B", "kB", "MB", "GB", "TB")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`digits` significant ones, grouped by thousands: 1234.5 -> 1,234 or 1,235; 0.01234 -> 0.0123."""
+    """A number with `digits` significant digits, or to the unit from there on: 1234.5 -> 1,234; 0.01234 -> 0.0123."""
     if value is None or not isfinite(value):
         return DASH
     if value == 0:
@@ -40,7 +40,7 @@ def _magnitude(size: float) -> int:
 
 
 def trimmed(text: str) -> str:
-    """Without zeros at the end of a fraction: 2.00 s is 2 s; cents stay two digits."""
+    """Remove trailing zeros of a fraction: 2.00 s is 2 s; dollars keep two digits."""
     whole = re.sub(r"\.(\d*?)0+(?!\d)", r".\1", text)
     if whole.lstrip(MINUS).startswith("$"):
         whole = re.sub(r"\.(\d)(?!\d)", r".\g<1>0", whole)
@@ -48,17 +48,17 @@ def trimmed(text: str) -> str:
 
 
 def signed(text: str) -> str:
-    """With a true minus."""
+    """Replace hyphens by true minus signs."""
     return text.replace("-", MINUS)
 
 
 def plain(value: float | None) -> str:
-    """As somebody would have typed it."""
+    """A number without grouping or unit, as it would be typed."""
     return DASH if value is None or not isfinite(value) else signed(f"{value:g}")
 
 
 def count(value: float | None) -> str:
-    """A whole number; above a million shortened: 1.24 M."""
+    """A whole number; abbreviated from a million on: 1.24 M."""
     if value is None or not isfinite(value):
         return DASH
     if abs(value) >= 1e9:
@@ -69,7 +69,7 @@ def count(value: float | None) -> str:
 
 
 def usd(value: float | None) -> str:
-    """Dollars: cents from ten cents up, three digits below."""
+    """US dollars: two decimals from ten cents up, three significant digits below."""
     if value is None or not isfinite(value):
         return DASH
     size = abs(value)
@@ -78,12 +78,12 @@ def usd(value: float | None) -> str:
 
 
 def usd_per_1k(value: float | None) -> str:
-    """Dollars per request, told per thousand requests."""
+    """US dollars per request, formatted as dollars per thousand requests."""
     return usd(None if value is None else value * 1000)
 
 
 def seconds(value: float | None) -> str:
-    """Milliseconds below one second, minutes and hours above two minutes."""
+    """A length of time: in milliseconds below one second; in minutes, hours or days from two minutes up."""
     if value is None or not isfinite(value):
         return DASH
     size = abs(value)
@@ -96,7 +96,7 @@ def seconds(value: float | None) -> str:
 
 
 def percent(share: float | None, digits: int = 3) -> str:
-    """A share of one, in per cent; a tenth of a per cent at most."""
+    """A share of 1 in per cent, with at most one decimal from 0.1 % up."""
     if share is None or not isfinite(share):
         return DASH
     value = share * 100
@@ -105,17 +105,17 @@ def percent(share: float | None, digits: int = 3) -> str:
 
 
 def quality(value: float | None) -> str:
-    """A score between 0 and 1, three places."""
+    """A score between 0 and 1, with three decimals."""
     return DASH if value is None or not isfinite(value) else signed(f"{value:.3f}")
 
 
 def difference(text: str) -> str:
-    """With a plus where it is positive."""
+    """Put a plus sign before a positive number."""
     return text if text.startswith((MINUS, DASH)) or not re.search("[1-9]", text) else f"+{text}"
 
 
 def size(value: float | None) -> str:
-    """Bytes, in powers of a thousand."""
+    """Bytes in powers of a thousand: 1.5 MB."""
     if value is None or not isfinite(value):
         return DASH
     for unit in _SIZES[:-1]:
@@ -131,56 +131,56 @@ UNITS: Mapping[str, Callable[[float | None], str]] = {
 }  # fmt: skip
 
 
-def told(value: float | None, unit: str) -> str:
-    """In one of UNITS."""
+def in_unit(value: float | None, unit: str) -> str:
+    """A number in one of UNITS."""
     return UNITS[unit](value)
 
 
 def moment(time_s: float) -> str:
-    """UTC, to the second."""
+    """A time in UTC, to the second."""
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def iso(time_s: float) -> str:
-    """For `<time datetime>`."""
+    """A time in ISO 8601, in UTC."""
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def ago(time_s: float | None, now_s: float | None = None) -> str:
-    """How long since, or until: "3 min ago", "in 2 h"."""
+    """How long ago a time was, or until it comes: "3 min ago", "in 2 h"; "never" for None."""
     if time_s is None:
         return "never"
     past_s = (time.time() if now_s is None else now_s) - time_s
     for unit, length_s in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if abs(past_s) >= length_s:
-            return _away(int(abs(past_s) / length_s), unit, past_s)
-    return "just now" if abs(past_s) < 2 else _away(int(abs(past_s)), "s", past_s)
+            return _relative(int(abs(past_s) / length_s), unit, past_s)
+    return "just now" if abs(past_s) < 2 else _relative(int(abs(past_s)), "s", past_s)
 
 
-def _away(amount: int, unit: str, past_s: float) -> str:
+def _relative(amount: int, unit: str, past_s: float) -> str:
     return f"{amount}{GAP}{unit} ago" if past_s > 0 else f"in {amount}{GAP}{unit}"
 
 
 def short_id(id: str) -> str:
-    """An id's kind and last six characters: enough to tell rows apart; the whole of it is in the link."""
+    """An id shortened to its kind and last six characters, for tables that link to the whole id."""
     kind, _, rest = id.rpartition("_")
     return f"{kind}_…{rest[-6:]}" if len(id) > 16 else id
 
 
 def sentence(text: str) -> str:
-    """With a capital and a full stop; a name in front stays as it is written."""
+    """A text with a capital letter and a full stop; a name at the start stays as it is."""
     first = text[:1] if re.match(r"\w+['_@/]", text) else text[:1].upper()
     return f"{first}{text[1:]}" + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def file_name(text: str) -> str:
-    """The last part of a path; anything else as it is."""
+    """The last part of a path."""
     return text.rpartition("/")[2]
 
 
 FILTERS: dict[str, Any] = {
     "ago": ago, "count": count, "difference": difference, "file_name": file_name, "iso": iso, "moment": moment,
     "number": number, "percent": percent, "plain": plain, "quality": quality, "seconds": seconds,
-    "sentence": sentence, "short_id": short_id, "size": size, "told": told, "trimmed": trimmed, "usd": usd,
+    "sentence": sentence, "short_id": short_id, "size": size, "in_unit": in_unit, "trimmed": trimmed, "usd": usd,
     "usd_per_1k": usd_per_1k,
 }  # fmt: skip

@@ -59,13 +59,13 @@ def test_a_job_is_paused_resumed_and_cancelled(stage: Stage, open_page: OpenPage
     page = open_page(f"/batch/{id}", user="otto")
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Pause").last.click()
-    expect(page.locator("#said")).to_contain_text("It pauses")
+    expect(page.locator("#said")).to_contain_text("The job pauses")
     eventually(lambda: state()["in_flight"] == 0 and state()["wish"] == "pause")
     page.reload()
     rested = state()["done"]
     assert 0 < rested < 600
     page.get_by_role("button", name="Resume").last.click()
-    expect(page.locator("#said")).to_contain_text("It goes on")
+    expect(page.locator("#said")).to_contain_text("The job continues")
     eventually(lambda: state()["done"] > rested)
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#said")).to_contain_text("is being cancelled")

@@ -78,7 +78,7 @@ def test_a_cache_entry_is_deleted(stage: Stage, open_page: OpenPage) -> None:
     while count := rows.count():
         rows.first.get_by_role("button", name="Delete").click()
         expect(rows).to_have_count(count - 1)
-        expect(page.locator("#said")).to_contain_text("forgotten")
+        expect(page.locator("#said")).to_contain_text("deleted")
     assert cached() == "miss"
 
 

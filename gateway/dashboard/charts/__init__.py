@@ -1,7 +1,7 @@
-"""Charts as SVG made on the server: no script draws, every one has a text alternative and its figures as a table.
+"""Charts as SVG, rendered on the server without scripts. Each has a text alternative and a table of its figures.
 
-Horizontal places are percentages and vertical ones pixels, so that a chart fills any width while its text keeps its
-size. Series differ in dash and mark as well as in colour.
+Horizontal coordinates are percentages and vertical ones pixels, so that a chart fills any width while its text keeps
+its size. Series differ in dash and mark as well as in colour.
 """
 
 from gateway.dashboard.charts.line import Series, line_chart, sparkline

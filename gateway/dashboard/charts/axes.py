@@ -1,4 +1,4 @@
-"""What all charts share: scales, round ticks, and the frame around a plot."""
+"""Parts that the charts share: scales, ticks, axes, and the figure around a plot."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ STEPS_S = (
     60, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 432000, 604800, 1209600, 2592000,
 )  # fmt: skip
 SERIES = 6
-"""Colours there are; a seventh series begins again."""
+"""Number of colours; a seventh series has the first one's."""
 _ids = count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Data to plot: [low, high] onto [0, extent]."""
+    """Maps data in [low, high] linearly to coordinates in [0, extent]."""
 
     low: float
     high: float
@@ -31,7 +31,7 @@ class Scale:
         return (value - self.low) / span * self.extent if span else self.extent / 2
 
     def down(self, value: float) -> float:
-        """The same from above: pixels grow downward."""
+        """The coordinate measured from the top, as SVG's vertical axis points downward."""
         return self.extent - self(value)
 
 
@@ -50,7 +50,7 @@ def round_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 
 
 def time_ticks(since_s: float, until_s: float, wanted: int = 5) -> list[tuple[float, str]]:
-    """Round moments with their labels, in UTC."""
+    """About `wanted` round times in [since_s, until_s], with their labels in UTC."""
     raw = (until_s - since_s) / wanted
     step = next((step for step in STEPS_S if step >= raw), STEPS_S[-1])
     form = "%H:%M" if step < 43200 else "%-d %b"
@@ -59,17 +59,17 @@ def time_ticks(since_s: float, until_s: float, wanted: int = 5) -> list[tuple[fl
 
 
 def place(value: float) -> str:
-    """A coordinate, short."""
+    """A coordinate as text, with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def chart_id() -> str:
-    """Unique in a page, as labels need it."""
+    """An id that is unique in a page."""
     return f"chart{next(_ids)}"
 
 
 def y_axis(ticks: Sequence[float], scale: Scale, labels: Sequence[str]) -> str:
-    """Grid lines, their labels to the left of the plot."""
+    """Grid lines, with their labels to the left of the plot."""
     return "".join(
         f'<line class="rule" x1="0" x2="100%" y1="{place(y)}" y2="{place(y)}"/>'
         f'<text class="tick" x="-8" y="{place(y + 4)}" text-anchor="end">{escape(label)}</text>'
@@ -79,7 +79,7 @@ def y_axis(ticks: Sequence[float], scale: Scale, labels: Sequence[str]) -> str:
 
 
 def x_axis(ticks: Sequence[tuple[float, str]], scale: Scale, height: float) -> str:
-    """Labels below the plot; the outermost stay inside it."""
+    """Labels below the plot; the outermost ones are aligned so that they stay within it."""
     return "".join(
         f'<text class="tick" x="{place(x)}%" y="{place(height + 18)}" text-anchor="{anchor}">{escape(label)}</text>'
         for value, label in ticks
@@ -88,19 +88,19 @@ def x_axis(ticks: Sequence[tuple[float, str]], scale: Scale, height: float) -> s
     )
 
 
-def figure(svg: str, *, title: str, told: str, height: float, legend: str = "", table: str = "") -> Markup:
-    """The plot with its caption; `told` is what a reader who can't see it is told."""
+def figure(svg: str, *, title: str, description: str, height: float, legend: str = "", table: str = "") -> Markup:
+    """The plot with its caption, legend and table. `description`: its text alternative."""
     label = chart_id()
     caption = f'<figcaption><span class="chart-title" id="{label}">{escape(title)}</span>{legend}</figcaption>'
     plot = (
         f'<div class="plot"><svg role="img" aria-labelledby="{label}" aria-describedby="{label}d" width="100%" '
-        f'height="{place(height)}"><desc id="{label}d">{escape(told)}</desc>{svg}</svg></div>'
+        f'height="{place(height)}"><desc id="{label}d">{escape(description)}</desc>{svg}</svg></div>'
     )
     return Markup(f'<figure class="chart">{caption}{plot}{table}</figure>')  # noqa: S704  every part was escaped
 
 
 def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The chart's figures, folded away."""
+    """A folded table of the chart's figures."""
     if not rows:
         return ""
     top = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
@@ -113,7 +113,7 @@ def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def legend_of(names: Sequence[tuple[str, str]]) -> str:
-    """Names with their line as it is drawn, and a figure each."""
+    """A legend: for each series a sample of its line, its name and a figure."""
     items = "".join(
         f'<li><svg class="key s{i % SERIES}" width="22" height="10" aria-hidden="true"><line x1="1" x2="21" y1="5" '
         f'y2="5"/></svg>{escape(name)}{f" <b>{escape(value)}</b>" if value else ""}</li>'

@@ -1,4 +1,4 @@
-"""Quantities over time."""
+"""Line charts of quantities over time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from markupsafe import Markup, escape
 
 from gateway.dashboard.charts import axes
 from gateway.dashboard.charts.axes import Scale, place
-from gateway.dashboard.units import DASH, told, trimmed
+from gateway.dashboard.units import DASH, in_unit, trimmed
 
 Point = tuple[float, float | None]
-"""Unix seconds and a value; None: nothing is known of that time."""
+"""Unix seconds and a value; None where the value at that time is unknown."""
 TIPS = 72
-"""Places of a chart that say something to the pointer, at most."""
+"""Most tooltips of a chart."""
 ROWS = 24
-"""Of the table beside a chart; the latest."""
+"""Most rows of a chart's table: the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,10 @@ def line_chart(
     title: str, series: Sequence[Series], unit: str, *, height: float = 168, floor: float | None = 0.0,
     ceiling: float | None = None,
 ) -> Markup:  # fmt: skip
-    """`unit`: one of `units.UNITS`. `floor`: the axis begins here at the latest; None: at the least value."""
+    """A line chart; empty without data. `unit`: one of `units.UNITS`.
+
+    The vertical axis begins at the least value, but not above `floor`, and ends not below `ceiling`.
+    """
     known = [(t, v) for one in series for t, v in one.points if v is not None]
     if not known:
         return Markup("")
@@ -43,33 +46,34 @@ def line_chart(
     ticks = axes.round_ticks(low, max(*values, low, ceiling if ceiling is not None else low))
     x, y = Scale(times[0], times[-1]), Scale(ticks[0], ticks[-1], height)
     svg = (
-        axes.y_axis(ticks, y, [trimmed(told(tick, unit)) for tick in ticks])
+        axes.y_axis(ticks, y, [trimmed(in_unit(tick, unit)) for tick in ticks])
         + axes.x_axis(axes.time_ticks(times[0], times[-1]), x, height)
         + _paths(series, x, y)
         + _hints(series, x, unit)
     )
     last = [next((v for _, v in reversed(one.points) if v is not None), None) for one in series]
-    legend = axes.legend_of([(one.name, told(v, unit)) for one, v in zip(series, last, strict=True)])
+    legend = axes.legend_of([(one.name, in_unit(v, unit)) for one, v in zip(series, last, strict=True)])
     return axes.figure(
-        svg, title=title, told=_spoken(series, unit), height=height, legend=legend, table=_table(series, unit)
+        svg, title=title, description=_description(series, unit), height=height, legend=legend,
+        table=_table(series, unit),
     )
 
 
 def sparkline(title: str, points: Sequence[Point], unit: str, *, height: float = 36) -> Markup:
-    """A line without axes, for beside a figure."""
+    """A small line without axes, to stand beside a figure; empty with fewer than two known values."""
     known = [v for _, v in points if v is not None]
     if len(known) < 2:
         return Markup("")
     x, y = Scale(points[0][0], points[-1][0]), Scale(min(0.0, *known), max(known) or 1.0, height - 4)
     svg = f'<g transform="translate(0 2)">{_paths([Series(title, points)], x, y)}</g>'
-    said = f"{title}: {_range(known, unit)}"
+    label = f"{title}: {_range(known, unit)}"
     return Markup(  # noqa: S704  escaped
-        f'<svg class="spark" role="img" aria-label="{escape(said)}" width="100%" height="{place(height)}">{svg}</svg>'
+        f'<svg class="spark" role="img" aria-label="{escape(label)}" width="100%" height="{place(height)}">{svg}</svg>'
     )
 
 
 def _paths(series: Sequence[Series], x: Scale, y: Scale) -> str:
-    """Each line in a plot of its own that is stretched; a gap where nothing is known; a lone point as a dot."""
+    """The lines, in a plot stretched to the full width: with gaps at unknown values, and single points as dots."""
     drawn, dots = "", ""
     for i, one in enumerate(series):
         for known, run in groupby(one.points, key=lambda point: point[1] is not None):
@@ -85,7 +89,7 @@ def _paths(series: Sequence[Series], x: Scale, y: Scale) -> str:
 
 
 def _hints(series: Sequence[Series], x: Scale, unit: str) -> str:
-    """What the pointer is told at each time."""
+    """Tooltips with the values at each time."""
     times = [t for t, _ in series[0].points]
     step = -(-len(times) // TIPS)
     width = 100 * step / max(len(times) - 1, 1)
@@ -98,26 +102,27 @@ def _hints(series: Sequence[Series], x: Scale, unit: str) -> str:
 
 
 def _values(series: Sequence[Series], i: int, unit: str) -> str:
-    return "\n".join(f"{one.name}: {told(one.points[i][1], unit)}" for one in series)
+    return "\n".join(f"{one.name}: {in_unit(one.points[i][1], unit)}" for one in series)
 
 
-def _spoken(series: Sequence[Series], unit: str) -> str:
-    said = []
+def _description(series: Sequence[Series], unit: str) -> str:
+    """The chart's text alternative."""
+    parts = []
     for one in series:
         known = [v for _, v in one.points if v is not None]
-        said.append(f"{one.name}: {_range(known, unit)}" if known else f"{one.name}: nothing known")
-    return "; ".join(said)
+        parts.append(f"{one.name}: {_range(known, unit)}" if known else f"{one.name}: nothing known")
+    return "; ".join(parts)
 
 
 def _range(known: Sequence[float], unit: str) -> str:
-    return f"{told(known[-1], unit)} at the end, between {told(min(known), unit)} and {told(max(known), unit)}"
+    return f"{in_unit(known[-1], unit)} at the end, between {in_unit(min(known), unit)} and {in_unit(max(known), unit)}"
 
 
 def _table(series: Sequence[Series], unit: str) -> str:
     times = [t for t, _ in series[0].points][-ROWS:]
     offset = len(series[0].points) - len(times)
     rows = [
-        [_when(t), *(told(one.points[offset + i][1], unit) if one.points else DASH for one in series)]
+        [_when(t), *(in_unit(one.points[offset + i][1], unit) if one.points else DASH for one in series)]
         for i, t in enumerate(times)
     ]
     return axes.table_of(["Time (UTC)", *(one.name for one in series)], rows[::-1])

@@ -1,4 +1,4 @@
-"""Cost against quality, and what was expected against what came."""
+"""Scatter charts of cost against quality, and of expected against observed quality."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from markupsafe import Markup, escape
 
 from gateway.dashboard.charts import axes
 from gateway.dashboard.charts.axes import Scale, place
-from gateway.dashboard.units import quality, told, trimmed
+from gateway.dashboard.units import in_unit, quality, trimmed
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Something with a cost per request and a quality; intervals where they are known."""
+    """A point of a scatter chart; its intervals are None where they are unknown."""
 
     name: str
     cost_usd: float
@@ -30,7 +30,7 @@ class Spot:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Decisions with about the same expectation."""
+    """A bin of a calibration chart: decisions of about the same expected quality."""
 
     expected: float
     observed: float
@@ -43,7 +43,9 @@ def scatter_chart(
     title: str, spots: Sequence[Spot], hull: Sequence[tuple[float, float]] = (), *, height: float = 260,
     unit: str = "usd_per_1k", cost: str = "Cost per 1,000 requests",
 ) -> Markup:  # fmt: skip
-    """The frontier: `hull` are (cost, quality), cheapest first. `unit` tells costs as `cost` names them."""
+    """A chart of cost against quality; empty without points. `hull`: the frontier's points (cost, quality), cheapest
+    first. `cost` names the horizontal axis, `unit` is its unit.
+    """
     if not spots:
         return Markup("")
     costs = [v for s in spots for v in (s.cost_low, s.cost_usd, s.cost_high) if v is not None] + [c for c, _ in hull]
@@ -54,15 +56,16 @@ def scatter_chart(
     x, y = Scale(x_ticks[0], x_ticks[-1]), Scale(y_ticks[0], y_ticks[-1], height)
     svg = (
         axes.y_axis(y_ticks, y, [trimmed(quality(tick)) for tick in y_ticks])
-        + axes.x_axis([(tick, trimmed(told(tick, unit))) for tick in x_ticks], x, height)
+        + axes.x_axis([(tick, trimmed(in_unit(tick, unit))) for tick in x_ticks], x, height)
         + _hull(hull, x, y)
         + "".join(_spot(spot, x, y, unit) for spot in spots)
     )
-    rows = [[s.name, told(s.cost_usd, unit), quality(s.quality), _between(s)] for s in spots]
-    said = "; ".join(f"{name}: {cost.lower()} {paid}, quality {worth} {span}" for name, paid, worth, span in rows)
+    rows = [[s.name, in_unit(s.cost_usd, unit), quality(s.quality), _between(s)] for s in spots]
+    said = "; ".join(f"{name}: {cost.lower()} {x}, quality {y} {interval}" for name, x, y, interval in rows)
     head = ["Point", cost, "Quality", "95 % interval"]
     axis = f'<p class="axis-note">across: {escape(cost.lower())}; up: mean quality, 0 to 1</p>'
-    return axes.figure(svg, title=title, told=said, height=height, legend=axis, table=axes.table_of(head, rows))
+    table = axes.table_of(head, rows)
+    return axes.figure(svg, title=title, description=said, height=height, legend=axis, table=table)
 
 
 def _between(spot: Spot) -> str:
@@ -96,7 +99,7 @@ def _spot(spot: Spot, x: Scale, y: Scale, unit: str) -> str:
         f'<text x="{shift}" y="{-8 if spot.mark != "then" else 17}" text-anchor="{anchor}">{escape(spot.name)}</text>'
         f"</svg>"
     )
-    hint = f"{spot.name}: {told(spot.cost_usd, unit)}, quality {quality(spot.quality)} {_between(spot)}"
+    hint = f"{spot.name}: {in_unit(spot.cost_usd, unit)}, quality {quality(spot.quality)} {_between(spot)}"
     return f'<g class="spot {escape(spot.mark)}"><title>{escape(hint)}</title>{whiskers}{label}</g>'
 
 
@@ -107,7 +110,7 @@ def _mark(mark: str) -> str:
 
 
 def calibration_chart(title: str, bins: Sequence[Bin], *, height: float = 200) -> Markup:
-    """Expected quality across, observed up; on the diagonal both agree."""
+    """Expected quality on the horizontal axis, observed quality on the vertical one; empty without bins."""
     if not bins:
         return Markup("")
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -126,7 +129,7 @@ def calibration_chart(title: str, bins: Sequence[Bin], *, height: float = 200) -
     said = "; ".join(f"expected {row[0]}, observed {row[1]}, {row[2]}, {row[3]} answers" for row in rows)
     axis = '<p class="axis-note">across: quality expected; up: quality observed; on the line they agree</p>'
     table = axes.table_of(["Expected", "Observed", "95 % interval", "Answers"], rows)
-    return axes.figure(svg, title=title, told=said, height=height, legend=axis, table=table)
+    return axes.figure(svg, title=title, description=said, height=height, legend=axis, table=table)
 
 
 def _bin(one: Bin, most: int, x: Scale, y: Scale) -> str:

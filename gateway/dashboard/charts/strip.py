@@ -1,4 +1,4 @@
-"""Small horizontal marks that stand in a table or beside a figure."""
+"""Small horizontal charts that stand in a table or beside a figure."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gateway.dashboard.units import percent
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A share of a whole."""
+    """A part of a whole; `share` is between 0 and 1."""
 
     name: str
     share: float
 
 
 def whisker(value: float, low: float, high: float, *, span: tuple[float, float] | None = None) -> Markup:
-    """An estimate with its interval; a line stands at zero where zero lies within `span`. Decoration: the figures
-    are told in words beside it.
+    """An estimate with its interval, and a line at zero where zero lies within `span`. It is hidden from screen
+    readers, so the figures must also be given as text.
     """
     left, right = span or (min(low, 0.0), max(high, 0.0))
     reach = (right - left) * 0.06 or 1.0
@@ -35,7 +35,7 @@ def whisker(value: float, low: float, high: float, *, span: tuple[float, float] 
 
 
 def share_bar(title: str, parts: Sequence[Part], *, height: float = 12) -> Markup:
-    """Shares of one, side by side, with their names below."""
+    """A bar of shares side by side, with their names below."""
     at, bars = 0.0, ""
     for i, part in enumerate(parts):
         if part.share > 0:

@@ -1,4 +1,4 @@
-"""One file per page: what it asks of the admin API's functions, and what it hands to its template."""
+"""The dashboard's pages, one module each: they call the admin API's functions and render templates."""
 
 from gateway.dashboard.pages import (
     access,

@@ -1,4 +1,4 @@
-"""Who may use the gateway and for how much: keys, tenants and their budgets, limits; and who may use this dashboard."""
+"""The pages of keys, of tenants with their budgets and limits, and of the dashboard's users."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gateway.errors import CallerError
 
 router = APIRouter()
 KEYS_SHOWN = 200
-"""On one page."""
+"""Most keys on one page."""
 
 
 # -- keys
@@ -32,27 +32,27 @@ def show_keys(
     request: Request, who: Annotated[Actor, Depends(viewer)], revoked: bool = False, search: str = "",
     start: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:  # fmt: skip
-    """Living keys, or all; so many on a page."""
+    """A page of keys; revoked ones on request only."""
     return _keys(request, who, revoked=revoked, search=search, start=start)
 
 
 @router.post("/keys/new")
 def make_key(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
-    """Its plaintext is on the page that answers, and nowhere else."""
+    """Create a key. Its plaintext is on the resulting page, and nowhere else."""
     made = admin_keys.make_key(services_of(request), who, shaped(NewKey, _key_fields(fields, picked(fields, NewKey))))
     return _keys(request, who, made=made)
 
 
 @router.get("/keys/edit")
 def edit_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
-    """A key's form."""
+    """The form of a key."""
     row = admin_keys.key_row(services_of(request), id)
     return render(request, who, "key_edit.html", {"title": row.name, "row": row})
 
 
 @router.post("/keys/{id}/change")
 def change_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str, fields: Fields) -> Response:
-    """An empty limit is lifted."""
+    """Change a key; an empty limit is removed."""
     given = {**_key_fields(fields, optional(fields, KeyChange)), "version": seen(fields)}
     changed = admin_keys.change_key(services_of(request), who, id, shaped(KeyChange, given))
     return _keys(request, who, said=f"Key {changed.name} is changed.")
@@ -60,14 +60,14 @@ def change_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str,
 
 @router.post("/keys/{id}/rotate")
 def rotate_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str, fields: Fields) -> Response:
-    """Its new secret is on the page that answers, and nowhere else."""
+    """Rotate a key. Its new secret is on the resulting page, and nowhere else."""
     wanted = shaped(KeyRotation, picked(fields, KeyRotation))
     return _keys(request, who, made=admin_keys.rotate_key(services_of(request), who, id, wanted))
 
 
 @router.post("/keys/{id}/revoke")
 def revoke_key(request: Request, who: Annotated[Actor, Depends(admin)], id: str) -> Response:
-    """Workers refuse it within a second."""
+    """Revoke a key."""
     gone = admin_keys.revoke_key(services_of(request), who, id)
     search = dict(parse_qsl(urlsplit(page_of(request)).query)).get("search", "")
     return _keys(request, who, search=search, said=f"Key {gone.name} is revoked; workers refuse it within a second.")
@@ -87,7 +87,7 @@ def _keys(
 
 
 def _key_fields(fields: dict[str, str], given: dict[str, Any]) -> dict[str, Any]:
-    """Boxes, lists and the date as the shape wants them."""
+    """The key's fields with checkboxes, lists and the date converted."""
     given = {**given, **checked(fields, "knobs", "explore")}
     if "models" in fields:
         given["models"] = listed(fields["models"])
@@ -97,7 +97,7 @@ def _key_fields(fields: dict[str, str], given: dict[str, Any]) -> dict[str, Any]
 
 
 def _day(text: str) -> float:
-    """The end of a day, UTC."""
+    """The end of a day in UTC, in Unix seconds. Raises CallerError."""
     try:
         return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() + 86400
     except ValueError:
@@ -109,13 +109,13 @@ def _day(text: str) -> float:
 
 @router.get("/tenants")
 def show_tenants(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
-    """Stated or only seen in traffic."""
+    """All tenants, and the limits of routes."""
     return _tenants(request, who)
 
 
 @router.post("/tenants/save")
 def save_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
-    """Its budget."""
+    """Set a tenant's budget."""
     name = fields.get("name", "")
     if not name:
         raise CallerError("a tenant's name must be given", status=422, param="name")
@@ -125,9 +125,9 @@ def save_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields:
 
 @router.post("/tenants/remove")
 def remove_tenant(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
-    """What the configuration says of it, if anything, is in force again."""
+    """Undo all changes to a tenant."""
     admin_tenants.remove_tenant(services_of(request), who, fields.get("name", ""), seen(fields))
-    return _tenants(request, who, said=f"What was said here of {fields.get('name', '')} is removed.")
+    return _tenants(request, who, said=f"The budget of {fields.get('name', '')} that was set here is removed.")
 
 
 def _tenants(request: Request, who: Actor, said: str = "") -> Response:
@@ -143,13 +143,13 @@ def _tenants(request: Request, who: Actor, said: str = "") -> Response:
 
 @router.get("/users")
 def show_users(request: Request, who: Annotated[Actor, Depends(admin)]) -> Response:
-    """Everybody who may sign in, beside the master key's holder."""
+    """All users; the master key works beside them."""
     return _users(request, who)
 
 
 @router.post("/users/new")
 def add_user(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
-    """Somebody who may sign in from now on."""
+    """Add a user."""
     made = admin_users.add_user(services_of(request), who, shaped(NewUser, picked(fields, NewUser)))
     closed = " From now on everybody must sign in." if who.how == "this machine" else ""
     return _users(request, who, said=f"{made.name} may sign in as {made.role}.{closed}")
@@ -157,7 +157,7 @@ def add_user(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fi
 
 @router.post("/users/{name}/change")
 def change_user(request: Request, who: Annotated[Actor, Depends(admin)], name: str, fields: Fields) -> Response:
-    """Role, password, or whether the user may sign in at all."""
+    """Change a user's role or password, or disable or enable the user."""
     given = picked(fields, UserChange)
     made = admin_users.change_user(services_of(request), who, name, shaped(UserChange, given))
     return _users(request, who, said=f"{made.name}: {'may not sign in any more' if made.disabled else made.role}.")
@@ -165,9 +165,9 @@ def change_user(request: Request, who: Annotated[Actor, Depends(admin)], name: s
 
 @router.post("/users/{name}/delete")
 def delete_user(request: Request, who: Annotated[Actor, Depends(admin)], name: str) -> Response:
-    """The user's sessions end."""
+    """Delete a user."""
     admin_users.delete_user(services_of(request), who, name)
-    return _users(request, who, said=f"{name} is gone.")
+    return _users(request, who, said=f"The user {name} is deleted.")
 
 
 def _users(request: Request, who: Actor, said: str = "") -> Response:

@@ -1,4 +1,4 @@
-"""Who changed what, when; and taking it back."""
+"""The page of the audit log."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PAGE = 100
 def show(
     request: Request, who: Annotated[Actor, Depends(viewer)], cursor: str = "", action: str = ""
 ) -> Response:
-    """Newest first."""
+    """A page of the audit log, newest first."""
     return _page(request, who, cursor, action)
 
 
 @router.get("/audit.csv")
 def download(request: Request, who: Annotated[Actor, Depends(viewer)], action: str = "") -> Response:
-    """All of it, or of one action; newest first."""
+    """The audit log as CSV, or the rows of one action; newest first."""
     services = services_of(request)
 
     def page(cursor: str) -> tuple[list[AuditRow], str | None]:
@@ -40,10 +40,10 @@ def download(request: Request, who: Annotated[Actor, Depends(viewer)], action: s
 
 @router.post("/audit/undo")
 def undo(request: Request, who: Annotated[Actor, Depends(operator)], fields: Fields) -> Response:
-    """Back to the version named."""
+    """Undo a change."""
     name = fields.get("name", "")
     admin_audit.undo_setting(services_of(request), who, name, seen(fields))
-    return _page(request, who, said=f"Undone: {name} is as it was.")
+    return _page(request, who, said=f"Undone: {name} has its earlier value again.")
 
 
 def _page(request: Request, who: Actor, cursor: str = "", action: str = "", said: str = "") -> Response:

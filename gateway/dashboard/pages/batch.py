@@ -1,4 +1,4 @@
-"""Batch jobs: what a budget would buy before anything is spent, how far a job is, and what came of it."""
+"""The pages of batch jobs and their plans."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from gateway.wire.multipart import read_multipart
 router = APIRouter()
 PAGE = 50
 FORM_BYTES = 1 << 16
-"""What the fields beside the file may take."""
+"""Most bytes of the form without its file."""
 SAID = {
-    "pause": "It pauses once the calls under way have ended.", "resume": "It goes on.",
-    "cancel": "It is being cancelled; calls under way are still paid for.",
+    "pause": "The job pauses once the calls under way have ended.", "resume": "The job continues.",
+    "cancel": "The job is being cancelled; calls under way are still paid for.",
 }  # fmt: skip
+"""Message after each action."""
 
 
 @router.get("/batch")
 def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], after: str = "") -> Response:
-    """Newest first; above them plans that were not begun."""
+    """A page of jobs, newest first; above them the plans that were not started."""
     services = services_of(request)
     found = admin_batch.batch_page(services, cursor=after, limit=PAGE)
     context = {
@@ -46,7 +47,7 @@ def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], after: st
 
 @router.post("/batch/plans")
 async def make_plan(request: Request, who: Annotated[Actor, Depends(operator)]) -> Response:
-    """A file of prompts, planned; spends nothing."""
+    """Plan a file of prompts; spends nothing."""
     fields = await _upload(request)
     given = {**picked(fields, PlanWanted), "skip_bad": fields.get("skip_bad") == "on"}
     if given.get("deadline_s"):
@@ -57,20 +58,20 @@ async def make_plan(request: Request, who: Annotated[Actor, Depends(operator)]) 
 
 @router.get("/batch/plans/{id}")
 def show_plan(request: Request, who: Annotated[Actor, Depends(viewer)], id: str) -> Response:
-    """What each budget would buy."""
+    """A plan, with what each budget would buy."""
     return _plan_page(request, who, id)
 
 
 @router.post("/batch/plans/{id}/begin")
 def begin(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
-    """The job begins."""
+    """Start a planned job."""
     job = plans.begin(services_of(request), who, id, shaped(PlanRun, picked(fields, PlanRun)))
-    return _page(request, who, job.id, said="The job begins; a worker takes it within seconds.", at=f"/batch/{job.id}")
+    return _page(request, who, job.id, said="The job is started: a worker takes it in seconds.", at=f"/batch/{job.id}")
 
 
 @router.post("/batch/plans/{id}/drop")
 def drop(request: Request, who: Annotated[Actor, Depends(operator)], id: str) -> Response:
-    """The plan goes."""
+    """Delete a plan."""
     plans.drop(services_of(request), who, id)
     return Response(headers={"hx-redirect": "/batch"})
 
@@ -79,21 +80,21 @@ def drop(request: Request, who: Annotated[Actor, Depends(operator)], id: str) ->
 def show(
     request: Request, who: Annotated[Actor, Depends(viewer)], id: str, after: Annotated[int, Query(alias="from")] = -1
 ) -> Response:
-    """One job: its plan, its progress, its answers."""
+    """One job: its plan, its progress and its answers."""
     return _page(request, who, id, after)
 
 
 @router.get("/batch/{id}/{what}.jsonl")
 def download(request: Request, who: Annotated[Actor, Depends(operator)], id: str, what: What) -> Response:
-    """All answers, or all errors."""
+    """Download all answers, or all errors."""
     return results.download(services_of(request), id, what)
 
 
 @router.post("/batch/{id}/{turn}")
 def turn(request: Request, who: Annotated[Actor, Depends(operator)], id: str, turn: str) -> Response:
-    """`turn`: pause, resume, cancel."""
+    """Pause, resume or cancel a job."""
     if turn not in SAID:
-        raise CallerError(f"there is no turn '{turn}'", status=404)
+        raise CallerError(f"there is no action '{turn}': use pause, resume or cancel", status=404)
     admin_batch.change_batch(services_of(request), who, id, cast(Literal["pause", "resume", "cancel"], turn))
     return _page(request, who, id, said=SAID[turn])
 
@@ -108,9 +109,9 @@ def _page(
     points = [plans.point(one) for one in planned.frontier] if planned else []
     context = {
         "title": job.source or "Batch job", "job": job, "ended": job.state in ENDED, "errors": card.errors,
-        "files": {"answers": card.output_file, "errors": card.error_file}, "answers": results.answers(services,
-        id, after),
-        "after": after, **_drawn(points, plans.point(planned.chosen) if planned else None),
+        "files": {"answers": card.output_file, "errors": card.error_file},
+        "answers": results.answers(services, id, after), "after": after,
+        **_drawn(points, plans.point(planned.chosen) if planned else None),
     }  # fmt: skip
     return render(request, who, "batch_job.html", context, said=said, at=at)
 
@@ -122,7 +123,7 @@ def _plan_page(request: Request, who: Actor, id: str, at: str = "") -> Response:
 
 
 def _drawn(frontier: Sequence[PlanPoint], chosen: PlanPoint | None) -> dict[str, Any]:
-    """For the chart of what budgets buy."""
+    """Template variables for the chart of what budgets would buy."""
     spots = [_spot(one, "", "model") for one in frontier] + ([_spot(chosen, "chosen", "now")] if chosen else [])
     return {
         "chosen": chosen, "spots": spots, "hull": sorted((one.cost_usd.value, one.quality.value) for one in frontier)
@@ -148,7 +149,7 @@ async def _upload(request: Request) -> dict[str, str]:
 
 
 def _length_s(text: str) -> float:
-    """Seconds of 90m, 12h or 2d. Raises CallerError."""
+    """Seconds of a length of time such as 90m, 12h or 2d. Raises CallerError."""
     try:
         return seconds_of(text)
     except ValueError as fault:

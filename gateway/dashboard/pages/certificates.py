@@ -1,4 +1,4 @@
-"""Quality floors with their certificates: what is promised, on what data, and whether it held since."""
+"""The page of certificates of quality floors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ router = APIRouter()
 
 @router.get("/certificates")
 def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str = "") -> Response:
-    """Newest first, of all routes or one."""
+    """Certificates of one route or all, newest first."""
     return _page(request, who, route)
 
 
 @router.post("/certificates/{route:path}/issue")
 def issue(request: Request, who: Annotated[Actor, Depends(operator)], route: str, fields: Fields) -> Response:
-    """A certificate, or what it would take."""
+    """Certify a quality floor, or show what evidence is missing."""
     services = services_of(request)
     given = {**picked(fields, CertificateWanted), **checked(fields, "apply")}
     answer = admin_certificates.issue(services, who, route, shaped(CertificateWanted, given))
@@ -34,7 +34,7 @@ def issue(request: Request, who: Annotated[Actor, Depends(operator)], route: str
 
 @router.post("/certificates/{id}/revoke")
 def revoke(request: Request, who: Annotated[Actor, Depends(operator)], id: str) -> Response:
-    """It promises nothing any more."""
+    """Revoke a certificate."""
     revoked = admin_certificates.revoke(services_of(request), who, id)
     return _page(request, who, "", said=f"The certificate of {revoked.route} is revoked.")
 

@@ -1,4 +1,4 @@
-"""Decisions: found, explained, decided again under another version or knob."""
+"""The pages of decisions: their list, and one decision with its explanation, replay and label."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gateway.journal.search import DecisionFilter
 router = APIRouter()
 PAGE = 50
 MOST_CHOICES = 300
-"""Of one field of the filter; where there are more, as with ten thousand keys, they are typed."""
+"""Most choices of a filter field; where there are more values, as with many keys, the field is a text input."""
 SPANS_S = {"": 0.0, "hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
 OUTCOMES = (
     ("", "any outcome"), ("error", "errors"), ("escalated", "escalated"), ("explored", "explored"),
@@ -36,7 +36,7 @@ NUMBERS = ("min_cost_usd", "max_cost_usd")
 
 @router.get("/decisions")
 def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: str = "", id: str = "") -> Response:
-    """Newest first. An id leads to its decision."""
+    """A page of decisions, newest first. With an id: a redirect to its decision."""
     if id.strip():
         return RedirectResponse(f"/decisions/{quote(id.strip(), safe='')}", 303)
     services, asked = services_of(request), dict(request.query_params)
@@ -54,7 +54,7 @@ def show_all(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: s
 
 @router.get("/decisions.csv")
 def download(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
-    """What the filter in the query finds, newest first."""
+    """The decisions that match the query's filter, as CSV, newest first."""
     services, wanted = services_of(request), _filter(dict(request.query_params))
 
     def page(cursor: str) -> tuple[list[DecisionRow], str | None]:
@@ -66,20 +66,20 @@ def download(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Respon
 
 @router.get("/decisions/{id}")
 def show(request: Request, who: Annotated[Actor, Depends(viewer)], id: str) -> Response:
-    """Why this model answered, and what came of it."""
+    """One decision."""
     return _page(request, who, id)
 
 
 @router.post("/decisions/{id}/replay")
 def replay(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
-    """The same query decided again; nothing is sent anywhere."""
-    told = admin_decisions.replay(services_of(request), id, shaped(ReplayWanted, picked(fields, ReplayWanted)))
-    return _page(request, who, id, replayed=told, asked=fields)
+    """Decide the request again; nothing is sent to a model."""
+    replayed = admin_decisions.replay(services_of(request), id, shaped(ReplayWanted, picked(fields, ReplayWanted)))
+    return _page(request, who, id, replayed=replayed, asked=fields)
 
 
 @router.post("/decisions/{id}/label")
 def label(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
-    """What the answer was worth."""
+    """Score the answer."""
     labels.label(services_of(request), who, id, shaped(LabelWanted, picked(fields, LabelWanted)))
     return _page(request, who, id, said="The label is recorded. Learning reads it from now on.")
 
@@ -88,22 +88,21 @@ def _page(
     request: Request, who: Actor, id: str, said: str = "", replayed: Replayed | None = None,
     asked: dict[str, str] | None = None,
 ) -> Response:  # fmt: skip
-    told = admin_decisions.explain(services_of(request), id, who)
+    decision = admin_decisions.explain(services_of(request), id, who)
     context = {
-        "title": "Decision", "told": told, "replayed": replayed, "asked": asked or {}, "facts": _facts(told),
-        "raw": json.dumps(told.decision, indent=2, ensure_ascii=False, default=str),
-        "dearest": max((one.cost_usd or 0.0 for one in told.candidates), default=0.0),
+        "title": "Decision", "decision": decision, "replayed": replayed, "asked": asked or {},
+        "facts": _facts(decision), "raw": json.dumps(decision.decision, indent=2, ensure_ascii=False, default=str),
     }  # fmt: skip
     return render(request, who, "decision.html", context, said=said)
 
 
-def _facts(told: Explained) -> list[tuple[str, str]]:
-    """Who asked, by which names it is known."""
+def _facts(one: Explained) -> list[tuple[str, str]]:
+    """Names and values of the decision's properties."""
     return [
-        ("Route", told.route), ("Asked for", told.requested_model), ("Tenant", told.tenant), ("Key", told.key_id),
-        ("Router", told.router), ("Reason", told.reason), ("Cache", told.cache),
-        ("Cascade", " → ".join(told.plan) if len(told.plan) > 1 else ""), ("Verdict", told.verdict),
-        ("Request id", told.request_id), ("Response id", told.response_id),
+        ("Route", one.route), ("Requested model", one.requested_model), ("Tenant", one.tenant), ("Key", one.key_id),
+        ("Router", one.router), ("Reason", one.reason), ("Cache", one.cache),
+        ("Cascade", " → ".join(one.plan) if len(one.plan) > 1 else ""), ("Verdict", one.verdict),
+        ("Request id", one.request_id), ("Response id", one.response_id),
     ]  # fmt: skip
 
 
@@ -113,7 +112,7 @@ def _filter(asked: dict[str, str]) -> DecisionFilter:
         if asked.get(name):
             given[name] = _dollars(asked[name], name)
     if asked.get("outcome", "") not in dict(OUTCOMES):
-        raise CallerError("there is no such outcome", param="outcome")
+        raise CallerError("there is no outcome of this name", param="outcome")
     if span_s := SPANS_S.get(asked.get("span", ""), 0.0):
         given["since_s"] = time.time() - span_s
     return DecisionFilter(**given)

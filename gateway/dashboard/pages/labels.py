@@ -1,4 +1,4 @@
-"""Feedback, and the queue of decisions whose labels would teach most."""
+"""The pages of labels and of feedback."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ QUEUE = 20
 
 @router.get("/labels")
 def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str = "", skip: int = 0) -> Response:
-    """The decision that would teach most, then the next ones."""
+    """The decision to label next, and those after it."""
     return _page(request, who, route, max(skip, 0))
 
 
 @router.post("/labels/{id}")
 def give(request: Request, who: Annotated[Actor, Depends(operator)], id: str, fields: Fields) -> Response:
-    """What an answer was worth; the next decision follows."""
+    """Score an answer, and show the next decision."""
     admin_labels.label(services_of(request), who, id, shaped(LabelWanted, picked(fields, LabelWanted)))
     return _page(request, who, fields.get("route", ""), 0, said="Recorded. Here is the next one.", done=id)
 
 
 @router.get("/feedback")
 def show_feedback(request: Request, who: Annotated[Actor, Depends(viewer)], cursor: str = "") -> Response:
-    """What was said, newest first."""
+    """A page of feedback, newest first."""
     services = services_of(request)
     context = {
         "title": "Feedback", "found": admin_labels.feedback(services, cursor),
-        "told": admin_labels.feedback_summary(services),
-        "first": bool(cursor),
+        "summary": admin_labels.feedback_summary(services), "first": bool(cursor),
     }  # fmt: skip
     return render(request, who, "feedback.html", context)
 

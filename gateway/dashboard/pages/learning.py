@@ -1,4 +1,4 @@
-"""Learning: which versions there are, whether they hold what they promise, and what is wrong."""
+"""The page of learning: router versions with their promotion, calibration, drift and alarms."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ router = APIRouter()
 
 @router.get("/learning")
 def show(request: Request, who: Annotated[Actor, Depends(viewer)], route: str = "") -> Response:
-    """All routes, or one."""
+    """The learning of all routes, or of one."""
     return _page(request, who, route)
 
 
 @router.post("/learning/{route:path}/{turn}")
 def turn(request: Request, who: Annotated[Actor, Depends(operator)], route: str, turn: str, fields: Fields) -> Response:
-    """`turn`: promote, canary, end-canary, roll-back, refresh."""
-    return _page(request, who, route, said=_turned(request, who, route, turn, fields))
+    """Carry out an action on a route: promote, roll-back, canary, end-canary or refresh."""
+    return _page(request, who, route, said=_carry_out(request, who, route, turn, fields))
 
 
-def _turned(request: Request, who: Actor, route: str, turn: str, fields: dict[str, str]) -> str:
+def _carry_out(request: Request, who: Actor, route: str, turn: str, fields: dict[str, str]) -> str:
+    """Returns the message to show. Raises CallerError where there is no such action."""
     services, version, live = services_of(request), fields.get("version", ""), fields.get("live")
     match turn:
         case "promote":
@@ -38,7 +39,8 @@ def _turned(request: Request, who: Actor, route: str, turn: str, fields: dict[st
             return f"{version} serves the route{confirmed(done)}."
         case "roll-back":
             done = admin_learning.roll_back(services, who, route, live)
-            return f"Rolled back: {done.version or 'what the configuration names'} serves the route{confirmed(done)}."
+            router = done.version or "the router that the configuration names"
+            return f"Rolled back: {router} serves the route{confirmed(done)}."
         case "canary":
             share = float(fields["share"]) / 100 if fields.get("share", "").replace(".", "", 1).isdigit() else None
             wanted = shaped(CanaryWanted, {} if share is None else {"share": share})
@@ -49,31 +51,32 @@ def _turned(request: Request, who: Actor, route: str, turn: str, fields: dict[st
         case "refresh":
             admin_learning.refresh(services, route)
             return "Calibration, drift and alarms are computed from the latest decisions."
-    raise CallerError(f"there is no turn '{turn}'", status=404)
+    raise CallerError(f"there is no action '{turn}'", status=404)
 
 
 def _page(request: Request, who: Actor, route: str, said: str = "") -> Response:
     services = services_of(request)
-    told = admin_learning.learning(services, route)
+    learning = admin_learning.learning(services, route)
     context = {
-        "title": "Learning", "told": [_charted(one) for one in told], "route": route,
+        "title": "Learning", "learning": [_charted(one) for one in learning], "route": route,
         "routes": [one.name for one in services.config.routes],
     }  # fmt: skip
     return render(request, who, "learning.html", context, said=said)
 
 
-def _charted(told: RouteLearning) -> dict[str, Any]:
+def _charted(learning: RouteLearning) -> dict[str, Any]:
+    """A route's learning, with the data of its charts."""
     return {
-        "told": told, "lineage": _lineage(told.versions),
+        "learning": learning, "lineage": _lineage(learning.versions),
         "calibration": [
             (one, [Bin(b.expected, b.scored.value, b.scored.low, b.scored.high, b.n) for b in one.bins])
-            for one in told.calibration
+            for one in learning.calibration
         ],
-        "scores": _drift(told.drift), "shift": _shift(told.drift),
+        "scores": _scores(learning.drift), "shift": _shift(learning.drift),
     }  # fmt: skip
 
 
-def _drift(points: list[DriftPoint]) -> list[Series]:
+def _scores(points: list[DriftPoint]) -> list[Series]:
     if len(points) < 2:
         return []
     return [
@@ -89,7 +92,7 @@ def _shift(points: list[DriftPoint]) -> list[Series]:
 
 
 def _lineage(versions: list[Version]) -> list[tuple[Version, int]]:
-    """Newest first, each with how many generations lie behind it."""
+    """The versions in their order, each with its number of known ancestors."""
     known = {one.version: one for one in versions}
 
     def depth(version: Version) -> int:

@@ -1,4 +1,4 @@
-"""Signing in and out."""
+"""The login page, and signing in and out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = APIRouter()
 
 @router.get("/login")
 def show(request: Request, next: str = "/") -> Response:
-    """The form; straight on where this machine needs no login."""
+    """The login form; a redirect to the next page where no login is needed."""
     if sessions.is_open(services_of(request)):
         return RedirectResponse(_own_page(next), 303)
     note = "You were signed out, or your session has expired." if next != "/" else ""
@@ -27,23 +27,23 @@ def show(request: Request, next: str = "/") -> Response:
 
 @router.post("/login")
 def sign_in(request: Request, fields: Fields) -> Response:
-    """On to the page that was asked for; or the form again, with why not."""
+    """Sign in, and redirect to the requested page; on failure the form again, with the error."""
     refuse_other_sites(request)
-    user, secret, onward = fields.get("user", ""), fields.get("password", ""), _own_page(fields.get("next", "/"))
+    user, secret, target = fields.get("user", ""), fields.get("password", ""), _own_page(fields.get("next", "/"))
     wanted = SignIn(user=user, password=secret) if user else SignIn(master_key=secret)
     try:
         signed = sessions.sign_in(services_of(request), wanted, request)
     except HeadgateError as fault:
-        context = {"fault": fault, "note": "", "next": onward, "user": user}
+        context = {"fault": fault, "note": "", "next": target, "user": user}
         return render_plain(request, "login.html", context, status=fault.status)
-    response = RedirectResponse(onward, 303)
+    response = RedirectResponse(target, 303)
     sessions.set_cookies(response, request, signed)
     return response
 
 
 @router.post("/logout")
 def sign_out(request: Request) -> Response:
-    """Ends the session, here and in the store."""
+    """Sign out."""
     refuse_other_sites(request)
     sessions.sign_out(services_of(request), request)
     response = RedirectResponse("/login", 303)
@@ -52,5 +52,5 @@ def sign_out(request: Request) -> Response:
 
 
 def _own_page(path: str) -> str:
-    """Only a path of ours: nobody is sent on to another site."""
+    """The path where it is on this site, else "/", so that nobody is redirected to another site."""
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) else "/"

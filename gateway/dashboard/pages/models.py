@@ -1,4 +1,4 @@
-"""Models and providers: how they are doing, and adding or changing them while the gateway runs."""
+"""The pages of models and providers: their state, and forms to add or change them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ KINDS = ("openai", "anthropic", "azure", "local", "scripted")
 
 @router.get("/models")
 def show(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
-    """The whole fleet."""
+    """All models, providers and inference servers."""
     return _page(request, who)
 
 
 @router.get("/models/edit")
 def edit_model(request: Request, who: Annotated[Actor, Depends(admin)], name: str = "") -> Response:
-    """A model's form; empty for a new one."""
-    told = admin_models.fleet(services_of(request))
-    card = _model(told, name) if name else None
+    """The form of a model; empty for a new one."""
+    fleet = admin_models.fleet(services_of(request))
+    card = _model(fleet, name) if name else None
     context = {
-        "title": name or "New model", "kind": "model", "card": card, "providers": told.providers,
+        "title": name or "New model", "kind": "model", "card": card, "providers": fleet.providers,
         "routes": [one.name for one in services_of(request).config.routes],
     }  # fmt: skip
     return render(request, who, "model_edit.html", context)
@@ -40,7 +40,7 @@ def edit_model(request: Request, who: Annotated[Actor, Depends(admin)], name: st
 
 @router.post("/models/save")
 def save_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
-    """Puts it into force in every worker."""
+    """Add or change a model."""
     name = _name(fields)
     given: dict[str, Any] = {**picked(fields, ModelWanted), **checked(fields, *ABILITIES)}
     given["routes"] = listed(fields["routes"]) if "routes" in fields else None
@@ -50,7 +50,7 @@ def save_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: 
 
 @router.post("/models/remove")
 def remove_model(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
-    """What the configuration file says of it, if anything, is in force again."""
+    """Undo all changes to a model."""
     name = _name(fields)
     done = admin_models.remove_model(services_of(request), who, name, seen(fields))
     return _page(request, who, said=f"Model {name}: the change made here is removed{confirmed(done)}.")
@@ -58,9 +58,9 @@ def remove_model(request: Request, who: Annotated[Actor, Depends(admin)], fields
 
 @router.get("/providers/edit")
 def edit_provider(request: Request, who: Annotated[Actor, Depends(admin)], name: str = "") -> Response:
-    """A provider's form; a secret's field is always empty."""
-    told = admin_models.fleet(services_of(request))
-    card = _provider(told, name) if name else None
+    """The form of a provider; fields of secrets are always empty."""
+    fleet = admin_models.fleet(services_of(request))
+    card = _provider(fleet, name) if name else None
     context = {
         "title": name or "New provider", "kind": "provider", "card": card, "kinds": KINDS,
         "engines": [("", "another, or an API"), *PROFILES],
@@ -70,7 +70,7 @@ def edit_provider(request: Request, who: Annotated[Actor, Depends(admin)], name:
 
 @router.post("/providers/save")
 def save_provider(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
-    """A secret that is left empty stays as it is, unless its removal is ticked."""
+    """Add or change a provider. A secret whose field is empty stays as it is, unless its removal is ticked."""
     name = _name(fields)
     given: dict[str, Any] = {**picked(fields, ProviderWanted), **checked(fields, "verify_tls")}
     if fields.get("forget_key") == "on":
@@ -82,7 +82,7 @@ def save_provider(request: Request, who: Annotated[Actor, Depends(admin)], field
 
 @router.post("/providers/remove")
 def remove_provider(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
-    """As for a model."""
+    """Undo all changes to a provider."""
     name = _name(fields)
     done = admin_models.remove_provider(services_of(request), who, name, seen(fields))
     return _page(request, who, said=f"Provider {name}: the change made here is removed{confirmed(done)}.")
@@ -90,28 +90,28 @@ def remove_provider(request: Request, who: Annotated[Actor, Depends(admin)], fie
 
 @router.post("/providers/check")
 def check_provider(request: Request, who: Annotated[Actor, Depends(operator)], fields: Fields) -> Response:
-    """Whether it answers; spends nothing."""
+    """Test the connection to a provider, which costs nothing."""
     name = _name(fields)
     return _page(request, who, found=(name, admin_models.check_provider(services_of(request), who, name)))
 
 
 def _page(request: Request, who: Actor, said: str = "", found: tuple[str, Checked] | None = None) -> Response:
-    context = {"title": "Models", "told": admin_models.fleet(services_of(request)), "found": found}
+    context = {"title": "Models", "fleet": admin_models.fleet(services_of(request)), "found": found}
     return render(request, who, "models.html", context, said=said, at="/models")
 
 
-def _model(told: Fleet, name: str) -> ModelCard:
-    for card in told.models:
+def _model(fleet: Fleet, name: str) -> ModelCard:
+    for card in fleet.models:
         if card.name == name:
             return card
-    raise NotFound(f"no model is called '{name}'")
+    raise NotFound(f"there is no model named '{name}'")
 
 
-def _provider(told: Fleet, name: str) -> ProviderCard:
-    for card in told.providers:
+def _provider(fleet: Fleet, name: str) -> ProviderCard:
+    for card in fleet.providers:
         if card.name == name:
             return card
-    raise NotFound(f"no provider is called '{name}'")
+    raise NotFound(f"there is no provider named '{name}'")
 
 
 def _name(fields: dict[str, str]) -> str:
@@ -121,7 +121,7 @@ def _name(fields: dict[str, str]) -> str:
 
 
 def _headers(fields: dict[str, str]) -> dict[str, str | None]:
-    """Lines of `name: value`; a name alone keeps the header's secret as it is."""
+    """Headers from lines of `name: value`; a name alone keeps the header's stored value (None)."""
     found: dict[str, str | None] = {}
     for line in fields.get("headers", "").splitlines():
         name, colon, value = line.partition(":")

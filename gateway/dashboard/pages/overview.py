@@ -1,4 +1,4 @@
-"""The first page: is it well, what did it cost, what was saved and how sure is that."""
+"""The overview page: traffic, latency, spend and savings."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ router = APIRouter()
 def show(
     request: Request, who: Annotated[Actor, Depends(viewer)], window: Window = "day", route: str = "", tenant: str = ""
 ) -> Response:
-    """Of a window, over everything or one route or tenant."""
+    """The overview of a time window, over everything or one route or tenant."""
     return _page(request, who, window, route, tenant)
 
 
 @router.post("/baseline")
 def declare(request: Request, who: Annotated[Actor, Depends(admin)], fields: Fields) -> Response:
-    """The model that savings are counted against."""
+    """Set the model that savings are computed against."""
     admin_overview.declare_baseline(services_of(request), who, fields.get("model", ""), seen(fields))
-    return _page(request, who, "day", "", "", said="The baseline is declared; savings are counted against it.")
+    return _page(request, who, "day", "", "", said="The baseline is set; savings are computed against it.")
 
 
 def _page(request: Request, who: Actor, window: Window, route: str, tenant: str, said: str = "") -> Response:
     services = services_of(request)
-    told = admin_overview.overview(services, window, route, tenant)
+    overview = admin_overview.overview(services, window, route, tenant)
     context = {
-        "title": "Overview", "told": told, "lines": _lines(told), "baseline": admin_overview.baseline_setting(services),
+        "title": "Overview", "overview": overview, "lines": _lines(overview),
+        "baseline": admin_overview.baseline_setting(services),
         "models": sorted({(model.name, model.name) for model in services.current.models}),
         "routes": [one.name for one in services.config.routes],
     }  # fmt: skip
     return render(request, who, "overview.html", context, said=said)
 
 
-def _lines(told: Overview) -> dict[str, list[Series]]:
-    """The charts' series: rates per minute, so that windows compare."""
-    per_minute = 60 / told.step_s
-    points = told.series
+def _lines(overview: Overview) -> dict[str, list[Series]]:
+    """The charts' series; traffic is in requests per minute, so that windows can be compared."""
+    per_minute = 60 / overview.step_s
+    points = overview.series
 
     def series(name: str, values: list[float | None]) -> Series:
         return Series(name, [(float(point.time_s), value) for point, value in zip(points, values, strict=True)])
@@ -64,7 +65,7 @@ def _lines(told: Overview) -> dict[str, list[Series]]:
         ],
         "spend": [
             series("spent", [p.cost_usd for p in points]),
-            series(f"all to {told.baseline.model}" if told.baseline.model else "baseline",
+            series(f"all to {overview.baseline.model}" if overview.baseline.model else "baseline",
                    [p.baseline_usd for p in points]),
         ],
     }  # fmt: skip

@@ -1,4 +1,5 @@
-"""The admin API's reference, made of its OpenAPI description: FastAPI's own pages fetch scripts from elsewhere."""
+"""The admin API's reference page, rendered from its OpenAPI document: FastAPI's own pages load scripts from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ Spec = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One that is sent: in the path, the query or the body."""
+    """A parameter of an operation: in the path, the query or the body."""
 
     name: str
     kind: str
@@ -29,7 +30,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One thing that can be asked."""
+    """An operation of the API: a method on a path."""
 
     method: str
     path: str
@@ -39,32 +40,33 @@ class Operation:
 
 @router.get("/reference")
 def show(request: Request, who: Annotated[Actor, Depends(viewer)]) -> Response:
-    """By subject, as the API names them."""
-    context = {"title": "API reference", "rooms": rooms(request.app.openapi())}
+    """All operations of the admin API, by tag."""
+    context = {"title": "API reference", "operations": operations_of(request.app.openapi())}
     return render(request, who, "reference.html", context)
 
 
-def rooms(spec: Spec) -> dict[str, list[Operation]]:
-    """Every operation under `/admin`, by its tag."""
+def operations_of(spec: Spec) -> dict[str, list[Operation]]:
+    """All operations under `/admin`, by tag."""
     found: dict[str, list[Operation]] = defaultdict(list)
     for path, methods in spec["paths"].items():
         for method in METHODS:
             if method in methods and path.startswith("/admin"):
-                told = methods[method]
-                found[(told.get("tags") or ["other"])[0]].append(_operation(spec, method, path, told))
+                operation = methods[method]
+                found[(operation.get("tags") or ["other"])[0]].append(_operation(spec, method, path, operation))
     return dict(sorted(found.items()))
 
 
-def _operation(spec: Spec, method: str, path: str, told: Spec) -> Operation:
-    sent = [
+def _operation(spec: Spec, method: str, path: str, operation: Spec) -> Operation:
+    fields = [
         Field(one["name"], _kind(one["schema"]), one["in"], bool(one.get("required")))
-        for one in told.get("parameters", ())
+        for one in operation.get("parameters", ())
     ]
-    content = told.get("requestBody", {}).get("content", {}).get("application/json", {})
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     body = _resolved(spec, content.get("schema", {}))
-    must = body.get("required", ())
-    sent += [Field(name, _kind(one), "body", name in must) for name, one in body.get("properties", {}).items()]
-    return Operation(method.upper(), path, told.get("description") or told.get("summary", ""), tuple(sent))
+    required = body.get("required", ())
+    fields += [Field(name, _kind(one), "body", name in required) for name, one in body.get("properties", {}).items()]
+    text = operation.get("description") or operation.get("summary", "")
+    return Operation(method.upper(), path, text, tuple(fields))
 
 
 def _resolved(spec: Spec, schema: Spec) -> Spec:
@@ -74,7 +76,7 @@ def _resolved(spec: Spec, schema: Spec) -> Spec:
 
 
 def _kind(schema: Spec) -> str:
-    """A type in words: `number or null`, `list of string`, one of some values."""
+    """A schema's type in words, such as `number or null` or `list of string`; for an enumeration, its values."""
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(_kind(one) for one in schema["anyOf"]))
     if "$ref" in schema:

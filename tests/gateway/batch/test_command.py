@@ -142,7 +142,7 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(tmp_
     ):
         refused = command.headgate("batch", "run", prompts, *words, "--config", config)
         assert refused.code == 2 and said in refused.err and len(refused.err.splitlines()) == 1, (words, refused)
-    assert "no batch job was ever run" in command.headgate("batch", "status", "--config", config).out
+    assert "there is no batch job" in command.headgate("batch", "status", "--config", config).out
     assert taken.read_text() == "mine" and not list(tmp_path.glob("*.new"))
 
 
@@ -221,7 +221,7 @@ async def test_a_job_whose_plan_is_lost_goes_on(tmp_path: Path) -> None:
         code, shown, _ = await headgate(tmp_path, "status", "--json")
         id = json.loads(shown)[0]["id"]
         code, shown, _ = await headgate(tmp_path, "pause", id)
-        assert code == 0 and "nobody runs it now" in shown
+        assert code == 0 and "it is not running now" in shown
         await headgate(tmp_path, "resume", id)
         again = await start(tmp_path, prompts)
         out, err = await again.communicate()

@@ -128,5 +128,5 @@ def test_floors_of_nobody_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     migrate("sqlite:///headgate.db")
     Path("headgate.toml").touch()
     found = CliRunner().invoke(app, ["cascade", "floors"], catch_exceptions=False)
-    assert found.exit_code == 0 and "no route promises a floor" in found.output
+    assert found.exit_code == 0 and "no route has a certified floor" in found.output
     assert CliRunner().invoke(app, ["cascade", "floors", "--json"], catch_exceptions=False).output == "{}\n"

@@ -142,7 +142,7 @@ def test_a_file_that_is_no_artefact_is_not_promoted() -> None:
 def test_an_empty_export_says_why() -> None:
     """Nothing to export is no fault, but a reader is told what counts."""
     found = run("export", "--out", "outcomes")
-    assert found.exit_code == 0 and "0 queries, 0 outcomes; only decisions with a score" in found.output
+    assert found.exit_code == 0 and "0 queries, 0 outcomes; only scored decisions are exported" in found.output
 
 
 def test_an_export_of_a_route_that_never_was_is_refused() -> None:
@@ -169,7 +169,7 @@ def test_an_export_of_one_model_alone_says_what_training_lacks() -> None:
     with store.engine.begin() as connection:
         write_records(connection, [decision(1), feedback(1, 1.0)])
     found = run("export", "--out", "outcomes")
-    assert "1 outcomes of small; a router is trained on two models or more: set `explore`" in found.output
+    assert "1 outcomes of small; training a router takes two models or more: set `explore`" in found.output
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.admin.shapes.access import KeyChange, NewKey
 from gateway.admin.shapes.knobs import Knobs
-from gateway.dashboard.forms import checked, listed, optional, picked, seen, shaped, worded
+from gateway.dashboard.forms import checked, label_of, listed, optional, picked, seen, shaped
 from gateway.errors import CallerError
 
 
@@ -38,7 +38,7 @@ def test_boxes_and_lists() -> None:
     """A box that isn't sent isn't ticked; names come separated by commas or lines."""
     assert checked({"knobs": "on"}, "knobs", "explore") == {"knobs": True, "explore": False}
     assert listed("auto, small\nlarge,,") == ["auto", "small", "large"]
-    assert worded("budget_usd_per_day") == "Budget per day, $" and worded("max_latency_s") == "Max latency, s"
+    assert label_of("budget_usd_per_day") == "Budget per day, $" and label_of("max_latency_s") == "Max latency, s"
 
 
 @pytest.mark.parametrize("version", ["-1", "one", "1.5", "٣", "9" * 30])

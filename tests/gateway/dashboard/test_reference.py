@@ -9,7 +9,7 @@ from gateway.admin.app import make_admin
 from gateway.admin.services import AdminServices
 from gateway.api.openapi import document
 from gateway.config import Config
-from gateway.dashboard.pages.reference import rooms
+from gateway.dashboard.pages.reference import operations_of
 from gateway.journal.schema import open_engine
 from gateway.journal.ship import ShipState
 from gateway.journal.store import Store
@@ -35,7 +35,7 @@ def test_every_operation_of_the_api_is_told_with_what_is_sent(tmp_path: Path) ->
     """None is left out; fields have a type, a place and whether they are needed; nothing is told without words."""
     config = Config(providers=[], models=[], routes=[])
     app = make_admin(AdminServices(config, Store(open_engine(f"sqlite:///{tmp_path}/none.db")), ShipState()))
-    told = rooms(app.openapi())
+    told = operations_of(app.openapi())
     operations = {(one.method, one.path): one for room in told.values() for one in room}
     count = sum(len(methods) for path, methods in app.openapi()["paths"].items() if path.startswith("/admin"))
     assert len(operations) == count > 60

@@ -35,7 +35,7 @@ def test_figures_are_told_with_their_unit(told: str, expected: str) -> None:
 @pytest.mark.parametrize("unit", list(units.UNITS))
 def test_what_is_not_known_is_a_dash(unit: str) -> None:
     """Never a zero, which would be a claim."""
-    assert units.told(None, unit) == units.told(float("nan"), unit) == units.told(float("inf"), unit) == DASH
+    assert units.in_unit(None, unit) == units.in_unit(float("nan"), unit) == units.in_unit(float("inf"), unit) == DASH
 
 
 @given(st.floats(min_value=-1e12, max_value=1e12))
