@@ -28,11 +28,11 @@ def test_a_job_is_planned_begun_and_its_answers_seen(
     page.get_by_label("Prompts").set_input_files(prompts(tmp_path, 30))
     page.get_by_label("Budget, $").fill("0.5")
     page.get_by_role("button", name="Plan it").click()
-    expect(page.get_by_role("button", name="Begin the job")).to_be_visible()
+    expect(page.get_by_role("button", name="Start the job")).to_be_visible()
     assert page.get_by_role("region", name="What budgets would buy").locator("tbody tr").count() >= 3
     assert page.locator("main").inner_text().count("Nothing has been spent") == 1
     assert len(stage.admin("GET", "/admin/batches")["data"]) == before
-    page.get_by_role("button", name="Begin the job").click()
+    page.get_by_role("button", name="Start the job").click()
     page.wait_for_url(re.compile(r"/batch/batch_\w+$"))
     expect(page.locator("dl.stats .badge")).to_have_text("completed")
     id = page.url.rsplit("/", 1)[1]
@@ -95,7 +95,7 @@ def test_what_can_not_be_planned_is_said_in_place(stage: Stage, open_page: OpenP
     page.get_by_role("button", name="Plan it").click()
     expect(page.locator("main [role=alert]").filter(has_text="be run like this")).to_be_visible()
     assert "line 2" in page.locator("main").inner_text()
-    page.get_by_role("button", name="Drop this plan").click()
+    page.get_by_role("button", name="Delete this plan").click()
     page.wait_for_url(f"{stage.url}/batch")
     looks = open_page("/batch", user="vera")
     assert looks.get_by_role("button", name="Plan it").count() == 0

@@ -207,7 +207,7 @@ async def test_a_fresh_gateway_says_what_is_so_and_what_to_do(admin: AdminServic
     admin.opened = False
     assert "is being opened" in (await client.get("/")).text
     admin.opened = True
-    assert "Whoever is on this machine" in (await client.get("/users")).text
+    assert "Anybody on this machine has access" in (await client.get("/users")).text
     bare = msgspec.structs.replace(admin.config, routes=[], providers=[], models=[])
     admin.config, admin._current = bare, None
     assert "Ask for one below" not in (await client.get("/certificates")).text
