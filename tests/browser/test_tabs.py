@@ -1,4 +1,4 @@
-"""Two tabs on one thing: the second to change it is told, and nobody's change is undone unseen."""
+"""Two tabs change the same object: the second one gets a conflict, and no change is overwritten unseen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A admin on an empty journal, and a client that asks it as the admin API."""
+"""Fixtures: admin services on an empty journal, and a client of their admin API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.journal.store import open_store
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file to copy: migrating takes longer than most tests."""
+    """An empty, migrated database file to copy, because migrating takes longer than most tests."""
     path = tmp_path_factory.mktemp("admin") / "journal.db"
     migrate(f"sqlite:///{path}")
     return path
@@ -27,7 +27,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def admin(migrated: Path, tmp_path: Path) -> AdminServices:
-    """Two models, one route, no master key: this machine is admin."""
+    """Admin services with two models, one route and no master key, so that this machine is admin."""
     return services_at(migrated, tmp_path)
 
 

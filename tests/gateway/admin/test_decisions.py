@@ -51,7 +51,7 @@ FILTERS: list[dict[str, Any]] = [
 def test_following_the_pages_finds_every_match_once(
     admin: AdminServices, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], looked_at: int
 ) -> None:
-    """Newest first, whatever is asked, and however little one page may look at: what a reading of all would find."""
+    """Every filter and page size finds the same decisions, newest first, as a scan of all decisions."""
     monkeypatch.setattr(journal, "LOOKED_AT", looked_at)
     records = mixed(150)
     write(admin, *records)
@@ -90,7 +90,7 @@ def test_a_search_that_makes_no_sense_is_refused(admin: AdminServices) -> None:
 
 @pytest.mark.parametrize("latency_s", [None, 1.5])
 def test_a_bound_that_nobody_could_hold_is_told(admin: AdminServices, latency_s: float | None) -> None:
-    """A model of unknown latency is let pass by `max_latency_s`; its decision says so."""
+    """`max_latency_s` does not exclude a model of unknown latency; the explanation says so."""
     record = recent(1, knobs={"max_latency_s": 2.0})
     candidates = tuple(msgspec.structs.replace(one, latency_s=latency_s) for one in record.candidates)
     write(admin, msgspec.structs.replace(record, candidates=candidates))
@@ -148,13 +148,13 @@ def test_another_model_would_have_searched_as_often(admin: AdminServices) -> Non
     ],
 )
 def test_each_way_to_an_answer_has_its_sentence(admin: AdminServices, changes: dict[str, Any], words: str) -> None:
-    """From the cache, refused, pinned, with knobs of its own, after solved cases or without."""
+    """Explanations of answers from the cache, refusals, pinned models, a request's own knobs, and solved cases."""
     write(admin, recent(1, **changes))
     assert words in " ".join(explain(admin, "dec_1", VIEWER).summary)
 
 
 def test_texts_are_not_for_viewers(admin: AdminServices) -> None:
-    """An operator reads prompt and answer; a viewer sees that the decision is there."""
+    """An operator sees prompt and answer; a viewer sees the decision without them."""
     write(admin, recent(1, prompt_text="my secret question", answer_text="my secret answer"))
     assert explain(admin, "dec_1", OPERATOR).prompt_text == "my secret question"
     assert "my secret" not in explain(admin, "dec_1", VIEWER).model_dump_json()
@@ -174,7 +174,7 @@ def test_a_decision_is_made_again_with_another_knob(admin: AdminServices) -> Non
 
 
 def test_what_can_be_asked_for_comes_from_the_sums(admin: AdminServices) -> None:
-    """Routes, models, tenants and keys of late, each once."""
+    """The facets list recent routes, models, tenants and keys, each once."""
     write(admin, recent(1), recent(2, route="code", tenant="other"))
     assert facets(admin) == {"route": ["auto", "code"], "model": ["small"], "tenant": ["acme", "other"],
                             "key_id": ["key_1"]}  # fmt: skip
@@ -192,7 +192,7 @@ async def test_what_there_is_too_much_of_to_choose_from_is_typed(
 
 
 async def test_everything_is_typed_for_scripts(client: httpx.AsyncClient) -> None:
-    """OpenAPI names every path of every page, and no answer of them is untyped."""
+    """OpenAPI lists every path of every page, and all responses are typed."""
     told = (await client.get("/admin/openapi.json")).json()
     for path in ("/admin/overview", "/admin/routes/{route}/preview", "/admin/decisions/{id}/replay", "/admin/learning",
                  "/admin/certificates/{route}", "/admin/cache/entries", "/admin/fleet", "/admin/keys", "/admin/tenants",

@@ -22,7 +22,7 @@ from tests.gateway.admin.traffic import recent, write
 
 @pytest.fixture
 def named(admin: AdminServices, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Seven keys of two tenants, three on a page."""
+    """Seven keys of two tenants, with three keys on a page."""
     monkeypatch.setattr(access, "KEYS_SHOWN", 3)
     made = [new_key(f"key-{number}", float(number), tenant=f"team{number % 2}")[1] for number in range(7)]
     for record in made:
@@ -35,14 +35,14 @@ def shown(page: httpx.Response) -> list[str]:
 
 
 async def test_keys_are_shown_by_the_page(client: httpx.AsyncClient, named: list[str]) -> None:
-    """With how many there are, and a way on and back; the last page is as long as what is left."""
+    """A page shows the total and links to the next and previous page; the last page has the remaining keys."""
     first, last = await client.get("/keys"), await client.get("/keys?start=6")
     assert shown(first) == named[:3] and "Keys 1 to 3 of 7." in first.text and "start=3" in first.text
     assert shown(last) == named[6:] and "start=3" in last.text and "start=9" not in last.text
 
 
 async def test_keys_are_searched(client: httpx.AsyncClient, named: list[str]) -> None:
-    """By a part of the name or tenant, in any case; among all of them, not only those of this page."""
+    """Search matches parts of name or tenant, in any case, among all keys and not only those of the page."""
     assert shown(await client.get("/keys?search=KEY-5")) == ["key-5"]
     found = await client.get("/keys?search=team1")
     assert shown(found) == ["key-1", "key-3", "key-5"] and "Further" not in found.text
@@ -50,7 +50,7 @@ async def test_keys_are_searched(client: httpx.AsyncClient, named: list[str]) ->
 
 
 async def test_keys_of_the_file_follow_on_the_same_pages(admin: AdminServices, named: list[str]) -> None:
-    """A page may hold the last of those made here and the first of the file's."""
+    """A page may have the last keys created here and the first ones of the configuration file."""
     stated = [KeyConfig(name=f"file-{number}", key=Secret(f"hg-{number:032d}")) for number in range(4)]
     admin.config = replace(admin.config, auth=Auth(keys=stated))
     found = keys.key_page(admin, 3, start=6)
@@ -59,7 +59,7 @@ async def test_keys_of_the_file_follow_on_the_same_pages(admin: AdminServices, n
 
 
 def test_spend_is_added_up_once_for_all_keys(admin: AdminServices, named: list[str]) -> None:
-    """By the database, and not read through again for each: with ten thousand keys that took minutes."""
+    """The database sums up the spend of all keys at once; one query per key took minutes for ten thousand keys."""
     ids, now_s = [row.id for row in keys.key_rows(admin)], time.time()
     write(
         admin, *(recent(number, time_s=now_s, key_id=id, cost_nanousd=3_000_000_000) for number, id in enumerate(ids))
@@ -78,7 +78,7 @@ async def test_counters_are_given_so_many_steps_at_once(client: httpx.AsyncClien
 
 @contextmanager
 def watched(engine: sa.Engine) -> Iterator[list[str]]:
-    """The statements executed meanwhile."""
+    """Collects the SQL statements executed in the block."""
     found: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:

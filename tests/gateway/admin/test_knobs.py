@@ -28,7 +28,7 @@ def turn(admin: AdminServices, who: Actor, version: int, **stated: Any) -> Any:
 
 
 def test_a_knob_is_in_force_and_on_record(admin: AdminServices) -> None:
-    """Workers' file, the route's page, the history and the audit log say the same; what was not named stays."""
+    """The workers' file, the route, its history and the audit log agree; knobs that were not given stay."""
     done = turn(admin, ANN, 0, cost_weight=0.9)
     assert (done.setting.version, done.setting.actor) == (1, "ann")
     assert read_settings(admin.run_dir).overlay.routes == {"auto": {"cost_weight": 0.9}}
@@ -76,7 +76,7 @@ def test_a_turn_is_held_to_what_was_foretold(admin: AdminServices) -> None:
 
 
 def test_of_two_operators_the_second_learns_who_was_first(admin: AdminServices) -> None:
-    """Nothing of the second change is in force, and he sees what is."""
+    """Nothing of the second change is in force, and its error has the value in force."""
     turn(admin, ANN, 0, cost_weight=0.9)
     with pytest.raises(Conflict, match="ann changed route:auto") as conflict:
         turn(admin, BOB, 0, cost_weight=0.1)
@@ -85,7 +85,7 @@ def test_of_two_operators_the_second_learns_who_was_first(admin: AdminServices) 
 
 
 def test_of_many_at_the_same_moment_one_gets_through(admin: AdminServices) -> None:
-    """Whatever the threads do: one version, one audit line, the others are told."""
+    """Of concurrent changes one makes a version and an audit row; the others get a conflict."""
     told: list[str] = []
 
     def one(number: int) -> None:
@@ -111,7 +111,7 @@ def test_of_many_at_the_same_moment_one_gets_through(admin: AdminServices) -> No
 def test_what_no_file_could_hold_is_refused_with_its_place(
     admin: AdminServices, stated: dict[str, float], field: str
 ) -> None:
-    """And leaves no trace: no version, no audit line, no file."""
+    """A refused change leaves no version, no audit row and no file."""
     change = KnobChange.model_construct(knobs=Knobs.model_construct({*stated}, **stated), version=0, why="")
     with pytest.raises(CallerError) as refused:
         knobs.apply(admin, ANN, "auto", change)
@@ -122,7 +122,7 @@ def test_what_no_file_could_hold_is_refused_with_its_place(
 
 
 def test_a_change_is_undone_step_by_step(admin: AdminServices) -> None:
-    """Undo is a new version; only whoever saw the one in force may."""
+    """Undo makes a new version, and needs the version in force."""
     turn(admin, ANN, 0, cost_weight=0.9)
     turn(admin, ANN, 1, cost_weight=0.1)
     with pytest.raises(Conflict):
@@ -136,7 +136,7 @@ def test_a_change_is_undone_step_by_step(admin: AdminServices) -> None:
 
 
 def test_a_value_set_to_nothing_is_no_value(admin: AdminServices) -> None:
-    """None unsets what the file says; leaving a knob out brings the file's back."""
+    """None unsets the file's value of a knob; leaving the knob out restores it."""
     turn(admin, ANN, 0, cost_weight=None, min_quality=0.8)
     assert knobs.route_detail(admin, "auto").knobs.cost_weight is None
     turn(admin, ANN, 1)
@@ -147,7 +147,7 @@ def test_a_value_set_to_nothing_is_no_value(admin: AdminServices) -> None:
 def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
     admin: AdminServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The version can't be stored: 503, and workers keep what they had."""
+    """When the version can't be stored, the answer is 503, and workers keep their settings."""
     before = read_settings(admin.run_dir)
 
     def away(*_: object, **__: object) -> int:
@@ -184,7 +184,7 @@ def test_a_preview_says_what_would_change_or_what_it_takes_to_know(admin: AdminS
 
 
 def test_a_preview_of_knobs_no_longer_in_force_is_not_shown(admin: AdminServices) -> None:
-    """What was worked out a moment ago for other knobs says nothing of the present ones."""
+    """A cached preview is not used once other knobs are in force."""
     write(admin, *explored(60))
     assert knobs.preview(admin, "auto", knobs.route_detail(admin, "auto").knobs).knobs.cost_weight == 0.5
     turn(admin, ANN, 0, cost_weight=0.9)
@@ -194,7 +194,7 @@ def test_a_preview_of_knobs_no_longer_in_force_is_not_shown(admin: AdminServices
 
 
 def test_a_frontier_has_the_present_point_the_models_and_the_settings(admin: AdminServices) -> None:
-    """Kept for the page to read; before there is anything it says so."""
+    """The frontier is stored for the page; before it is computed, a note says so."""
     assert knobs.route_detail(admin, "auto").frontier.time_s is None
     write(admin, *explored(500))
     told = knobs.refresh_frontier(admin, "auto")
@@ -232,7 +232,7 @@ def test_knobs_are_tried_before_they_are_applied(admin: AdminServices) -> None:
 def test_a_canary_that_could_not_be_one_is_refused(
     admin: AdminServices, share: float, stated: dict[str, float]
 ) -> None:
-    """No share, all of it, or a knob that no canary can turn."""
+    """A canary is refused with a share of 0 or 1, or a knob that a canary can't change."""
     with pytest.raises(CallerError):
         wanted = TrialWanted(kind="canary", knobs=Knobs(**stated), share=share, version=0)
         knobs.start_trial(admin, ANN, "auto", wanted)
@@ -255,7 +255,7 @@ async def test_nothing_is_predicted_of_a_knob_that_could_not_be_turned(
 async def test_what_changed_in_the_time_of_the_log_is_said_where_a_knob_is_turned(
     admin: AdminServices, client: httpx.AsyncClient
 ) -> None:
-    """A model that grew worse: figures of before say little of tomorrow."""
+    """A note warns where a model has become worse while decisions were logged."""
     log = explored(600)
     for decided, scored in zip(log[600::2], log[601::2], strict=True):
         assert isinstance(decided, DecisionRecord) and isinstance(scored, FeedbackRecord)

@@ -43,7 +43,7 @@ def artefact(folder: Path, number: int) -> Path:
 
 @pytest.fixture
 def two(admin: AdminServices, tmp_path: Path) -> tuple[str, str]:
-    """Two versions of the route's router, neither serving."""
+    """Two versions of the route's router, neither of which serves."""
     known = Versions(admin.store, admin.run_dir)
     made = [
         known.add("auto", artefact(tmp_path, number), actor="learn",
@@ -129,7 +129,7 @@ def test_a_route_is_looked_over_when_something_came(admin: AdminServices) -> Non
 
 
 def test_alarms_are_counted_and_listed(admin: AdminServices) -> None:
-    """A route without scores raises one."""
+    """A route without scores raises an alarm."""
     records = explored(300)
     write(admin, *[one for one in records if one.id.startswith("dec_")], records[1])
     upkeep.step(admin, {}, 100.0)
@@ -166,7 +166,7 @@ async def test_figures_go_on_after_the_database_was_away(admin: AdminServices, m
 
 @pytest.mark.parametrize("solved", ["cases.jsonl", ""])
 def test_cases_that_harm_are_told_while_the_route_shows_some(admin: AdminServices, solved: str) -> None:
-    """All that were shown cases were wrong, all others right."""
+    """An alarm is raised where all answers with solved cases were wrong, and all others right."""
     said, records = list[Record](), [one for one in explored(400) if isinstance(one, DecisionRecord)]
     for number, one in enumerate(records):
         withheld = number % 4 == 0
@@ -226,7 +226,7 @@ def test_a_floor_is_certified_where_the_data_supports_it_and_refused_where_not(a
 
 
 def test_drift_withdraws_a_certificate_and_turns_the_knob_back(admin: AdminServices) -> None:
-    """Quality sinks far below the floor after it was issued: withdrawn, and all goes by quality again."""
+    """Where quality falls far below the floor, the certificate is withdrawn, and the cost weight set to 0."""
     write(admin, *explored(1000, seed=2))
     wanted = CertificateWanted(floor=0.7, apply=True, version=0)
     told = certificates.issue(admin, ANN, "auto", wanted).certificate
@@ -244,6 +244,6 @@ def test_drift_withdraws_a_certificate_and_turns_the_knob_back(admin: AdminServi
 
 
 def test_versions_of_routes_that_are_gone_disturb_nobody(admin: AdminServices) -> None:
-    """A version of an unknown route is listed nowhere."""
+    """A version of an unknown route is not listed."""
     admin.store.save_router_version(RouterVersion("gone", "1", 1.0, "live"), "admin")
     assert learning.learning(admin)[0].versions == []

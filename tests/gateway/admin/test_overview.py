@@ -30,7 +30,7 @@ ADMIN = Actor("ann", "admin")
 
 
 def test_an_empty_journal_has_empty_figures(admin: AdminServices) -> None:
-    """No division by nothing, no error: zeros, and reasons where a figure would be."""
+    """Without requests there is no error: counts are 0, and figures are refused with a reason."""
     told = overview(admin, "week")
     assert told.empty and told.totals.requests == 0 and told.totals.latency_p50_s is None
     assert told.baseline.refusal == "there was no request in this time"
@@ -66,7 +66,7 @@ def test_the_window_before_ends_where_this_one_has_come_to(
 
 
 def test_one_route_or_tenant_alone(admin: AdminServices) -> None:
-    """Filters leave the others out."""
+    """Filters leave out other routes and tenants."""
     write(admin, recent(1), recent(2, route="code", tenant="other"))
     assert overview(admin, "day", route="code").totals.requests == 1
     assert overview(admin, "day", tenant="acme").totals.requests == 1
@@ -113,7 +113,7 @@ amounts = st.tuples(st.integers(1, 4000), st.integers(1, 4000), st.integers(0, 1
 @settings(deadline=None, max_examples=30)
 @given(st.lists(amounts, min_size=2, max_size=40))
 def test_the_interval_is_that_of_a_sum_of_differences(asked: list[tuple[int, int, int]]) -> None:
-    """From sums of products alone: the same spread as from each request's own difference."""
+    """The interval from sums of products equals the one from each request's own difference."""
     config = Config(models=[ModelConfig(name="big", provider="p", input_usd_per_mtok=2.0, output_usd_per_mtok=8.0)])
     records = [one_of(number, *amount) for number, amount in enumerate(asked)]
     rows = [row for row in rollup_rows(records) if row["span_s"] == 86400 and row["tenant"] == ""]
@@ -212,7 +212,7 @@ async def test_a_stream_tells_of_changes_and_ends_with_the_process(
 async def test_the_database_away_is_said_in_place(
     admin: AdminServices, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
-    """503 with a code; health, revision and what is open go on."""
+    """Requests that need the database get 503 with a code; health and revision still work."""
     admin.store.engine.dispose()
     file = Path(str(admin.config.storage.url).removeprefix("sqlite:///"))
     file.unlink()

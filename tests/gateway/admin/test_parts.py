@@ -34,7 +34,7 @@ def card(admin: AdminServices, name: str) -> Any:
 
 
 def test_a_secret_goes_in_once_and_never_comes_out(admin: AdminServices) -> None:
-    """Not on a page, not in the audit log, not in the database, not in the workers' file; only in one of mode 0600."""
+    """A secret is in no page, audit row, database or workers' file; only in a file of mode 0600."""
     models.put_provider(admin, ADMIN, "new", provider(api_key=SECRET, headers={"x-team": SECRET + "2"}))
     shown = models.fleet(admin).model_dump_json() + json.dumps([one.model_dump() for one in audit.audit_log(admin)])
     database = b"".join(path.read_bytes() for path in admin.run_dir.parent.glob("journal.db*"))
@@ -48,7 +48,7 @@ def test_a_secret_goes_in_once_and_never_comes_out(admin: AdminServices) -> None
 
 
 def test_a_secret_that_is_not_said_again_stays_and_an_empty_one_goes(admin: AdminServices) -> None:
-    """Left out: kept. Empty: removed. Of an environment variable only its name is kept."""
+    """A secret left out is kept; an empty one is removed; of an environment variable only the name is stored."""
     models.put_provider(admin, ADMIN, "new", provider(api_key=SECRET))
     models.put_provider(admin, ADMIN, "new", provider(max_connections=7, version=1))
     held = next(one for one in admin.current.providers if one.name == "new")
@@ -62,7 +62,7 @@ def test_a_secret_that_is_not_said_again_stays_and_an_empty_one_goes(admin: Admi
 
 
 def test_a_provider_of_the_file_keeps_its_secret_when_something_else_changes(admin: AdminServices) -> None:
-    """And is as the file says once the change is removed."""
+    """A change keeps the file's secret; once it is removed, the configuration file's entry is in force again."""
     models.put_provider(admin, ADMIN, "acme", provider(base_url="http://127.0.0.1:10/v1"))
     held = admin.current.providers[0]
     assert (held.api_key, held.base_url) == ("sk-file", "http://127.0.0.1:10/v1")
@@ -82,7 +82,7 @@ def test_a_provider_of_the_file_keeps_its_secret_when_something_else_changes(adm
 def test_a_provider_that_could_not_work_is_refused_whole(
     admin: AdminServices, wanted: ProviderWanted, field: str
 ) -> None:
-    """With the field's name; nothing of it is kept."""
+    """The error names the field, and nothing of the change is stored."""
     with pytest.raises(CallerError) as refused:
         models.put_provider(admin, ADMIN, "new", wanted)
     assert field in str(refused.value.param)
@@ -142,7 +142,7 @@ async def test_only_admins_change_what_costs_money(client: httpx.AsyncClient, ad
 
 
 def test_a_provider_is_tried_without_spending(admin: AdminServices) -> None:
-    """Nobody listens there, and that is what is said."""
+    """The connection test of an address without a server says that there is no answer."""
     told = models.check_provider(admin, ADMIN, "acme")
     assert not told.ok and "no answer" in told.detail
 
@@ -162,7 +162,7 @@ def test_tenants_get_budgets_and_show_what_they_spent(admin: AdminServices) -> N
 
 
 def test_a_change_of_prices_is_undone_from_the_audit_log_by_an_admin_only(admin: AdminServices) -> None:
-    """What an admin changed an operator can't take back."""
+    """An operator can't undo an admin's change."""
     models.put_model(admin, ADMIN, "small", ModelWanted(provider="acme", input_usd_per_mtok=9, version=0))
     (line,) = audit.audit_log(admin)
     assert line.undo is not None

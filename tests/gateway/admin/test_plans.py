@@ -29,7 +29,7 @@ def lines(count: int) -> str:
 
 
 def planned(admin: AdminServices, **wanted: object) -> BatchPlan:
-    """Once the plan is made."""
+    """A plan, once planning has ended."""
     made = plans.make_plan(admin, ANN, PlanWanted.model_validate({"prompts": lines(20), **wanted}))
     assert made.state == "planning"
     deadline = time.monotonic() + PATIENCE_S
@@ -88,7 +88,7 @@ def test_a_plan_that_is_begun_becomes_a_job_and_its_prediction_stays(admin: Admi
 
 
 def test_a_plan_is_a_plan_again_where_its_job_could_not_be_made(admin: AdminServices) -> None:
-    """The database is away: nothing was begun, and the same plan can be begun later."""
+    """While the database is away no job is started, and the same plan can be started later."""
     found = planned(admin)
     file = Path(str(admin.config.storage.url).removeprefix("sqlite:///"))
     admin.store.engine.dispose()
@@ -113,7 +113,7 @@ def test_what_can_not_be_run_says_why(admin: AdminServices) -> None:
 
 
 def test_what_is_no_plan_is_refused_at_once(admin: AdminServices) -> None:
-    """An unknown route, no prompt, too large a file, an id that is a path."""
+    """Refused are an unknown route, a file without prompts, too large a file, and an id that is a path."""
     for wanted, fault in (
         ({"route": "nowhere"}, NotFound), ({"prompts": " \n"}, CallerError), ({"prompts": "x" * (33 << 20)}, TooLarge),
     ):  # fmt: skip

@@ -29,7 +29,7 @@ ADMIN = Actor("master", "admin")
 
 @pytest.fixture
 def guarded(migrated: Path, tmp_path: Path) -> AdminServices:
-    """With a master key and one user of each role."""
+    """Admin services with a master key and one user of each role."""
     admin = services_at(migrated, tmp_path, MASTER)
     rows = [
         {"name": role, "role": role, "password": once_hashed(), "created_s": 1.0, "disabled": False, "version": 1}
@@ -42,7 +42,7 @@ def guarded(migrated: Path, tmp_path: Path) -> AdminServices:
 
 @cache
 def once_hashed() -> str:
-    """Hashing takes its time on purpose."""
+    """The hash of PASSWORD, made once because hashing is slow on purpose."""
     return hashed(PASSWORD)
 
 
@@ -89,7 +89,7 @@ async def test_over_tls_the_cookie_is_secure_and_in_the_clear_it_is_never_sent(g
     ],
 )  # fmt: skip
 async def test_whatever_is_wrong_is_said_in_the_same_words(browser: httpx.AsyncClient, wrong: dict[str, str]) -> None:
-    """Nobody learns which names exist."""
+    """The error is the same for an unknown name and a wrong password."""
     answer = await browser.post("/admin/session", json=wrong)
     assert (answer.status_code, answer.json()["error"]["message"]) == (401, "the name or the secret is wrong")
 
@@ -234,7 +234,7 @@ async def test_a_file_of_prompts_may_be_longer_than_a_form(browser: httpx.AsyncC
     ("role", "knob", "user"), [("viewer", 403, 403), ("operator", 200, 403), ("admin", 200, 201)]
 )
 async def test_each_role_may_what_it_includes(browser: httpx.AsyncClient, role: str, knob: int, user: int) -> None:
-    """All read; operators turn knobs; admins make users."""
+    """All roles read; operators also change knobs; admins also add users."""
     csrf = await signed_in(browser, role)
     assert (await browser.get("/admin/overview")).status_code == 200
     turned = await browser.put("/admin/routes/auto/knobs", json={"knobs": {}, "version": 0}, headers=csrf)
@@ -247,7 +247,7 @@ async def test_each_role_may_what_it_includes(browser: httpx.AsyncClient, role: 
 async def test_a_session_ends_with_the_sign_out_its_time_its_user_and_a_new_password(
     guarded: AdminServices, browser: httpx.AsyncClient
 ) -> None:
-    """Whatever ends it, the next request is told to sign in."""
+    """However a session ended, the next request gets 401."""
     csrf = await signed_in(browser, "viewer")
     assert (await browser.delete("/admin/session", headers=csrf)).status_code == 204
     assert (await browser.get("/admin/overview")).status_code == 401
@@ -268,7 +268,7 @@ async def test_a_session_ends_with_the_sign_out_its_time_its_user_and_a_new_pass
 
 
 async def test_the_token_itself_is_kept_nowhere(guarded: AdminServices, browser: httpx.AsyncClient) -> None:
-    """The database holds its hash; passwords are salted scrypt hashes."""
+    """The database stores only the token's hash, and passwords as salted scrypt hashes."""
     await signed_in(browser, "admin")
     token = browser.cookies[COOKIE]
     data = Path(str(guarded.config.storage.url).removeprefix("sqlite:///")).read_bytes()
@@ -280,7 +280,7 @@ async def test_the_token_itself_is_kept_nowhere(guarded: AdminServices, browser:
 async def test_a_master_session_ends_when_the_master_key_changes(
     migrated: Path, tmp_path: Path, guarded: AdminServices, browser: httpx.AsyncClient
 ) -> None:
-    """The same database under another key knows it no more."""
+    """A session of one master key is invalid under another one."""
     await browser.post("/admin/session", json={"master_key": MASTER})
     guarded.config = type(guarded.config)(
         **{name: getattr(guarded.config, name) for name in ("server", "storage", "providers", "models", "routes")},
@@ -320,7 +320,7 @@ async def test_without_a_master_key_nobody_locks_everybody_out(admin: AdminServi
 async def test_two_admins_who_change_one_user_at_once_do_not_overwrite_each_other(
     guarded: AdminServices, browser: httpx.AsyncClient
 ) -> None:
-    """The second is told to look again."""
+    """The second of two changes to the same version gets a conflict."""
     csrf = await signed_in(browser, "admin")
     first, second = [
         await browser.patch("/admin/users/viewer", json={"role": role, "version": 1}, headers=csrf)

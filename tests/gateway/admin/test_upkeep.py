@@ -1,4 +1,4 @@
-"""What the control process computes beforehand costs little, however many routes there are."""
+"""Computing figures in advance costs little, however many routes there are."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def write(admin: AdminServices, *records: Record) -> None:
 
 
 def recent(number: int, **changes: Any) -> DecisionRecord:
-    """So many seconds ago."""
+    """A decision made `number` seconds ago."""
     return decision(number, **{"time_s": time.time() - number, **changes})
 
 

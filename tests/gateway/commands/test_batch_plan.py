@@ -47,7 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(*arguments: str, status: int = 0) -> Any:
-    """The command's JSON."""
+    """Run the command; its JSON output."""
     result = RUN.invoke(app, ["batch", "plan", *arguments, "--json"])
     assert result.exit_code == status, result.output
     return json.loads(result.stdout)
@@ -109,7 +109,7 @@ def test_what_is_impossible_is_said_with_what_would_do(home: Path) -> None:
 
 
 def test_the_command_of_the_package_says_what_is_impossible_in_one_line(home: Path) -> None:
-    """No traceback, exit status 2."""
+    """The command exits with status 2, without a traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "batch", "plan", "in.jsonl", "--budget", "0.000001"],
         capture_output=True, text=True, check=False, env={"PATH": "", "PYTHONPATH": str(ROOT)}, cwd=home,
@@ -160,7 +160,7 @@ def test_words_that_make_no_sense_are_refused(home: Path, words: list[str]) -> N
 
 
 def test_a_pilot_asks_before_it_spends(home: Path) -> None:
-    """A no ends the command."""
+    """Answering no to the confirmation ends the command."""
     result = RUN.invoke(app, ["batch", "plan", "in.jsonl", "--budget", "1", "--pilot", "3"], input="n\n")
     assert result.exit_code == 1
     assert "may spend up to $0.02" in result.output
@@ -180,25 +180,25 @@ def test_a_pilot_that_nobody_answers_changes_nothing_but_is_told(home: Path) -> 
     [("12h", 43_200), ("90m", 5_400), ("1h30m", 5_400), ("2d", 172_800), ("45", 45), ("1.5h", 5_400)],
 )
 def test_lengths_of_time(text: str, expected: float) -> None:
-    """As people write them."""
+    """Lengths of time are read as people write them."""
     assert seconds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "h", "3 years", "0", "-1h", "1h30", "inf", "nan"])
 def test_what_is_no_length_of_time(text: str) -> None:
-    """Refused with an example of one."""
+    """A wrong length of time is refused, with an example of a right one."""
     with pytest.raises(typer.BadParameter):
         seconds(text)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("300", 300), ("$1,200.50", 1_200.5), ("0", 0)])
 def test_amounts_of_money(text: str, expected: float) -> None:
-    """With or without the sign."""
+    """Amounts are read with or without the dollar sign."""
     assert dollars(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "-1", "nan", "inf", "ten"])
 def test_what_is_no_amount_of_money(text: str) -> None:
-    """Refused."""
+    """Wrong amounts are refused."""
     with pytest.raises(typer.BadParameter):
         dollars(text)

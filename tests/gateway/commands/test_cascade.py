@@ -68,7 +68,7 @@ def test_certify_gives_or_refuses(folder: Path):
 
 
 def test_guarantee_counts_breaches(folder: Path):
-    """Per floor, the share of splits in which it broke."""
+    """The report has the share of splits in which each floor was broken."""
     report = run("guarantee", "--data", folder, "--floors", "0.8", "--splits", 10, "--depth", 1)
     assert 0.0 <= report["0.80"]["broken"] <= 1.0
 
@@ -83,7 +83,7 @@ def test_bad_arguments_end_with_one_message(folder: Path, more: list[str]):
 
 
 def test_a_table_is_printed_without_json(folder: Path):
-    """A person reads lines, not braces."""
+    """Without --json the report is text."""
     found = CliRunner().invoke(
         app, ["cascade", "evaluate", "--data", str(folder), "--splits", "1", "--router", "linear"]
     )

@@ -31,7 +31,7 @@ def parsed(markup: str) -> ElementTree.Element:
 
 @given(st.lists(VALUES, min_size=1, max_size=40), st.sampled_from(["usd", "s", "share", "count", "quality"]))
 def test_a_line_chart_is_well_formed(values: list[float | None], unit: str) -> None:
-    """With gaps, one point, or nothing known at all (then there is no chart)."""
+    """Line charts with gaps, with one point, and without any known value (then there is no chart)."""
     points = [(1e9 + 60 * i, value) for i, value in enumerate(values)]
     drawn = line_chart("Requests & <more>", [Series("a<b", points), Series("c", points)], unit)
     if all(value is None for value in values):
@@ -56,7 +56,7 @@ def test_ticks_are_round_and_span_the_data(low: float, span: float) -> None:
 
 @pytest.mark.parametrize("span_s", [600, 3600, 86400, 7 * 86400, 30 * 86400])
 def test_time_ticks_are_few_and_inside(span_s: int) -> None:
-    """For every window that the dashboard has."""
+    """Time ticks are right for every window of the dashboard."""
     ticks = time_ticks(1e9, 1e9 + span_s)
     assert 2 <= len(ticks) <= 7
     assert all(1e9 <= at <= 1e9 + span_s for at, _ in ticks)
@@ -68,7 +68,7 @@ def test_time_ticks_are_few_and_inside(span_s: int) -> None:
     )
 )
 def test_a_frontier_is_well_formed(rows: list[tuple[float, float, float | None]]) -> None:
-    """With intervals and without; every spot is named in the table."""
+    """Scatter charts with and without intervals name every point in their table."""
     spots = [
         Spot(f"m{i}", cost, worth) if reach is None
         else Spot(f"m{i}", cost, worth, quality_low=worth - reach, quality_high=worth + reach)

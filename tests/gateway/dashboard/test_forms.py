@@ -21,21 +21,21 @@ from gateway.errors import CallerError
     ],
 )
 def test_what_is_wrong_is_said_of_its_field(sent: dict[str, str], said: str, param: str) -> None:
-    """In words, with the field's name for whoever marks it."""
+    """The error is a sentence, and has the field's name so that the page can mark the field."""
     with pytest.raises(CallerError) as refused:
         shaped(Knobs, sent)
     assert refused.value.message.startswith(said) and refused.value.param == param and refused.value.status == 422
 
 
 def test_empty_fields_are_left_out_or_lift_a_limit() -> None:
-    """In a form for something new nothing was said; in a form for a change the limit goes."""
+    """An empty field is left out of a new object, and removes a limit in a change."""
     fields = {"name": "shop", "rpm": "", "tpm": "5", "csrf_token": "x"}
     assert shaped(NewKey, picked(fields, NewKey)).rpm is None
     assert optional(fields, KeyChange) == {"rpm": None, "tpm": "5"}
 
 
 def test_boxes_and_lists() -> None:
-    """A box that isn't sent isn't ticked; names come separated by commas or lines."""
+    """A checkbox that isn't sent is not ticked; names are separated by commas or line breaks."""
     assert checked({"knobs": "on"}, "knobs", "explore") == {"knobs": True, "explore": False}
     assert listed("auto, small\nlarge,,") == ["auto", "small", "large"]
     assert label_of("budget_usd_per_day") == "Budget per day, $" and label_of("max_latency_s") == "Max latency, s"

@@ -1,4 +1,4 @@
-"""The page that tells programs how to ask."""
+"""The admin API's reference page, and the summaries of the data plane's OpenAPI document."""
 
 from __future__ import annotations
 

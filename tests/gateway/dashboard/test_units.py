@@ -28,13 +28,13 @@ from gateway.dashboard.units import DASH, GAP, MINUS
     ],
 )  # fmt: skip
 def test_figures_are_told_with_their_unit(told: str, expected: str) -> None:
-    """To the digits they deserve."""
+    """Numbers are rounded to their significant digits."""
     assert told == expected
 
 
 @pytest.mark.parametrize("unit", list(units.UNITS))
 def test_what_is_not_known_is_a_dash(unit: str) -> None:
-    """Never a zero, which would be a claim."""
+    """An unknown value is a dash, never a zero."""
     assert units.in_unit(None, unit) == units.in_unit(float("nan"), unit) == units.in_unit(float("inf"), unit) == DASH
 
 
@@ -47,7 +47,7 @@ def test_every_number_reads_back_as_about_itself(value: float) -> None:
 
 @given(st.floats(min_value=0, max_value=4e9))
 def test_times_are_told_from_now(time_s: float) -> None:
-    """Before now it was, after now it will be."""
+    """Past times are "ago", future ones "in"."""
     told = units.ago(time_s, 2e9)
     assert re.fullmatch(r"just now|\d+\u202f(s|min|h|d) ago|in \d+\u202f(s|min|h|d)", told)
     assert ("ago" in told) == (2e9 - time_s >= 2)
