@@ -46,7 +46,7 @@ def test_an_impossible_floor_is_refused_beside_its_field(stage: Stage, open_page
     """Above one, or no number: what was typed stays, nothing is issued."""
     page = open_page("/certificates?route=auto", user="otto")
     count = len(stage.admin("GET", "/admin/certificates"))
-    for floor, words in (("7", "must be at most 1"), ("high", "must be a number"), ("0", "above 0")):
+    for floor, words in (("7", "must be at most 1"), ("high", "must be a number"), ("0", "more than 0")):
         ask(page, floor, "0.95")
         expect(page.locator("#issue-form .problem")).to_contain_text(words)
         assert page.get_by_label("Floor, share of the reference").input_value() == floor

@@ -50,7 +50,7 @@ def test_a_local_engine_shows_batch_kv_prefix_hits_speed_and_energy(
     eventually(whole)
     seen = told()
     assert seen["Batch"].isdigit() and seen["Waiting"].isdigit()
-    assert seen["KV in use"].endswith("%") and seen["KV kept"].endswith("%")
+    assert seen["KV in use"].endswith("%") and seen["KV cached"].endswith("%")
     said = page.locator("main").inner_text()
     assert "J/token" in seen["Energy"] or "does not report how much energy" in said
     expect(page.get_by_role("row", name="home", exact=False).last).to_be_visible()
