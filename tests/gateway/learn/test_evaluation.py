@@ -240,7 +240,7 @@ def test_the_picture_shows_what_the_table_tells(tmp_path: Path, what: tuple[str,
     [
         (["--costs", "small=x"], "small=x' is not NAME=COST"),
         (["--costs", "tiny=1"], "no model 'tiny'"),
-        (["--costs", "small=-1"], "not zero or more"),
+        (["--costs", "small=-1"], "must be finite and at least 0"),
         (["--router", "nonesuch/router"], "no such file"),
         (["--router", "weighted"], "'weighted' does not learn; those that do: default, task-mean"),
         (["--router", "knn", "--beside", "linear,weighted"], "'weighted' does not learn"),
