@@ -391,8 +391,8 @@ def test_ctrl_c_while_the_command_is_being_loaded_says_nothing(after_s: float) -
 def test_ctrl_c_while_the_command_line_is_put_together_says_nothing() -> None:
     """It ends without a traceback between the imports and the command itself."""
     code = (
-        "import signal, typer.main; from gateway import start\n"
-        "typer.main.get_command = lambda _: signal.raise_signal(signal.SIGINT)\n"
+        "import signal, time, typer.main; from gateway import start\n"
+        "typer.main.get_command = lambda _: (signal.raise_signal(signal.SIGINT), time.sleep(60))\n"
         "start.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
