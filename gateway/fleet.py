@@ -195,8 +195,8 @@ class Fleet:
     def __init__(self, models: Iterable[ModelConfig], queueing: Container[str] = ()) -> None:
         """`queueing`: names of providers that run on one machine, where each request under way delays the next."""
         self._queueing = queueing
-        self._views: dict[int, _View] = {}
-        """Views by the `id()` of their tuple of candidates."""
+        self._views: dict[tuple[int, ...], _View] = {}
+        """Views by the `id()` of each of their candidates, which they keep alive."""
         self._deployments: dict[str, list[Deployment]] = {}
         for config in models:
             self._deployments.setdefault(config.name, []).append(Deployment(config))
@@ -313,9 +313,10 @@ class Fleet:
 
     def as_of(self, candidates: tuple[Candidate, ...], now: float) -> Sequence[Candidate]:
         """The candidates with their present health, queue and latency. A candidate stays the same object while these
-        stay the same, because routers cache by it. The caller must keep the tuple: views are stored by its `id()`.
+        stay the same, because routers cache by it.
         """
-        view = self._views.get(id(candidates))
+        key = tuple(map(id, candidates))
+        view = self._views.get(key)
         if view is not None and now < view.ends_s:
             if view.calm:
                 for breaker in view.breakers:
@@ -327,7 +328,7 @@ class Fleet:
                 return view.seen
         if len(self._views) >= MOST_VIEWS:
             self._views.clear()
-        view = self._views[id(candidates)] = self._view(candidates, view.seen if view is not None else candidates, now)
+        view = self._views[key] = self._view(candidates, view.seen if view is not None else candidates, now)
         return view.seen
 
     def _view(self, candidates: tuple[Candidate, ...], before: Sequence[Candidate], now: float) -> _View:

@@ -134,7 +134,7 @@ class Price:
         price counts as the ordinary one, because providers may serve its requests at that.
         """
         cost = input_tokens_bound * self.highest_input + max_output_tokens * n * self.highest_output
-        if (factor := self.tiers.get(tier or AUTO, ONCE)) > ONCE:
+        if (factor := self.factor(tier)) > ONCE:
             cost = -(-cost * factor // ONCE)
         cost = -(-cost // MTOK)
         if web_searches or units or tool_runs:

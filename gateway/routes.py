@@ -43,8 +43,6 @@ class Model:
     """The most tokens that one run of each other provider-run tool adds to the prompt, at any deployment."""
     context_tokens: int = 0
     """The longest context of all deployments; 0 where that of one is unknown."""
-    web_searches: int = 0
-    """The most web searches that a deployment runs whatever the request says."""
 
     @property
     def candidate(self) -> Candidate:
@@ -58,9 +56,8 @@ class Model:
         """The most nano-dollars that one attempt can cost. `more_input` and `more_output` are tokens that the gateway
         adds to the request's; a request without an output limit has the model's limit, and gets no `more_output`.
         """
-        into, searches = described.prompt_bound(self.context_tokens, more_input), described.web_searches
-        if searches or self.web_searches:
-            searches = max(searches, self.web_searches)
+        into = described.prompt_bound(self.context_tokens, more_input)
+        if searches := max(described.web_searches, self.candidate.web_searches):
             into += searches * self.search_tokens
         if described.tool_runs:
             into += sum(count * self.tool_tokens.get(kind, 0) for kind, count in described.tool_runs.items())
@@ -76,6 +73,8 @@ class Route:
     name: str
     config: RouteConfig
     models: tuple[Model, ...]
+    tiers: Mapping[str | None, tuple[Candidate, ...]]
+    """The models as routers see them, for each service tier that one of them has a price for; at None for any other."""
     fallbacks: tuple[str, ...]
     """Models tried when every one of `models` has failed."""
     router: Router | None
@@ -100,16 +99,6 @@ class Route:
     """The cascade may ask one model repeatedly, so that every attempt may be one of the most expensive model."""
     strategy_bandit: StrategyBandit | None = None
     """Learns which strategy suits a query; None where `config.cascade` names one strategy."""
-    plain: tuple[Candidate, ...] = field(init=False)
-    """The models as routers see them, at their ordinary prices."""
-    tiers: Mapping[str, tuple[Candidate, ...]] = field(init=False)
-    """The models as routers see them, for each service tier that one of them has a price for."""
-
-    def __post_init__(self) -> None:
-        names = {"", *(tier for model in self.models for tier in model.price.tiers)}
-        tiers = {tier: tuple([model.candidate_at(tier) for model in self.models]) for tier in names}
-        object.__setattr__(self, "plain", tuple([model.candidate for model in self.models]))
-        object.__setattr__(self, "tiers", tiers)
 
     @property
     def attempted(self) -> tuple[str, ...]:
@@ -118,7 +107,7 @@ class Route:
 
     def candidates(self, fleet: Fleet, now: float, tier: str = "") -> Sequence[Candidate]:
         """The route's models with what the fleet knows of them now, for a request of this service tier."""
-        return fleet.as_of(self.tiers.get(tier, self.plain), now)
+        return fleet.as_of(self.tiers.get(tier) or self.tiers[None], now)
 
 
 class RouteBook:
@@ -171,13 +160,21 @@ class RouteBook:
         kept = tuple(name for name in route.names if name in allowed or name == route.config.judge)
         default = route.default_model if route.default_model in allowed else models[-1].name
         return replace(
-            route, models=models, fallbacks=(), default_model=default, names=kept, scope=_scope(route.name, kept)
+            route,
+            models=models,
+            tiers=_by_tier(models),
+            fallbacks=(),
+            default_model=default,
+            names=kept,
+            scope=_scope(route.name, kept),
         )
 
     def _pin(self, model: Model) -> Route:
         config = RouteConfig(name=model.name, models=[model.name])
         names = (model.name,)
-        return Route(model.name, config, (model,), (), None, model.name, Knobs(), names, _scope("", names))
+        models = (model,)
+        tiers, scope = _by_tier(models), _scope("", names)
+        return Route(model.name, config, models, tiers, (), None, model.name, Knobs(), names, scope)
 
     def _route(self, config: RouteConfig, router: Router) -> Route:
         models = tuple(self.models[name] for name in config.models)
@@ -189,6 +186,7 @@ class RouteBook:
             config.name,
             config,
             models,
+            _by_tier(models),
             fallbacks,
             router,
             config.default_model or config.models[-1],
@@ -260,8 +258,7 @@ def _model(config: Config, name: str) -> Model:
         tool_tokens |= Counter(one.tool_tokens)  # keeps the larger count of each tool
     contexts = [one.context_tokens for one in deployments]
     context = max(contexts) if all(contexts) else 0
-    candidates = _by_price_factor(candidate, price)
-    return Model(name, dearest, price, candidates, search_tokens, tool_tokens, context, candidate.web_searches)
+    return Model(name, dearest, price, _by_price_factor(candidate, price), search_tokens, tool_tokens, context)
 
 
 def _by_price_factor(candidate: Candidate, price: Price) -> dict[int, Candidate]:
@@ -271,6 +268,14 @@ def _by_price_factor(candidate: Candidate, price: Price) -> dict[int, Candidate]
         factor: replace(candidate, input_usd_per_mtok=into * factor / ONCE, output_usd_per_mtok=out * factor / ONCE)
         for factor in price.tiers.values()
     } | {ONCE: candidate}
+
+
+def _by_tier(models: Sequence[Model]) -> dict[str | None, tuple[Candidate, ...]]:
+    """The models as routers see them, for each service tier that one of them has a price for; at None for any other."""
+    tiers = {"", *(tier for model in models for tier in model.price.tiers)}
+    return {tier: tuple([model.candidate_at(tier) for model in models]) for tier in tiers} | {
+        None: tuple([model.candidate for model in models])
+    }
 
 
 def _strategy_bandit(config: RouteConfig) -> StrategyBandit | None:

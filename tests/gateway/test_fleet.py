@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.breaker import CONSECUTIVE, COUNTED, LEAST, Breaker
-from gateway.config import Config, ModelConfig
+from gateway.config import Config, ModelConfig, RouteConfig
 from gateway.errors import FAILURES
 from gateway.fleet import Delay, Deployment, EngineReport, Fleet
 from gateway.routes import RouteBook
+from routers.registry import open_router
 from routers.types import Candidate
 
 A = ModelConfig(name="m", provider="a", upstream_name="m-1", weight=3.0)
@@ -316,6 +318,19 @@ def test_service_tiers_do_not_disturb_what_routers_see() -> None:
     for tier, before in seen.items():
         assert route.candidates(fleet, 0.05, tier)[0] is before
     assert route.candidates(fleet, 0.05, "unheard-of")[0] == seen[""]
+
+
+def test_a_narrowed_route_sees_the_same_candidates_each_time() -> None:
+    """Each request narrows its route anew. What routers cache by the candidates' identity must serve the next one."""
+    models = [ModelConfig(name=name, provider="openai", upstream_name="up") for name in ("a", "b", "c")]
+    config = Config(models=models, routes=[RouteConfig(name="auto", models=["a", "b"], fallback=["c"])])
+    fleet, book = Fleet(models), RouteBook(config, {"auto": open_router("cheapest")})
+    fleet.succeeded(fleet.deployments("b")[0], 0.0, latency_s=2.0)
+    route = book.find("auto")
+    for make in (lambda: book.narrow(route, ("b",)), lambda: replace(route, fallbacks=())):
+        before = make().candidates(fleet, 0.0)
+        assert before[-1].latency_s == 2.0
+        assert all(one is was for one, was in zip(make().candidates(fleet, 0.05), before, strict=True))
 
 
 def test_only_models_of_one_machine_queue() -> None:
