@@ -15,15 +15,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil, isfinite
-from typing import Any, TypeVar
 
-import httpx
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from cascade.types import Rung
 from gateway.attempt import cost_of
 from gateway.batch.ask import MAY_PASS, CallResult, PreparedCall, error_code
+from gateway.batch.endpoint_api import (
+    OVER,
+    TIMEOUT_S,
+    Batch,
+    BatchAPI,
+    EndpointNotFound,
+    EndpointUnavailable,
+    Line,
+    client_of,
+)  # fmt: skip
 from gateway.batch.jobs import Part
 from gateway.batch.prompt_queue import AWAY
 from gateway.batch.run import Runner
@@ -32,31 +40,24 @@ from gateway.call import Call
 from gateway.errors import HeadgateError, PolicyError, UpstreamError
 from gateway.fleet import Deployment
 from gateway.journal.record import AttemptRecord, DecisionRecord, new_id
-from gateway.providers import Provider
 from gateway.providers.openai import PATHS, RESPONSES, OpenAIProvider
 from gateway.services import Services
 from gateway.settle import buckets
-from gateway.upstream.checked import checked_async
 from gateway.upstream_request import request_body
 from gateway.wire.answer import peek, translate_answer
 
 log = logging.getLogger("headgate.batch")
-T = TypeVar("T")
 Write = Callable[[Call, int], bytes]
 """Writes a call as a line of the file, given the number of its line in the job's input."""
 
 MOST_LINES = 50_000
 MOST_BYTES = 100 * 1024 * 1024
-OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 POLL_S = 1.0
 LONGEST_POLL_S = 30.0
-TIMEOUT_S = 60.0
 TRIES = 5
 """Attempts to create a batch that the provider can't have yet, to cancel a batch, or to find one."""
 MOST_DIGITS = 18
 """Most digits of a line number that are parsed."""
-MOST_PAGES = 100
-"""Most pages of a provider's list of batches that are searched for one batch."""
 STORE_RETRY_S = 1.0
 LOST = "batch_output_lost"
 """Error code of a line whose answer was paid for and is lost."""
@@ -64,45 +65,6 @@ SPARE = 1.5
 """Time reserved before the deadline to ask a part's prompts one by one, as a multiple of the predicted time."""
 LEAST_SPARE_S = 60.0
 """The least such time in seconds."""
-
-
-class EndpointUnavailable(UpstreamError):
-    """A fault that may pass: the provider was not reached or failed. It may have received the request all the same."""
-
-
-class _Response(msgspec.Struct):
-    status_code: int = 0
-    body: dict[str, Any] = {}
-
-
-class _Line(msgspec.Struct):
-    """One line of a provider's output or error file."""
-
-    custom_id: str = ""
-    response: _Response | None = None
-
-
-class _File(msgspec.Struct):
-    id: str
-
-
-class _Batch(msgspec.Struct):
-    """A provider's description of a batch."""
-
-    id: str
-    status: str
-    metadata: dict[str, Any] | None = None
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-
-
-class _Page(msgspec.Struct):
-    data: list[_Batch]
-    has_more: bool = False
-
-
-class EndpointNotFound(UpstreamError):
-    """The provider no longer has the batch or file."""
 
 
 class NewParts:
@@ -171,7 +133,7 @@ class ProviderEndpoints:
             if provider is None:
                 raise UpstreamError("unavailable", f"there is no provider '{part.provider}' any more")
             async with client_of(provider) as http:
-                lines = await self._until_over(runner, part, http)
+                lines = await self._until_over(runner, part, BatchAPI(http))
             if lines is None:
                 return
             for line in lines:
@@ -203,24 +165,21 @@ class ProviderEndpoints:
                 return deployment
         return None
 
+    def _share(self, deployment: Deployment) -> float:
+        """Price of the deployment's batch endpoint, as a share of the live price."""
+        return 1.0 - self.s.driver.sender.providers[deployment.provider].config.batch_discount
+
     async def _new(self, runner: Runner, arm: Arm, deployment: Deployment, places: Sequence[int]) -> list[Part]:
         """New parts for the prompts `places`. Files that lines name are read here one after the other, for their worst
         case and size, and again when the part is uploaded. Prompts that can't be sent are left out; asked one by one,
         they are refused with the reason.
         """
-        new = NewParts(runner.job.id, arm, deployment.provider, _share(self, deployment))
+        new = NewParts(runner.job.id, arm, deployment.provider, self._share(deployment))
 
-        def add(without_files: Sequence[int]) -> list[int]:
-            naming = []
-            for place in without_files:
-                ready = _ready(runner, place)
-                if ready.names_files:
-                    naming.append(place)
-                elif ready.error is None:
-                    new.add(ready.prompt, ready.worst_nanousd, len(ready.prompt.body))
-            return naming
+        def add(ready: PreparedCall, _: Call) -> None:
+            new.add(ready.prompt, ready.worst_nanousd, len(ready.prompt.body))
 
-        for place in await asyncio.to_thread(add, places):
+        for place in await asyncio.to_thread(_take_without_files, runner, places, add):
             ready = _ready(runner, place)
             with suppress(HeadgateError):
                 call, worst = await runner.asker.with_files(ready)
@@ -233,21 +192,14 @@ class ProviderEndpoints:
         """
         lines: list[bytes] = []
 
-        def add(without_files: Sequence[int]) -> list[int]:
-            naming = []
-            for place in without_files:
-                ready = _ready(runner, place)
-                if ready.names_files:
-                    naming.append(place)
-                elif ready.call is not None:
-                    lines.append(write(ready.call, ready.prompt.line))
-            return naming
+        def add(ready: PreparedCall, call: Call) -> None:
+            lines.append(write(call, ready.prompt.line))
 
-        for place in await asyncio.to_thread(add, runner.places(part)):
+        for place in await asyncio.to_thread(_take_without_files, runner, runner.places(part), add):
             ready = _ready(runner, place)
             try:
                 call, _ = await runner.asker.with_files(ready)
-                lines.append(await asyncio.to_thread(write, call, ready.prompt.line))
+                await asyncio.to_thread(add, ready, call)
             except HeadgateError as error:
                 if error.status in MAY_PASS:
                     raise EndpointUnavailable("unavailable", error.message) from None
@@ -257,18 +209,18 @@ class ProviderEndpoints:
 
     # ---- the batch at the provider
 
-    async def _until_over(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> list[_Line] | None:
+    async def _until_over(self, runner: Runner, part: Part, api: BatchAPI) -> list[Line] | None:
         """The lines of the provider's output once its batch has ended; None where the runner stops before that."""
         cancelled, troubles = False, 0
         wait_s = self.poll_s
         while not (runner.stopped or runner.lost):
             late = runner.left_s < self._spare_s(runner, part)
             try:
-                batch = await self._batch(runner, part, http)
+                batch = await self._batch(runner, part, api)
                 if batch.status in OVER:
-                    return await _lines(http, batch)
+                    return await api.lines(batch)
                 if not cancelled and (late or runner.wish == "cancel"):
-                    await _cancel(http, part.upstream)
+                    await _cancel(api, part.upstream)
                     cancelled = True
             except (EndpointUnavailable, EndpointNotFound) as trouble:
                 troubles += 1
@@ -290,31 +242,19 @@ class ProviderEndpoints:
         known = float(latency[latency == latency].sum())
         return max(self.least_spare_s, SPARE * known / runner.job.card.concurrency)
 
-    async def _batch(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> _Batch:
-        """The provider's present state of the batch, which is created first where there is none."""
-        if not part.upstream:
-            batch = await self._find(part, http) or await self._create(runner, part, http)
-            part.upstream = batch.id
-            await self._store(runner, part)
-            return batch
-        return await _fetched(http, "GET", f"/batches/{part.upstream}", _Batch)
-
-    async def _find(self, part: Part, http: httpx.AsyncClient) -> _Batch | None:
-        """The part's batch at the provider, where one was created but its id was not stored: its runner died, or the
-        provider's answer did not arrive.
+    async def _batch(self, runner: Runner, part: Part, api: BatchAPI) -> Batch:
+        """The provider's present state of the batch, which is created first where there is none. There may be one
+        though its id was not stored: its runner died, or the provider's answer did not arrive.
         """
-        after: dict[str, Any] = {}
-        for _ in range(0 if part.is_new else MOST_PAGES):
-            page = await _fetched(http, "GET", "/batches", _Page, params={"limit": 100, **after})
-            for one in page.data:
-                if (one.metadata or {}).get("part") == part.id:
-                    return one
-            if not page.has_more or not page.data:
-                break
-            after = {"after": page.data[-1].id}
-        return None
+        if part.upstream:
+            return await api.batch(part.upstream)
+        found = None if part.is_new else await api.find(part.id)
+        batch = found or await self._create(runner, part, api)
+        part.upstream = batch.id
+        await self._store(runner, part)
+        return batch
 
-    async def _create(self, runner: Runner, part: Part, http: httpx.AsyncClient) -> _Batch:
+    async def _create(self, runner: Runner, part: Part, api: BatchAPI) -> Batch:
         deployment = self._deployment_of(part)
         places = runner.places(part)
         if not places:
@@ -331,12 +271,9 @@ class ProviderEndpoints:
 
         async with self.uploads:
             content = await self._file(runner, part, write)
-            form = {"file": (f"{part.id}.jsonl", content, "application/jsonl")}
-            file = await _fetched(http, "POST", "/files", _File, data={"purpose": "batch"}, files=form)
-        batch = {"input_file_id": file.id, "endpoint": url, "completion_window": _window(part.window_s),
-                 "metadata": {"part": part.id}}  # fmt: skip
+            file_id = await api.upload(f"{part.id}.jsonl", content)
         part.is_new = False
-        return await _fetched(http, "POST", "/batches", _Batch, json=batch)
+        return await api.create(file_id, url, part.window_s, part.id)
 
     def _deployment_of(self, part: Part) -> Deployment:
         """The deployment that the part was sent to. Raises UpstreamError where the configuration has it no more."""
@@ -348,7 +285,7 @@ class ProviderEndpoints:
 
     # ---- the results
 
-    async def _record_answer(self, runner: Runner, part: Part, line: _Line) -> int:
+    async def _record_answer(self, runner: Runner, part: Part, line: Line) -> int:
         """Write one answer to the journal, and return its cost in nano-dollars. The record's id follows from the part
         and the line, so that an answer that is read twice counts once.
         """
@@ -398,7 +335,7 @@ class ProviderEndpoints:
         usage, cost = None, result.cost_nanousd
         if result.status == 200:
             seen = peek(result.body, dialect)
-            usage, cost = seen.usage, ceil(cost_of(seen.usage, deployment, seen.tier) * _share(self, deployment))
+            usage, cost = seen.usage, ceil(cost_of(seen.usage, deployment, seen.tier) * self._share(deployment))
             result.body = translate_answer(result.body, dialect, prompt.surface, model=part.model, request=call.raw)
         attempt = AttemptRecord(
             model=part.model, deployment=deployment.id, status=result.status, cost_nanousd=cost,
@@ -436,79 +373,27 @@ def _ready(runner: Runner, place: int) -> PreparedCall:
     return runner.asker.ready(runner.plan.prompts[place], runner.arm_call(place, int(runner.queue.arm[place])))
 
 
-def _share(endpoints: ProviderEndpoints, deployment: Deployment) -> float:
-    """Price of the deployment's batch endpoint, as a share of the live price."""
-    return 1.0 - endpoints.s.driver.sender.providers[deployment.provider].config.batch_discount
-
-
-def client_of(provider: Provider) -> httpx.AsyncClient:
-    """A client with the provider's address, credentials and headers."""
-    endpoint, config = provider.endpoint, provider.config
-    uds = endpoint.uds or None
-    origin = "http://localhost" if uds else f"{endpoint.scheme}://{endpoint.authority}"
-    headers = {**provider.credentials(), **config.headers}
-    transport = httpx.AsyncHTTPTransport(uds=uds, verify=config.verify_tls)
-    return httpx.AsyncClient(
-        base_url=origin + endpoint.base_path, headers=headers, timeout=TIMEOUT_S, transport=transport,
-        event_hooks=checked_async(inner=endpoint.inner),
-    )  # fmt: skip
-
-
-async def _fetched(http: httpx.AsyncClient, method: str, path: str, kind: type[T], **how: Any) -> T:
-    """The provider's answer, decoded. Raises EndpointUnavailable where it may still come, EndpointNotFound where there
-    is no such object, and UpstreamError where the provider refuses.
+def _take_without_files(
+    runner: Runner, places: Sequence[int], take: Callable[[PreparedCall, Call], None]
+) -> list[int]:
+    """Pass the prompts that name no files to `take`, and return the places of those that do. Prompts that can't be
+    asked at all are left out.
     """
-    content = await _requested(http, method, path, **how)
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise EndpointUnavailable("bad_response", f"{method} {path}: {error}") from None
+    naming = []
+    for place in places:
+        ready = _ready(runner, place)
+        if ready.names_files:
+            naming.append(place)
+        elif ready.call is not None:
+            take(ready, ready.call)
+    return naming
 
 
-async def _cancel(http: httpx.AsyncClient, id: str) -> None:
+async def _cancel(api: BatchAPI, id: str) -> None:
     """Cancel a batch. The provider's refusal, for a batch that has ended already, is only logged."""
     try:
-        await _requested(http, "POST", f"/batches/{id}/cancel")
+        await api.cancel(id)
     except EndpointUnavailable:
         raise
     except UpstreamError as refused:
         log.info("%s", refused)
-
-
-async def _requested(http: httpx.AsyncClient, method: str, path: str, **how: Any) -> bytes:
-    try:
-        response = await http.request(method, path, **how)
-    except httpx.HTTPError as error:
-        raise EndpointUnavailable("connect", f"{method} {path}: {error or type(error).__name__}") from None
-    status = response.status_code
-    if status < 300:
-        return response.content
-    message = f"{method} {path}: {status}: {response.text[:300]}"
-    if method == "GET" and status in (404, 410):
-        raise EndpointNotFound("not_found", message)
-    if status in MAY_PASS or status >= 500:
-        raise EndpointUnavailable("server_error", message)
-    raise UpstreamError("rejected", message)
-
-
-async def _lines(http: httpx.AsyncClient, batch: _Batch) -> list[_Line]:
-    """The lines of the batch's output and error files; unreadable lines are left out. Raises EndpointNotFound where the
-    output is gone.
-    """
-    found = []
-    contents = [await _requested(http, "GET", f"/files/{id}/content") for id in filter(None, [batch.output_file_id])]
-    if batch.error_file_id:
-        with suppress(EndpointNotFound):  # lines in it cost nothing; without an answer they are asked again
-            contents.append(await _requested(http, "GET", f"/files/{batch.error_file_id}/content"))
-    for line in b"\n".join(contents).splitlines():
-        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
-            found.append(_decode_line(line))
-    return found
-
-
-_decode_line = msgspec.json.Decoder(_Line, strict=False).decode
-
-
-def _window(seconds: float) -> str:
-    """A completion window in OpenAI's notation, in whole hours."""
-    return f"{max(1, round(seconds / 3600))}h"

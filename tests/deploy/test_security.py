@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from gateway import http_protocol, keys
-from gateway.batch.endpoint import client_of
+from gateway.batch.endpoint_api import client_of
 from gateway.config import Auth, Embedding, KeyConfig, ProviderConfig, Secret, Server
 from gateway.config_load import parse
 from gateway.embedders import EmbeddingFailed, Endpoint
