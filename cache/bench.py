@@ -28,7 +28,7 @@ from cache.evaluate import load_embedder
 from cache.key import Partition, exact_key
 from cache.link import RedisLink
 from cache.memory import MemoryStore
-from cache.prefix import AT_HOME, PrefixMap, RecentTokens, Warmth, chain, home, warmest
+from cache.prefix import PrefixMap, RecentTokens, Warmth, chain, warmest, with_home
 from cache.redis import RedisStore
 
 
@@ -72,10 +72,9 @@ def agents(
         now_s, place, worker = turn / 20, turn % deployments, rng.randrange(workers)
         seen, recent = known[worker], loads[worker]
         if soft:
-            belongs = home(links[1][0], dict.fromkeys(names, 1.0)) if homes else ""
-            shares = [
-                max(seen.cached_share(links, name, now_s=now_s), AT_HOME if name == belongs else 0.0) for name in names
-            ]
+            shares = [seen.cached_share(links, name, now_s=now_s) for name in names]
+            if homes:
+                shares = with_home(shares, names, dict.fromkeys(names, 1.0), links[1][0])
             place = warmest(shares, [one.at(now_s) for one in recent], links[-1][1])[0]
         name = names[place]
         hit = kept[name].pop(talk, 0)

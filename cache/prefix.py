@@ -151,6 +151,16 @@ def home(opening: bytes, weights: Mapping[str, float]) -> str:
     return max(weights, key=score)
 
 
+def with_home(
+    shares: Sequence[float], names: Sequence[str], weights: Mapping[str, float], opening: bytes
+) -> list[float]:
+    """The share of a prompt that each deployment has cached, but at least `AT_HOME` for the conversation's home.
+    `names` belong to `shares` by place; `weights` has each of them.
+    """
+    home_name = home(opening, weights)
+    return [max(share, AT_HOME) if name == home_name else share for name, share in zip(names, shares, strict=True)]
+
+
 def warmest(
     shares: Sequence[float], loads: Sequence[float], tokens: float, *, load_price: float = 0.9, slack: float = 4.0
 ) -> list[int]:

@@ -214,8 +214,10 @@ class SemanticCache:
         unit = self._unit(vector)
         if unit is None or (miss is not None and not miss.recordable) or entry.id in self._labels:
             return
-        new = _PartitionIndex(self._make_index(self._dimension), entry.tenant)
-        partition = self._partitions.setdefault(question.key, new)
+        partition = self._partitions.get(question.key)
+        if partition is None:
+            partition = _PartitionIndex(self._make_index(self._dimension), entry.tenant)
+            self._partitions[question.key] = partition
         if partition.tenant != entry.tenant:
             return
         wording = wording_of(question.text)

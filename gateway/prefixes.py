@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
-from cache.prefix import AT_HOME, Chain, PrefixMap, chain, home
+from cache.prefix import Chain, PrefixMap, chain, with_home
 from gateway.call import Call
 from gateway.exchange import Exchange
 from gateway.fleet import Deployment, Fleet
@@ -64,15 +64,12 @@ class Prefixes:
         return [self._map.cached_share(exchange.links, one.id, now_s=now) for one in deployments]
 
     def affinity(self, exchange: Exchange, deployments: Sequence[Deployment], now: float) -> Sequence[float] | None:
-        """As `shares`, but at least `AT_HOME` for the conversation's home deployment, to which other workers send it.
-        """
+        """As `shares`, but with the conversation's home deployment, to which other workers send it."""
         shares = self.shares(exchange, deployments, now)
         if shares is None or len(deployments) == 1:
             return shares
-        home_id = home(exchange.opening, {one.id: one.weight or 1.0 for one in deployments})
-        return [
-            max(share, AT_HOME) if one.id == home_id else share for one, share in zip(deployments, shares, strict=True)
-        ]
+        weights = {one.id: one.weight or 1.0 for one in deployments}
+        return with_home(shares, [one.id for one in deployments], weights, exchange.opening)
 
     def settled(self, exchange: Exchange, now: float) -> None:
         """Record that the deployment that answered has the whole prompt in its cache now, and, by its usage, how much

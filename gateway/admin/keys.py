@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +29,7 @@ router = APIRouter(prefix="/admin/keys", tags=["keys"])
 def key_rows(services: AdminServices, revoked: bool = False) -> list[KeyRow]:
     """Keys created through this API, oldest first, then those of the configuration file, which this API can't change.
     """
-    with database():
-        spending = Spending(services)
-        made = [_made_row(one, spending) for one in services.store.keys(revoked=revoked)]
-    return made + [_file_row(services, place, spending) for place in range(len(services.config.auth.keys))]
+    return key_page(services, sys.maxsize, revoked=revoked).rows
 
 
 @dataclass(frozen=True, slots=True)
