@@ -329,7 +329,7 @@ class Requirements:
 
 
 def judged(
-    rounds: Rounds, target: Array, required: Requirements | None = None, model_cost_usd: Array | None = None
+    rounds: Rounds, target: Array, model_cost_usd: Array | None = None, required: Requirements | None = None
 ) -> Overlap | Refusal:
     """The overlap where the log suffices to estimate the policy's value; otherwise a refusal."""
     required = required or Requirements()

@@ -42,7 +42,7 @@ def against_blind(log: Log, *, seed: int = 0) -> Blind | Refusal:
     for j in range(len(log.models)):
         target = scored.always(j)
         rounds = scored.rounds(scored.score)
-        verdict = ope.judged(rounds, target, None, prices)
+        verdict = ope.judged(rounds, target, prices)
         if isinstance(verdict, Refusal):
             refused.append(verdict)
             continue

@@ -14,7 +14,7 @@ import numpy as np
 from gateway.learn.dataset import Log
 from routers import ope
 from routers.intervals import Z95_ONE_SIDED, Interval, difference_interval
-from routers.ope import Array, Refusal, Requirements
+from routers.ope import Array, Refusal
 from routers.select import DEFAULT_COST_WEIGHT, exchange_rate
 from routers.types import Knobs
 
@@ -59,9 +59,7 @@ def reference_of(log: Log) -> float:
     return dearest if dearest > 0 else 1.0
 
 
-def judge(
-    log: Log, candidate: Array, incumbent: Array, reward: Array, *, evidence: Requirements | None = None, seed: int = 0
-) -> GateVerdict:
+def judge(log: Log, candidate: Array, incumbent: Array, reward: Array) -> GateVerdict:
     """The verdict on a candidate. `candidate` and `incumbent`: probabilities of the models on the log, (n, m);
     `reward`: (n,), NaN where it is unknown.
     """
@@ -71,10 +69,10 @@ def judge(
     if not np.isfinite(reward).any():
         return GateVerdict(False, "nobody scored any answer")
     rounds = log.rounds(reward)
-    verdict = ope.judged(rounds, candidate, evidence, log.mean_cost_usd())
+    verdict = ope.judged(rounds, candidate, log.mean_cost_usd())
     if isinstance(verdict, Refusal):
         return GateVerdict(False, str(verdict), refusal=verdict)
-    model = ope.cross_fitted(log.covariates(), rounds, seed=seed)
+    model = ope.cross_fitted(log.covariates(), rounds)
     gap = ope.difference(rounds, candidate, incumbent, model, confidence=ONE_SIDED)
     theirs = ope.valued(rounds, candidate, model, confidence=ONE_SIDED).best
     ours = ope.valued(rounds, incumbent, model, confidence=ONE_SIDED).best

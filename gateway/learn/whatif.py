@@ -28,7 +28,7 @@ from gateway.learn.alarms import changes
 from gateway.learn.dataset import Log, NothingLogged, one_sided
 from routers import ope
 from routers.intervals import Interval
-from routers.ope import Array, Refusal, Requirements
+from routers.ope import Array, Refusal
 from routers.types import Candidate, Knobs, Query, Router, Undecided
 
 NO_VECTOR = np.zeros(0, np.float32)
@@ -104,10 +104,10 @@ def _refusal_dict(refusal: Refusal) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def what_if(log: Log, policy: Policy, *, evidence: Requirements | None = None, seed: int = 0) -> Answer:
+def what_if(log: Log, policy: Policy) -> Answer:
     """The figures of the policy on the log. Raises NothingLogged where the policy needs vectors that are not there."""
     log = widened(log, [candidate.model for candidate in policy.candidates])
-    answer = valued(log, decided(policy, log), evidence=evidence, seed=seed)
+    answer = valued(log, decided(policy, log))
     used = log.rows(np.arange(answer.passed_over, len(log)))
     notes = (one_sided(used), _partly_scored(used), *_drifts(used), *_repriced(used, policy.candidates))
     return replace(answer, notes=tuple(filter(None, notes)))
@@ -159,7 +159,7 @@ def _at_todays_price(record: DecisionRecord, candidate: Candidate) -> float | No
     return (answer.cost_nanousd + 1) / (1000 * now + 1) if max(answer.cost_nanousd, 1000 * now) > 100 else None
 
 
-def valued(log: Log, target: Array, *, evidence: Requirements | None = None, seed: int = 0) -> Answer:
+def valued(log: Log, target: Array, *, seed: int = 0) -> Answer:
     """The figures of decisions with probabilities `target` (n, m), from the first round on in which the log tries them.
     """
     start = ope.supported_from(log.logged, target)
@@ -173,7 +173,7 @@ def valued(log: Log, target: Array, *, evidence: Requirements | None = None, see
         if not np.isfinite(reward).any():
             continue
         rounds = log.rounds(reward)
-        verdict = ope.judged(rounds, target, evidence, price)
+        verdict = ope.judged(rounds, target, price)
         if isinstance(verdict, Refusal):
             refusals[name] = verdict
         else:

@@ -120,7 +120,7 @@ def test_a_policy_that_the_log_never_tried_is_refused_with_its_price() -> None:
     mu = np.tile([1.0, 0.0, 0.0], (n, 1))
     rounds = Rounds(np.zeros(n, np.intp), np.ones(n), mu)
     target = np.tile([0.0, 1.0, 0.0], (n, 1))
-    found = ope.judged(rounds, target, Requirements(exploration=0.2), np.array([0.01, 0.02, 0.03]))
+    found = ope.judged(rounds, target, np.array([0.01, 0.02, 0.03]), Requirements(exploration=0.2))
     assert isinstance(found, Refusal)
     assert found.overlap.unsupported == 1.0
     # every third explored call is of use
