@@ -1,4 +1,4 @@
-"""The parts of the acceptance rule beside what scipy and scikit-learn say."""
+"""The parts of the acceptance rule agree with scipy and scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from cache.acceptance import Acceptance, AcceptanceOptions, Fitted, beta_upper, 
 
 @pytest.mark.parametrize(("wrong", "n"), [(0, 30), (3, 200), (50, 50)])
 def test_bounds_are_clopper_and_pearsons(wrong: int, n: int) -> None:
-    """One-sided of any count of wrong answers; two-sided of the audits."""
+    """The one-sided bound holds for any count of wrong answers; the false-hit rate of audits has a two-sided interval.
+    """
     upper = binomtest(wrong, n, alternative="less").proportion_ci(0.95, "exact").high
     assert beta_upper(np.array([wrong]), np.array([n - wrong]), 0.95)[0] == pytest.approx(upper)
     rule = Acceptance()
@@ -26,7 +27,9 @@ def test_bounds_are_clopper_and_pearsons(wrong: int, n: int) -> None:
 
 
 def test_the_score_is_a_weighted_logistic_regression() -> None:
-    """The ridge of scikit-learn's, its intercept left alone; right and wrong rows need not be as many."""
+    """The weights are those of scikit-learn's ridge-penalised regression, whose intercept is not penalised, for
+    unbalanced labels too.
+    """
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(400, 3)), rng.choice([0.5, 1.0, 4.0], 400)
     right = (rng.random(400) < 1 / (1 + np.exp(-(1.0 + x @ [2.0, -1.0, 0.0])))).astype(float)
@@ -37,7 +40,9 @@ def test_the_score_is_a_weighted_logistic_regression() -> None:
 
 @pytest.mark.parametrize("score", [0.02, 0.3, 0.6, 0.95])
 def test_judged_rows_weigh_as_much_as_they_stand_for(score: float) -> None:
-    """Weights, zeros of those not drawn among them, average to one; the likelier misses are drawn oftener."""
+    """Sampling weights average to one, zeros for rows that were not drawn included; misses with a higher score are
+    drawn more often.
+    """
     rule = Acceptance(AcceptanceOptions(audit_share=0.2), random.Random(0))
     rule.fitted = Fitted(np.zeros(1), np.ones(1), np.zeros(2), threshold=0.9)
     rule._miss_share = 0.3

@@ -1,4 +1,4 @@
-"""Only what was written for a key is read back for it."""
+"""A stored value can be read only under the key that it was written for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLOB = pack(b"key", "epoch", entry())
 
 
 def test_what_was_packed_is_unpacked() -> None:
-    """Epoch and entry come back equal under their own key only."""
+    """Epoch and entry come back equal under their own key, and under no other."""
     assert unpack(BLOB, key=b"key") == ("epoch", entry())
     assert unpack(BLOB, key=b"kex") is None
 
@@ -33,6 +33,6 @@ def test_a_truncated_value_is_noticed(length: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_garbage_is_noticed(blob: bytes) -> None:
-    """What others wrote is not served, nor does it raise."""
+    """Bytes that another program wrote are not served, and raise nothing."""
     assert unpack(blob, key=b"key") is None
     assert unpack(b"hgc\x01" + blob, key=b"key") is None

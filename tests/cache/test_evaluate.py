@@ -1,4 +1,4 @@
-"""The evaluation reads the data sets' own formats and reports what it measured."""
+"""The evaluation reads the published formats of its data sets and reports what it measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALLS: list[str] = []
 
 
 def embed(text: str) -> NDArray[np.float32]:
-    """Letters counted: a vector without a model."""
+    """Counts of letters: a vector without a model."""
     CALLS.append(text)
     return np.array([text.count(letter) + 0.1 for letter in "abcdefghijklmnopqrstuvwxyz "], np.float32)
 
@@ -54,7 +54,7 @@ def test_streams_are_read(data: Path) -> None:
 
 
 def test_the_command_reports(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every stream and the pairs are in the JSON, with rules and baselines, and vectors are kept."""
+    """The JSON has every stream and the pairs, with the rules and the baselines, and vectors are cached on disk."""
     CALLS.clear()
     words = ["--data", str(data), "--embedder", f"{__name__}:embed", "--vectors", str(data / "v"), "--json"]
     main([*words, "--orders", "2", "--judge-error", "0.03"])
@@ -73,19 +73,21 @@ def test_the_command_reports(data: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_unknown_embedders_are_refused() -> None:
-    """What is neither a folder nor a function is said so."""
+    """An embedder that is neither a folder nor a function is refused by its name."""
     with pytest.raises(SystemExit, match="embedder"):
         load_embedder("nonsense")
 
 
 def test_vectors_are_of_unit_length() -> None:
-    """Whatever an embedder returns is brought to length one."""
+    """Vectors are normalised to length 1, whatever an embedder returns."""
     made = vectors_of(["abc", "z"], embed, "letters", None)
     assert np.allclose(np.linalg.norm(made, axis=1), 1)
 
 
 def test_pairs_are_learnt_on_other_questions(data: Path) -> None:
-    """The share served at a precision is that of the best scores."""
+    """Pairs are learned on other questions than they are measured on, and the share served at a precision is that of
+    the best scores.
+    """
     assert share_at_precision(np.array([4.0, 3, 2, 1]), np.array([True, True, False, True]), 0.7) == 1.0
     assert share_at_precision(np.array([1.0, 2]), np.array([True, False]), 0.9) == 0.0
     pairs = [(f"ask{n} a", f"ask{n} a now" if n % 3 else f"else{n} b", n % 3 > 0) for n in range(800)]

@@ -1,4 +1,4 @@
-"""Which entries are given up."""
+"""Eviction: which entries are removed when the cache is full."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ KINDS: tuple[Any, ...] = (GreedyDual, LeastExpectedCost)
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(moves=_moves)
-def test_the_bytes_held_are_never_too_many(kind: Any, moves: list[tuple[str, int, int, int]]) -> None:
-    """After any moves the sizes of what is in add up, stay within bounds, and victims were in."""
+def test_held_bytes_stay_within_the_bound(kind: Any, moves: list[tuple[str, int, int, int]]) -> None:
+    """After any operations the sizes of the held entries add up and stay within the bound, and only held entries are
+    evicted.
+    """
     policy = kind(100)
     held: dict[int, int] = {}
     for move, key, size, cost in moves:
@@ -45,8 +47,8 @@ def test_the_bytes_held_are_never_too_many(kind: Any, moves: list[tuple[str, int
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dear_small_and_frequent_entries_stay(kind: Any) -> None:
-    """Of two entries that differ in one thing only, the one worth less goes."""
+def test_expensive_small_and_frequent_entries_stay(kind: Any) -> None:
+    """Of two entries that differ in one property, the less valuable one is evicted."""
     for worse, better, hits in (
         ((1.0, 50), (2.0, 50), 0),
         ((1.0, 50), (1.0, 40), 0),
@@ -63,7 +65,7 @@ def test_dear_small_and_frequent_entries_stay(kind: Any) -> None:
 
 
 def test_a_newcomer_worth_less_than_all_is_refused() -> None:
-    """A cheap question seen once pushes nothing out, asked often enough it does."""
+    """A cheap question seen once evicts nothing; asked often enough, it does."""
     policy: GreedyDual[str] = GreedyDual(100)
     policy.admit("held", 3.0, 100)
     answers = [policy.admit("new", 1.0, 100) for _ in range(4)]
@@ -71,8 +73,8 @@ def test_a_newcomer_worth_less_than_all_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_yesterdays_favourites_go(kind: Any) -> None:
-    """Entries once frequent are given up when popularity has moved on."""
+def test_formerly_popular_entries_are_evicted(kind: Any) -> None:
+    """Entries that were requested often are evicted once popularity has moved on."""
     policy = kind(1000)
     rng = random.Random(0)
     for phase in range(2):

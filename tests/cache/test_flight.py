@@ -1,4 +1,4 @@
-"""Identical requests at once ask upstream once."""
+"""Concurrent identical requests make one upstream call."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.cache.entries import entry
 
 
 async def follow(ticket: Ticket) -> tuple[Entry | None, bool]:
-    """Wait as a follower does; what came, and whether it now leads (and then lands nothing)."""
+    """Waits as a follower; returns the entry, and whether this request now leads. A new leader gives up its lead."""
     with ticket:
         return await ticket.wait(5), ticket.leader
 
 
 async def test_followers_get_the_leaders_answer() -> None:
-    """One leads, all others are handed the same entry, and the next request starts anew."""
+    """One request leads, all others get its entry, and the next request starts anew."""
     flight, one = Flight(), entry()
     leader = flight.join(b"k")
     followers = [asyncio.create_task(follow(flight.join(b"k"))) for _ in range(5)]
@@ -36,7 +36,7 @@ async def test_other_keys_do_not_wait() -> None:
 
 
 async def test_a_failed_leader_hands_over_to_one_follower_after_another() -> None:
-    """While upstream fails, no two requests for a key are ever under way at once."""
+    """While upstream calls fail, at most one request for a key is in flight at any time."""
     flight, active, asked = Flight(), 0, 0
 
     async def request() -> Entry | None:
@@ -61,8 +61,8 @@ async def test_a_failed_leader_hands_over_to_one_follower_after_another() -> Non
     assert len(flight) == 0
 
 
-async def test_an_answer_not_to_be_shared_sends_everyone_alone() -> None:
-    """A whole answer that may not be kept is no reason to queue."""
+async def test_an_answer_that_may_not_be_shared_makes_followers_ask_themselves() -> None:
+    """Followers of an answer that may not be cached don't wait for each other."""
     flight = Flight()
     leader = flight.join(b"k")
     followers = [asyncio.create_task(follow(flight.join(b"k"))) for _ in range(3)]
@@ -71,8 +71,8 @@ async def test_an_answer_not_to_be_shared_sends_everyone_alone() -> None:
     assert await asyncio.gather(*followers) == [(None, False)] * 3
 
 
-async def test_patience_ends() -> None:
-    """A follower waits no longer than it says, and its leaving disturbs nobody."""
+async def test_a_follower_waits_no_longer_than_its_timeout() -> None:
+    """A follower that times out leaves the others undisturbed."""
     flight, one = Flight(), entry()
     leader, hasty = flight.join(b"k"), flight.join(b"k")
     patient = asyncio.create_task(follow(flight.join(b"k")))
@@ -82,8 +82,8 @@ async def test_patience_ends() -> None:
     assert await patient == (one, False)
 
 
-async def test_a_cancelled_heir_passes_the_lead_on() -> None:
-    """A follower cancelled in the moment it is handed the lead does not take it to the grave."""
+async def test_a_cancelled_successor_passes_the_lead_on() -> None:
+    """A follower that is cancelled at the moment it becomes the leader passes the lead to the next one."""
     flight = Flight()
     leader = flight.join(b"k")
     heir = asyncio.create_task(follow(flight.join(b"k")))
@@ -96,8 +96,8 @@ async def test_a_cancelled_heir_passes_the_lead_on() -> None:
     assert len(flight) == 0
 
 
-async def test_no_waiter_is_lost_in_any_order() -> None:
-    """Whatever leaders and followers do, every request ends and every flight with it."""
+async def test_every_waiter_ends_in_any_order() -> None:
+    """Whatever leaders and followers do, every request ends, and no flight is left."""
     flight, rng = Flight(), random.Random(3)
 
     async def request() -> None:

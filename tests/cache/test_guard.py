@@ -1,4 +1,4 @@
-"""Questions that vectors take for one and the same."""
+"""Pairs of questions whose vectors are close although their meanings differ."""
 
 from __future__ import annotations
 
@@ -60,36 +60,36 @@ ALIKE = [
 
 
 def objection(one: str, other: str) -> str | None:
-    """What the guard says of two questions."""
+    """The guard's objection to a pair of questions, or None."""
     return contradiction(one, other, Wording(one), Wording(other))
 
 
 @pytest.mark.parametrize(("one", "other", "why"), OPPOSED)
-def test_turned_meanings_are_named(one: str, other: str, why: str) -> None:
-    """A question turned by a word has an objection by name, whichever was asked first."""
+def test_changed_meanings_are_named(one: str, other: str, why: str) -> None:
+    """A pair in which one word changes the meaning has a named objection, in either order."""
     assert objection(one, other) == why == objection(other, one)
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
-def test_other_words_for_the_same_pass(one: str, other: str) -> None:
-    """Paraphrases are left to the learned rule."""
+def test_paraphrases_pass(one: str, other: str) -> None:
+    """Paraphrases have no objection: the learned rule decides about them."""
     assert objection(one, other) is None is objection(other, one)
 
 
 def test_a_question_never_contradicts_itself() -> None:
-    """Every question passes beside itself."""
+    """A question compared with itself has no objection."""
     for pair in OPPOSED:
         for text in pair[:2]:
             assert objection(text, text) is None
 
 
 def test_an_accent_is_read_alike_however_it_is_written() -> None:
-    """Composed and decomposed letters are the same word."""
+    """Composed and decomposed accents are the same word."""
     assert Wording("caf\u00e9 à Paris").tokens == Wording("cafe\u0301 a\u0300 Paris").tokens
 
 
 def test_rare_words_count_more() -> None:
-    """A word seen in every question separates less than one seen for the first time."""
+    """A word that every question contains separates less than a word that is new."""
     words = Vocabulary()
     for n in range(50):
         words.learn(Wording(f"card number{n}"))
@@ -99,8 +99,8 @@ def test_rare_words_count_more() -> None:
     assert common[0] > 0.9 > 0.1 > rare[0]
 
 
-def test_words_new_to_a_class_show() -> None:
-    """A question with a word none of the class's questions had looks newer than one without."""
+def test_words_new_to_a_class_raise_its_novelty() -> None:
+    """A question with a word that no question of the class has contained is more novel than one without."""
     words = Vocabulary()
     for n in range(10):
         words.learn(Wording("lost card" if n % 2 else "other thing"))
@@ -111,8 +111,8 @@ def test_words_new_to_a_class_show() -> None:
     assert new[9] > 1 and new[10] > 0.7
 
 
-def test_gibberish_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many words are seen once, the vocabulary stays bounded and common words stay common."""
+def test_the_vocabulary_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many words are seen once, the vocabulary stays bounded and keeps the common words."""
     monkeypatch.setattr("cache.words._MAX_WORDS", 100)
     words = Vocabulary()
     for n in range(1000):

@@ -1,4 +1,4 @@
-"""The index finds what a full search would, through any adding and removing."""
+"""The index finds what a full search would find, after any additions and removals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cache.ivf import IvfIndex
 
 
 def unit(rng: np.random.Generator, dimension: int = 8) -> NDArray[np.float32]:
-    """A random direction."""
+    """A random unit vector."""
     vector = rng.normal(size=dimension).astype(np.float32)
     return vector / np.linalg.norm(vector)
 
@@ -24,7 +24,7 @@ def unit(rng: np.random.Generator, dimension: int = 8) -> NDArray[np.float32]:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 200))
 def test_the_nearest_are_found(seed: int, moves: int) -> None:
-    """After any moves the k nearest are those of a dictionary searched in full, to what a byte a dimension can tell."""
+    """After any operations the k nearest are those of a full search, up to the rounding to one byte per dimension."""
     rng = np.random.default_rng(seed)
     index = FlatIndex(8)
     held: dict[int, NDArray[np.float32]] = {}
@@ -49,8 +49,8 @@ def test_the_nearest_are_found(seed: int, moves: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 3000), st.integers(1, 70), st.booleans())
-def test_the_most_are_the_largest(seed: int, size: int, n: int, coarse: bool) -> None:
-    """As many as are asked for, none smaller than one left out, however many are equal."""
+def test_the_k_largest_are_found(seed: int, size: int, n: int, coarse: bool) -> None:
+    """As many as requested are returned, and none is smaller than one left out, however many are equal."""
     values = np.random.default_rng(seed).normal(size=size)
     values = np.round(values) if coarse else values
     found = most(values, n)
@@ -58,8 +58,8 @@ def test_the_most_are_the_largest(seed: int, size: int, n: int, coarse: bool) ->
     assert sorted(values[found]) == sorted(values)[-n:]
 
 
-def test_little_is_kept_free() -> None:
-    """An index of one vector is small, and one of many keeps at most a quarter free."""
+def test_little_memory_is_reserved() -> None:
+    """An index of one vector is small, and a large one reserves at most a quarter more than it uses."""
     rng, index = np.random.default_rng(0), FlatIndex(8)
     assert index.nbytes() == 0 and index.search(unit(rng), 3) == ([], [])
     for label in range(1000):
@@ -69,7 +69,7 @@ def test_little_is_kept_free() -> None:
 
 
 def test_a_label_that_is_not_there_cannot_be_removed() -> None:
-    """Removing what was never added is an error and takes nothing else away."""
+    """Removing a label that was never added raises an error and removes nothing else."""
     rng = np.random.default_rng(0)
     for index in (FlatIndex(8), IvfIndex(FlatIndex(8))):
         index.add(1, unit(rng))
@@ -79,7 +79,7 @@ def test_a_label_that_is_not_there_cannot_be_removed() -> None:
 
 
 def test_cells_find_what_a_full_search_finds() -> None:
-    """While thousands come and go the nearest is found nearly always, the removed never."""
+    """While thousands of vectors are added and removed, the nearest is found nearly always, and a removed one never."""
     rng = np.random.default_rng(0)
     vectors = np.array([unit(rng, 16) for _ in range(6000)])
     index, gone = IvfIndex(FlatIndex(16)), set()
@@ -100,7 +100,7 @@ def test_cells_find_what_a_full_search_finds() -> None:
     assert np.allclose(index.gather(labels), vectors[labels], atol=0.01)
 
 
-def test_a_flat_index_is_taken_over_piece_by_piece() -> None:
+def test_a_flat_index_is_moved_into_cells_step_by_step() -> None:
     """Its vectors stay findable while each addition splits one cell, until no cell is large."""
     rng = np.random.default_rng(1)
     flat, vectors = FlatIndex(16), np.array([unit(rng, 16) for _ in range(4300)])
@@ -115,8 +115,8 @@ def test_a_flat_index_is_taken_over_piece_by_piece() -> None:
     assert max(map(len, index._cells.values())) <= 256
 
 
-def test_everything_can_leave_and_come_back() -> None:
-    """Cells that empty are given up, an index of nothing answers with nothing and fills again."""
+def test_an_index_can_be_emptied_and_filled_again() -> None:
+    """Empty cells are removed; an empty index finds nothing and can be filled again."""
     rng = np.random.default_rng(2)
     index = IvfIndex(FlatIndex(8))
     for _ in range(2):
@@ -127,8 +127,8 @@ def test_everything_can_leave_and_come_back() -> None:
         assert len(index) == 0 and not index._cells and index.search(unit(rng), 3) == ([], [])
 
 
-def test_one_question_asked_a_thousand_times_is_no_trouble() -> None:
-    """Equal vectors can't be told apart, so cells of them are halved as they come."""
+def test_a_thousand_equal_vectors_are_no_problem() -> None:
+    """No direction separates equal vectors, so their cells are halved in order of arrival."""
     one = unit(np.random.default_rng(3))
     index = IvfIndex(FlatIndex(8))
     for label in range(1000):
@@ -138,7 +138,7 @@ def test_one_question_asked_a_thousand_times_is_no_trouble() -> None:
 
 
 def test_it_lives_beside_onnxruntime() -> None:
-    """The index can be loaded before the runtime of MiniLM, and both work in one process."""
+    """The index can be loaded before ONNX Runtime, which MiniLM needs, and both work in one process."""
     pytest.importorskip("onnxruntime")
     program = (
         "import numpy as np; from cache.index import FlatIndex; import onnxruntime\n"

@@ -1,4 +1,4 @@
-"""A judge's own error is taken off what it reports."""
+"""The judge's own error rate is subtracted from what it reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cache.judge import JudgeError
 
 
 def test_a_perfect_judge_is_believed() -> None:
-    """Without error nothing is taken off; that of ten pairs none was misjudged does not say that it never errs."""
+    """Without error nothing is subtracted. Ten rightly judged pairs don't prove that a judge never errs."""
     share, upper = np.array([0.02]), np.array([0.04])
     assert [one[0] for one in JudgeError().correct(share, upper)] == pytest.approx([0.02, 0.04])
     few = JudgeError.measured([True] * 10, [False] * 10).correct(share, upper)
@@ -34,15 +34,15 @@ def test_the_bound_holds_for_an_erring_judge() -> None:
 
 
 def test_the_correction_is_unbiased() -> None:
-    """Of many rows judged with error, the corrected share is the true one."""
+    """Over many rows judged with error, the mean corrected share is the true one."""
     share, _ = JudgeError(0.03, 0.05).correct(np.array([0.02 * 0.95 + 0.98 * 0.03]), np.array([0.1]))
     assert share[0] == pytest.approx(0.02)
     assert JudgeError(0.03, 0.05).called_wrong(0.02) == pytest.approx(0.02 * 0.95 + 0.98 * 0.03)
 
 
-def test_the_doubt_about_the_judge_widens_the_bound() -> None:
-    """By the delta method, with slopes read off the correction itself: one-sided 95 % of either rate beside the bound
-    of the share; of rates said to be known only the latter.
+def test_uncertainty_about_the_judge_widens_the_bound() -> None:
+    """By the delta method, with numerical slopes of the correction: the bound adds the one-sided 95 % error of either
+    measured rate to that of the share; rates that are stated as known add nothing.
     """
     wrong, right, share, upper = 0.04, 0.06, 0.15, 0.2
 
@@ -66,7 +66,7 @@ def test_the_doubt_about_the_judge_widens_the_bound() -> None:
 
 
 def test_a_judge_that_guesses_is_refused() -> None:
-    """A judge that says nothing is an error where it is configured."""
+    """A judge whose verdicts carry no information is refused by the configuration."""
     with pytest.raises(ValueError, match="judge"):
         JudgeError(0.5, 0.5)
     with pytest.raises(ValueError, match="judge"):

@@ -1,4 +1,4 @@
-"""What separates two requests, and what does not."""
+"""What separates two requests in the cache, and what doesn't."""
 
 from __future__ import annotations
 
@@ -24,67 +24,67 @@ _bodies = st.dictionaries(st.text(max_size=8).filter(lambda f: f not in TRANSPOR
 
 
 def fields(blob: str | bytes) -> dict[str, msgspec.Raw]:
-    """Split a body as the gateway does."""
+    """The fields of a body, split as the gateway splits them."""
     return msgspec.json.decode(blob, type=dict[str, msgspec.Raw])
 
 
 def key_of(body: Any, tenant: str = "t", scope: str = "auto", surface: str = "chat", **dumps: Any) -> bytes:
-    """The exact key of a body given as values."""
+    """The exact key of a body."""
     return exact_key(tenant=tenant, scope=scope, surface=surface, body=fields(json.dumps(body, **dumps)))
 
 
 def shuffled(value: Any) -> Any:
-    """The same value with every object's keys in the opposite order."""
+    """The same value with the keys of every object in reverse order."""
     if isinstance(value, dict):
         return {k: shuffled(v) for k, v in reversed(value.items())}
     return [shuffled(v) for v in value] if isinstance(value, list) else value
 
 
 def exactly(value: Any) -> str:
-    """A text that is equal only for values of equal types."""
+    """A text that is equal only for equal values of equal types."""
     return json.dumps(value, sort_keys=True)
 
 
 @given(_bodies)
 def test_order_white_space_and_escapes_do_not_count(body: dict[str, Any]) -> None:
-    """The same values have the same key however they are written down."""
+    """The same values have the same key, however they are written."""
     assert key_of(body) == key_of(shuffled(body), indent=2) == key_of(body, ensure_ascii=False)
 
 
 @given(_bodies, _bodies)
 def test_different_values_have_different_keys(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Two bodies have one key exactly when they say the same."""
+    """Two bodies have the same key exactly when their values are equal."""
     assert (key_of(one) == key_of(other)) == (exactly(one) == exactly(other))
 
 
 @given(_bodies, st.sampled_from(sorted(TRANSPORT_FIELDS)), _values)
 def test_transport_fields_do_not_count(body: dict[str, Any], name: str, value: Any) -> None:
-    """How the answer is delivered is no part of the question."""
+    """Fields that only change how the answer is delivered don't change the key."""
     assert key_of(body) == key_of({**body, name: value})
 
 
 @given(_bodies, st.text(min_size=1, max_size=8).filter(lambda f: f not in TRANSPORT_FIELDS), _values)
 def test_unknown_parameters_count(body: dict[str, Any], name: str, value: Any) -> None:
-    """A parameter nobody has heard of separates two requests."""
+    """An unknown parameter separates two requests."""
     body.pop(name, None)
     assert key_of(body) != key_of({**body, name: value})
 
 
 @given(st.tuples(st.text(), st.text(), st.text()), st.tuples(st.text(), st.text(), st.text()))
 def test_tenant_scope_and_surface_count(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
-    """No two of tenant, scope and surface run into each other."""
+    """Tenant, scope and surface each separate requests, and their boundaries can't be confused."""
     assert (key_of({}, *one) == key_of({}, *other)) == (one == other)
 
 
-def test_keys_stay_what_they_were() -> None:
-    """A stored key is found again by a later process."""
+def test_keys_are_stable() -> None:
+    """A later process finds an entry under the same key: the digests are constants."""
     assert key_of({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).hex() == (
         "99e261f4bad44e509cf54180f83aa8b3"
     )
 
 
 def test_a_body_beyond_json_is_keyed_by_its_bytes() -> None:
-    """What cannot be canonicalised still has a key, one for each spelling."""
+    """A body that can't be canonicalised has a key of its exact bytes."""
     deep = "[" * 200_000 + "]" * 200_000
     keys = {
         exact_key(tenant="t", scope="s", surface="chat", body={"a": blob.encode()})
@@ -94,7 +94,7 @@ def test_a_body_beyond_json_is_keyed_by_its_bytes() -> None:
 
 
 def test_a_long_body_is_keyed() -> None:
-    """A request of 10 MB has a key as any other, and one changed byte at its end counts."""
+    """A request of 10 MB has a key like any other, and one changed byte at its end changes it."""
     one = exact_key(tenant="t", scope="s", surface="chat", body={"a": b'"' + b"x" * 10_000_000 + b'"'})
     other = exact_key(tenant="t", scope="s", surface="chat", body={"a": b'"' + b"x" * 9_999_999 + b'y"'})
     assert one != other
@@ -107,14 +107,14 @@ def ask(text: str, **more: Any) -> dict[str, Any]:
 
 
 def partition(body: Any, surface: str = "chat", embedder: str = "e", tenant: str = "t") -> tuple[bytes, str] | None:
-    """The partition of a body given as values."""
+    """The partition of a body, and its question."""
     blob = fields(json.dumps(body))
     return partition_key(tenant=tenant, scope="s", surface=surface, body=blob, embedder=embedder)
 
 
 @given(st.text(), st.text())
 def test_only_the_last_user_text_is_left_out(one: str, other: str) -> None:
-    """Questions in other words share a partition and are handed back as they were."""
+    """Questions in other words share a partition, and the text of the question is returned unchanged."""
     first, second = partition(ask(one)), partition(ask(other))
     assert first is not None and second is not None
     assert first[0] == second[0]
@@ -122,7 +122,7 @@ def test_only_the_last_user_text_is_left_out(one: str, other: str) -> None:
 
 
 def test_everything_else_separates_partitions() -> None:
-    """System prompt, history, parameters, embedder and tenant each have partitions of their own."""
+    """System prompt, history, parameters, embedder and tenant each separate partitions."""
     base = ask("q")
     others = [
         partition({**base, "max_tokens": 5}),
@@ -137,7 +137,9 @@ def test_everything_else_separates_partitions() -> None:
 
 
 def test_requests_without_one_plain_question_have_no_partition() -> None:
-    """Images, tool results, unfinished assistant turns and other surfaces are for the exact cache only."""
+    """Images, tool results, prefilled assistant turns and other surfaces have no partition: only the exact cache serves
+    them.
+    """
     picture = {"type": "image_url", "image_url": {"url": "data:,"}}
     turns: list[Any] = [
         [],
@@ -155,7 +157,9 @@ def test_requests_without_one_plain_question_have_no_partition() -> None:
 
 
 def test_each_surface_names_its_question() -> None:
-    """Completions, responses and messages hand back their last user text, which alone is left out of the key."""
+    """For completions, responses and messages the question is the last user text, which alone is left out of the
+    partition.
+    """
 
     def asked(text: str) -> list[Any]:
         turn = {"role": "user", "content": [{"type": "input_text", "text": text}]}

@@ -11,7 +11,7 @@ from tests.cache.entries import entry
 
 
 async def test_memory_stays_within_its_bytes() -> None:
-    """However much is put, the store holds no more than it may, and keeps what is worth most."""
+    """However much is stored, the store stays within its bound and keeps the most valuable entries."""
     store = MemoryStore(100 * (1000 + ENTRY_BYTES))
     for n in range(1000):
         await store.put(b"%d" % n, entry(f"e{n}", body=b"x" * 1000, cost_usd=1.0 if n % 20 == 0 else 0.001))
@@ -23,7 +23,7 @@ async def test_memory_stays_within_its_bytes() -> None:
 
 
 async def test_an_entry_larger_than_the_store_is_refused() -> None:
-    """What cannot fit is not kept, and nothing else has to go for it."""
+    """An entry that can't fit is not stored, and evicts nothing."""
     store = MemoryStore(5000)
     assert await store.put(b"k1", entry("e1"))
     assert not await store.put(b"k2", entry("e2", body=b"x" * 5000, cost_usd=1e9))
@@ -31,7 +31,7 @@ async def test_an_entry_larger_than_the_store_is_refused() -> None:
 
 
 async def test_expired_entries_make_room_by_themselves() -> None:
-    """Entries whose time is over hold no bytes once anything is put."""
+    """Expired entries are removed as soon as anything is stored."""
     store = MemoryStore(1 << 20)
     for n in range(50):
         await store.put(b"%d" % n, entry(f"e{n}", created_s=100, ttl_s=10))
@@ -39,8 +39,8 @@ async def test_expired_entries_make_room_by_themselves() -> None:
     assert store.stats().entries == 1
 
 
-async def test_many_moves_leave_no_litter() -> None:
-    """After twenty thousand random moves the indexes agree with what is there."""
+async def test_the_indexes_agree_with_the_entries() -> None:
+    """After twenty thousand random operations the store's internal indexes hold exactly its entries."""
     store, rng = MemoryStore(200_000), random.Random(1)
     for n in range(20_000):
         key = b"%d" % rng.randrange(500)
@@ -57,6 +57,6 @@ async def test_many_moves_leave_no_litter() -> None:
 
 
 def test_a_store_needs_room() -> None:
-    """No bytes at all is an error where it is configured."""
+    """A bound of zero bytes is refused when the store is made."""
     with pytest.raises(ValueError, match="max_bytes"):
         MemoryStore(0)

@@ -1,4 +1,4 @@
-"""The framework-free encoder computes what a framework computes, from verified weights only."""
+"""The numpy encoder computes what torch computes, from verified weights only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cache.tiny_minilm import HEADS, LAYERS, WIDTH, checkpoint, checksum, 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint as published."""
+    """A tiny checkpoint in the published layout."""
     return checkpoint(tmp_path)
 
 
@@ -48,7 +48,7 @@ def test_it_computes_what_torch_computes(folder: Path) -> None:
 
 
 def test_changed_weights_are_refused(folder: Path) -> None:
-    """Weights of another checksum are not loaded, whatever they are."""
+    """Weights with another checksum are not loaded."""
     with pytest.raises(ValueError, match="SHA-256"):
         MiniLM(folder)
     before = checksum(folder)
@@ -60,14 +60,16 @@ def test_changed_weights_are_refused(folder: Path) -> None:
 
 
 def test_long_texts_are_cut(folder: Path) -> None:
-    """A text of any length has a vector."""
+    """A text longer than the model's context still has a vector."""
     model = MiniLM(folder, sha256=checksum(folder))
     assert model("card " * 1000).shape == (WIDTH,)
     assert model.id.startswith("minilm-numpy-")
 
 
 def test_the_onnx_file_computes_the_same(folder: Path, tmp_path: Path) -> None:
-    """In 32 bits to the last digits, in int8 nearly; both under names of their own, verified when opened."""
+    """The 32-bit file agrees up to rounding and the int8 file approximately. Both have versions of their own and are
+    verified when opened.
+    """
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from cache.minilm_onnx import export

@@ -1,4 +1,6 @@
-"""The encoder in C computes what the plain one computes, but for seven bits a number, and only from verified files."""
+"""The encoder in C computes what the numpy encoder computes, up to its 7-bit quantization, and only from verified
+files.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from tests.cache.tiny_minilm import WIDTH, checkpoint, checksum
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A published checkpoint and what was made of it."""
+    """A published checkpoint, and the folder compiled from it."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     published = checkpoint(tmp_path_factory.mktemp("published"))
@@ -35,8 +37,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("words", [*range(1, 19), 255, 300])
-def test_it_computes_the_published_vectors_nearly(folders: tuple[Path, Path], words: int) -> None:
-    """Texts of every length, whole tiles of rows or not, come out at a cosine near one, of length one."""
+def test_its_vectors_are_near_the_published_ones(folders: tuple[Path, Path], words: int) -> None:
+    """Texts of all lengths, whether or not they fill whole tiles of rows, have unit vectors with a cosine near one to
+    the published ones.
+    """
     published, made = folders
     exact, native = MiniLM(published, sha256=checksum(published)), NativeEmbedder(made)
     text = " ".join(["lost", "my", "card", "pin", "what"][(3 * n + n // 5) % 5] for n in range(words))
@@ -45,7 +49,7 @@ def test_it_computes_the_published_vectors_nearly(folders: tuple[Path, Path], wo
 
 
 def test_a_text_has_one_vector(folders: tuple[Path, Path]) -> None:
-    """A text's vector is the same to the last bit whatever was asked before it."""
+    """A text's vector is the same to the last bit, whatever was encoded before."""
     native = NativeEmbedder(folders[1])
     before = native("lost my card")
     native("pin " * 300)
@@ -54,7 +58,7 @@ def test_a_text_has_one_vector(folders: tuple[Path, Path]) -> None:
 
 
 def test_every_processor_makes_the_same_vector(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """What is kept by one machine is found by another: with VNNI and without, the same to the last bit."""
+    """Replicas on different machines share a cache, so the vector is the same to the last bit with and without VNNI."""
     plain = tmp_path / "plain"
     shutil.copytree(folders[1], plain)
     _compile(plain / "embedder.so", "-DWITHOUT_VNNI")
@@ -68,14 +72,14 @@ def test_every_processor_makes_the_same_vector(folders: tuple[Path, Path], tmp_p
 
 
 def test_a_text_of_no_tokens_has_no_vector(folders: tuple[Path, Path]) -> None:
-    """What the tokenizer makes nothing of is refused and never read as something else."""
+    """A text without tokens is refused, because its vector would have no meaning."""
     with pytest.raises(ValueError, match="tokenizer"):
         NativeEmbedder(folders[1])("")
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "embedder.so"])
 def test_changed_files_are_refused(folders: tuple[Path, Path], tmp_path: Path, name: str) -> None:
-    """Neither weights nor code of another checksum are loaded; the gateway says so when it starts."""
+    """Neither weights nor code with another checksum are loaded; the gateway reports it at the start."""
     folder = tmp_path / "made"
     shutil.copytree(folders[1], folder)
     blob = bytearray((folder / name).read_bytes())
@@ -88,7 +92,7 @@ def test_changed_files_are_refused(folders: tuple[Path, Path], tmp_path: Path, n
 
 
 def test_the_gateway_and_the_evaluation_open_it(folders: tuple[Path, Path]) -> None:
-    """Both make the same vectors of the folder under the same name."""
+    """Both make the same vectors from the folder, under the same version."""
     featurizer = open_embedder(Embedding(kind="folder", path=str(folders[1])))
     embed, name = load_embedder(f"native:{folders[1]}")
     assert featurizer is not None and np.array_equal(featurizer.embed("pin"), embed("pin"))
@@ -98,13 +102,13 @@ def test_the_gateway_and_the_evaluation_open_it(folders: tuple[Path, Path]) -> N
 
 
 def test_odd_shapes_are_refused() -> None:
-    """A product that fills no whole panel is said to when the files are made."""
+    """A matrix that doesn't fill whole panels is refused when the files are made."""
     with pytest.raises(ValueError, match="7 by 8"):
         pack(np.ones((7, 8), np.float32))
 
 
-def test_a_missing_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a compiler nothing is made and the reason is given."""
+def test_a_missing_compiler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler no folder is made, and the error says why."""
     published = checkpoint(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match="compiler"):

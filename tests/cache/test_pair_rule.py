@@ -1,4 +1,4 @@
-"""What is learnt of labelled pairs: how well, how it is kept, and what the cache makes of it."""
+"""A rule learned from labelled pairs: how well it separates them, how it is stored, and how the cache uses it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOPICS = ["alpha", "bravo", "carbon", "delta", "ember", "falcon", "garnet", "har
 
 
 def labelled(n: int, seed: int = 0) -> list[Pair]:
-    """Questions of random topics; two are equal when they ask of the same topic."""
+    """Questions on random topics; two are labelled equal if they have the same topic."""
     rng = random.Random(seed)
     made = []
     for number in range(n):
@@ -38,19 +38,19 @@ def labelled(n: int, seed: int = 0) -> list[Pair]:
 
 @pytest.fixture(scope="module")
 def rule() -> PairRule:
-    """One learnt where cosines tell nothing."""
+    """A rule learned where cosines carry no information."""
     pairs = labelled(600)
     return fit_pair_rule(pairs, np.full(len(pairs), 0.8), embedder="letters")
 
 
-def test_words_tell_what_cosines_do_not(rule: PairRule) -> None:
-    """New pairs of known topics are told apart at one and the same cosine."""
+def test_words_separate_what_cosines_do_not(rule: PairRule) -> None:
+    """New pairs of known topics are told apart although all cosines are equal."""
     right = [(rule.score(one, other, 0.8) > 0) == same for one, other, same in labelled(200, seed=1)]
     assert np.mean(right) > 0.95
 
 
-def test_it_is_kept_whole(rule: PairRule, tmp_path: Path) -> None:
-    """A file gives back the same scores; a cut one, another kind of file and none at all are refused."""
+def test_a_stored_rule_is_read_back_whole(rule: PairRule, tmp_path: Path) -> None:
+    """A file gives the same scores; a truncated, foreign or missing one is refused."""
     file = tmp_path / "rule.npz"
     rule.save(file)
     again = PairRule.load(file)
@@ -75,8 +75,8 @@ def test_it_is_kept_whole(rule: PairRule, tmp_path: Path) -> None:
         ("value", np.array([np.nan])),
     ],
 )
-def test_trees_that_lead_nowhere_are_refused(rule: PairRule, tmp_path: Path, name: str, value: object) -> None:
-    """Every array of a file is looked at before anything is walked."""
+def test_malformed_trees_are_refused(rule: PairRule, tmp_path: Path, name: str, value: object) -> None:
+    """Every array of a file is checked before a tree is walked."""
     file = tmp_path / "rule.npz"
     rule.save(file)
     with np.load(file) as kept:
@@ -91,21 +91,21 @@ def test_trees_that_lead_nowhere_are_refused(rule: PairRule, tmp_path: Path, nam
         PairRule.load(file)
 
 
-def test_a_pair_looks_the_same_from_both_sides() -> None:
-    """But for the direction of what is compared word by word nothing hangs on who asked first."""
+def test_the_order_of_a_pair_hardly_matters() -> None:
+    """Only features that compare word by word depend on which question came first."""
     one, other = "how do i reset my pin?", "where can i reset a lost pin"
     there, back = describe(one, other, 0.9, Vocabulary()), describe(other, one, 0.9, Vocabulary())
     assert len(there) == len(back) and np.allclose(there, back)
 
 
-def test_too_few_pairs_are_said() -> None:
-    """Nothing is learnt of a handful."""
+def test_too_few_pairs_are_refused() -> None:
+    """A handful of pairs teaches nothing, which is an error."""
     with pytest.raises(ValueError, match="too few"):
         fit_pair_rule(labelled(8), np.full(8, 0.5), embedder="")
 
 
-def test_the_cache_hears_it(rule: PairRule) -> None:
-    """What the rule says of question and candidate is the last feature that the route's own rule learns from."""
+def test_the_caches_rule_reads_the_pair_rules_score(rule: PairRule) -> None:
+    """The pair rule's score of question and candidate is the last feature that the route's own rule learns from."""
     asked = {}
 
     def told(features: list[float], right: bool, weight: float, audited: bool) -> None:
@@ -128,7 +128,9 @@ def test_the_cache_hears_it(rule: PairRule) -> None:
 def test_the_command_learns_and_measures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It reads labelled pairs, tells how well they are told apart, and writes a rule; a bad line is named."""
+    """The command reads labelled pairs, reports how well they are told apart, and writes a rule; a malformed line is
+    named.
+    """
     file, out = tmp_path / "pairs.tsv", tmp_path / "rule.npz"
     lines = [f"{one}\t{other}\t{int(same)}" for one, other, same in labelled(400)]
     file.write_text("\n".join(["one\tother\tsame", *lines]) + "\n")

@@ -1,4 +1,4 @@
-"""Where a conversation is warm, and what that is worth."""
+"""Which deployment has a conversation's beginning cached, and what that is worth."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ FINE = Warmth(ttl_s=300, least_tokens=0, step_tokens=1)
 
 
 def known(max_nodes: int = 1000, warmth: Warmth = FINE) -> PrefixMap:
-    """A map of two deployments whose reports are believed in full."""
+    """A map of two deployments whose reported cache reads are fully trusted."""
     return PrefixMap(max_nodes=max_nodes, warmths={"a": warmth, "b": warmth})
 
 
 def talk(*pieces: str, tenant: str = "t") -> list[tuple[bytes, int]]:
-    """A conversation of pieces of 1,000 tokens each."""
+    """A conversation whose parts have 1,000 tokens each."""
     return chain(tenant, [piece.encode() for piece in pieces], [1000] * len(pieces))
 
 
 def test_the_longest_known_beginning_counts() -> None:
-    """A longer conversation is warm as far as it was seen, on the deployment that saw it only."""
+    """A longer conversation counts as cached up to the part that was seen before, on that deployment only."""
     view = known()
     view.record(talk("system", "hello"), "a", now_s=0)
     prior = view.cached_share(talk("system", "hello"), "a", now_s=1)
@@ -37,15 +37,15 @@ def test_the_longest_known_beginning_counts() -> None:
     assert view.cached_share([], "a", now_s=1) == 0
 
 
-def test_no_tenant_warms_another() -> None:
-    """The same words of another tenant are cold."""
+def test_tenants_share_no_cached_beginning() -> None:
+    """The same text of another tenant counts as not cached."""
     view = known()
     view.record(talk("system"), "a", now_s=0)
     assert view.cached_share(talk("system", tenant="u"), "a", now_s=1) == 0
 
 
-def test_warmth_ends() -> None:
-    """After its time, below its least length or after a restart nothing is expected; use refreshes it."""
+def test_cached_beginnings_expire() -> None:
+    """Nothing is expected after the time to live, below the minimum length or after a restart; use renews an entry."""
     view = known(warmth=Warmth(ttl_s=300, least_tokens=1500, step_tokens=128))
     view.record(talk("s"), "a", now_s=0)
     assert view.cached_share(talk("s"), "a", now_s=1) == 0
@@ -60,7 +60,9 @@ def test_warmth_ends() -> None:
 
 
 def test_usage_teaches_how_much_is_really_cached() -> None:
-    """A deployment that never reports cached tokens is soon expected to have none, one that does to have all."""
+    """A deployment that never reports cached tokens is soon expected to have none, and one that always does to have
+    all.
+    """
     view = known()
     for n in range(400):
         view.record(talk("s", "t"), "a", now_s=n / 10, cached_tokens=0)
@@ -71,7 +73,7 @@ def test_usage_teaches_how_much_is_really_cached() -> None:
 
 @given(st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=4), max_size=30), st.integers(1, 8))
 def test_the_map_is_bounded_and_shares_are_shares(talks: list[list[str]], max_nodes: int) -> None:
-    """Whatever is recorded, the nodes stay within their number and every share within 0 and 1."""
+    """Whatever is recorded, the number of nodes stays bounded, and every share lies within 0 and 1."""
     view = known(max_nodes)
     for n, pieces in enumerate(talks):
         view.record(talk(*pieces), "ab"[n % 2], now_s=n, cached_tokens=n * 100)
@@ -80,8 +82,8 @@ def test_the_map_is_bounded_and_shares_are_shares(talks: list[list[str]], max_no
 
 
 def test_affinity_is_soft() -> None:
-    """A conversation stays where it is warm, unless that is far out of balance; a new one goes to the idle. Few prompts
-    are no overload.
+    """A conversation stays with its deployment unless that is far busier than the others; a new one goes to the least
+    busy. A few prompts don't count as overload.
     """
     assert warmest([0.9, 0.0], [120.0, 80.0], 1.0) == [0]
     assert warmest([0.9, 0.0], [400.0, 10.0], 1.0) == [1]
@@ -90,8 +92,8 @@ def test_affinity_is_soft() -> None:
     assert warmest([0.5, 0.5], [0.0, 0.0], 1.0) == [0, 1]
 
 
-def test_what_was_taken_fades() -> None:
-    """By half in a half-life; a clock that goes back takes nothing away."""
+def test_recorded_load_decays() -> None:
+    """Load halves in each half-life; a clock that is set back removes none."""
     recent = RecentTokens()
     recent.add(800.0, 10.0)
     recent.add(200.0, 10.0 + recent.HALF_LIFE_S)
@@ -99,22 +101,23 @@ def test_what_was_taken_fades() -> None:
     assert recent.at(0.0) == pytest.approx(600.0)
 
 
-def test_agents_keep_their_caches() -> None:
-    """Agents over eight deployments read nearly all of their prompts from caches, in balance."""
+def test_agents_read_most_of_their_prompts_from_caches() -> None:
+    """Agents that share eight deployments read nearly all of their prompts from caches, and the load is balanced."""
     soft, blind = agents(4000, 8, soft=True), agents(4000, 8, soft=False)
     assert soft["cached_share"] >= 0.95 > 0.3 > blind["cached_share"]
     assert soft["imbalance"] < 1.3
 
 
-def test_workers_that_know_nothing_of_each_other_send_a_conversation_to_the_same_place() -> None:
-    """Any of four workers gets the next turn."""
+def test_workers_without_shared_state_choose_the_same_deployment() -> None:
+    """Any of four workers sends a conversation's next turn to the same deployment."""
     agreed = agents(4000, 8, soft=True, workers=4)
     assert agreed["cached_share"] > 0.93 and agreed["imbalance"] < 1.3
     assert agents(4000, 8, soft=True, workers=4, homes=False)["cached_share"] < 0.6
 
 
-def test_a_home_follows_the_weights_and_moves_for_nobody_else() -> None:
-    """A deployment of three times the weight has three times the conversations; one that leaves moves only its own."""
+def test_conversations_are_shared_by_weight_and_move_only_when_they_must() -> None:
+    """A deployment of triple weight has triple the conversations; if one is removed, only its own conversations move.
+    """
     openings = [b"%d" % n for n in range(4000)]
     all_ = {"a": 3.0, "b": 1.0, "c": 1.0}
     before = {opening: home(opening, all_) for opening in openings}
@@ -125,6 +128,6 @@ def test_a_home_follows_the_weights_and_moves_for_nobody_else() -> None:
 
 
 def test_a_map_needs_room() -> None:
-    """No nodes at all is an error where it is configured."""
+    """A map without nodes is refused when it is made."""
     with pytest.raises(ValueError, match="max_nodes"):
         PrefixMap(max_nodes=0)

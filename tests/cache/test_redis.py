@@ -1,4 +1,4 @@
-"""The shared store under a Redis that is killed, frozen, emptied, filled with garbage or lies."""
+"""The shared store while its Redis is killed, frozen, emptied, filled with garbage, or answers nonsense."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.until import PATIENCE_S
 
 @asynccontextmanager
 async def replica(url: str, timeout_s: float = 10, rest_s: float = 0.0, **more: Any) -> AsyncIterator[RedisStore]:
-    """A store with a link of its own, as another process has."""
+    """A store with a connection of its own, as another process has."""
     link = RedisLink(url, timeout_s=timeout_s, rest_s=rest_s)
     store = RedisStore(link, **more)
     yield store
@@ -35,19 +35,19 @@ async def replica(url: str, timeout_s: float = 10, rest_s: float = 0.0, **more: 
 
 
 async def found(store: RedisStore, key: bytes = b"k") -> bool:
-    """Whether the store answers."""
+    """Whether the store returns the entry."""
     return await store.get(key, tenant="t", now_s=101) is not None
 
 
 async def comes_back(store: RedisStore, key: bytes = b"k") -> None:
-    """The store answers again by itself."""
+    """Waits until the store returns the entry again."""
     async with asyncio.timeout(PATIENCE_S):
         while not await found(store, key):
             await asyncio.sleep(0.01)
 
 
 async def test_a_deletion_holds_on_every_replica_at_once(server: RedisServer) -> None:
-    """What one replica deletes is a miss on the other at the very next request."""
+    """An entry that one replica deletes is a miss on the other at the very next request."""
     async with replica(server.url) as one, replica(server.url) as other:
         for n in range(20):
             await one.put(b"k", entry(f"a{n}"))
@@ -59,8 +59,8 @@ async def test_a_deletion_holds_on_every_replica_at_once(server: RedisServer) ->
             assert not await found(other, b"l")
 
 
-async def test_a_deleted_tenants_bytes_are_given_back(server: RedisServer) -> None:
-    """After a tenant's deletion nothing of its answers is left in Redis, and what came later is."""
+async def test_a_deleted_tenants_bytes_are_freed(server: RedisServer) -> None:
+    """Nothing of a deleted tenant's entries is left in Redis; entries stored afterwards are."""
     async with replica(server.url) as store:
         for n in range(300):
             await store.put(b"%d" % n, entry(f"e{n}"))
@@ -74,7 +74,7 @@ async def test_a_deleted_tenants_bytes_are_given_back(server: RedisServer) -> No
 
 
 async def test_a_tenant_stays_within_its_quota(server: RedisServer) -> None:
-    """A tenant that puts more than it may loses what is worth least, hits counted, and nobody else's."""
+    """A tenant over its quota loses its own least valuable entries, with hits counted, and no other tenant's."""
     async with replica(server.url, max_tenant_bytes=20 * (1200 + ENTRY_BYTES)) as store:
         await store.put(b"u", entry("u", tenant="u"))
         for n in range(100):
@@ -87,7 +87,7 @@ async def test_a_tenant_stays_within_its_quota(server: RedisServer) -> None:
 
 
 async def test_foreign_and_broken_values_are_misses(server: RedisServer) -> None:
-    """Garbage, truncation, another key's value, another type or an old epoch under a key are misses."""
+    """Garbage, truncated values, another key's value, another type and an old epoch are misses."""
     async with replica(server.url) as store:
         client = store._link.client
         await store.put(b"k", entry())
@@ -112,7 +112,7 @@ async def test_foreign_and_broken_values_are_misses(server: RedisServer) -> None
 
 @pytest.mark.parametrize("other_type", [False, True])
 async def test_hits_come_back_after_garbage_in_every_key(server: RedisServer, other_type: bool) -> None:
-    """Whatever others wrote over a tenant's values and books, what is put from then on is found again."""
+    """Whatever was written over a tenant's values and indexes, entries stored afterwards are found."""
     async with replica(server.url) as store:
         client = store._link.client
         for n in range(5):
@@ -127,8 +127,8 @@ async def test_hits_come_back_after_garbage_in_every_key(server: RedisServer, ot
         assert await store.put(b"2", entry("more")) and await found(store, b"2")
 
 
-async def test_an_emptied_redis_is_a_cold_one(server: RedisServer) -> None:
-    """After FLUSHALL, SCRIPT FLUSH and a lost epoch there are misses, and puts work on."""
+async def test_an_emptied_redis_is_an_empty_cache(server: RedisServer) -> None:
+    """After FLUSHALL, SCRIPT FLUSH or a lost epoch there are misses, and entries can be stored again."""
     async with replica(server.url) as store:
         await store.put(b"k", entry())
         await store._link.client.flushall()
@@ -141,8 +141,8 @@ async def test_an_emptied_redis_is_a_cold_one(server: RedisServer) -> None:
         assert await store.put(b"l", entry("l")) and not await found(store)
 
 
-async def test_scripts_run_where_only_eval_is_let_through(server: RedisServer) -> None:
-    """A proxy or ACL that forbids EVALSHA does not stop the store."""
+async def test_scripts_run_where_only_eval_is_allowed(server: RedisServer) -> None:
+    """The store works behind a proxy or an ACL that forbids EVALSHA."""
     async with replica(server.url) as store:
         await store._link.client.acl_setuser(
             "default", enabled=True, nopass=True, categories=["+@all"], commands=["-evalsha"], keys=["*"]
@@ -152,7 +152,7 @@ async def test_scripts_run_where_only_eval_is_let_through(server: RedisServer) -
 
 
 async def test_load_goes_on_while_redis_is_killed_frozen_and_restarted(server: RedisServer) -> None:
-    """Under load no call raises whatever happens to Redis, and hits come back by themselves."""
+    """Under load no call raises, whatever happens to Redis, and hits return by themselves."""
     async with replica(server.url, timeout_s=0.5, rest_s=0.01) as store:
         stop = False
 
@@ -186,7 +186,7 @@ async def test_load_goes_on_while_redis_is_killed_frozen_and_restarted(server: R
 
 
 async def test_a_dead_redis_is_not_waited_for_at_every_request(server: RedisServer) -> None:
-    """After a few failures calls are refused at once; a frozen server costs its timeout a few times only."""
+    """After a few failures calls are refused at once; a frozen server costs its timeout only a few times."""
     async with replica(server.url, timeout_s=0.05, rest_s=3600) as store:
         server.freeze()
         for _ in range(500):
@@ -197,7 +197,7 @@ async def test_a_dead_redis_is_not_waited_for_at_every_request(server: RedisServ
 
 
 async def test_a_primary_that_became_a_replica_is_left(server: RedisServer, tmp_path: Path) -> None:
-    """After a failover its name leads to another: what is put from then on is kept, and found."""
+    """After a failover the name resolves to another server: entries stored afterwards are kept and found."""
     successor = RedisServer(tmp_path)
     successor.start()
     async with wire_to(server.port) as name, replica(f"redis://127.0.0.1:{name.port}/0") as store:
@@ -218,7 +218,7 @@ async def test_a_primary_that_became_a_replica_is_left(server: RedisServer, tmp_
 
 
 async def test_a_server_that_speaks_nonsense_is_a_miss() -> None:
-    """Whatever an impostor on Redis's port answers, calls miss and do not raise."""
+    """Whatever a foreign server on Redis's port answers, calls are misses and don't raise."""
     answers = [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"*2\r\n$5\r\nab",
@@ -243,15 +243,15 @@ async def test_a_server_that_speaks_nonsense_is_a_miss() -> None:
         await listening.wait_closed()
 
 
-def test_a_link_needs_a_bearable_deadline() -> None:
-    """A deadline of nothing, or of more than anyone waits, is refused where it is configured."""
+def test_a_link_needs_a_reasonable_timeout() -> None:
+    """A timeout of zero, or of an absurd length, is refused when the link is made."""
     for timeout_s in (0.0, -1.0, 60.0):
         with pytest.raises(ValueError, match="timeout_s"):
             RedisLink("redis://127.0.0.1:1/0", timeout_s=timeout_s)
 
 
 async def test_replicas_ask_upstream_once(server: RedisServer) -> None:
-    """Of identical requests on several replicas one asks and all get its answer."""
+    """Of identical requests on several replicas one calls upstream, and all get its answer."""
     async with replica(server.url) as one, replica(server.url) as other:
         asked = 0
 
@@ -275,7 +275,7 @@ async def test_replicas_ask_upstream_once(server: RedisServer) -> None:
 
 
 async def test_a_failed_leader_lets_another_replica_ask(server: RedisServer) -> None:
-    """A lease is given back on failure, ends by itself when its holder dies, and is nobody else's to give."""
+    """A lease is released on failure, expires when its holder dies, and can be released by its holder only."""
     async with replica(server.url) as one:
         flight = Flight(RedisLease(one._link))
         with flight.join(b"k") as ticket:

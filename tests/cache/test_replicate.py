@@ -1,4 +1,4 @@
-"""What one replica records, another proposes; what is deleted anywhere is served nowhere."""
+"""An entry that one replica records is proposed by another; what any replica deletes is served by none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENTRY = Entry("e", "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant="t")
 
 
 class Replica:
-    """A semantic cache on a shared store, with a link of its own."""
+    """A semantic cache on a shared store, with a connection of its own."""
 
     def __init__(self, url: str, route: str, embedder: str = "e") -> None:
         self.link = RedisLink(url, timeout_s=10)
@@ -35,25 +35,25 @@ class Replica:
         accept_all(self.cache.acceptance, rows=100)
 
     async def ask(self) -> Hit | Miss:
-        """Take in what the others wrote, then ask."""
+        """Read the other replicas' messages, then look up."""
         while await self.replication.follow():
             pass
         return await self.cache.look_up(QUESTION, VECTOR, tenant="t", now_s=101)
 
     async def record(self) -> None:
-        """Store and record the entry, and tell the others."""
+        """Store and record an entry, and publish it to the other replicas."""
         await self.store.put(b"k", ENTRY)
         self.cache.record(QUESTION, VECTOR, ENTRY, key=b"k")
         await self.replication.tell_recorded(QUESTION, VECTOR, ENTRY, key=b"k")
 
     async def close(self) -> None:
-        """Close store and link."""
+        """Close the store and the connection."""
         await self.store.close()
         await self.link.close()
 
 
 async def test_an_entry_of_one_replica_is_a_hit_on_another(shared_server: RedisServer) -> None:
-    """An entry recorded here answers there, until either replica deletes it."""
+    """An entry that one replica records is a hit on the other, until either deletes it."""
     route = secrets.token_hex(4)
     one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
     await one.record()
@@ -77,8 +77,8 @@ async def test_an_entry_of_one_replica_is_a_hit_on_another(shared_server: RedisS
     await other.close()
 
 
-async def test_a_tenants_deletion_holds_before_the_stream_is_read(shared_server: RedisServer) -> None:
-    """Though its index still proposes, a replica serves nothing of a tenant deleted elsewhere."""
+async def test_a_tenants_deletion_holds_before_its_message_is_read(shared_server: RedisServer) -> None:
+    """Although its index still proposes them, a replica serves no entry of a tenant that was deleted elsewhere."""
     route = secrets.token_hex(4)
     one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
     await one.record()
@@ -91,7 +91,7 @@ async def test_a_tenants_deletion_holds_before_the_stream_is_read(shared_server:
 
 
 async def test_verdicts_are_shared(shared_server: RedisServer) -> None:
-    """A row judged on one replica is learnt by the other, its own once."""
+    """A verdict on one replica is learned by the other, and a replica learns its own only once."""
     route = secrets.token_hex(4)
     one, other = Replica(shared_server.url, route), Replica(shared_server.url, route)
     before = other.cache.false_hit_rate().n
@@ -106,9 +106,9 @@ async def test_verdicts_are_shared(shared_server: RedisServer) -> None:
     await other.close()
 
 
-async def test_who_starts_among_others_knows_what_they_know(shared_server: RedisServer) -> None:
-    """Verdicts enough for a fit are fitted at the first request after a start, not after a warm-up of its own; but few
-    verdicts are no rule.
+async def test_a_new_replica_starts_with_the_others_verdicts(shared_server: RedisServer) -> None:
+    """If there are enough verdicts for a fit, the rule is fitted at the first request after the start; a few verdicts
+    make no rule.
     """
     route = secrets.token_hex(4)
     one = Replica(shared_server.url, route)
@@ -127,7 +127,7 @@ async def test_who_starts_among_others_knows_what_they_know(shared_server: Redis
 
 
 async def test_foreign_messages_are_skipped(shared_server: RedisServer) -> None:
-    """Garbage, odd vectors and vectors of another embedder or dimension leave the index alone."""
+    """Garbage, malformed vectors, and vectors of another embedder or dimension don't change the index."""
     route = secrets.token_hex(4)
     one, stranger = Replica(shared_server.url, route), Replica(shared_server.url, route, embedder="f")
     await stranger.record()

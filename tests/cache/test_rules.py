@@ -1,4 +1,4 @@
-"""What may be cached, and the reason when it may not."""
+"""Which requests and answers may be cached, and the reason where they may not."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def body(**fields: Any) -> dict[str, bytes]:
     ],
 )
 def test_a_request_is_refused_for_a_reason(fields: dict[str, Any], why: str | None) -> None:
-    """State, tools, variety and size keep a request out of the cache, by name."""
+    """Requests with state, tools, several choices or too much text are not cached, each with its reason."""
     assert may_cache(body(**fields), RULES, surface="chat") == why
 
 
-def test_a_strict_route_refuses_the_apis_own_temperature() -> None:
-    """A request that names no temperature has the API's default of 1, not 0."""
+def test_a_strict_route_counts_a_missing_temperature_as_one() -> None:
+    """A request without a temperature has the API's default of 1, not 0."""
     strict = Rules(max_temperature=0.0, seeded=False, tools=True)
     assert may_cache(body(), strict, surface="chat") == "temperature"
     assert may_cache(body(temperature=0), strict, surface="chat") is None
@@ -69,12 +69,12 @@ def test_a_strict_route_refuses_the_apis_own_temperature() -> None:
     ],
 )
 def test_other_words_are_answered_only_for_plain_requests(fields: dict[str, Any], why: str | None) -> None:
-    """The semantic tier refuses more than the exact one."""
+    """The semantic cache refuses more requests than the exact one."""
     assert may_cache_semantically(body(**fields), Rules(tools=True), surface="chat") == why
 
 
 def test_embeddings_are_never_answered_by_similarity() -> None:
-    """A vector belongs to its own text."""
+    """The vector of a similar text would be wrong."""
     assert may_cache_semantically(body(), RULES, surface="embeddings") == "embeddings"
     assert may_cache(body(input="q", tools=[1]), RULES, surface="embeddings") is None
     assert may_cache(body(input="q" * (2 << 20)), RULES, surface="embeddings") == "request_bytes"
@@ -97,14 +97,14 @@ def test_embeddings_are_never_answered_by_similarity() -> None:
         ({"answer_bytes": 2 << 20}, "answer_bytes"),
     ],
 )
-def test_only_whole_successful_answers_are_kept(answer: dict[str, Any], why: str | None) -> None:
-    """Errors, broken streams, refusals and truncated answers are never kept."""
+def test_only_complete_successful_answers_are_kept(answer: dict[str, Any], why: str | None) -> None:
+    """Errors, broken streams, refusals and truncated answers are never cached."""
     given: dict[str, Any] = {"status": 200, "complete": True, "finish_reason": "stop", "answer_bytes": 10}
     assert may_store(RULES, **{**given, **answer}) == why
 
 
 def test_tool_calls_are_kept_where_the_route_says_so() -> None:
-    """An answer that calls tools is whole on a route that caches tools; nothing is kept for no time."""
+    """An answer with tool calls is cached where the route caches tools; with a time to live of zero nothing is."""
     whole: dict[str, Any] = {"status": 200, "complete": True, "finish_reason": "tool_use", "answer_bytes": 10}
     assert may_store(Rules(tools=True), **whole) is None
     assert may_store(Rules(tools=True, ttl_s=0), **whole) == "ttl"
@@ -128,6 +128,6 @@ def test_tool_calls_are_kept_where_the_route_says_so() -> None:
         ("max-age=-1", "exact", None),
     ],
 )
-def test_a_caller_may_only_take_away(header: str | None, route: str, directive: Directive | None) -> None:
-    """A directive narrows what the route offers, and an unknown one is told so."""
+def test_a_directive_only_narrows_what_is_cached(header: str | None, route: str, directive: Directive | None) -> None:
+    """A directive restricts what the route offers; an unknown one is an error."""
     assert read_directive(header, route) == directive

@@ -1,4 +1,4 @@
-"""The semantic cache learns what it may serve, serves only that, and only within a partition."""
+"""The semantic cache learns what it may serve, and serves only that, within one partition."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def question(text: str, partition: bytes = b"p") -> Partition:
 
 
 def vector(seed: int) -> NDArray[np.float32]:
-    """A direction of its own for each seed."""
+    """A unit vector that is determined by its seed."""
     return np.random.default_rng(seed).normal(size=DIMENSION).astype(np.float32)
 
 
 def made_stream(n: int = 1500, topics: int = 25, seed: int = 0) -> tuple[Stream, NDArray[np.float32]]:
-    """Questions around topics, some nearly alike, a twentieth of them of no topic."""
+    """Questions on topics, some of them nearly alike; a twentieth has no topic."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(topics, DIMENSION))
     centres[1::5] = centres[::5] + 0.45 * rng.normal(size=centres[::5].shape)
@@ -59,7 +59,7 @@ def made_stream(n: int = 1500, topics: int = 25, seed: int = 0) -> tuple[Stream,
 async def put(
     cache: SemanticCache, store: MemoryStore, name: str, at: int, *, tenant: str = "t", partition: bytes = b"p"
 ) -> Entry:
-    """Store an answer to a question and record it."""
+    """Store an answer to a question, and record it in the cache."""
     entry = Entry(name, "chat", b"{}", "m", "d", 100.0, 1000.0, 0.01, tenant=tenant)
     await store.put(name.encode(), entry)
     cache.record(question(f"{name} question", partition), vector(at), entry, key=name.encode())
@@ -71,8 +71,8 @@ def proven(value: float) -> list[float]:
     return [0.0 if place == UNPROVEN else value for place in range(FEATURES)]
 
 
-async def test_nothing_is_served_before_anything_is_learnt() -> None:
-    """A new cache asks for judgements and serves nothing, not even its own questions."""
+async def test_nothing_is_served_before_anything_is_learned() -> None:
+    """A new cache asks for judgements and serves nothing, not even to an identical question."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     await put(cache, store, "a", 1)
@@ -82,7 +82,7 @@ async def test_nothing_is_served_before_anything_is_learnt() -> None:
 
 
 async def test_a_hit_says_why() -> None:
-    """A served answer carries score, threshold, bound and the version of the rule."""
+    """A served answer has its score, the threshold, the bound and the rule's version."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     entry = await put(cache, store, "a", 1)
@@ -93,8 +93,8 @@ async def test_a_hit_says_why() -> None:
     assert hit.similarity == pytest.approx(1.0, abs=1e-5)
 
 
-async def test_what_the_store_lost_is_not_served() -> None:
-    """Deletion, expiry and replacement in the store, and deletion here, all end an entry."""
+async def test_an_entry_that_the_store_lost_is_not_served() -> None:
+    """Deletion, expiry and replacement in the store, and deletion in the cache, all remove an entry."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     accept_all(cache.acceptance)
@@ -121,7 +121,7 @@ async def test_what_the_store_lost_is_not_served() -> None:
 
 
 def seeded() -> Acceptance:
-    """A rule with draws that repeat."""
+    """A rule with a seeded random generator."""
     return Acceptance(rng=random.Random(0))
 
 
@@ -138,7 +138,7 @@ _asked = st.tuples(st.integers(0, 3), st.sampled_from("tuv"), st.sampled_from([b
 async def test_no_hit_ever_crosses_a_tenant(
     held: list[tuple[int, str, bytes]], asked: list[tuple[int, str, bytes]], make_index: Callable[[int], Index]
 ) -> None:
-    """Whatever is held and asked, with a rule that accepts anything, an answer is its own tenant's."""
+    """Whatever is stored and asked, under a rule that accepts everything, an answer is one of the tenant's own."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded(), make_index=make_index)
     accept_all(cache.acceptance)
@@ -153,7 +153,8 @@ async def test_no_hit_ever_crosses_a_tenant(
 
 
 async def test_bad_vectors_and_texts_are_misses() -> None:
-    """Another dimension, NaN, no length, empty or endless texts miss and are not recorded."""
+    """A vector of another dimension, with NaN or of length zero, and an empty or huge text are misses and not recorded.
+    """
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     accept_all(cache.acceptance)
@@ -170,7 +171,7 @@ async def test_bad_vectors_and_texts_are_misses() -> None:
 
 
 async def test_a_guard_overrules_the_score() -> None:
-    """However near and however sure the rule, a turned question misses by the guard's name."""
+    """However near the question and however sure the rule, a changed meaning is a miss with the guard's reason."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded())
     accept_all(cache.acceptance)
@@ -182,8 +183,8 @@ async def test_a_guard_overrules_the_score() -> None:
 
 
 @pytest.mark.parametrize(("latin", "why"), [(True, "script"), (False, "")])
-async def test_words_that_vectors_cannot_tell_apart_must_be_the_same(latin: bool, why: str) -> None:
-    """The shipped table has one vector for most words of other scripts: open and close are as one to it."""
+async def test_words_without_vectors_of_their_own_must_be_equal(latin: bool, why: str) -> None:
+    """The shipped table has one vector for most words of other scripts, so "open" and "close" have the same there."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded(), guard=Guard(same_script=latin))
     accept_all(cache.acceptance)
@@ -197,7 +198,7 @@ async def test_words_that_vectors_cannot_tell_apart_must_be_the_same(latin: bool
 
 
 async def test_entries_are_bounded() -> None:
-    """Past its number of entries the cache lets go of the one used longest ago."""
+    """Beyond its maximum number of entries the cache drops the least recently used one."""
     store = MemoryStore(1 << 20)
     cache = SemanticCache(store, dimension=DIMENSION, acceptance=seeded(), max_entries=10)
     for n in range(30):
@@ -206,14 +207,16 @@ async def test_entries_are_bounded() -> None:
 
 
 def replayed(judge_error: float, seed: int = 0) -> Figures:
-    """A made stream through the cache."""
+    """The result of a synthetic stream run through the cache."""
     stream, vectors = made_stream(seed=seed)
     return replay(stream, Ranking.of(vectors), options=QUICK, seed=seed, judge_error=judge_error)
 
 
 @pytest.mark.parametrize("judge_error", [0.0, 0.03])
-def test_the_bound_holds_on_a_made_stream(judge_error: float) -> None:
-    """With a judge that knows or errs 3 %, hits come and their error stays within eps."""
+def test_the_bound_holds_on_a_synthetic_stream(judge_error: float) -> None:
+    """With a perfect judge, and with one that errs 3 % of the time, there are hits and their error rate stays within
+    eps.
+    """
     runs = [replayed(judge_error, seed) for seed in range(3)]
     assert all(run.false_hit_rate <= QUICK.eps for run in runs)
     assert sum(run.hit_share_at_end for run in runs) / 3 > 0.2
@@ -222,19 +225,19 @@ def test_the_bound_holds_on_a_made_stream(judge_error: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("judge_error", [0.0, 0.03])
 def test_the_bound_holds_in_nineteen_of_twenty_orders(judge_error: float) -> None:
-    """Over fifty made streams, each in an order of its own, the false-hit rate leaves eps in one of twenty at most."""
+    """Over fifty synthetic streams, each in its own order, the false-hit rate exceeds eps in at most one of twenty."""
     runs = [replayed(judge_error, seed) for seed in range(50)]
     assert sum(run.false_hit_rate <= QUICK.eps for run in runs) >= 0.95 * 50
     assert sum(run.hit_share_at_end for run in runs) / 50 > 0.2
 
 
 def test_replays_repeat() -> None:
-    """The same seed gives the same figures."""
+    """The same seed gives the same results."""
     assert replayed(0.0) == replayed(0.0)
 
 
 def test_learning_beats_a_fixed_threshold_at_its_error() -> None:
-    """At no more error than the learned rule's, a fixed threshold serves less."""
+    """At an error no higher than the learned rule's, a fixed threshold serves less."""
     stream, vectors = made_stream(3000)
     ours = replay(stream, Ranking.of(vectors), options=QUICK, seed=0)
     fixed = [replay_rule(stream, vectors, StaticRule(t / 100), seed=0) for t in range(70, 100, 3)]
@@ -242,15 +245,15 @@ def test_learning_beats_a_fixed_threshold_at_its_error() -> None:
     assert ours.hit_share > best
 
 
-def test_vcache_bounds_wrong_answers_over_all_requests() -> None:
-    """The baseline keeps the bound it claims: wrong answers over requests, not over hits."""
+def test_vcache_bounds_wrong_answers_among_all_requests() -> None:
+    """The baseline keeps the bound that it claims: wrong answers per request, not per hit."""
     stream, vectors = made_stream(3000, topics=8)
     run = replay_rule(stream, vectors, EntryRule(0.05, random.Random(0)), seed=0)
     assert run.hit_share > 0 and run.hit_share * run.false_hit_rate <= 0.05
 
 
-def test_a_change_for_the_worse_closes_the_cache() -> None:
-    """When audited hits turn out wrong, what was learnt before is dropped and nothing is served."""
+def test_deterioration_closes_the_cache() -> None:
+    """When audited hits turn out wrong, the learned rule is dropped and nothing is served."""
     rule = Acceptance(QUICK, random.Random(0))
     rng = random.Random(1)
 
@@ -271,8 +274,8 @@ def test_a_change_for_the_worse_closes_the_cache() -> None:
     assert rule.fitted is not None and rule.fitted.threshold == NEVER
 
 
-def test_the_bound_holds_among_unproven_answers_too() -> None:
-    """Where only answers that nobody has confirmed are often wrong, only those that were confirmed are served."""
+def test_the_bound_holds_among_unconfirmed_answers_too() -> None:
+    """Where unconfirmed answers are often wrong, only confirmed ones are served."""
     rule, rng = Acceptance(QUICK, random.Random(0)), random.Random(1)
     for _ in range(1500):
         seen = [rng.random() for _ in range(FEATURES)]
@@ -286,7 +289,7 @@ def test_the_bound_holds_among_unproven_answers_too() -> None:
 
 
 def test_audits_do_not_widen_the_bound() -> None:
-    """A few audited hits, of ten times a miss's weight and all right, leave what was served served."""
+    """A few audited hits that were right, each of ten times a miss's weight, don't stop what was served before."""
     rule, rng = Acceptance(QUICK, random.Random(0)), random.Random(1)
     for n in range(180):
         near = rng.random()
@@ -298,8 +301,8 @@ def test_audits_do_not_widen_the_bound() -> None:
     assert rule.accepts(rule.score(proven(0.9)))
 
 
-def test_many_sure_hits_do_not_pay_for_doubtful_ones() -> None:
-    """Where the bound would allow them on average, answers that are wrong every other time are not served."""
+def test_many_sure_hits_do_not_make_up_for_doubtful_ones() -> None:
+    """Answers that are wrong every other time are not served, although the average would stay within the bound."""
     rule, rng = Acceptance(QUICK, random.Random(0)), random.Random(1)
     for _ in range(4000):
         near = rng.choices([0.1, 0.6, 0.9], [2, 1, 17])[0]
@@ -310,8 +313,8 @@ def test_many_sure_hits_do_not_pay_for_doubtful_ones() -> None:
     assert rule.accepts(rule.score(proven(0.9))) and not rule.accepts(rule.score(proven(0.6)))
 
 
-def test_questions_like_no_other_weigh_more() -> None:
-    """Mistakes on questions that nobody ever asks again pull the score down where such questions lie."""
+def test_mistakes_on_rare_questions_count() -> None:
+    """Mistakes on questions that are never repeated lower the score in the region of such questions."""
     scores = []
     for novel in (False, True):
         rule, rng = Acceptance(QUICK, random.Random(0)), random.Random(1)
@@ -327,8 +330,8 @@ def test_questions_like_no_other_weigh_more() -> None:
     assert scores[1] < scores[0] - 0.1
 
 
-def test_terms_outside_their_range_are_refused() -> None:
-    """An eps, delta or share outside (0, 1) is an error where it is configured."""
+def test_options_outside_their_range_are_refused() -> None:
+    """An eps, delta or share outside (0, 1) is refused by the configuration."""
     for value in (0.0, 1.0, -0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="eps"):
             AcceptanceOptions(eps=value)
@@ -338,8 +341,8 @@ def test_terms_outside_their_range_are_refused() -> None:
         SemanticCache(MemoryStore(1000), dimension=0)
 
 
-async def test_a_large_partition_is_put_into_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past its limit a partition moves into cells while it goes on answering, and forgets as before."""
+async def test_a_large_partition_is_moved_into_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond its limit a partition is moved into cells, while it goes on answering and evicting."""
     monkeypatch.setattr("cache.semantic._FLAT_LIMIT", 40)
     monkeypatch.setattr("cache.ivf._LARGEST", 20)
     monkeypatch.setattr("cache.ivf._SMALLEST", 3)

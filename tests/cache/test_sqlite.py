@@ -1,4 +1,4 @@
-"""The durable store outlives its process, shares its file and survives a broken one."""
+"""The durable store outlives its process, shares its file with others, and survives a broken file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cache.entries import entry
 
 
 async def test_entries_outlive_the_process(tmp_path: Path) -> None:
-    """What was put is there for the next process, and for another one at the same time."""
+    """A stored entry is found by the next process, and by another one at the same time."""
     first = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=10)
     await first.put(b"k", entry())
     second = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=10)
@@ -30,7 +30,7 @@ async def test_entries_outlive_the_process(tmp_path: Path) -> None:
 
 
 async def test_the_file_stays_within_its_bytes(tmp_path: Path) -> None:
-    """Entries that are expensive or asked often stay, the others make room; what cannot fit is refused."""
+    """Expensive and frequently requested entries stay, and the others are evicted; what can't fit is refused."""
     store = SqliteStore(tmp_path / "c.db", max_bytes=10 * (1000 + ROW_BYTES), timeout_s=10)
     for n in range(60):
         await store.put(b"%d" % n, entry(f"e{n}", body=b"x" * 1000, cost_usd=9 if n < 2 else 0.1))
@@ -43,7 +43,7 @@ async def test_the_file_stays_within_its_bytes(tmp_path: Path) -> None:
 
 
 async def test_broken_rows_are_misses(tmp_path: Path) -> None:
-    """A truncated, swapped or mistyped value is a miss and is thrown away."""
+    """A truncated, swapped or mistyped value is a miss and is deleted."""
     store = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=10)
     for n in range(3):
         await store.put(b"%d" % n, entry(f"e{n}"))
@@ -58,7 +58,7 @@ async def test_broken_rows_are_misses(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
-    """A broken file is renamed and a new one begun, at start and in mid-life."""
+    """A broken file is renamed and a new one begun, at the start and during use."""
     path = tmp_path / "c.db"
     path.write_bytes(b"not a database at all " * 500)
     store = SqliteStore(path, max_bytes=1 << 20, timeout_s=10)
@@ -74,8 +74,8 @@ async def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_locked_file_stalls_nobody(tmp_path: Path) -> None:
-    """While another process holds the write lock puts are given up, and reads go on."""
+async def test_a_locked_file_delays_nobody(tmp_path: Path) -> None:
+    """While another process holds the write lock, writes are skipped and reads continue."""
     store = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=0.05)
     while not await store.put(b"k", entry()):
         await asyncio.sleep(0)
@@ -91,6 +91,6 @@ async def test_a_locked_file_stalls_nobody(tmp_path: Path) -> None:
 
 
 def test_a_file_needs_room(tmp_path: Path) -> None:
-    """No bytes at all is an error where it is configured."""
+    """A bound of zero bytes is refused when the store is made."""
     with pytest.raises(ValueError, match="max_bytes"):
         SqliteStore(tmp_path / "c.db", max_bytes=0)

@@ -1,4 +1,4 @@
-"""The contract of every store, run on each of them."""
+"""The contract of every store, tested on each of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = ("memory", "sqlite", "redis")
 
 @pytest.fixture(params=KINDS)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    """One empty store of each kind."""
+    """An empty store of each kind."""
     if request.param == "memory":
         yield MemoryStore(1 << 20)
     elif request.param == "sqlite":
@@ -40,7 +40,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         await link.close()
 
 
-async def test_what_is_put_comes_back_whole(store: Store) -> None:
+async def test_an_entry_comes_back_whole(store: Store) -> None:
     """An entry is found under its key, equal in every field."""
     one = entry(body=bytes(range(256)))
     assert await store.put(b"k1", one)
@@ -50,21 +50,21 @@ async def test_what_is_put_comes_back_whole(store: Store) -> None:
 
 
 async def test_an_entry_never_answers_another_tenant(store: Store) -> None:
-    """Even under its very key an entry is a miss for anyone else."""
+    """Even under the same key an entry is a miss for another tenant."""
     await store.put(b"k", entry(tenant="t"))
     assert await store.get(b"k", tenant="u", now_s=101) is None
     assert await store.get(b"k", tenant="", now_s=101) is None
 
 
-async def test_an_entry_ends_with_its_time(store: Store) -> None:
-    """From the second its time is over an entry is a miss."""
+async def test_an_entry_expires(store: Store) -> None:
+    """From the second of its expiry on, an entry is a miss."""
     await store.put(b"k", entry(created_s=100, ttl_s=60))
     assert await store.get(b"k", tenant="t", now_s=159.9) is not None
     assert await store.get(b"k", tenant="t", now_s=160.0) is None
 
 
-async def test_a_second_put_replaces_the_first(store: Store) -> None:
-    """A key answers with what was put last, and the old entry's id is gone."""
+async def test_a_second_entry_replaces_the_first(store: Store) -> None:
+    """A key returns what was stored last, and the earlier entry's id is gone."""
     await store.put(b"k", entry("e1", body=b"old"))
     await store.put(b"k", entry("e2", body=b"new"))
     found = await store.get(b"k", tenant="t", now_s=101)
@@ -75,7 +75,7 @@ async def test_a_second_put_replaces_the_first(store: Store) -> None:
 
 
 async def test_a_deleted_entry_is_gone(store: Store) -> None:
-    """Deleting by id works once, and only for its own tenant where one is named."""
+    """An entry can be deleted by its id once, and only for its own tenant if one is given."""
     await store.put(b"k", entry("e1"))
     assert not await store.delete("e1", tenant="u")
     assert await store.get(b"k", tenant="t", now_s=101) is not None
@@ -84,8 +84,8 @@ async def test_a_deleted_entry_is_gone(store: Store) -> None:
     assert await store.get(b"k", tenant="t", now_s=101) is None
 
 
-async def test_a_deleted_tenant_is_gone_and_may_come_back(store: Store) -> None:
-    """Deleting a tenant takes all its entries and nobody else's; new entries live."""
+async def test_a_deleted_tenant_is_gone_and_may_return(store: Store) -> None:
+    """Deleting a tenant deletes all its entries and no others; new ones can be stored."""
     await store.put(b"k1", entry("e1"))
     await store.put(b"k2", entry("e2"))
     await store.put(b"k3", entry("e3", tenant="u"))
@@ -109,8 +109,8 @@ _moves = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=_moves)
-async def test_a_store_is_a_dictionary_with_times(store: Store, moves: list[tuple[str, int, str]]) -> None:
-    """After any moves each key answers as a plain dictionary would, for its own tenant only."""
+async def test_a_store_behaves_like_a_dictionary_with_expiry(store: Store, moves: list[tuple[str, int, str]]) -> None:
+    """After any operations each key returns what a plain dictionary would, for its own tenant only."""
     model: dict[bytes, Entry] = {}
     now_s, serial = 100.0, 0
     await store.delete_tenant("t")

@@ -1,4 +1,4 @@
-"""Vectors in Redis 8's vector sets: what they propose is served as from an index of one's own, or not at all."""
+"""Vectors in Redis 8's vector sets: what they propose is served as from a replica's own index, or not at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIMENSION = 16
 
 
 def direction(seed: int) -> NDArray[np.float32]:
-    """A unit vector of its own for each seed."""
+    """A unit vector that is determined by its seed."""
     made = np.random.default_rng(seed).normal(size=DIMENSION).astype(np.float32)
     return made / np.linalg.norm(made)
 
@@ -41,8 +41,8 @@ def sets_on(link: RedisLink) -> VectorSets:
     return VectorSets(link, route=secrets.token_hex(4), embedder="e")
 
 
-async def test_the_server_is_asked_whether_it_has_them(link: RedisLink, shared_server: RedisServer) -> None:
-    """Version 8 has vector sets; an older Redis and one that is away have none, and nothing is raised."""
+async def test_the_server_is_asked_for_vector_sets(link: RedisLink, shared_server: RedisServer) -> None:
+    """Version 8 has vector sets. An older Redis and one that is away have none, and nothing is raised."""
     assert await has_vector_sets(link)
     old, away = RedisLink(shared_server.url, timeout_s=10.0), RedisLink("redis://127.0.0.1:9/0", timeout_s=1.0)
     assert not await has_vector_sets(old) and not await has_vector_sets(away)
@@ -51,7 +51,7 @@ async def test_the_server_is_asked_whether_it_has_them(link: RedisLink, shared_s
 
 
 async def test_the_nearest_come_with_their_cosines(link: RedisLink) -> None:
-    """As a full search has it, within a partition, until they are removed."""
+    """They are those of a full search within the partition, until they are removed."""
     sets = sets_on(link)
     for seed in range(40):
         assert await sets.add(b"p", f"e{seed}", direction(seed), ttl_s=1000.0)
@@ -69,7 +69,7 @@ async def test_the_nearest_come_with_their_cosines(link: RedisLink) -> None:
 
 
 async def test_a_set_lives_as_long_as_its_newest_entry(link: RedisLink) -> None:
-    """A longer life lengthens the set's, a shorter one leaves it."""
+    """An entry with a longer time to live extends the set's; one with a shorter leaves it."""
     sets = sets_on(link)
     for ttl_s in (100.0, 1000.0, 10.0):
         await sets.add(b"p", f"e{ttl_s}", direction(int(ttl_s)), ttl_s=ttl_s)
@@ -78,7 +78,7 @@ async def test_a_set_lives_as_long_as_its_newest_entry(link: RedisLink) -> None:
 
 
 async def test_replicas_serve_from_one_set(link: RedisLink) -> None:
-    """What one recorded another serves once it knows the words, and neither after the store has let go of it."""
+    """A replica serves another's entry once it has recorded the question's text, and not after its store deleted it."""
     sets, store = sets_on(link), MemoryStore(1 << 20)
     gone: list[tuple[bytes, str]] = []
     one, two = (
@@ -107,7 +107,7 @@ async def test_replicas_serve_from_one_set(link: RedisLink) -> None:
 
 
 async def test_a_redis_that_is_away_proposes_nothing() -> None:
-    """Then a look-up is a miss."""
+    """A look-up while Redis is away is a miss."""
     away = RedisLink("redis://127.0.0.1:9/0", timeout_s=1.0)
     cache = SemanticCache(MemoryStore(1000), dimension=DIMENSION, sets=sets_on(away))
     found = await cache.look_up(Partition(b"p", "block my card"), direction(1), tenant="t", now_s=1.0)

@@ -1,4 +1,4 @@
-"""A BERT encoder small enough to draw at random, in the files of a published one."""
+"""A randomly initialised tiny BERT encoder, in the files of a published one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH, INNER, LAYERS, HEADS = 16, 32, 2, 4
 
 
 def weights() -> dict[str, NDArray[np.float32]]:
-    """A small BERT's weights, drawn at random."""
+    """Random weights of a small BERT."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> NDArray[np.float32]:
@@ -44,7 +44,7 @@ def weights() -> dict[str, NDArray[np.float32]]:
 
 
 def checkpoint(folder: Path) -> Path:
-    """A checkpoint as published."""
+    """A checkpoint in the published layout."""
     (folder / "model.safetensors").write_bytes(save(weights()))
     config = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
     (folder / "config.json").write_text(json.dumps(config))
@@ -55,5 +55,5 @@ def checkpoint(folder: Path) -> Path:
 
 
 def checksum(folder: Path) -> str:
-    """The weights' own."""
+    """SHA-256 of the weights."""
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
