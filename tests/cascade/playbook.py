@@ -1,4 +1,4 @@
-"""Drives a climb by hand and keeps the transcript."""
+"""Drives a cascade step by step and keeps the transcript."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def said(rung: Rung, text: str, logprob: float = float("nan"), cost_usd: float =
 
 
 def driven(plan: Plan, answer: Answer, *, together: bool = True) -> tuple[Verdict, list[Rung]]:
-    """The climb to its end; `together` False: a driver that ignores `beside`."""
+    """Runs the climb to its end. With `together=False` the driver ignores `beside`."""
     climbing, asked, outcome = climb(plan, repeat(0.5)), list[Rung](), None
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Answers agree by what they come down to."""
+"""Answers agree if they state the same result."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from cascade.agreement import agreement, agreements
     ],
 )
 def test_answers_are_compared_by_what_they_state(one: str, other: str, expected: float):
-    """Stated numbers, letters and JSON exactly, short answers by their words."""
+    """Numbers, letters and JSON are compared exactly, and short answers by their words."""
     assert agreement(one, other) == expected
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
-def test_agreement_is_a_symmetric_share(one: str, other: str):
-    """Any two texts: within [0, 1], either way round, and full with itself."""
+def test_agreement_is_symmetric(one: str, other: str):
+    """For any two texts it lies in [0, 1], is the same in either order, and is 1 for equal texts."""
     assert 0.0 <= agreement(one, other) <= 1.0
     assert agreement(one, other) == agreement(other, one)
     assert agreement(one, one) == 1.0
 
 
-def test_a_table_holds_every_pair():
-    """Ones on the diagonal, pairs on both sides."""
+def test_an_agreement_table_is_symmetric():
+    """The diagonal is 1, and every pair has the same value on both sides."""
     assert np.array_equal(agreements(["A", "B", "A"]), [[1, 0, 1], [0, 1, 0], [1, 0, 1]])

@@ -1,4 +1,4 @@
-"""A trained cascade survives its file, and plans what is on offer now."""
+"""A trained cascade is read back from its file, and plans with the models that are offered now."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def choice(*models: str) -> Choice:
 
 
 def test_a_cascade_survives_its_file(cascade: RoutedCascade, tmp_path: Path):
-    """Every head, rule and figure reads back the same."""
+    """Every head, rule and figure is read back unchanged."""
     save_cascade(tmp_path / "c.safetensors", cascade, version="3")
     read = load_cascade(tmp_path / "c.safetensors")
     assert read.posterior.space == cascade.posterior.space and read.typical == cascade.typical
@@ -52,15 +52,15 @@ def test_a_higher_share_of_quality_costs_more(cascade: RoutedCascade):
     assert cascade.rule_for(0.7).rate > cascade.rule_for(1.0).rate
 
 
-def test_asked_for_all_that_can_be_had_it_takes_the_best_rule(cascade: RoutedCascade):
-    """No rule reaches more than every share of quality; the best one serves."""
+def test_a_floor_of_one_takes_the_best_rule(cascade: RoutedCascade):
+    """If no rule reaches the required share of quality, the best one serves."""
     best = cascade.held_out[:, 1].max()
     at = cascade.rules.index(cascade.rule_for(inf))
     assert cascade.held_out[at, 1] >= best - 0.02 and cascade.rule_for(inf).rate <= cascade.rule_for(1.0).rate
 
 
-def test_models_not_on_offer_are_never_asked(cascade: RoutedCascade):
-    """A model out of the eligible set, or without a price now, takes no part."""
+def test_ineligible_models_are_never_asked(cascade: RoutedCascade):
+    """A model that is not eligible, or has no price now, takes no part."""
     asked: list[str] = []
     climbing = climb(cascade.plan(PlanRequest(choice("small", "middle"), WORST, retries=0)), repeat(0.5))
     with pytest.raises(StopIteration):
@@ -71,14 +71,14 @@ def test_models_not_on_offer_are_never_asked(cascade: RoutedCascade):
     assert set(asked) == {"small", "middle"}
 
 
-def test_an_unknown_model_stands_by_as_fallback(cascade: RoutedCascade):
-    """A model that the cascade never saw answers when all others have failed."""
+def test_an_unknown_model_is_a_fallback(cascade: RoutedCascade):
+    """A model that the cascade wasn't trained with answers when all others have failed."""
     plan = cascade.plan(PlanRequest(choice(*MODELS, "new"), {**WORST, "new": 1e-3}))
     assert [step.model for step in plan.fallbacks] == ["new"]
 
 
-def test_nothing_on_offer_is_refused(cascade: RoutedCascade):
-    """A plan with no rung is no plan."""
+def test_no_eligible_model_is_refused(cascade: RoutedCascade):
+    """A plan without a rung is refused."""
     with pytest.raises(PlanError):
         cascade.plan(PlanRequest(choice("new"), {"new": 1e-3}))
 
@@ -90,8 +90,8 @@ def test_a_foreign_artefact_is_refused(tmp_path: Path):
         load_cascade(tmp_path / "r.safetensors")
 
 
-def test_a_cascade_with_missing_numbers_is_refused(cascade: RoutedCascade, tmp_path: Path):
-    """Arrays that don't fill the space are an error, not a wrong answer."""
+def test_a_file_with_missing_arrays_is_refused(cascade: RoutedCascade, tmp_path: Path):
+    """Arrays that don't cover all states are an error when the file is loaded."""
     from routers.artifact import load_artifact
 
     save_cascade(tmp_path / "c.safetensors", cascade, version="3")

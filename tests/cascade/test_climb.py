@@ -1,4 +1,4 @@
-"""The climb as a transcript: what is asked, what is answered, how it ends."""
+"""The climb as a transcript: which models are asked, what they answer, and how it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL, MIDDLE, LARGE = Step("small", 0.7, 1.0), Step("middle", 0.7, 3.0), Step("
 
 
 class Playbook:
-    """Drives a climb by hand; keeps the transcript."""
+    """Drives a climb step by step and keeps the transcript."""
 
     def __init__(self, plan: Plan, draw: float = 0.5) -> None:
         self.climbing, self.rungs = climb(plan, repeat(draw)), list[Rung]()
@@ -54,7 +54,7 @@ class Playbook:
 
 
 def test_a_sure_answer_is_kept():
-    """An answer that shows enough ends the climb; its rung was not final and read its confidence."""
+    """An answer with enough evidence ends the climb. Its rung was not final, and its confidence was read."""
     play = Playbook(Plan((SMALL, LARGE)))
     assert (play.rung.model, play.rung.final, play.rung.reads_confidence) == ("small", False, True)
     play.answers(SURE)
@@ -62,7 +62,7 @@ def test_a_sure_answer_is_kept():
 
 
 def test_an_unsure_answer_is_escalated_to_a_rung_that_streams():
-    """Too little evidence sends the climb on; the last rung is final and reads nothing."""
+    """An answer with too little evidence is escalated. The last rung is final, and its evidence isn't read."""
     play = Playbook(Plan((SMALL, LARGE))).answers(UNSURE)
     assert (play.rung.model, play.rung.final, play.rung.reads_confidence) == ("large", True, False)
     assert play.answers().ended() == ("large", "last")
@@ -71,24 +71,24 @@ def test_an_unsure_answer_is_escalated_to_a_rung_that_streams():
 
 @pytest.mark.parametrize("evidence", [Evidence(), Evidence(mean_logprob=nan), Evidence(judged=inf)])
 def test_missing_evidence_is_not_accepted(evidence: Evidence):
-    """NaN evidence is missing: the answer isn't kept while another step is open."""
+    """NaN means missing evidence: the answer isn't kept while another step is possible."""
     assert Playbook(Plan((SMALL, LARGE))).answers(evidence).rung.model == "large"
 
 
-def test_a_refusal_is_sent_back_however_sure_it_is():
-    """A check that fails outweighs any log-probability."""
+def test_a_refusal_is_escalated_however_sure_it_is():
+    """A failed check outweighs any log-probability."""
     assert Playbook(Plan((SMALL, LARGE))).answers(replace(SURE, refused=True)).rung.model == "large"
 
 
 def test_a_single_step_streams_at_once():
-    """Without a second step nothing can send the answer back, whatever its accept_at says."""
+    """Without a second step nothing can reject the answer, whatever its accept_at is."""
     play = Playbook(Plan((SMALL,)))
     assert play.rung.final
     assert play.answers(UNSURE).ended() == ("small", "only")
 
 
-def test_a_failure_that_may_pass_is_retried_with_jitter():
-    """The same model is asked again after a full-jitter back-off, then given up."""
+def test_a_transient_failure_is_retried_with_jitter():
+    """The same model is asked again after a back-off with full jitter, until its retries are used up."""
     play = Playbook(Plan((LARGE,), retries=2), draw=0.5).fails(may_pass=True)
     assert (play.rung.model, play.rung.delay_s) == ("large", 0.125)
     assert play.fails(may_pass=True).rung.delay_s == 0.25
@@ -96,104 +96,104 @@ def test_a_failure_that_may_pass_is_retried_with_jitter():
 
 
 def test_retry_after_is_honoured_on_the_only_model():
-    """A lone model is waited for as long as it asks, within the deadline."""
+    """The only model is waited for as long as its retry-after says, within the deadline."""
     play = Playbook(Plan((LARGE,))).fails("rate_limited", may_pass=True, retry_after_s=20.0)
     assert play.rung.delay_s == 20.0
 
 
-def test_nobody_sleeps_past_the_deadline():
-    """A wait that would outlast the deadline is not begun."""
+def test_no_wait_exceeds_the_deadline():
+    """A wait that would end after the deadline is not begun."""
     play = Playbook(Plan((LARGE,), limits=Limits(deadline_s=10.0)))
     assert play.fails("rate_limited", may_pass=True, retry_after_s=20.0).ended() == ("", "failed")
 
 
-def test_a_long_wait_is_not_worth_it_while_another_can_answer():
-    """With a fallback at hand a retry-after beyond patience moves on at once."""
+def test_a_long_retry_after_moves_on_to_the_fallback():
+    """With a fallback left, a retry-after beyond the patience is not waited for."""
     play = Playbook(Plan((LARGE,), fallbacks=(MIDDLE,)))
     play.fails("rate_limited", may_pass=True, retry_after_s=PATIENCE_S + 1)
     assert play.rung.model == "middle"
 
 
 def test_fallbacks_are_tried_in_order():
-    """A step that failed for good is followed by each fallback until one answers."""
+    """After a step has failed for good, each fallback is tried until one answers."""
     play = Playbook(Plan((LARGE,), fallbacks=(MIDDLE, SMALL))).fails().fails()
     assert play.rung.model == "small" and play.rung.final
     assert play.answers().ended() == ("small", "fallback")
 
 
-def test_a_failed_escalation_keeps_the_answer_in_hand():
-    """The best answer so far is kept rather than failing, and no fallback is escalated to."""
+def test_a_failed_escalation_keeps_the_earlier_answer():
+    """The best answer so far is returned instead of an error, and nothing is escalated to a fallback."""
     play = Playbook(Plan((SMALL, LARGE), fallbacks=(MIDDLE,))).answers(UNSURE).fails()
     assert play.ended() == ("small", "exhausted")
     assert play.verdict and play.verdict.kept == 0
 
 
 def test_the_best_of_several_unsure_answers_is_kept():
-    """Of two answers below their floor, the one that shows more survives a failed escalation."""
+    """Of two answers below their thresholds, the one with more evidence is returned after a failed escalation."""
     less = replace(UNSURE, mean_logprob=-4.0)
     play = Playbook(Plan((SMALL, MIDDLE, LARGE))).answers(UNSURE).answers(less).fails()
     assert play.ended() == ("small", "exhausted")
 
 
 def test_a_cut_stream_ends_the_climb():
-    """After bytes were sent nobody else may answer, not even an earlier answer."""
+    """After bytes were sent to the client no other model may answer, and no earlier answer is returned."""
     play = Playbook(Plan((SMALL, LARGE), fallbacks=(MIDDLE,))).answers(UNSURE)
     assert play.fails("stream_cut", may_move=False).ended() == ("", "failed")
 
 
-def test_a_request_refused_before_any_byte_leaves_the_earlier_answer():
-    """A 4xx from the last model costs nothing that was already in hand."""
+def test_a_refused_request_leaves_the_earlier_answer():
+    """A 4xx from the last model before any byte doesn't discard the earlier answer."""
     play = Playbook(Plan((SMALL, LARGE))).answers(UNSURE)
     assert play.fails("rejected", may_move=False).ended() == ("small", "failed")
 
 
-def test_a_budget_that_holds_one_rung_makes_it_final():
-    """Where no escalation can be paid, the cheap answer streams; the reason says what was short."""
+def test_a_budget_for_one_rung_makes_it_final():
+    """If no escalation can be paid for, the cheap answer streams, and the reason says what was short."""
     play = Playbook(Plan((SMALL, LARGE), limits=Limits(max_cost_usd=5.0)))
     assert play.rung.final
     assert play.answers(UNSURE).ended() == ("small", "budget")
 
 
-def test_attempts_that_hold_one_rung_make_it_final():
-    """The attempt limit counts for finality as money does."""
+def test_attempts_for_one_rung_make_it_final():
+    """The limit of attempts makes a rung final as the budget does."""
     play = Playbook(Plan((SMALL, LARGE), limits=Limits(max_attempts=1)))
     assert play.rung.final and play.answers(UNSURE).ended() == ("small", "attempts")
 
 
-def test_a_step_too_dear_is_skipped_for_one_that_fits():
-    """A chain goes on with the next step the budget allows."""
+def test_a_step_over_budget_is_skipped():
+    """The chain goes on with the next step that the budget allows."""
     dear = Step("dear", 0.7, 100.0)
     play = Playbook(Plan((SMALL, dear, LARGE), limits=Limits(max_cost_usd=20.0))).answers(UNSURE)
     assert play.rung.model == "large" and play.rung.final
 
 
-def test_nothing_is_asked_that_the_budget_cannot_hold():
+def test_no_request_is_sent_that_the_budget_cannot_hold():
     """A first step beyond the limit ends the climb before any attempt."""
     play = Playbook(Plan((LARGE,), limits=Limits(max_cost_usd=5.0)))
     assert play.ended() == ("", "budget") and play.verdict and play.verdict.attempts == 0
 
 
 def test_a_hung_rung_leaves_time_for_the_next():
-    """A rung that may be sent back gets half of what is left; the final one gets all of it."""
+    """A rung that may be rejected gets half of the remaining time; the final one gets all of it."""
     play = Playbook(Plan((SMALL, LARGE), limits=Limits(deadline_s=60.0)))
     assert play.rung.timeout_s == 30.0
     assert play.fails("timeout", elapsed_s=30.0).rung.timeout_s == 30.0
 
 
-def test_a_late_answer_is_kept_when_time_is_up():
-    """No escalation starts at or after the deadline; the answer in hand is kept."""
+def test_a_late_answer_is_kept_at_the_deadline():
+    """No escalation starts at or after the deadline; the best answer so far is returned."""
     play = Playbook(Plan((SMALL, LARGE), limits=Limits(deadline_s=5.0))).answers(UNSURE, elapsed_s=5.0)
     assert play.ended() == ("small", "deadline")
 
 
 def test_an_unknown_cost_is_charged_in_full():
-    """A NaN or negative cost counts as the worst one, so that the limit still holds."""
+    """A NaN or negative cost counts as the worst case, so that the limit still holds."""
     play = Playbook(Plan((SMALL, LARGE))).answers(UNSURE, cost_usd=nan).answers(cost_usd=-1.0)
     assert play.verdict and play.verdict.spent_usd == 11.0
 
 
 class Pair:
-    """Asks two samples at once, then keeps the second."""
+    """A strategy that asks for two samples in parallel and keeps the second."""
 
     def next(self, history, fits):
         return Keep(len(history) - 1) if len(history) > 1 else Ask((SMALL, SMALL), streams=False)
@@ -202,7 +202,7 @@ class Pair:
         return None
 
 
-def test_rungs_beside_each_other_are_all_recorded():
+def test_parallel_rungs_are_all_recorded():
     """Outcomes of parallel rungs join the history in order and are paid for."""
     play = Playbook(Plan((SMALL,), strategy=Pair()))
     assert len(play.rung.beside) == 1 and not play.rung.final
@@ -210,7 +210,7 @@ def test_rungs_beside_each_other_are_all_recorded():
     assert play.verdict and (play.verdict.kept, play.verdict.spent_usd, play.verdict.attempts) == (1, 3.0, 2)
 
 
-def test_a_driver_that_ignores_beside_is_asked_again():
+def test_a_driver_without_parallel_rungs_is_asked_again():
     """A strategy gets its samples one by one where the driver runs one rung at a time."""
     play = Playbook(Plan((SMALL,), strategy=Pair())).answers().answers()
     assert play.verdict and play.verdict.attempts == 2
@@ -226,7 +226,7 @@ def test_a_driver_that_ignores_beside_is_asked_again():
     ],
 )
 def test_a_plan_that_cannot_end_well_is_refused(plan):
-    """No step, a model twice, fewer than no retries."""
+    """A plan without a step, with a model twice or with a negative number of retries raises ValueError."""
     with pytest.raises(PlanError):
         plan()
 
@@ -252,8 +252,10 @@ def plans(draw) -> Plan:
 
 @given(plans(), st.lists(ANSWER | FAILURE, max_size=12), st.data())
 @settings(max_examples=300, deadline=None)
-def test_any_interleaving_ends_once_inside_every_limit(plan: Plan, script: list[Outcome], data):
-    """Whatever fails: one end, no limit broken, every attempt recorded, no way back from final."""
+def test_any_sequence_of_outcomes_ends_within_every_limit(plan: Plan, script: list[Outcome], data):
+    """Whatever fails, the climb ends once, no limit is exceeded, every attempt is recorded, and nothing follows a final
+    answer.
+    """
     worst = {s.model: s.worst_cost_usd for s in (*plan.steps, *plan.fallbacks)}
     climbing, record, elapsed_s, committed = climb(plan, repeat(0.9)), list[Outcome](), 0.0, False
     outcome, verdict = None, None
@@ -288,8 +290,8 @@ def test_any_interleaving_ends_once_inside_every_limit(plan: Plan, script: list[
 
 @given(plans(), st.lists(ANSWER | FAILURE, max_size=8))
 @settings(max_examples=100, deadline=None)
-def test_an_answer_in_hand_is_never_lost(plan: Plan, script: list[Outcome]):
-    """Once a model has answered, only a stream that broke in the client's hands can end without an answer."""
+def test_an_earlier_answer_is_never_lost(plan: Plan, script: list[Outcome]):
+    """Once a model has answered, only a stream that broke after its first byte ends without an answer."""
     climbing, outcome, rungs, record = climb(plan, repeat(0.1)), None, list[Rung](), list[Outcome]()
     while True:
         try:
@@ -304,14 +306,14 @@ def test_an_answer_in_hand_is_never_lost(plan: Plan, script: list[Outcome]):
     assert verdict.kept is not None or broke or all(o.failure for o in record)
 
 
-def test_a_chain_gives_the_same_move_for_the_same_history():
-    """The strategy keeps no state of its own, so that a climb can be replayed from its record."""
+def test_a_chain_decides_by_its_history_alone():
+    """The strategy keeps no state of its own, so a climb can be replayed from its record."""
     chain, history = Chain((SMALL, LARGE)), [Outcome("small", evidence=UNSURE)]
     assert chain.next(history, lambda _: True) == chain.next(list(history), lambda _: True)
 
 
-def test_a_speculating_chain_asks_the_next_model_beside_the_first():
-    """Both go out together, neither may stream, and the driver is told what ends the waiting."""
+def test_a_speculating_chain_asks_two_models_in_parallel():
+    """Neither rung may stream, and the driver is told which answers end the waiting."""
     play = Playbook(Plan((SMALL, LARGE), speculates=True))
     assert (play.rung.model, [rung.model for rung in play.rung.beside]) == ("small", ["large"])
     assert not play.rung.final and not play.rung.beside[0].final and play.rung.enough is not None
@@ -327,8 +329,8 @@ def test_a_speculating_chain_asks_the_next_model_beside_the_first():
         (UNSURE, Outcome("large", "server_error"), "small", "exhausted"),
     ],
 )
-def test_what_ran_beside_is_paid_whoever_is_kept(evidence: Evidence, other: Outcome, kept: str, reason: str):
-    """The cost of speculation counts, and a first answer stands in where the second model failed."""
+def test_speculative_attempts_are_paid_for(evidence: Evidence, other: Outcome, kept: str, reason: str):
+    """The cost of speculation counts, and the first answer is returned if the second model fails."""
     play = Playbook(Plan((SMALL, LARGE), speculates=True))
     play._advance(Outcome("small", evidence=evidence, cost_usd=1.0, beside=(other,)))
     assert play.ended() == (kept, reason)
@@ -337,8 +339,8 @@ def test_what_ran_beside_is_paid_whoever_is_kept(evidence: Evidence, other: Outc
 
 
 def test_speculation_keeps_within_the_budget():
-    """Where both at once would be too expensive the chain climbs in order; a driver that can't run beside may ignore
-    it.
+    """If both models at once would exceed the budget, they are asked in order; so they are if the driver can't run
+    rungs in parallel.
     """
     tight = Plan((SMALL, LARGE), limits=Limits(max_cost_usd=10.5), speculates=True)
     assert Playbook(tight).rung.beside == ()

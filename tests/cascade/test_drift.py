@@ -1,4 +1,4 @@
-"""The monitor: silent while nothing changes, loud when it does."""
+"""The drift monitor raises no alarm while nothing changes, and one when something does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cascade.drift import STAKES, Bet, Drift
 
 
 def test_steady_traffic_raises_no_alarm():
-    """At most the stated share of long steady runs alarms."""
+    """At most the stated share of long steady runs raises an alarm."""
     alarms = 0
     for seed in range(60):
         rng, drift = np.random.default_rng(seed), Drift(0.95, 0.8)
@@ -21,15 +21,15 @@ def test_steady_traffic_raises_no_alarm():
     assert alarms <= 3
 
 
-def test_a_shift_of_confidence_tightens():
-    """Confidences that average clearly less are found."""
+def test_a_shift_of_confidence_is_detected():
+    """Confidences whose mean is clearly lower tighten the thresholds."""
     rng, drift = np.random.default_rng(1), Drift(0.95, 0.8)
     standings = [drift.observe(float(rng.beta(6, 4))) for _ in range(2000)]
     assert standings[0] == "valid" and standings[-1] == "tighten"
 
 
-def test_sunken_quality_withdraws():
-    """Audits that show a breach withdraw the certificate, and it stays withdrawn."""
+def test_lower_quality_withdraws_the_certificate():
+    """Audits that show a breach withdraw it, and it stays withdrawn."""
     rng, drift = np.random.default_rng(2), Drift(0.95, 0.8)
     for _ in range(1500):
         drift.audit(float(rng.random() < 0.6), float(rng.random() < 0.9))
@@ -37,7 +37,7 @@ def test_sunken_quality_withdraws():
     assert drift.observe(0.8) == "withdrawn"
 
 
-def test_quality_at_the_floor_is_left_alone():
+def test_quality_at_the_floor_keeps_the_certificate():
     """Audits at the promised level don't withdraw it."""
     rng, withdrawn = np.random.default_rng(3), 0
     for _ in range(30):
@@ -49,7 +49,7 @@ def test_quality_at_the_floor_is_left_alone():
 
 
 def test_missing_evidence_is_not_counted():
-    """NaN is no observation."""
+    """A NaN is not counted as an observation."""
     drift = Drift(0.95, 0.8)
     drift.observe(nan)
     drift.audit(nan, 1.0)
@@ -57,7 +57,7 @@ def test_missing_evidence_is_not_counted():
 
 
 def test_wealth_never_overflows():
-    """A million extreme observations end in a standing, not in an error."""
+    """A million extreme observations raise no error."""
     drift = Drift(1.0, 0.0)
     for _ in range(5000):
         drift.observe(1.0)
@@ -67,8 +67,8 @@ def test_wealth_never_overflows():
 
 @pytest.mark.parametrize("above", [True, False])
 @pytest.mark.parametrize("null", [0.2, 0.5, 0.9])
-def test_a_bet_is_fair_and_stakes_shares_of_all(null: float, above: bool):
-    """Where the mean is as stated, wealth is expected to stay one; the worst number takes the stakes and no more."""
+def test_a_bet_is_fair(null: float, above: bool):
+    """If the mean is as stated, the expected wealth stays one; the worst observation loses the stakes and no more."""
 
     def after(x: float) -> float:
         bet = Bet(null, above)
@@ -79,8 +79,8 @@ def test_a_bet_is_fair_and_stakes_shares_of_all(null: float, above: bool):
     assert after(0.0 if above else 1.0) == pytest.approx(1 - np.mean(STAKES))
 
 
-def test_what_is_seen_and_audited_is_counted():
-    """An audit needs both scores; a confidence beyond [0, 1] is its nearest end."""
+def test_observations_and_audits_are_counted():
+    """An audit needs both scores; a confidence outside [0, 1] is clipped."""
     one, other = Drift(0.95, 0.8), Drift(0.95, 0.8)
     for p, q in ((1.0, 1.5), (0.0, -2.0)):
         one.observe(p)

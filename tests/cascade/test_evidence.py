@@ -1,4 +1,4 @@
-"""An answer's shape: checked where it can be, unknown otherwise."""
+"""The form of an answer is checked where it can be, and unknown otherwise."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ SCHEMA = {
     ],
 )
 def test_a_schema_is_checked(text: str, fits: bool):
-    """Types, required names and items."""
+    """Types, required properties and items are checked."""
     assert fits_schema(text, SCHEMA) is fits
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), st.lists, max_leaves=8))
 def test_any_json_fits_the_empty_schema(value):
-    """And nothing crashes on it."""
+    """The empty schema accepts any JSON, and no text raises an error."""
     assert fits_schema(json.dumps(value), {})
 
 
 @pytest.mark.parametrize("schema", [{"type": 7}, {"enum": 3}, {"required": 1}, {"properties": [1]}])
-def test_a_schema_that_makes_no_sense_says_nothing(schema: dict):
-    """The answer is neither proven nor vetoed."""
+def test_an_invalid_schema_gives_no_evidence(schema: dict):
+    """The answer is neither confirmed nor rejected."""
     assert fits_schema('{"name": "a"}', schema) is not False
 
 
 @pytest.mark.parametrize("schema", [{"anyOf": [{"type": "string"}]}, {"$ref": "#/x"}, {"type": "tuple"}, None, "x"])
-def test_what_is_not_understood_vetoes_nothing(schema: object):
-    """Keywords beyond the few that are read are passed over."""
+def test_unknown_keywords_are_ignored(schema: object):
+    """Only a few keywords of JSON Schema are checked; others reject nothing."""
     assert fits_schema("3", schema) is True
 
 
-def test_no_depth_is_too_much():
-    """Beyond the deepest level nothing is read, and nothing is vetoed."""
+def test_depth_is_limited():
+    """Below the maximum depth nothing is checked, and nothing is rejected."""
     schema: dict = {"type": "array"}
     for _ in range(DEEPEST + 8):
         schema = {"type": "array", "items": schema}

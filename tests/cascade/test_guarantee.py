@@ -1,4 +1,4 @@
-"""The experiment that counts kept promises, on a small world."""
+"""The experiment that counts how often certificates are kept, on a small world."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from routers.outcomes import DataError
 from tests.cascade.worlds import logged
 
 
-def test_the_reference_is_the_dearest_or_the_one_named():
-    """It is named before anything is measured, so that luck of the rows has no part in it."""
+def test_the_reference_is_the_most_expensive_model_or_the_named_one():
+    """It is determined before anything is measured, so chance in the rows can't influence it."""
     assert reference_of(logged(60), "") == 2 and reference_of(logged(60), "middle") == 1
     with pytest.raises(DataError, match="tiny"):
         reference_of(logged(60), "tiny")
@@ -24,7 +24,7 @@ def test_the_reference_is_the_dearest_or_the_one_named():
 
 
 def test_floors_are_kept_on_random_splits():
-    """Breaches stay within the promised share, and the floor is bought for less than the reference."""
+    """The share of breaches is at most the promised one, and the floor costs less than the reference."""
     setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)
     report = guarantee(logged(600), floors=(0.9,), splits=60, trainings=2, setting=setting)
     found = report["0.90"]
@@ -33,7 +33,7 @@ def test_floors_are_kept_on_random_splits():
 
 
 def test_the_report_states_means_and_spread():
-    """Figures of an evaluation over splits, each with its standard deviation."""
+    """Each figure of an evaluation over splits has its mean and standard deviation."""
     seen: list[tuple[int, int]] = []
     setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)
     report = evaluate(logged(240), splits=2, setting=setting, progress=lambda *at: seen.append(at))
@@ -44,7 +44,7 @@ def test_the_report_states_means_and_spread():
 
 
 def test_free_models_have_no_cost_ratio():
-    """Local models may all be free: quality is told, and of money that there is nothing to compare."""
+    """If all models are free, the report has the quality and no cost ratio."""
     log = logged(240)
     free = replace(log.data, cost_usd=0.0 * log.data.cost_usd, checked_cost_usd=0.0 * log.data.cost_usd)
     setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)

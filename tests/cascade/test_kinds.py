@@ -1,4 +1,4 @@
-"""Kinds of questions: learned from labels, told by the router's estimates, and what evidence means in each."""
+"""Kinds of questions: learned from labels, recognised by the router's estimates, and what evidence means in each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from cascade.posterior_fit import fit_posterior
 
 
 def two_kinds(n: int = 600, seed: int = 0) -> tuple[Scene, np.ndarray, list[str]]:
-    """On letters a confidence tells all; on essays, which both models find harder, it tells nothing."""
+    """Questions with letters as answers, where confidence is informative, and essays, which both models find harder and
+    where it isn't.
+    """
     rng = np.random.default_rng(seed)
     essay, sure = rng.random(n) < 0.5, rng.random((n, 2))
     right = np.where(essay[:, None], rng.random((n, 2)) < 0.5, rng.random((n, 2)) < sure).astype(float)
@@ -21,8 +23,8 @@ def two_kinds(n: int = 600, seed: int = 0) -> tuple[Scene, np.ndarray, list[str]
     return Scene(logit(level), shown(sure), alike), right, ["essay" if e else "letters" for e in essay]
 
 
-def test_the_estimates_give_the_kind_away():
-    """Fresh rows are told apart without a label, and their shares sum to 1."""
+def test_kinds_are_recognised_by_the_estimates():
+    """Fresh rows are classified without labels, and their probabilities sum to 1."""
     scene, _, tasks = two_kinds()
     fresh, _, labels = two_kinds(seed=1)
     told = kinds_in(fit_kinds(scene.prior, tasks), fresh.prior)
@@ -31,15 +33,15 @@ def test_the_estimates_give_the_kind_away():
 
 
 @pytest.mark.parametrize("tasks", [(), ["quiz"] * 600])
-def test_rows_of_one_kind_teach_none(tasks: list[str]):
-    """Without labels, or with one alone, evidence is weighed as one."""
+def test_kinds_need_two_labels(tasks: list[str]):
+    """Without labels, or with a single one, evidence has one meaning for all rows."""
     scene, scores, _ = two_kinds()
     space = Space(("a", "b"), (0,), 1)
     assert fit_posterior(space, scene, scores, tasks).kinds.shape == (3, 0)
 
 
-def test_a_confidence_means_what_it_means_for_its_kind():
-    """High and low confidence lie apart where confidence tells, and together where it does not."""
+def test_confidence_is_read_by_kind():
+    """High and low confidence give different chances where confidence is informative, and equal ones where it isn't."""
     scene, scores, tasks = two_kinds(3000)
     posterior = fit_posterior(Space(("a", "b"), (0,), 1), scene, scores, tasks)
 
@@ -53,16 +55,16 @@ def test_a_confidence_means_what_it_means_for_its_kind():
     assert apart(0.6, 0.9) > 0.6 and abs(apart(0.4, 0.5)) < 0.15
 
 
-def test_rare_tasks_are_one_kind_or_none():
-    """Together they make a kind where they are enough, else they join the commonest."""
+def test_rare_tasks_are_merged():
+    """Together they make a kind if they are enough, and otherwise join the most common one."""
     many, few = ["many"] * LEAST_ROWS, [f"rare {i}" for i in range(LEAST_ROWS)]
     assert kinds_of(many + few) == many + [""] * LEAST_ROWS
     assert kinds_of(many + few[:9]) == ["many"] * (LEAST_ROWS + 9)
     assert set(kinds_of(few)) == {""}
 
 
-def test_all_chances_together_are_what_each_head_says():
-    """Whether a model has answered or not, its chance is its own head's on its own features."""
+def test_batched_chances_are_those_of_each_head():
+    """Whether or not a model has answered, its chance is that of its own head on its own features."""
     scene, scores, tasks = two_kinds()
     posterior = fit_posterior(Space(("a", "b"), (0, 1), 2), scene, scores, tasks)
     shares = kinds_in(posterior.kinds, scene.prior)

@@ -1,4 +1,4 @@
-"""Logged answers are read whole or refused."""
+"""Logged answers are read completely or refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from routers.outcomes import DataError
 from tests.cascade.worlds import logged, write
 
 
-def test_a_folder_reads_back(tmp_path: Path):
-    """Scores, both costs, confidences and answers survive the files."""
+def test_a_folder_is_read_back(tmp_path: Path):
+    """Scores, both costs, confidences and answers are read as they were written."""
     log = logged(20, check_usd=1e-5)
     write(log, tmp_path)
     read = read_logged(tmp_path)
@@ -26,7 +26,7 @@ def test_a_folder_reads_back(tmp_path: Path):
 
 
 def test_rows_with_a_gap_are_dropped_and_counted(tmp_path: Path):
-    """A query that some model has no cost for can't be replayed."""
+    """A query for which some model's cost is missing can't be replayed."""
     log = logged(20)
     cost = log.data.cost_usd.copy()
     cost[3, 1] = np.nan
@@ -35,7 +35,7 @@ def test_rows_with_a_gap_are_dropped_and_counted(tmp_path: Path):
         read_logged(tmp_path)
 
 
-def test_nothing_to_read_is_refused(tmp_path: Path):
+def test_a_log_without_evidence_is_refused(tmp_path: Path):
     """Without confidences and responses no cascade can judge an answer."""
     log = logged(10)
     blank = np.full_like(log.data.confidence, np.nan)

@@ -1,4 +1,4 @@
-"""A choice becomes a plan, or is refused with its reason."""
+"""A choice becomes a plan or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -23,60 +23,60 @@ def chose(model: str, quality: dict[str, float]) -> Choice:
 KNOWN = chose("small", {"small": 0.6, "large": 0.9, "middle": 0.8})
 
 
-def test_none_asks_the_chosen_model_and_falls_back_in_rank():
-    """Without a cascade the other models only stand in for a failure."""
+def test_none_asks_the_chosen_model_and_falls_back_by_rank():
+    """Without a cascade the other models answer only after a failure."""
     plan = plan_for(KNOWN, "none", PRICES, fallbacks=("spare",))
     assert [s.model for s in plan.steps] == ["small"]
     assert [s.model for s in plan.fallbacks] == ["large", "middle", "spare"]
 
 
-def test_confidence_climbs_to_better_models_the_best_last():
-    """Escalation goes to models expected to do better than the chosen one, in their order."""
+def test_confidence_escalates_to_better_models():
+    """Escalation goes to the models with a higher expected quality than the chosen one, in ascending order."""
     plan = plan_for(KNOWN, "confidence", PRICES, accept_at=0.8)
     assert [(s.model, s.accept_at) for s in plan.steps] == [("small", 0.8), ("middle", 0.8), ("large", -inf)]
 
 
 def test_no_worse_model_is_escalated_to():
-    """The best model chosen first is the only step; the others are fallbacks."""
+    """If the best model is chosen first it is the only step, and the others are fallbacks."""
     plan = plan_for(chose("large", {"small": 0.6, "large": 0.9}), "confidence", PRICES)
     assert [s.model for s in plan.steps] == ["large"] and [s.model for s in plan.fallbacks] == ["small"]
 
 
-def test_without_opinions_the_dearer_models_stand_for_the_better():
-    """A rule that estimates nothing still gives a chain, by price."""
+def test_without_estimates_price_stands_for_quality():
+    """A rule has no estimates, so the chain is ordered by price."""
     plan = plan_for(chose("small", {"small": nan, "middle": nan, "large": nan}), "confidence", PRICES)
     assert [s.model for s in plan.steps] == ["small", "middle", "large"]
 
 
-def test_a_chain_is_no_longer_than_pays():
-    """Of many better models the best are kept."""
+def test_a_chain_has_a_maximum_length():
+    """Of many better models only the best are kept."""
     plan = plan_for(chose("small", dict(zip(PRICES, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))), "confidence", PRICES)
     assert len(plan.steps) == MAX_STEPS and plan.steps[-1].model == "huge"
 
 
-def test_floors_may_differ_by_model():
-    """Each model is held to its own floor; one not named gets the default."""
+def test_thresholds_may_differ_by_model():
+    """Each model has its own threshold; a model without one gets the default."""
     plan = plan_for(KNOWN, "confidence", PRICES, accept_at={"small": 0.9})
     assert [s.accept_at for s in plan.steps] == [0.9, 0.5, -inf]
 
 
 @pytest.mark.parametrize("floor", [0.0, -0.1, 1.01, nan, inf])
-def test_a_floor_outside_its_range_is_refused(floor: float):
-    """A floor is a probability above zero."""
+def test_a_threshold_outside_its_range_is_refused(floor: float):
+    """A threshold is a probability above 0."""
     with pytest.raises(PlanError, match="accept_at"):
         plan_for(KNOWN, "confidence", PRICES, accept_at=floor)
 
 
 @pytest.mark.parametrize("price", [None, nan, inf, -1.0])
 def test_a_rung_without_price_is_refused(price: float | None):
-    """A climb that can't be bounded isn't begun."""
+    """A climb whose cost can't be bounded isn't begun."""
     prices = {k: v for k, v in {**PRICES, "large": price}.items() if v is not None}
     with pytest.raises(PlanError, match="large"):
         plan_for(KNOWN, "confidence", prices)
 
 
 def test_an_unknown_strategy_is_refused():
-    """A misspelt cascade is an error, not a plan without one."""
+    """A misspelt cascade raises an error instead of planning without one."""
     with pytest.raises(PlanError, match="confidance"):
         plan_for(KNOWN, "confidance", PRICES)
 
@@ -86,7 +86,7 @@ CHAT = [{"role": "user", "content": "What are the advantages of trains?"}]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_named_cascade_answers(name: str):
-    """Each name makes a plan that ends with an answer when every model says something."""
+    """Each strategy's plan ends with an answer if every model answers."""
     plan = plan_for(KNOWN, name, PRICES, messages=CHAT, limits=Limits(max_attempts=20))
     verdict, _ = driven(plan, lambda rung: said(rung, "1. one\n2. two", -0.01))
     assert verdict.kept is not None
@@ -95,21 +95,21 @@ def test_every_named_cascade_answers(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_named_cascade_survives_a_failing_model(name: str):
-    """The chosen model is down: another answers."""
+    """If the chosen model fails, another one answers."""
     plan = plan_for(KNOWN, name, PRICES, messages=CHAT, limits=Limits(max_attempts=20), retries=0)
     down = lambda rung: Outcome("small", "connect") if rung.model == "small" else said(rung, "x", -0.01)  # noqa: E731
     verdict, _ = driven(plan, down)
     assert verdict.kept is not None and verdict.model != "small"
 
 
-def test_one_model_leaves_no_room_for_a_second_opinion():
-    """Agreement with nobody is the plain answer."""
+def test_one_model_needs_no_agreement():
+    """With one eligible model its answer is returned."""
     plan = plan_for(chose("large", {"large": 0.9}), "agreement", PRICES)
     assert plan.strategy is None and [s.model for s in plan.steps] == ["large"]
 
 
-def test_agreement_asks_two_cheap_models_and_the_best_decides():
-    """The two cheapest at once, the best on disagreement."""
+def test_agreement_asks_two_cheap_models_and_escalates_to_the_best():
+    """The two cheapest are asked in parallel, and the best one if they disagree."""
     plan = plan_for(KNOWN, "agreement", PRICES)
     texts = {"small": "7", "middle": "8", "large": "9"}
     verdict, asked = driven(plan, lambda rung: said(rung, texts[rung.model]))
@@ -117,6 +117,6 @@ def test_agreement_asks_two_cheap_models_and_the_best_decides():
 
 
 def test_a_question_without_points_gets_no_skeleton():
-    """Maths is answered plainly and may stream."""
+    """A maths question is answered directly and may stream."""
     chat = [{"role": "user", "content": "Solve 3x = 9"}]
     assert plan_for(KNOWN, "skeleton", PRICES, messages=chat).strategy is None

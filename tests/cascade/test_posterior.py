@@ -1,4 +1,4 @@
-"""The posterior cascade: states, heads, values, and the strategy that climbs by them."""
+"""The posterior cascade: its states, heads and values, and the strategy that uses them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def trained() -> Trained:
     return train(part(seed=1), TrainingSettings(estimate_folds=2, folds=2, depth=2))
 
 
-def test_states_come_fewest_answers_first():
-    """Each subset of the pool up to the depth, once per way of reading."""
+def test_states_are_ordered_by_their_number_of_answers():
+    """There is a state for each subset of the pool up to the maximum depth, once per way of reading evidence."""
     space = Space(MODELS, (0, 1), 2, (False, True))
     states = space.states()
     assert len(states) == 1 + 2 * 2 + 4 and states[0] == ()
@@ -39,7 +39,7 @@ def test_states_come_fewest_answers_first():
 
 
 def test_logistic_finds_known_weights():
-    """Newton's method recovers the weights that made the labels."""
+    """Newton's method recovers the weights that generated the labels."""
     rng = np.random.default_rng(0)
     x = np.column_stack([np.ones(4000), rng.normal(size=(4000, 2))])
     truth = np.array([0.5, 1.5, -1.0])
@@ -48,35 +48,35 @@ def test_logistic_finds_known_weights():
 
 
 def test_logistic_survives_separable_and_constant_labels():
-    """All right or perfectly separable: finite weights."""
+    """Constant or perfectly separable labels give finite weights."""
     x = np.column_stack([np.ones(50), np.linspace(-1, 1, 50)])
     assert np.isfinite(logistic(x, np.ones(50), 1.0)).all()
     assert np.isfinite(logistic(x, (x[:, 1] > 0).astype(float), 1.0)).all()
 
 
-def test_agreement_raises_a_chance(trained: Trained):
-    """Two models that say the same are likelier right than the same two at odds."""
+def test_agreement_raises_the_chance(trained: Trained):
+    """Two models that agree are more likely right than the same two that disagree."""
     state = ((0, True), (1, True))
     scene = Scene(np.zeros((1, 3)), shown(np.full((1, 3), 0.8)), np.ones((1, 3, 3)))
     apart = replace(scene, agreement=np.eye(3)[None])
     assert trained.posterior.chances(state, scene)[0, 0] > trained.posterior.chances(state, apart)[0, 0] + 0.2
 
 
-def test_the_best_quality_is_sought_within_the_money():
-    """The peak where it is affordable, else the best below the limit, else the cheapest."""
+def test_the_best_quality_within_a_budget_is_chosen():
+    """It is the peak of the curve if affordable, else the best below the limit, else the cheapest."""
     points = np.column_stack([[4.0, 4.0, 3.0, 3.0, 2.0, 2.0], [0.9, 0.9, 0.9, 0.8, 0.7, 0.6]])
     assert best_quality(points) in (0, 1) and best_quality(points, 3.0) == 3 and best_quality(points, 0.1) == 5
 
 
 def test_a_higher_rate_spends_less(trained: Trained):
-    """Money falls along the rates from quality only to cost only."""
+    """The cost falls along the exchange rates from quality only to cost only."""
     points = np.array([w.means() for w in walked(trained.posterior, trained.rules, part(seed=2))])
     assert points[0, 0] > 3 * points[-1, 0]
     assert points[0, 1] > points[-1, 1]
 
 
-def test_it_beats_the_best_single_model_for_less(trained: Trained):
-    """On fresh rows the curve holds the large model's quality at well under its cost."""
+def test_it_beats_the_best_single_model_at_lower_cost(trained: Trained):
+    """On fresh rows the curve reaches the large model's quality at well under its cost."""
     rows = part(600, seed=3)
     points = np.array([w.means() for w in walked(trained.posterior, trained.rules, rows)])
     large = rows.scores[:, 2].mean(), rows.paid.answer[:, 2].mean()
@@ -86,7 +86,7 @@ def test_it_beats_the_best_single_model_for_less(trained: Trained):
 
 @pytest.mark.parametrize("check_usd", [0.0, 2e-5])
 def test_the_climb_and_the_sweep_agree(check_usd: float):
-    """Driving the product's generator row by row pays and scores what the vectorised walk says."""
+    """Running the served generator row by row gives the costs and scores of the vectorised sweep."""
     fitted = train(part(200, seed=4, check_usd=check_usd), TrainingSettings(estimate_folds=2, folds=2, depth=2))
     rows = part(80, seed=5, check_usd=check_usd)
     for rule in fitted.rules[::6]:
@@ -103,7 +103,7 @@ def estimates(**quality: float) -> list[Estimate]:
 
 
 def test_a_failed_model_is_never_asked_again(trained: Trained):
-    """Whatever its worth, a model that failed is out; the others answer."""
+    """A failed model is excluded whatever its value, and the others answer."""
     plan = routed_plan(trained.posterior, trained.rules[10], estimates(), WORST, retries=0)
     climbing, asked = climb(plan, repeat(0.5)), []
     rung = next(climbing)
@@ -115,8 +115,8 @@ def test_a_failed_model_is_never_asked_again(trained: Trained):
 
 
 @pytest.mark.parametrize(("refused", "kept"), [(True, 1), (False, 0)])
-def test_a_vetoed_answer_is_not_kept_while_another_can_be_had(trained: Trained, refused: bool, kept: int):
-    """A refusal has no chance of being right, however sure it sounds and however good its model is."""
+def test_a_rejected_answer_is_not_kept_while_another_is_possible(trained: Trained, refused: bool, kept: int):
+    """A refusal has a chance of zero, however sure it sounds and however good its model is."""
     known = estimates(small=0.95, middle=0.3)
     strategy = routed_plan(trained.posterior, trained.rules[20], known, WORST).strategy
     assert strategy is not None
@@ -125,8 +125,8 @@ def test_a_vetoed_answer_is_not_kept_while_another_can_be_had(trained: Trained, 
     assert strategy.best([sure, unsure]) == kept
 
 
-def test_missing_evidence_convinces_nobody(trained: Trained):
-    """An answer without log-probabilities leaves the state as it was, and is kept only for want of another."""
+def test_missing_evidence_changes_no_chance(trained: Trained):
+    """An answer without log-probabilities leaves the state unchanged, and is kept only if no other is possible."""
     plan = routed_plan(trained.posterior, trained.rules[20], estimates(), WORST, limits=Limits(max_attempts=2))
     climbing = climb(plan, repeat(0.5))
     first = next(climbing)
@@ -134,16 +134,16 @@ def test_missing_evidence_convinces_nobody(trained: Trained):
     assert second.model != first.model and second.final
 
 
-def test_abstention_says_so():
-    """Below the stated chance nothing is kept."""
+def test_abstention_is_reported():
+    """Below the stated chance no answer is kept."""
     fitted = train(part(200, seed=6), TrainingSettings(estimate_folds=2, folds=2, depth=2, pool=3))
     plan = routed_plan(fitted.posterior, fitted.rules[-1], estimates(), WORST, abstain_below=1.01)
     verdict = replayed(plan, LoggedModels(logged(5), 0))
     assert verdict.reason == "abstained" and verdict.kept is None
 
 
-def test_the_climb_abstains_where_the_sweep_was_unsure():
-    """What is answered, and how much of it is wrong, is what the threshold was certified on."""
+def test_the_climb_abstains_as_the_sweep_did():
+    """The share that is answered, and its error rate, are those that the threshold was certified on."""
     fitted = train(part(200, seed=4), TrainingSettings(estimate_folds=2, folds=2, depth=2))
     rows, rule = part(80, seed=5), fitted.rules[4]
     swept = walked(fitted.posterior, [rule], rows)[0]
@@ -160,26 +160,26 @@ def test_the_climb_abstains_where_the_sweep_was_unsure():
 
 @pytest.mark.parametrize("fault", [estimates(small=nan), estimates()[:2]])
 def test_a_model_without_an_estimate_is_refused(trained: Trained, fault: list[Estimate]):
-    """The posterior can't start from nothing."""
+    """Without an estimate there is no prior to start from."""
     with pytest.raises(PlanError, match="estimate"):
         routed_plan(trained.posterior, trained.rules[0], fault, WORST)
 
 
 def test_an_unpriced_model_is_refused(trained: Trained):
-    """Its climb could not be bounded."""
+    """The cost of its climb could not be bounded."""
     with pytest.raises(PlanError, match="price"):
         routed_plan(trained.posterior, trained.rules[0], estimates(), {"small": 1.0, "large": 1.0})
 
 
 def test_the_cheapest_matching_point_is_smoothed():
-    """One lucky point between two poor ones does not win."""
+    """A single good point between two poor ones isn't chosen."""
     points = np.array([[9, 0.9], [8, 0.9], [7, 0.9], [6, 0.8], [5, 0.9], [4, 0.7], [3, 0.6]], float)
     assert cheapest_matching(points, 0.86) == 2
     assert cheapest_matching(points, 2.0) in (0, 1, 2)
 
 
 def test_free_models_are_predicted_to_cost_nothing():
-    """Prices of zero leave no share of them to divide by."""
+    """If all prices are zero, the predicted cost is zero, and nothing is divided by it."""
     told = part()
     board = Board.of(train(part(seed=1), TrainingSettings(estimate_folds=2, folds=2, depth=2)).posterior, told.scene)
     free = Prices(*(np.zeros_like(usd) for usd in (told.prices.answer, told.prices.read)))
@@ -188,7 +188,7 @@ def test_free_models_are_predicted_to_cost_nothing():
 
 
 def test_values_look_ahead():
-    """With nothing to pay, opening another answer is never worth less than calling it for good."""
+    """If answers are free, asking another model is never worth less than stopping."""
     rows = part(300, seed=7)
     fitted = train(rows, TrainingSettings(estimate_folds=2, folds=2, depth=2))
     board = Board.of(fitted.posterior, rows.scene)

@@ -1,4 +1,4 @@
-"""Certified thresholds for two models: what measured requests support, and what drift takes away."""
+"""Certified thresholds for two models: what measured requests support, and what drift withdraws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from routers.types import Choice
 
 
 def measured(n: int, seed: int, *, shift: float = 0.0, surer: float = 0.0) -> Measured:
-    """Confidences that are honest up to `shift`."""
+    """Measured requests whose confidences are calibrated up to `shift`."""
     rng = np.random.default_rng(seed)
     sure = rng.beta(5, 1.2, n)
     same = (rng.random(n) < np.clip(sure + 0.02 - shift, 0, 1)).astype(float)
@@ -25,12 +25,12 @@ def choice(model: str = "small", router: str = "r@1") -> Choice:
     return Choice(model, 1.0, {"small": 1.0, "large": 0.0}, (), {}, "", router)
 
 
-def test_the_grid_runs_from_never_down():
-    """Safest first, and no two alike."""
+def test_thresholds_are_tried_from_safest_to_cheapest():
+    """The grid starts with the threshold that never keeps the small model's answer, and has no duplicates."""
     assert GRID[0] == NEVER and list(GRID) == sorted(set(GRID), reverse=True) and 0.0 < GRID[-1] < 0.05
 
 
-def test_a_floor_is_kept_in_the_long_run():
+def test_a_floor_is_kept_over_many_worlds():
     """Over many worlds the certified threshold breaks the floor no more often than promised."""
     truth, broken, saved = measured(200_000, 0), 0, []
     for seed in range(1, 61):
@@ -50,29 +50,29 @@ def test_a_floor_is_kept_in_the_long_run():
         (measured(400, 1, shift=0.9), "differ"),
     ],
 )
-def test_data_that_supports_nothing_is_refused(rows: Measured, why: str):
-    """Too few rows, no confidences, or a model that is no substitute: a reason instead of a certificate."""
+def test_insufficient_data_is_refused(rows: Measured, why: str):
+    """Too few rows, no confidences, or a model that is no substitute give a reason instead of a certificate."""
     found = certify_floor(rows, 0.97)
     assert isinstance(found, Refusal) and why in found.reason
 
 
-def test_too_few_rows_say_how_many_would_do():
-    """The refusal names a number, and with that many rows there is a certificate."""
+def test_too_few_rows_are_refused_with_the_number_needed():
+    """With the number of rows that the refusal names there is a certificate."""
     found = certify_floor(measured(60, 2), 0.95)
     assert isinstance(found, Refusal) and found.rows_needed is not None
     assert not isinstance(certify_floor(measured(max(found.rows_needed, 200), 2), 0.95), Refusal)
 
 
-def test_nothing_is_promised_of_confidences_never_seen():
-    """All answers alike: the threshold lies just below them, not at the bottom of the grid."""
+def test_thresholds_lie_within_the_measured_confidences():
+    """If all confidences are equal, the threshold lies just below them, and not at the bottom of the grid."""
     rows = Measured(np.full(300, 0.9), np.ones(300), np.full(300, 1e-5), np.full(300, 1e-4))
     found = certify_floor(rows, 0.95)
     assert not isinstance(found, Refusal) and 0.85 < found.accept_at <= 0.9 and found.kept_share == 1.0
     assert len(found.certificate.data_checksum) == 64
 
 
-def test_audits_that_contradict_a_certificate_withdraw_it():
-    """Quality that sinks below the floor withdraws the promise, and old measurements no longer count."""
+def test_contradicting_audits_withdraw_a_certificate():
+    """If audits show quality below the floor, the certificate is withdrawn and old measurements no longer count."""
     standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 100.0, "2026-01-01")
     assert standing.state == "valid" and standing.accept_at is not None and standing.changed_s == 100.0
@@ -82,8 +82,8 @@ def test_audits_that_contradict_a_certificate_withdraw_it():
     assert standing.accept_at is None and standing.measured_from_s == 200.0 and standing.state == "withdrawn"
 
 
-def test_shifted_confidences_tighten_and_never_loosen():
-    """A shift of what requests look like takes a threshold from recent rows only, no lower than before."""
+def test_shifted_confidences_only_tighten_the_threshold():
+    """After a shift the threshold is computed from recent rows only, and never lowered."""
     standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 0.0, "")
     before = standing.accept_at
@@ -95,7 +95,7 @@ def test_shifted_confidences_tighten_and_never_loosen():
 
 
 def test_the_safer_of_two_thresholds_is_in_force():
-    """Of the old one and the one that recent requests carry, whichever is higher."""
+    """It is the higher one of the old threshold and the one that recent requests support."""
     rng = np.random.default_rng(0)
     standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 0.0, "")
@@ -108,8 +108,8 @@ def test_the_safer_of_two_thresholds_is_in_force():
     assert standing.accept_at is not None and standing.accept_at > max(before, 0.9)
 
 
-def test_a_cheaper_certificate_is_taken_with_twice_the_rows():
-    """Not before; and what a refusal said stands there while there is none."""
+def test_a_cheaper_certificate_needs_twice_the_rows():
+    """It is not computed before; while there is no certificate, the last refusal is reported."""
     standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(60, 2), 0.0, "")
     assert standing.certified is None and "few" in standing.why and (standing.rows_needed or 0) > 60
@@ -126,7 +126,7 @@ def test_a_cheaper_certificate_is_taken_with_twice_the_rows():
 
 
 def test_a_standing_survives_as_json():
-    """What is remembered is the same monitor again, its wealth included."""
+    """The monitor is restored from JSON, its wealth included."""
     standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 0.0, "")
     standing.watch(measured(50, 8).confidence, measured(50, 8))
@@ -136,8 +136,10 @@ def test_a_standing_survives_as_json():
     assert again.watch(rows.confidence, rows) == standing.watch(rows.confidence, rows)
 
 
-def test_what_is_not_certified_is_answered_by_the_reference():
-    """No certificate, or one for another router: the reference alone; a measured request asks both."""
+def test_uncertified_requests_are_answered_by_the_reference():
+    """Without a certificate, or with one for another router, only the reference is asked; a measured request asks both
+    models.
+    """
     worst = {"small": 1e-3, "large": 1e-2}
     models = lambda plan: [step.model for step in plan.steps]  # noqa: E731
     assert models(Promise("large", 0.1).plan(choice(), worst, 0.5)) == ["large"]

@@ -1,4 +1,4 @@
-"""Refined answers beside direct ones: terms, score, order."""
+"""Refined answers beside direct ones: their score and order."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def pair(quality: float, refined: float, cost_usd: float, refined_usd: float, co
     return Pair(right[0], right[1], cost_usd * ones, refined_usd * ones)
 
 
-def test_the_score_weighs_quality_refinement_and_thrift():
-    """Each term a third by default; weights pick one."""
+def test_the_score_weighs_quality_refinement_and_cost():
+    """Each term weighs a third by default, and weights can select a single one."""
     terms = np.array([0.6]), np.array([0.9]), np.array([0.25])
     assert perfics(*terms)[0] == pytest.approx((0.6 + 0.9 + 0.75) / 3)
     assert [perfics(*terms, w)[0] for w in ((1, 0, 0), (0, 1, 0), (0, 0, 1))] == pytest.approx([0.6, 0.9, 0.75])
 
 
-def test_a_cheap_model_that_mends_itself_goes_before_a_dear_one():
-    """And falls behind once mending spoils its answers."""
+def test_a_cheap_model_that_refines_well_ranks_first():
+    """It ranks last once refining makes its answers worse."""
     large = pair(0.95, 0.95, 1.0, 2.0)
     mends, spoils = pair(0.7, 0.95, 0.1, 0.2), pair(0.7, 0.1, 0.1, 0.2)
     assert list(ranked({"large": large, "small": mends})) == ["small", "large"]
@@ -36,8 +36,8 @@ def test_a_cheap_model_that_mends_itself_goes_before_a_dear_one():
     assert found["small"]["refined_cost_share"]["value"] == pytest.approx(0.1)
 
 
-def test_evaluation_ranks_models_whose_refined_answers_are_known():
-    """They stand in the data as models of their own; without any there is no table."""
+def test_models_with_refined_answers_are_ranked():
+    """Refined answers are in the data as models of their own; without any there is no table."""
     log = logged(200)
     assert pairs_in(log.data) == {} and ranked({}) == {}
     first, _, *others = log.data.models

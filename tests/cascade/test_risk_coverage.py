@@ -1,4 +1,4 @@
-"""Risk-coverage curves, on answers whose curve is known."""
+"""Risk-coverage curves of answers whose curve is known."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ SURE = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
 
 
 def test_a_known_curve() -> None:
-    """Risks at coverages .2 to 1 are 0, 0, 1/3, 1/4 and 2/5: the highest coverage counts, though a lower one erred."""
+    """At coverages .2 to 1 the risks are 0, 0, 1/3, 1/4 and 2/5. The highest coverage within a risk counts, although a
+    lower one exceeded it.
+    """
     found = figures(SURE, RIGHT, ONCE, (0.0, 0.25, 0.3, 0.5))
     covered = [float(found[f"coverage_at_risk_{risk}"][0]) for risk in ("0.00", "0.25", "0.30", "0.50")]
     assert covered == pytest.approx([0.4, 0.8, 0.8, 1.0])
     assert found["area"][0] == pytest.approx((0 + 0 + 1 / 3 + 1 / 4 + 2 / 5) / 5)
 
 
-def test_answers_as_sure_as_each_other_go_together() -> None:
-    """A confidence that tells nothing apart gives all or none, whatever the order of the rows."""
+def test_equally_confident_answers_are_kept_together() -> None:
+    """A constant confidence keeps all answers or none, whatever the order of the rows."""
     for right in (RIGHT, RIGHT[::-1]):
         found = figures(np.full(5, 0.5), right, ONCE, (0.1, 0.4))
         assert found["coverage_at_risk_0.10"][0] == 0.0 and found["coverage_at_risk_0.40"][0] == 1.0
@@ -32,7 +34,7 @@ def test_answers_as_sure_as_each_other_go_together() -> None:
 
 
 def test_a_weight_of_two_is_a_row_twice() -> None:
-    """Resamples are weights; a row that is not drawn is not there. Unknown confidences are withheld first."""
+    """Resamples are weights, and a row of weight 0 doesn't count. Answers without a confidence are withheld first."""
     sure = np.array([np.nan, 0.8, 0.7, 0.6, 0.5])
     drawn = np.array([[1.0, 2.0, 0.0, 1.0, 1.0]])
     again = figures(np.array([0.8, 0.8, 0.6, 0.5, -1.0]), np.array([1.0, 1.0, 1.0, 0.0, 1.0]), ONCE, (0.1,))
@@ -41,9 +43,9 @@ def test_a_weight_of_two_is_a_row_twice() -> None:
     assert found["coverage_at_risk_0.10"][0] == 0.6
 
 
-def test_a_better_confidence_is_told_from_a_worse_one() -> None:
-    """On two splits of one log: the paired difference excludes zero, nothing beats hindsight, and without abstention
-    the risk is the share of wrong answers.
+def test_a_better_confidence_has_a_lower_risk() -> None:
+    """On two splits of one log the paired difference excludes zero, hindsight is the best, and without abstention the
+    risk is the error rate.
     """
     rng = np.random.default_rng(0)
     chance = rng.random(600)
@@ -60,13 +62,15 @@ def test_a_better_confidence_is_told_from_a_worse_one() -> None:
 
 
 def test_a_log_without_confidences_has_no_raw_curve() -> None:
-    """Answers that agree may be all that a cascade reads."""
+    """Such a log may still have a cascade, which reads agreement."""
     splits = [Given(np.arange(5), RIGHT, {CALIBRATED: SURE, RAW: np.full(5, np.nan)})]
     assert set(risk_coverage(splits, 5, (0.1,), resamples=5)) == {CALIBRATED, HINDSIGHT, "no_abstention"}
 
 
-def test_the_report_sets_the_curve_beside_what_is_certified() -> None:
-    """At every risk the certified coverage, and the highest in hindsight; abstaining leaves out wrong answers first."""
+def test_the_report_has_the_certified_coverage_beside_the_curve() -> None:
+    """For every risk it has the certified coverage and the highest in hindsight; abstention withholds wrong answers
+    first.
+    """
     setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)
     report = evaluate(logged(600), splits=2, setting=setting)
     curve = report["risk_coverage"]

@@ -1,4 +1,4 @@
-"""Steps of a solution: the small model drafts, the large one redoes what scores too low."""
+"""Solutions in steps: the small model drafts, and the large one rewrites steps with a low score."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def plan(limits: Limits | None = None) -> Plan:
     return Plan((SMALL, LARGE), limits=limits or Limits(max_attempts=40), retries=0, strategy=DRAFTS)
 
 
-def test_good_steps_are_taken_as_drafted():
-    """The large model is never called, and the steps are shown to the next one."""
+def test_good_steps_are_kept():
+    """The large model is never called, and each step is shown to the next one."""
     texts = iter(["3 + 4 = 7.", "Final answer: 12"])
     verdict, asked = driven(plan(), lambda rung: said(rung, next(texts), -0.01))
     assert verdict.text == "3 + 4 = 7.\nFinal answer: 12"
@@ -27,15 +27,15 @@ def test_good_steps_are_taken_as_drafted():
     assert asked[1].overrides["messages"][1]["content"] == "3 + 4 = 7."
 
 
-def test_a_poor_step_is_redone_by_the_large_model():
-    """Its step replaces the draft, and drafting goes on."""
+def test_a_poor_step_is_rewritten_by_the_large_model():
+    """The large model's step replaces the draft, and drafting goes on."""
     script = iter([("3 + 4 = 8.", -2.0), ("3 + 4 = 7.", -2.0), ("Final answer: 12", -0.01)])
     verdict, asked = driven(plan(), lambda rung: said(rung, *next(script)))
     assert [r.model for r in asked] == ["small", "large", "small"]
     assert verdict.text == "3 + 4 = 7.\nFinal answer: 12"
 
 
-def test_a_failed_step_is_answered_plainly():
+def test_a_failed_step_falls_back_to_a_plain_answer():
     """The large model answers the whole question, streaming."""
     failing = lambda rung: Outcome("small", "reset") if rung.model == "small" else said(rung, "12")  # noqa: E731
     verdict, asked = driven(plan(), failing)
@@ -44,19 +44,20 @@ def test_a_failed_step_is_answered_plainly():
 
 
 def test_an_endless_solution_is_ended():
-    """After the most steps allowed the large model answers plainly."""
+    """After the maximum number of steps the large model answers the whole question."""
     verdict, asked = driven(plan(), lambda rung: said(rung, "and on", -0.01))
     assert len(asked) == DRAFTS.most + 1 and verdict.model == "large"
 
 
-def test_half_a_solution_is_never_delivered():
-    """A budget that ends in the middle leaves no answer rather than a part of one."""
+def test_an_incomplete_solution_is_never_returned():
+    """A budget that ends in the middle leaves no answer."""
     verdict, _ = driven(plan(Limits(40, max_cost_usd=2.0)), lambda rung: said(rung, "and on", -0.01))
     assert verdict.kept is None and not verdict.text
 
 
 def test_few_of_the_large_models_steps_keep_its_accuracy():
-    """Simulated solutions: with an honest scorer most steps are the small model's, and most solutions stay right."""
+    """In simulated solutions with a calibrated scorer most steps are the small model's, and most solutions stay right.
+    """
     rng, right, large_steps, steps = np.random.default_rng(0), 0, 0, 0
 
     def answer(rung: Rung) -> Outcome:

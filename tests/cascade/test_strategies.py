@@ -1,4 +1,4 @@
-"""Strategies as transcripts: what each asks, when it stops, what it keeps."""
+"""Strategies as transcripts: which models each asks, when it stops, and which answer it keeps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan(strategy: Strategy, limits: Limits = ROOMY, retries: int = 0) -> Plan:
 
 
 def scripted(*texts: str):
-    """Answers in order, whoever is asked."""
+    """Gives these answers in order, whichever model is asked."""
     left = list(texts)
     return lambda rung: said(rung, left.pop(0))
 
@@ -41,19 +41,19 @@ def scripted(*texts: str):
 
 
 def test_a_vote_stops_when_the_leader_cannot_be_overtaken():
-    """Five ballots, certainty 1: three equal answers decide."""
+    """With five ballots and a required certainty of 1, three equal answers decide."""
     verdict, asked = driven(plan(Vote(samples(SMALL, 5, 0.7), certainty=1.0)), scripted("7", "7", "7"))
     assert len(asked) == 3 and verdict.kept is not None and verdict.reason == "accepted"
 
 
 def test_a_vote_stops_when_the_leader_is_sure_enough():
-    """Four equal answers of many make it 97 % sure."""
+    """Four equal answers out of many samples are 97 % sure."""
     verdict, asked = driven(plan(Vote(samples(SMALL, 20, 0.7), certainty=0.95)), scripted(*"77777"))
     assert len(asked) == 4 and stays_ahead(4, 0) == pytest.approx(0.96875) and verdict.model == "small"
 
 
-def test_a_vote_ends_where_no_answer_can_win_any_more():
-    """Three of six ballots say three things: nothing can still be said by five in six, so the large one is asked."""
+def test_a_vote_ends_when_no_answer_can_win():
+    """After three different answers out of six ballots none can reach five, so the large model is asked."""
     vote = Vote(samples(SMALL, 6, 0.7), LARGE, certainty=1.0, accept_share=5 / 6)
     verdict, asked = driven(plan(vote), scripted("1", "2", "3", "9"))
     assert len(asked) == 4 and verdict.model == "large"
@@ -63,20 +63,20 @@ def test_a_vote_ends_where_no_answer_can_win_any_more():
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 0), (3, 1), (5, 5), (2, 7)])
-def test_the_leaders_chance_is_that_of_a_beta(first: int, second: int):
-    """As scipy has it."""
+def test_the_leaders_chance_is_a_beta_probability(first: int, second: int):
+    """It agrees with scipy."""
     assert stays_ahead(first, second) == pytest.approx(beta(first + 1, second + 1).sf(0.5))
 
 
 def test_samples_differ_and_none_streams():
-    """Each ballot has its own seed; a vote can send any of them back."""
+    """Each sample has its own seed, and none streams, because the vote may reject it."""
     _, asked = driven(plan(Vote(samples(SMALL, 3, 0.7), certainty=1.0)), scripted("1", "2", "1"))
     assert len({rung.overrides["seed"] for rung in asked}) == 3
     assert not any(rung.final for rung in asked)
 
 
 def test_disagreement_is_escalated_and_the_escalation_streams():
-    """Models that say different things hand over to the large one."""
+    """Models that give different answers are followed by the large one."""
     vote = Vote((SMALL, Step("other")), LARGE, certainty=1.0, accept_share=1.0)
     verdict, asked = driven(plan(vote), scripted("1", "2", "3"))
     assert [r.model for r in asked] == ["small", "other", "large"] and asked[-1].final
@@ -84,19 +84,19 @@ def test_disagreement_is_escalated_and_the_escalation_streams():
 
 
 def test_a_tie_is_no_majority():
-    """Half the votes are enough only for a leader who has more than the next."""
+    """Half of the votes suffice only for an answer that leads."""
     verdict, _ = driven(plan(Vote((SMALL, Step("other")), LARGE, 1.0, accept_share=0.5)), scripted("1", "2", "3"))
     assert verdict.model == "large"
 
 
 def test_agreement_saves_the_escalation():
-    """Two models that agree are believed."""
+    """The answer of two models that agree is kept."""
     verdict, asked = driven(plan(Vote((SMALL, Step("other")), LARGE, 1.0, 1.0)), scripted("42", "42."))
     assert len(asked) == 2 and verdict.kept in (0, 1)
 
 
-def test_ballots_can_be_cast_at_once():
-    """Beside each other where the driver can, one by one where it can't; the vote is the same."""
+def test_ballots_can_be_cast_in_parallel():
+    """Where the driver can't run rungs in parallel they are cast one by one, with the same result."""
     vote = Vote(samples(SMALL, 3, 0.7), certainty=1.0, at_once=3)
     together, asked = driven(plan(vote), scripted("1", "1", "2"))
     alone, _ = driven(plan(vote), scripted("1", "1", "2"), together=False)
@@ -105,7 +105,7 @@ def test_ballots_can_be_cast_at_once():
 
 
 def test_refusals_have_no_vote():
-    """Three refusals outvote nothing."""
+    """Refusals are no votes: one answer wins against three of them."""
     texts = iter(["no", "no", "5"])
 
     def answer(rung: Rung) -> Outcome:
@@ -116,8 +116,8 @@ def test_refusals_have_no_vote():
     assert verdict.outcomes[verdict.kept or 0].evidence.text == "5"
 
 
-def test_calls_of_tools_agree_where_they_are_the_same():
-    """Two cities are two calls, however alike the rest is; a call is no answer in words."""
+def test_equal_tool_calls_agree():
+    """Calls with different arguments don't agree, however similar; a call doesn't agree with a text."""
     paris, rome = (Evidence(calls=f'weather({{"city":"{city}","days":3}})') for city in ("Paris", "Rome"))
     assert alike(paris, Evidence(text="One moment", calls=paris.calls)) and not alike(paris, rome)
     assert not alike(paris, Evidence()) and alike(Evidence(), Evidence())
@@ -125,7 +125,7 @@ def test_calls_of_tools_agree_where_they_are_the_same():
 
 
 def test_early_stopping_saves_two_fifths_of_the_samples_at_equal_accuracy():
-    """Simulated questions of any difficulty: adaptive sampling against twelve fixed ones."""
+    """In simulated questions of any difficulty, adaptive sampling is compared with twelve fixed samples."""
     rng, used, adaptive, fixed = np.random.default_rng(0), 0, 0, 0
     for _ in range(300):
         p = rng.beta(2, 1)
@@ -148,21 +148,21 @@ def judged(*scores: float):
 
 
 def test_best_of_stops_at_a_good_answer():
-    """A verified answer ends the search; the best one is kept."""
+    """A confirmed answer ends the search, and the best one is kept."""
     search = BestOf(samples(SMALL, 8, 0.7), chance=0.5, price_usd=1.0, worth_usd=100.0)
     verdict, asked = driven(plan(search), judged(0.1, 0.95))
     assert len(asked) == 2 and verdict.kept == 1
 
 
-def test_best_of_gives_up_on_what_no_sample_solves():
-    """Every rejected sample lowers the next one's worth, until its price is more."""
+def test_best_of_gives_up_on_hopeless_questions():
+    """Every rejected sample lowers the value of the next one, until it is below its price."""
     search = BestOf(samples(SMALL, 30, 0.7), chance=0.5, price_usd=1.0, worth_usd=8.0)
     _, asked = driven(plan(search), judged(*[0.0] * 30))
     assert 5 < len(asked) < 20
 
 
 def test_best_of_respects_the_budget():
-    """Money ends the search and the best sample is kept."""
+    """The budget ends the search, and the best sample is kept."""
     search = BestOf(samples(SMALL, 30, 0.7), chance=0.9, price_usd=0.0, worth_usd=1.0)
     verdict, asked = driven(plan(search, Limits(50, max_cost_usd=3.0)), judged(*[0.2, 0.4, 0.3, 0.1]))
     assert len(asked) == 3 and verdict.kept == 1
@@ -177,7 +177,7 @@ def automix(decides) -> SelfVerification:
 
 
 def test_a_verified_draft_is_kept():
-    """Three favourable verdicts, cast at once, keep the draft and not a verdict."""
+    """Three favourable verdicts, requested in parallel, keep the draft. No verdict is returned as the answer."""
     verdict, asked = driven(plan(automix(Threshold(0.6))), scripted("12", "Correct", "correct.", "Incorrect"))
     assert verdict.kept == 0 and len(asked) == 4 and len(asked[1].beside) == 2
     assert asked[1].overrides["messages"][-2]["content"] == "12"
@@ -185,13 +185,13 @@ def test_a_verified_draft_is_kept():
 
 @pytest.mark.parametrize("verdicts", [("no", "no", "Correct"), ("hm", "well", "...")])
 def test_a_doubted_draft_is_escalated(verdicts: tuple[str, ...]):
-    """Unfavourable or unreadable verdicts call the large model, which streams."""
+    """Unfavourable or unreadable verdicts are followed by the large model, which streams."""
     verdict, asked = driven(plan(automix(Threshold(0.6))), scripted("12", *verdicts, "13"))
     assert verdict.model == "large" and asked[-1].final
 
 
 def test_a_failed_escalation_keeps_the_draft():
-    """A verdict is never kept for an answer."""
+    """The draft is returned, never a verdict."""
     texts = iter(["12", "no", "no", "no"])
 
     def answer(rung: Rung) -> Outcome:
@@ -202,7 +202,7 @@ def test_a_failed_escalation_keeps_the_draft():
 
 
 def test_a_failed_draft_is_escalated():
-    """There is nothing to verify."""
+    """Without a draft there is nothing to verify."""
     failing = lambda rung: Outcome("small", "reset") if rung.model == "small" else said(rung, "13")  # noqa: E731
     verdict, asked = driven(plan(automix(Threshold(0.6)), retries=1), failing)
     assert verdict.model == "large" and len(asked) == 2
@@ -213,19 +213,19 @@ def test_a_failed_draft_is_escalated():
     [("Correct", 1.0), ("That is incorrect.", 0.0), ("Yes", 1.0), ("This is not correct", 0.0)],
 )
 def test_verdicts_are_read(text: str, value: float):
-    """One word decides, wherever it stands."""
+    """A single word decides, wherever it is in the verdict."""
     assert verdict_of(text) == value
 
 
 def test_an_unreadable_verdict_is_unknown():
-    """Neither word: not a number."""
+    """A verdict with neither word is NaN."""
     assert isnan(verdict_of("perhaps"))
 
 
-def test_the_pomdp_does_not_escalate_what_nobody_solves():
-    """Where the large model is no better either, doubt alone doesn't pay for it; where it is, it does."""
+def test_the_pomdp_escalates_only_where_the_large_model_is_better():
+    """If the large model is no better, doubt alone doesn't justify its price."""
     rng = np.random.default_rng(0)
-    kind = rng.integers(3, size=600)  # 0: small right, 1: only large right, 2: nobody
+    kind = rng.integers(3, size=600)  # 0: the small model is right; 1: only the large one; 2: neither
     shares = np.choose(kind, [0.9, 0.5, 0.1]).astype(float)
     small, large = (kind == 0).astype(float), (kind <= 1).astype(float)
     rule = fit_pomdp(shares, small, large, rate=100.0, extra_usd=np.full(600, 1e-3))
@@ -237,14 +237,14 @@ def test_the_pomdp_does_not_escalate_what_nobody_solves():
 
 
 def test_a_good_draft_is_not_refined():
-    """One call where the draft shows enough."""
+    """A draft with enough evidence takes one call."""
     refine = Refine(SMALL, lambda text: refinement(ASKED, text), rounds=2)
     verdict, asked = driven(plan(refine), lambda rung: said(rung, "x", -0.01))
     assert len(asked) == 1 and verdict.kept == 0
 
 
 def test_a_refined_answer_is_kept_only_if_better():
-    """The best of draft and revisions, by what they show."""
+    """The draft or revision with the most evidence is kept."""
     shows = iter([-0.7, -0.4, -0.9])
     refine = Refine(SMALL, lambda text: refinement(ASKED, text), rounds=2)
     verdict, asked = driven(plan(refine), lambda rung: said(rung, "x", next(shows)))
@@ -259,29 +259,29 @@ def sketching() -> Skeleton:
     return Skeleton(SMALL, skeleton(ASKED), lambda outline, n, title: point(ASKED, outline, n, title))
 
 
-def test_points_are_written_beside_each_other():
-    """Outline, then all points at once; the answer is composed in their order."""
+def test_points_are_written_in_parallel():
+    """After the outline all points are requested at once; the answer is composed in their order."""
     verdict, asked = driven(plan(sketching()), scripted(OUTLINE, "a", "b", "c"))
     assert len(asked) == 4 and len(asked[1].beside) == 2
     assert verdict.text == "1. First thing: a\n2. Second thing: b\n3. Third thing: c"
 
 
-def test_points_are_written_one_by_one_where_need_be():
+def test_points_are_written_one_by_one_where_necessary():
     """A driver that runs one rung at a time gets the same answer."""
     verdict, _ = driven(plan(sketching()), scripted(OUTLINE, "a", "b", "c"), together=False)
     assert verdict.text.endswith("Third thing: c")
 
 
 @pytest.mark.parametrize("outline", ["The answer is 4.", "1. only", "2. second\n1. first"])
-def test_an_unusable_outline_is_answered_plainly(outline: str):
-    """No list, no skeleton: the plain answer streams."""
+def test_an_unusable_outline_falls_back_to_a_plain_answer(outline: str):
+    """Without a list of points the question is answered directly, streaming."""
     verdict, asked = driven(plan(sketching()), scripted(outline, "plain"))
     assert asked[-1].final and "messages" not in asked[-1].overrides
     assert verdict.kept == 1 and not verdict.text
 
 
-def test_a_failed_point_falls_back_to_the_plain_answer():
-    """A gap is never delivered."""
+def test_a_failed_point_falls_back_to_a_plain_answer():
+    """An answer with a missing point is never returned."""
     texts = iter([OUTLINE, "a", None, "c", "plain"])
 
     def answer(rung: Rung) -> Outcome:
@@ -293,7 +293,7 @@ def test_a_failed_point_falls_back_to_the_plain_answer():
 
 
 def test_only_lists_of_points_get_a_skeleton():
-    """Maths, code and choices are answered plainly."""
+    """Maths, code and multiple-choice questions are answered directly."""
     assert suits_skeleton("What are the advantages of trains?")
     assert not suits_skeleton("Explain and solve: 3x = 9")
     assert not suits_skeleton("Describe this function:\n```def f(): ...```")
@@ -308,7 +308,7 @@ def case(text: str, *vector: float) -> Case:
 
 
 def test_the_nearest_solved_cases_are_shown_the_nearest_last():
-    """Similar enough only, never the question itself."""
+    """Only similar cases are shown, and never the question itself."""
     store = Solved(least_similarity=0.5)
     for one in (case("near", 1, 0.1), case("nearer", 1, 0.01), case("far", -1, 0), case("self", 1, 0)):
         store.remember(one)
@@ -316,8 +316,8 @@ def test_the_nearest_solved_cases_are_shown_the_nearest_last():
     assert [one.question for one in found] == ["near", "nearer"]
 
 
-def test_a_store_is_bounded_and_refuses_nothing_vectors():
-    """The oldest case makes room; a zero vector has no neighbours."""
+def test_a_store_is_bounded_and_ignores_zero_vectors():
+    """A new case replaces the oldest; a zero vector has no neighbours."""
     store = Solved(most=2)
     for i in range(3):
         store.remember(case(str(i), 1, i))
@@ -327,12 +327,12 @@ def test_a_store_is_bounded_and_refuses_nothing_vectors():
 
 
 def test_harder_questions_get_more_demonstrations():
-    """None where the model is good enough, all where it is hopeless or unknown."""
+    """None are shown where the model is good enough, all where it is hopeless or its quality unknown."""
     assert [demonstrations_for(q) for q in (0.95, 0.5, 0.0, float("nan"))] == [0, 3, 5, 5]
 
 
 def test_demonstrations_stand_before_the_last_turn():
-    """The client's own messages stay whole and in order."""
+    """The client's own messages stay complete and in order."""
     messages = [{"role": "system", "content": "s"}, *ASKED]
     shown = demonstrated(messages, [("q", "a")])["messages"]
     assert [m["content"] for m in shown] == ["s", "q", "a", "How many?"]
@@ -351,7 +351,7 @@ def world(n: int = 300):
 
 
 def test_a_chain_under_a_budget_beats_its_first_model():
-    """The best chain within the budget is better than the cheap model and no more expensive than allowed."""
+    """The best chain within the budget is better than the cheap model, and its cost is within the budget."""
     posterior, rows = world()
     chances = own_chances(posterior, rows.scene)
     found = list(chains(chances, rows.scores, rows.paid.answer, rows.paid.read))
@@ -364,8 +364,8 @@ def test_a_chain_under_a_budget_beats_its_first_model():
         choose(found, budget_usd=0.0)
 
 
-def test_the_scorer_reads_one_answer_as_the_search_did():
-    """The plan's confidence for a row equals the chance it was chosen on."""
+def test_the_plan_scores_an_answer_as_the_search_did():
+    """The confidence of a row in the plan equals the chance that it was selected by."""
     posterior, rows = world(120)
     chances = own_chances(posterior, rows.scene)
     scorer = Scorer(posterior, rows.scene.prior[:1])
@@ -402,8 +402,10 @@ OUTCOMES = st.builds(
 
 @given(STRATEGIES, st.lists(OUTCOMES, max_size=20), st.integers(1, 8), st.floats(0, 15), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_every_strategy_ends_inside_its_limits(strategy, script, most: int, money: float, together: bool):
-    """Whatever fails: an end, no limit broken, an answer kept that came, nothing after a final answer."""
+def test_every_strategy_ends_within_its_limits(strategy, script, most: int, money: float, together: bool):
+    """Whatever fails, it ends, no limit is exceeded, only a received answer is kept, and nothing follows a final
+    answer.
+    """
     left = iter(script)
 
     def answer(rung: Rung) -> Outcome:

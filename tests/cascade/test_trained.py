@@ -1,4 +1,4 @@
-"""Chains with learned thresholds and verified drafts: learnt from logged answers, through a file, into climbs."""
+"""Cascades with learned thresholds and verified drafts: learned from logged answers, stored in a file, and run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def verified() -> TrainedCascade:
 
 
 def climbed(cascade: TrainedCascade, answers: dict[str, Outcome], *models: str) -> tuple[Verdict, list[Rung]]:
-    """A climb in which each model gives its one answer, and every verdict is the one of `answers`."""
+    """A climb in which each model gives its one answer, and every verdict is the one in `answers`."""
     plan = cascade.plan(PlanRequest(choice(*models), {m: WORST[m] for m in models}, retries=0, messages=ASKED))
 
     def answer(rung: Rung) -> Outcome:
@@ -57,8 +57,10 @@ def said(model: str, text: str, logprob: float) -> Outcome:
 ANSWERS = {m: said(m, "A", -0.01) for m in MODELS} | {"verdict": said("", "Correct", -0.1)}
 
 
-def test_a_chain_survives_its_file_and_thresholds_decide(frugal: TrainedCascade, tmp_path: Path):
-    """A sure answer of the chain's first model is kept, an unsure one sent on; read back, the chain is the same."""
+def test_a_chain_is_read_back_and_its_thresholds_decide(frugal: TrainedCascade, tmp_path: Path):
+    """A sure answer of the chain's first model is kept, an unsure one escalated. The chain read from its file does the
+    same.
+    """
     save_cascade(tmp_path / "c.safetensors", frugal, version="1")
     read = load_cascade(tmp_path / "c.safetensors")
     assert isinstance(frugal, FrugalCascade) and isinstance(read, FrugalCascade)
@@ -71,7 +73,7 @@ def test_a_chain_survives_its_file_and_thresholds_decide(frugal: TrainedCascade,
 
 
 def test_a_lower_share_takes_a_cheaper_chain(frugal: TrainedCascade):
-    """The operator's share of quality picks the chain."""
+    """The route's share of quality selects the chain."""
     assert isinstance(frugal, FrugalCascade)
     costs = [c.cost_usd for c in frugal.chains]
     assert len(costs) > 1 and min(costs) < max(costs)
@@ -80,15 +82,17 @@ def test_a_lower_share_takes_a_cheaper_chain(frugal: TrainedCascade):
 
 
 @pytest.mark.parametrize("plan", ["frugal", "verify"])
-def test_models_not_on_offer_take_no_part(plan: str, request: pytest.FixtureRequest):
+def test_ineligible_models_take_no_part(plan: str, request: pytest.FixtureRequest):
     """With one model left it answers alone."""
     cascade = request.getfixturevalue({"frugal": "frugal", "verify": "verified"}[plan])
     verdict, asked = climbed(cascade, ANSWERS, "middle")
     assert verdict.model == "middle" and len(asked) == 1
 
 
-def test_a_draft_whose_verdicts_are_good_is_kept(verified: TrainedCascade, tmp_path: Path):
-    """Read back from its file: good verdicts keep a draft, bad ones call the other model, within four attempts."""
+def test_a_draft_with_good_verdicts_is_kept(verified: TrainedCascade, tmp_path: Path):
+    """Read back from its file, a strategy keeps a draft with good verdicts and asks the other model after bad ones,
+    within four attempts.
+    """
     save_cascade(tmp_path / "v.safetensors", verified, version="1")
     read = load_cascade(tmp_path / "v.safetensors")
     assert isinstance(read, VerifiedCascade) and read == verified and read.writes
@@ -100,14 +104,14 @@ def test_a_draft_whose_verdicts_are_good_is_kept(verified: TrainedCascade, tmp_p
 
 
 def test_verified_drafts_save_money_at_equal_quality(verified: TrainedCascade):
-    """On the rows that taught it: the best single model's quality for less than its price."""
+    """On the training rows they reach the best single model's quality at a lower price."""
     assert isinstance(verified, VerifiedCascade)
     pair = verified.pair_for(1.0)
     assert pair.quality >= verified.best_single and pair.cost_usd < COSTS_USD[2]
 
 
-def test_files_that_are_not_whole_are_refused(frugal: TrainedCascade, verified: TrainedCascade, tmp_path: Path):
-    """A chain or a pair of models that are not there is an error at load."""
+def test_incomplete_files_are_refused(frugal: TrainedCascade, verified: TrainedCascade, tmp_path: Path):
+    """A missing chain or pair of models is an error when the file is loaded."""
     for made, broken in (
         (frugal, {"chains": [[[0, 9], [0.5], 0.5, 1.0]]}),
         (frugal, {"chains": [[[0, 1], [], 0.5, 1.0]]}),
@@ -122,8 +126,8 @@ def test_files_that_are_not_whole_are_refused(frugal: TrainedCascade, verified: 
             load_cascade(tmp_path / "b.safetensors")
 
 
-def test_answers_without_confidence_can_t_be_verified():
-    """No draft of such a log says how sure it is; an unknown plan is refused too."""
+def test_answers_without_confidence_cannot_be_verified():
+    """Without confidences a log can't train the strategy; an unknown plan is refused too."""
     log = logged(100)
     blind = replace(log, data=replace(log.data, confidence=np.full(log.data.scores.shape, np.nan)))
     with pytest.raises(DataError, match="nothing to verify"):
@@ -132,8 +136,8 @@ def test_answers_without_confidence_can_t_be_verified():
         train_cascade(log, SETTING, "ladder")
 
 
-def test_the_report_sets_them_beside_cascade_routing():
-    """A split's figures hold every cascade that can be trained, at points chosen on training rows."""
+def test_the_report_compares_them_with_cascade_routing():
+    """A split's figures have every cascade that can be trained, at operating points chosen on training rows."""
     log = logged(240)
     x = described(log.data, shipped_featurizer())
     found, _ = evaluate_split(log, x, np.arange(240) % 3 > 0, SETTING)

@@ -1,4 +1,4 @@
-"""A synthetic world of logged answers: easy and hard questions, a small and a large model, honest confidences."""
+"""A synthetic world of logged answers: easy and hard questions, a small and a large model, calibrated confidences."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ COSTS_USD = (1e-5, 5e-5, 3e-4)
 LEVELS = (0.55, 0.75, 0.9)
 LETTERS = "ABCDE"
 WORST = dict.fromkeys(MODELS, 1e-3)
-"""Most that an attempt on each model can cost, in dollars."""
+"""The largest cost of an attempt on each model, in US dollars."""
 
 
 def logged(n: int = 300, seed: int = 0, *, check_usd: float = 0.0) -> Logged:
-    """Right answers say `A`, wrong ones another letter; a right answer is surer than a wrong one."""
+    """Right answers are `A`, wrong ones another letter; right answers have a higher confidence."""
     rng = np.random.default_rng(seed)
     hard = rng.random(n)
     scores = (rng.random((n, 3)) < np.clip(np.array(LEVELS) + 0.6 * (0.5 - hard[:, None]), 0.02, 0.98)).astype(float)
@@ -39,7 +39,7 @@ def logged(n: int = 300, seed: int = 0, *, check_usd: float = 0.0) -> Logged:
 
 
 def part(n: int = 300, seed: int = 0, check_usd: float = 0.0) -> EstimatedRows:
-    """Logged rows with the models' levels as the router's estimates."""
+    """Logged rows with the models' mean scores as the router's estimates."""
     log = logged(n, seed, check_usd=check_usd)
     prior = logit(np.tile(log.data.scores.mean(0), (n, 1)))
     scene = Scene(prior, shown(np.exp(log.data.confidence)), log.agreement)
@@ -47,13 +47,13 @@ def part(n: int = 300, seed: int = 0, check_usd: float = 0.0) -> EstimatedRows:
 
 
 def choice(*models: str) -> Choice:
-    """A router's choice of the first of these models, with their true levels and costs as estimates."""
+    """A router's choice of the first of these models, with their true scores and costs as estimates."""
     estimates = [Estimate(m, LEVELS[MODELS.index(m)], 0.1, COSTS_USD[MODELS.index(m)]) for m in models]
     return Choice(models[0], 1.0, dict.fromkeys(models, 1 / len(models)), estimates, {}, "", "r@1", models)
 
 
 def write(log: Logged, folder: Path) -> None:
-    """As a user would bring it."""
+    """Write outcome data in a user's format."""
     import pyarrow
     from pyarrow import parquet
 
