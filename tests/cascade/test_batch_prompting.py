@@ -46,7 +46,7 @@ def test_a_question_that_contains_a_mark_is_sent_alone() -> None:
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**9)), min_size=1, max_size=12),
 )
 def test_shares_sum_to_the_whole_within_their_bounds(total: int, parts: list[tuple[int, int]]) -> None:
-    """Nothing is lost to rounding, no share is negative, and a share exceeds its bound only where all of them do."""
+    """Nothing is lost to rounding, no share is negative, and none exceeds its bound unless the total exceeds all bounds."""
     weights, most = [weight for weight, _ in parts], [top for _, top in parts]
     found = shares(total, weights, most)
     assert sum(found) == total and min(found) >= 0
@@ -61,7 +61,7 @@ def test_shares_follow_the_weights() -> None:
 
 
 def test_a_hold_covers_marks_and_instruction() -> None:
-    """For any number of questions each hold covers its part of the prompt, counted as one token per byte at most."""
+    """For any number of questions, each one's part is covered even if every byte is a token."""
     for count in range(2, 101):
         marks = together(["x"] * count).encode()
         assert (len(instruction(count)) + 2 + len(marks) - count) / count <= EXTRA_INPUT_TOKENS

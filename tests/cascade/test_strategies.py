@@ -105,7 +105,7 @@ def test_ballots_can_be_cast_in_parallel():
 
 
 def test_refusals_have_no_vote():
-    """Refusals are no votes: one answer wins against three of them."""
+    """Refusals are not counted: one answer wins against two of them."""
     texts = iter(["no", "no", "5"])
 
     def answer(rung: Rung) -> Outcome:
@@ -125,7 +125,7 @@ def test_equal_tool_calls_agree():
 
 
 def test_early_stopping_saves_two_fifths_of_the_samples_at_equal_accuracy():
-    """In simulated questions of any difficulty, adaptive sampling is compared with twelve fixed samples."""
+    """Simulated questions of any difficulty: adaptive sampling against twelve samples for each."""
     rng, used, adaptive, fixed = np.random.default_rng(0), 0, 0, 0
     for _ in range(300):
         p = rng.beta(2, 1)
