@@ -46,7 +46,7 @@ def test_a_question_that_contains_a_mark_is_sent_alone() -> None:
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**9)), min_size=1, max_size=12),
 )
 def test_shares_sum_to_the_whole_within_their_bounds(total: int, parts: list[tuple[int, int]]) -> None:
-    """Nothing is lost to rounding, no share is negative, and none exceeds its bound unless the total exceeds all bounds."""
+    """Nothing is lost to rounding, no share is negative, and none exceeds its bound if the bounds suffice."""
     weights, most = [weight for weight, _ in parts], [top for _, top in parts]
     found = shares(total, weights, most)
     assert sum(found) == total and min(found) >= 0

@@ -19,16 +19,16 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_was_saved_comes_back(saved: Path) -> None:
-    """Card and arrays survive the round trip, and no partial file stays behind."""
+def test_an_artefact_is_read_back(saved: Path) -> None:
+    """Card and arrays survive the round trip, and no partial file remains."""
     card, arrays = load_artifact(saved, "f.1")
     assert card == CARD
     assert {name: array.tolist() for name, array in arrays.items()} == {n: a.tolist() for n, a in ARRAYS.items()}
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 
-def test_one_changed_byte_is_found(saved: Path) -> None:
-    """The checksum covers every array byte."""
+def test_one_changed_byte_is_detected(saved: Path) -> None:
+    """The checksum covers every byte of the arrays."""
     content = bytearray(saved.read_bytes())
     content[-1] ^= 1
     saved.write_bytes(content)
@@ -36,22 +36,22 @@ def test_one_changed_byte_is_found(saved: Path) -> None:
         load_artifact(saved)
 
 
-def test_a_changed_card_is_found(saved: Path) -> None:
-    """The checksum covers what the artefact says of itself."""
+def test_a_changed_card_is_detected(saved: Path) -> None:
+    """The checksum covers the card, too."""
     saved.write_bytes(saved.read_bytes().replace(b"0.8", b"0.9", 1))
     with pytest.raises(ArtifactError, match="checksum"):
         load_artifact(saved)
 
 
 def test_features_of_another_version_are_refused(saved: Path) -> None:
-    """A router never reads vectors that it did not learn from."""
+    """A router never reads vectors of a version that it wasn't trained on."""
     with pytest.raises(ArtifactError, match=r"features_version 'f\.1'.*'f\.2'"):
         load_artifact(saved, "f.2")
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x80\x04pickle"])
 def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    """Anything that is no safetensors file gives a clear error, not a crash."""
+    """A file that is no safetensors file raises a clear error."""
     path = tmp_path / "foreign"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="not an artefact"):
@@ -59,7 +59,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_tensors_without_a_card_are_refused(tmp_path: Path) -> None:
-    """A safetensors file of somebody else has no card."""
+    """A safetensors file of another program has no card."""
     path = tmp_path / "weights.safetensors"
     save_file({"w": np.zeros(2)}, path)
     with pytest.raises(ArtifactError, match="foreign"):
@@ -67,6 +67,6 @@ def test_tensors_without_a_card_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """The path is in the message."""
+    """The error names the path."""
     with pytest.raises(ArtifactError, match=r"nowhere.*no such file"):
         load_artifact(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Bandits: exact probabilities, additive statistics, less regret than a learner that reads no query."""
+"""Bandits: exact probabilities, additive statistics, and less regret than a learner that doesn't read the query."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PAIR = [SMALL, LARGE]
 
 
 def bandit(rule: str = THOMPSON, seed: int = 0, **stated: object) -> Bandit:
-    """Over a base router that knows nothing but prices."""
+    """A bandit whose base router knows only prices."""
     vectors = np.random.default_rng(seed).normal(size=(200, 8))
     projection = main_axes(Projection().fit(vectors), vectors, DIMS)
     return Bandit(PluginRouter("linear", "1", "v"), projection, rule=rule, **stated)  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def query(seed: int = 0) -> Query:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_probabilities_sum_to_one_and_match_frequencies(rule: str) -> None:
-    """Over even draws each model is chosen exactly as often as its probability says."""
+    """Over evenly spread draws each model is chosen exactly as often as its probability states."""
     learner = bandit(rule)
     for i in range(40):
         learner.update(query(i), POOL, POOL[i % 3].model, float(i % 2))
@@ -58,8 +58,8 @@ def test_probabilities_sum_to_one_and_match_frequencies(rule: str) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 0.5)), min_size=2, max_size=6))
-def test_thompson_probabilities_are_those_of_the_draws(arms: list[tuple[float, float]]) -> None:
-    """Computed chances agree with a simulation of the same draws."""
+def test_thompson_probabilities_are_those_of_simulated_draws(arms: list[tuple[float, float]]) -> None:
+    """The computed probabilities agree with a simulation of the posterior draws."""
     mean, sd = np.array(arms).T
     chances = thompson(mean, sd)
     draws = np.random.default_rng(0).normal(mean, sd, size=(20_000, len(mean)))
@@ -68,16 +68,16 @@ def test_thompson_probabilities_are_those_of_the_draws(arms: list[tuple[float, f
 
 
 @given(sd=st.floats(0.01, 0.5), level=st.floats(0.001, 0.6), boldness=st.floats(0, 1))
-def test_what_the_query_adds_is_drawn_less_boldly(sd: float, level: float, boldness: float) -> None:
-    """The level counts alike whatever the boldness; what lies beyond it counts by it, and never below nothing."""
+def test_boldness_scales_the_deviation_beyond_the_level(sd: float, level: float, boldness: float) -> None:
+    """The uncertainty of a model's level counts fully; the rest is scaled by the boldness, and never negative."""
     none, (spread,), whole = (drawn_spread(np.array([sd]), np.array([level]), b) for b in (0.0, boldness, 1.0))
     assert none[0] == pytest.approx(BOLDNESS_OF_LEVEL * min(level, sd))
     assert none[0] - 1e-12 <= spread <= whole[0] + 1e-12 <= sd + 1e-9
 
 
-def test_levels_are_those_of_the_queries_seen() -> None:
-    """Where answers come of queries far off the axes' origin, a tried model's level is still settled by their number,
-    and an untried one's is not.
+def test_levels_are_uncertain_for_untried_models_only() -> None:
+    """Where all queries lie far from the origin, a tried model's level is still settled by their number, and an untried
+    one's is not.
     """
     rng = np.random.default_rng(0)
     state = BanditState.empty(("tried", "not"), 3)
@@ -90,7 +90,7 @@ def test_levels_are_those_of_the_queries_seen() -> None:
 @given(seed=st.integers(0, 30), cut=st.integers(1, 29))
 @settings(max_examples=20, deadline=None)
 def test_replicas_add_up(seed: int, cut: int) -> None:
-    """Two states that saw a part each are, merged, the state that saw all; in whatever order."""
+    """Two states that each saw a part, merged in either order, equal the state that saw all."""
     rng = np.random.default_rng(seed)
     rows = [(rng.normal(size=3), str(rng.choice(["a", "b", "c"])), rng.random(), rng.random()) for _ in range(30)]
     whole, left, right = BanditState.empty((), 2), BanditState.empty((), 2), BanditState.empty((), 2)
@@ -104,7 +104,7 @@ def test_replicas_add_up(seed: int, cut: int) -> None:
 
 
 def test_a_state_survives_its_arrays() -> None:
-    """Saved and restored, a state says the same."""
+    """A state restored from its arrays gives the same estimates."""
     state = BanditState.empty(("a", "b"), 2)
     state.learn(np.array([1.0, 2.0, 1.0]), "b", 0.3, 0.1)
     again = BanditState.restored(state.models, state.arrays())
@@ -112,7 +112,7 @@ def test_a_state_survives_its_arrays() -> None:
 
 
 def test_the_posterior_is_the_whole_ridge_regression() -> None:
-    """Block elimination gives what one big system with shared and own parts gives."""
+    """Block elimination gives the result of one large system with shared and own coefficients."""
     rng, shrink = np.random.default_rng(0), Shrinkage(3.0, 7.0, 2.0)
     m, d, n = 3, 3, 60
     z, arm, y = np.c_[rng.normal(size=(n, d - 1)), np.ones(n)], rng.integers(0, m, n), rng.normal(size=n)
@@ -127,14 +127,14 @@ def test_the_posterior_is_the_whole_ridge_regression() -> None:
     assert np.allclose(posterior(state, shrink).quality, expected)
 
 
-def test_without_any_answer_it_is_its_base() -> None:
-    """A bandit that has seen nothing expects what its base router expects."""
+def test_without_answers_it_estimates_as_its_base() -> None:
+    """A bandit that has seen no answer has the estimates of its base router."""
     learner = bandit(GREEDY)
     assert np.allclose(learner.forecast(query(), POOL).quality, prior.expected(POOL))
 
 
 def test_it_learns_which_model_suits_which_query() -> None:
-    """Where the cheap model is right on one half of queries only, both halves are told apart."""
+    """If the cheap model is right on one half of the queries only, both halves are told apart."""
     learner = bandit(GREEDY, shrink=Shrinkage(own=5.0, level=0.1))
     for i in range(600):
         asked = query(i)
@@ -149,8 +149,8 @@ def test_it_learns_which_model_suits_which_query() -> None:
     assert right >= 80
 
 
-def test_a_fading_memory_follows_a_change() -> None:
-    """When a model turns bad, a learner with a half-life lets go of it; one without still trusts it."""
+def test_a_half_life_follows_a_change() -> None:
+    """When a model turns bad, a learner with a half-life stops choosing it; one without still does."""
     preferred = {}
     for half_life in (0.0, 40.0):
         learner = bandit(GREEDY, half_life=half_life, shrink=Shrinkage(own=1e6))
@@ -161,15 +161,15 @@ def test_a_fading_memory_follows_a_change() -> None:
     assert preferred == {0.0: "small", 40.0: "large"}
 
 
-def test_who_opted_out_is_never_explored_with() -> None:
-    """Without exploration the best model has probability one, under every rule."""
+def test_queries_that_opted_out_are_not_explored() -> None:
+    """Without exploration the best model has probability 1, under every rule."""
     for rule in (THOMPSON, SQUARE_CB):
         choice = bandit(rule).choose(query(), POOL, Knobs(explore=False), 0.99)
         assert choice.propensity == 1.0 and choice.reason == "best estimate"
 
 
 def test_every_model_keeps_the_floor() -> None:
-    """However sure the learner is, each eligible model keeps its share of exploration."""
+    """However sure the learner is, each eligible model keeps the exploration floor."""
     for rule in (THOMPSON, SQUARE_CB):
         learner = bandit(rule, exploration=Exploration(floor=0.06))
         for i in range(300):
@@ -180,7 +180,7 @@ def test_every_model_keeps_the_floor() -> None:
 
 
 def test_a_new_model_joins() -> None:
-    """A candidate that the state never saw is expected by its price, as unsure as the prior says."""
+    """A candidate that the state has never seen is estimated by its price, with the prior's deviation."""
     learner = bandit()
     learner.update(query(), [SMALL], "small", 1.0)
     fresh = Candidate("fresh", 1.0, 4.0)
@@ -191,13 +191,13 @@ def test_a_new_model_joins() -> None:
 
 
 def test_an_unknown_rule_is_refused() -> None:
-    """Only rules with computed probabilities exist."""
+    """Only rules whose probabilities can be computed are accepted."""
     with pytest.raises(ValueError, match="softmax"):
         bandit("softmax")
 
 
-def test_regret_is_below_a_learner_that_reads_no_query() -> None:
-    """Replayed online in a world where the best model depends on the query, Thompson beats epsilon-greedy."""
+def test_regret_is_below_a_learner_that_does_not_read_the_query() -> None:
+    """Replayed online where the best model depends on the query, Thompson sampling beats epsilon-greedy."""
     data, truth = world(1500, d=6, seed=3)
     z = np.c_[data.x[:, :DIMS], np.ones(len(truth))]
     cost = np.tile([0.0001, 0.0005, 0.003], (len(truth), 1))
@@ -208,7 +208,7 @@ def test_regret_is_below_a_learner_that_reads_no_query() -> None:
 
 
 def seen(rng: np.random.Generator, rounds: int, differ: float) -> BanditState:
-    """Answers of two models whose quality differs by the query, or doesn't."""
+    """Answers of two models whose quality depends on the query, or doesn't."""
     state = BanditState.empty((), DIMS)
     for i in range(rounds):
         z = np.append(rng.normal(size=DIMS), 1.0)
@@ -217,8 +217,8 @@ def seen(rng: np.random.Generator, rounds: int, differ: float) -> BanditState:
     return state
 
 
-def test_answers_free_models_that_differ_by_query() -> None:
-    """The evidence loosens the penalty on own slopes where models differ, and keeps it where they don't."""
+def test_the_penalty_on_own_slopes_is_learned() -> None:
+    """The evidence lowers it where models differ by query, and keeps it where they don't."""
     rng, stated = np.random.default_rng(1), Shrinkage()
     for differ in (0.0, 1.0):
         state = seen(rng, 200, differ)
@@ -227,8 +227,8 @@ def test_answers_free_models_that_differ_by_query() -> None:
         assert (free > 1.5 * held) == (differ > 0)
 
 
-def test_noise_is_learnt_with_the_answers() -> None:
-    """Answers that are predicted well leave the bandit surer than those that are not."""
+def test_the_noise_is_learned() -> None:
+    """If answers are predicted well, the bandit's deviations are smaller."""
     rng = np.random.default_rng(2)
     loud, quiet = seen(rng, 400, 0.0), BanditState.empty((), DIMS)
     for _ in range(400):
@@ -237,8 +237,8 @@ def test_noise_is_learnt_with_the_answers() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_what_are_no_sums_is_refused(data: bytes) -> None:
-    """Bytes of another kind, or of another shape, never become a state."""
+def test_malformed_statistics_are_refused(data: bytes) -> None:
+    """Bytes of another kind or shape never become a state."""
     with pytest.raises(ValueError):
         BanditState.from_bytes(data, 3)
     with pytest.raises(ValueError, match="axes"):

@@ -1,4 +1,4 @@
-"""Texts read together give what each gives alone, and what is remembered of them stays bounded."""
+"""Texts embedded in bulk have the sums that each has alone, and the memory of stretches stays bounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = 3
 
 
 def alone(text: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """By the embedding of one text: its tail, its head, its stretches."""
+    """The sums of a text embedded alone: its tail, its head, and its number of stretches."""
     embedding = shipped_embedding()
     stretches = text.split()
     tail, head = (embedding.total(embedding.joined(part)) for part in (stretches[-WORDS:], stretches[:-WORDS]))
@@ -33,15 +33,15 @@ def same(sums: Sums, texts: list[str]) -> None:
 
 @given(st.lists(st.text(alphabet=st.sampled_from("ab é\x85\xa0\u2003\ud800\t\n\x1c日")), max_size=8))
 def test_sums_of_many_texts_are_those_of_each(texts: list[str]) -> None:
-    """Whatever blanks and halves of characters they hold, with nothing remembered and again from memory."""
+    """They agree for any white space and broken characters, with an empty memory and again from memory."""
     sums = Sums(shipped_embedding())
     same(sums, texts)
     same(sums, texts)
 
 
 @given(st.lists(st.text(max_size=40), max_size=8))
-def test_stretches_are_what_lies_between_blanks(texts: list[str]) -> None:
-    """Bytes between ASCII blanks, text by text."""
+def test_stretches_lie_between_blanks(texts: list[str]) -> None:
+    """A stretch is the bytes between ASCII white space, text by text."""
     written = Written([text.encode("utf-8", "replace").decode() for text in texts])
     starts, ends, first = written.stretches()
     for row, text in enumerate(texts):
@@ -52,8 +52,8 @@ def test_stretches_are_what_lies_between_blanks(texts: list[str]) -> None:
 SPACED = bytes(32 if byte < 128 and chr(byte).isspace() else byte for byte in range(256))
 
 
-def test_a_stretch_has_one_number_and_no_other_has_it() -> None:
-    """Of 60,000 stretches wherever they stand, alike ones share a number and others don't."""
+def test_equal_stretches_share_a_number_and_others_do_not() -> None:
+    """That holds among 60,000 stretches, wherever they are in the texts."""
     one = Written([f"{n} word{n} a{n}b" for n in range(20_000)])
     other = Written(["x " + " ".join(f"{n} word{n} a{n}b" for n in range(20_000))])
     numbers = one.numbers(*one.stretches()[:2])
@@ -61,8 +61,10 @@ def test_a_stretch_has_one_number_and_no_other_has_it() -> None:
     assert len(np.unique(numbers)) == 60_000
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand new stretches with room for fifty: never more than a block's own are kept, and sums stay right."""
+def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a thousand new stretches with room for fifty, no more are kept than those of one block, and the sums stay
+    right.
+    """
     monkeypatch.setattr(bulk, "MEMO", 50)
     sums = Sums(shipped_embedding())
     for start in range(0, 1_000, 20):
@@ -72,8 +74,8 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     same(sums, ["a few"])
 
 
-def test_numbers_without_a_way_left_are_not_found() -> None:
-    """Nine numbers of one slot: its ways hold a few, the others have no place and do no harm."""
+def test_numbers_without_a_free_place_are_not_found() -> None:
+    """Of nine numbers in one slot, the table keeps four; the others are not found."""
     places = Places()
     numbers = np.arange(1, 10, dtype=np.uint64)
     places.add(numbers)
@@ -85,8 +87,8 @@ def test_numbers_without_a_way_left_are_not_found() -> None:
 
 
 @given(st.lists(st.integers(0, 60_000), max_size=30))
-def test_chunks_hold_every_text_once_and_no_more_than_is_read_together(sizes: list[int]) -> None:
-    """In order, each as large as may be."""
+def test_chunks_hold_every_text_once_within_their_limit(sizes: list[int]) -> None:
+    """They are in order, and only a single text may exceed the limit."""
     parts = list(chunks(sizes))
     assert [row for part in parts for row in range(len(sizes))[part]] == list(range(len(sizes)))
     for part in parts:

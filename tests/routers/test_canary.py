@@ -1,4 +1,4 @@
-"""A candidate before a share of the traffic."""
+"""A canary: a candidate router decides a share of the requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.routers.worlds import POOL, query
 
 
 def test_the_mixture_is_exact() -> None:
-    """Frequencies of models and of who decided match what is stated."""
+    """The frequencies of models and of deciding routers are the stated probabilities."""
     old = Weighted({"small": 3.0, "large": 1.0}, version="old")
     router = Canary(old, Weighted({"small": 1.0, "large": 3.0}, version="new"), 0.2)
     picks = [router.choose(query(), POOL, Knobs(), (i + 0.5) / 1000) for i in range(1000)]
@@ -26,8 +26,8 @@ def test_the_mixture_is_exact() -> None:
     assert Counter(p.model for p in picks if p.router == "weighted@old") == {"small": 600, "large": 200}
 
 
-def test_a_candidate_that_cannot_decide_leaves_it_to_the_incumbent() -> None:
-    """Undecided candidates cost nothing but their share, and how often a model comes is still what is stated."""
+def test_an_undecided_candidate_leaves_the_request_to_the_incumbent() -> None:
+    """The stated probabilities of models stay exact."""
     router = Canary(Weighted({"small": 1.0, "large": 1.0}), Rules([]), 0.2)
     picks = [router.choose(query(), POOL, Knobs(), (i + 0.5) / 1000) for i in range(1000)]
     assert {p.propensity for p in picks} == {0.5}
@@ -35,15 +35,15 @@ def test_a_candidate_that_cannot_decide_leaves_it_to_the_incumbent() -> None:
 
 
 @pytest.mark.parametrize(("one", "other", "read"), [("", "b", "b"), ("a", "", "a"), ("a", "b", "a"), ("", "", "")])
-def test_queries_are_described_where_either_reads_them(one: str, other: str, read: str) -> None:
-    """As the incumbent has it, else the candidate."""
+def test_a_query_has_features_if_either_router_reads_them(one: str, other: str, read: str) -> None:
+    """They are those of the incumbent if it reads any, and else of the candidate."""
     incumbent, candidate = Weighted({"small": 1.0}), Weighted({"small": 1.0})
     incumbent.features_version, candidate.features_version = one, other
     assert Canary(incumbent, candidate, 0.5).features_version == read
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, 2.0])
-def test_a_share_that_is_none_is_refused(share: float) -> None:
-    """A canary has a part of the traffic, neither none nor all."""
+def test_a_share_of_none_or_all_is_refused(share: float) -> None:
+    """A canary's share lies between 0 and 1, both excluded."""
     with pytest.raises(ValueError, match="share"):
         Canary(Weighted(), Weighted(), share)

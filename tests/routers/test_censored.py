@@ -1,4 +1,4 @@
-"""Limits as part of the arm, learnt from cut answers."""
+"""Output limits as part of the arm, learned from truncated answers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from routers.outcomes import DataError, Outcomes
 LIMITS = np.array([50.0, 100.0, 200.0, 400.0, 800.0])
 
 
-def test_cut_answers_are_counted_as_cut() -> None:
-    """The share finished by a limit is estimated right although most answers were cut below it."""
+def test_truncated_answers_are_counted_as_censored() -> None:
+    """The share of answers that a limit lets finish is estimated rightly, although most were truncated below it."""
     rng, arms = np.random.default_rng(0), LimitArms(LIMITS, 0.0)
     for _ in range(4000):
         limit, need = int(rng.integers(0, 5)), float(rng.exponential(200.0))
@@ -34,8 +34,8 @@ def test_cut_answers_are_counted_as_cut() -> None:
     assert np.allclose(arms.values(0.0), 1.0 - np.exp(-LIMITS / 200.0), atol=0.03)
 
 
-def test_the_price_of_what_is_used_is_charged() -> None:
-    """Expected use is the mean need up to the limit."""
+def test_the_expected_use_is_charged() -> None:
+    """It is the mean length up to the limit."""
     rng, arms = np.random.default_rng(1), LimitArms(np.arange(20.0, 801.0, 20.0), 0.001)
     for _ in range(4000):
         need = float(rng.exponential(200.0))
@@ -44,8 +44,8 @@ def test_the_price_of_what_is_used_is_charged() -> None:
     assert use == pytest.approx(200.0 * (1 - np.exp(-4.0)), rel=0.06)
 
 
-def test_sharing_beats_an_arm_per_limit() -> None:
-    """Over four seeds, far less regret than either plain extension, at the width that suits each best."""
+def test_sharing_lengths_beats_an_arm_per_limit() -> None:
+    """Over four seeds it has far less regret than two plain bandits, each at its best setting."""
     answers = drawn_answers()
     mean = answers.reward().mean(0)
     draws = [np.random.default_rng(seed).integers(len(answers.need), size=1000).tolist() for seed in range(4)]
@@ -55,8 +55,8 @@ def test_sharing_beats_an_arm_per_limit() -> None:
         assert own < 0.6 * plain
 
 
-def test_logged_answers_are_cut_where_they_would_be() -> None:
-    """Lengths, scores and prices come from the data: what is cut is paid up to the limit and worth nothing."""
+def test_logged_answers_are_truncated_at_the_limit() -> None:
+    """Lengths, scores and prices come from the data. A truncated answer is paid for up to the limit and scores 0."""
     none, cost = np.full((2, 2), np.nan), np.array([[1.0, 4.0]] * 2)
     data = Outcomes(
         ("a", "b"), ("a", "b"), ("t", "t"), np.array(["train", "test"]), ("cheap", "dear"),
@@ -71,8 +71,8 @@ def test_logged_answers_are_cut_where_they_would_be() -> None:
         logged_answers(replace(data, output_tokens=np.full((2, 2), np.nan)))
 
 
-def test_the_comparison_tells_every_rule_with_its_interval() -> None:
-    """And ours beside each of the others."""
+def test_the_report_has_every_rule_with_its_interval() -> None:
+    """It also has the difference of our rule to each of the others."""
     report = compared(drawn_answers(n=200), 60, 2)
     assert set(report["regret"]) == set(RULES)
     assert set(report["less than"]) == set(RULES) - {"one estimate per model"}
@@ -80,7 +80,7 @@ def test_the_comparison_tells_every_rule_with_its_interval() -> None:
 
 
 @pytest.mark.parametrize("limits", [[], [0.0, 1.0], [2.0, 1.0]])
-def test_limits_that_are_none_are_refused(limits: list[float]) -> None:
-    """Limits are positive and rise."""
+def test_invalid_limits_are_refused(limits: list[float]) -> None:
+    """Limits must be positive and ascending."""
     with pytest.raises(ValueError, match="limits"):
         LimitArms(np.array(limits), 0.1)

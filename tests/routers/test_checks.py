@@ -13,21 +13,21 @@ from tests.routers.worlds import POOL
 
 @pytest.mark.parametrize("check", checks.ESTIMATOR_CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("kind", ESTIMATORS.values(), ids=ESTIMATORS)
-def test_every_estimator_keeps_every_property(kind: type[Estimator], check: Callable) -> None:
-    """All checks hold on all estimators that the registry knows."""
+def test_every_estimator_passes_every_check(kind: type[Estimator], check: Callable) -> None:
+    """All checks hold for all estimators in the registry."""
     check(kind)
 
 
 @pytest.mark.parametrize("check", checks.ROUTER_CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_router_keeps_every_property(name: str, check: Callable) -> None:
-    """All checks hold on all routers, explored or not."""
+def test_every_router_passes_every_check(name: str, check: Callable) -> None:
+    """All checks hold for all routers, with and without exploration."""
     router = open_router(name, rules=[{"weights": {m.model: 1.0 for m in POOL}}], explore=0.2)
     check(router, shipped_featurizer().describe("Is water wet?"), POOL)
 
 
 def test_a_broken_estimator_is_caught() -> None:
-    """The checks can fail."""
+    """A check fails for an estimator that violates it."""
 
     class Deaf(ESTIMATORS["linear"]):  # type: ignore[misc]
         def predict(self, x, tasks=None):

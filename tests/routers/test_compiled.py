@@ -1,4 +1,4 @@
-"""Folded for a pool, estimators say what they say one by one."""
+"""Estimators that are folded for a pool give the same estimates as one by one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fitted(quality: Estimator, one_task: bool = False) -> tuple[Projection, Esti
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("quality", [Linear(), General(), Ensemble(), Ensemble(stretch=1.4), NearestNeighbours()])
 def test_it_predicts_what_its_estimators_predict(quality: Estimator, pool: Sequence[int]) -> None:
-    """One product gives the same quality, cost and length as the estimators in turn, for any pool."""
+    """One product gives the same quality, cost and length as the separate estimators, for any pool."""
     projection, quality, cost, tokens = fitted(quality)
     found = fold(projection, quality, cost, tokens, pool)
     z = projection.apply(RAW.x).astype(float)
@@ -49,8 +49,8 @@ def test_it_predicts_what_its_estimators_predict(quality: Estimator, pool: Seque
         assert told.quality_sd == pytest.approx(deviation[i, pool], rel=3.0)
 
 
-def test_a_ridge_is_as_unsure_as_on_a_middling_query() -> None:
-    """The deviation that a fold states is the root mean square of those it stands for."""
+def test_a_folded_ridge_has_the_mean_deviation() -> None:
+    """A folded estimator's deviation is the root mean square of those over the training rows."""
     projection, quality, cost, tokens = fitted(Linear())
     data, _ = world(600)
     _, deviation = quality.predict(projection.apply(data.x).astype(float))
@@ -58,32 +58,32 @@ def test_a_ridge_is_as_unsure_as_on_a_middling_query() -> None:
     assert told.quality_sd == pytest.approx(np.sqrt((deviation**2).mean(0)), rel=0.05)
 
 
-def test_one_task_alone_can_be_folded() -> None:
-    """A table of a single domain still sums to one."""
+def test_a_single_task_can_be_folded() -> None:
+    """A table of one domain gives that domain's means."""
     projection, quality, cost, tokens = fitted(Ensemble(), one_task=True)
     mean, _ = quality.predict(projection.apply(RAW.x).astype(float))
     told = fold(projection, quality, cost, tokens, [0, 1, 2]).estimate(RAW.x[0].astype(np.float32))
     assert told.quality == pytest.approx(mean[0], abs=1e-5)
 
 
-def test_a_far_query_stays_finite() -> None:
-    """No exponential overflows, whatever vector comes."""
+def test_a_distant_query_gives_finite_estimates() -> None:
+    """No exponential overflows, whatever the vector."""
     far = np.full(8, 1e4, np.float32)
     for quality in (Linear(), Ensemble()):
         told = fold(*fitted(quality), [0, 1, 2]).estimate(far)
         assert np.isfinite([told.quality, told.cost_usd, told.output_tokens]).all()
 
 
-def test_without_costs_it_gives_none() -> None:
-    """Where nothing was learnt of costs or lengths, none is made up."""
+def test_without_costs_none_are_estimated() -> None:
+    """Where no costs or lengths were learned, the estimate has none."""
     projection, quality, _, _ = fitted(Linear())
     told = fold(projection, quality, None, None, [0, 1]).estimate(RAW.x[0].astype(np.float32))
     assert told.cost_usd == told.output_tokens == []
 
 
 @pytest.mark.parametrize("quality", [Linear(), Ensemble()])
-def test_costs_that_nobody_asks_for_change_nothing_else(quality: Estimator) -> None:
-    """Where prices are known, quality, deviation and length are told as ever."""
+def test_skipping_costs_changes_nothing_else(quality: Estimator) -> None:
+    """Where prices are known, quality, deviation and length are the same without estimating costs."""
     found, row = fold(*fitted(quality), [0, 2]), RAW.x[0].astype(np.float32)
     with_costs, without = found.estimate(row), found.estimate(row, costs=False)
     assert with_costs.cost_usd and with_costs._replace(cost_usd=[]) == without._replace(cost_usd=[])

@@ -1,4 +1,4 @@
-"""The ensemble weighed by what it decides: on the frontier of rows that its members did not see."""
+"""The ensemble whose weights are chosen by its decisions: on the frontier of rows that its members did not see."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def priced(n: int, seed: int = 0, **known: float) -> tuple:
     return replace(data, costs=costs), truth
 
 
-def test_weights_are_shares_of_the_best_mixtures() -> None:
-    """They sum to one, none is negative, each is a mean of quarters, and the same data gives the same ones."""
+def test_weights_are_a_convex_mixture() -> None:
+    """They sum to 1, none is negative, they are averages over four parts, and the same data gives the same weights."""
     data, _ = priced(400)
     weights = np.array(Decided().fit(data).weights)
     assert weights.sum() == pytest.approx(1.0)
@@ -33,8 +33,8 @@ def test_weights_are_shares_of_the_best_mixtures() -> None:
     assert tuple(weights) == Decided().fit(data).weights
 
 
-def test_without_costs_or_with_few_full_rows_the_ensembles_weights_stay() -> None:
-    """Nothing was spent, nothing can be compared; so with scores of one model at a time."""
+def test_without_costs_or_full_rows_the_ensembles_weights_are_used() -> None:
+    """Without costs, with few rows that have all models' scores, or with one score per row, nothing can be compared."""
     data, _ = priced(400)
     few, _ = priced(120)
     patchy, _ = priced(400, missing=0.6)
@@ -44,7 +44,7 @@ def test_without_costs_or_with_few_full_rows_the_ensembles_weights_stay() -> Non
 
 
 def test_it_decides_no_worse_than_the_ensemble() -> None:
-    """On rows of a seeded world that neither saw, its frontier is as high but for noise."""
+    """On unseen rows of a seeded world its frontier is as high, up to noise."""
     gains = []
     for seed in range(3):
         data, truth = priced(1000, seed=seed)
@@ -60,8 +60,8 @@ def test_it_decides_no_worse_than_the_ensemble() -> None:
     assert np.mean(gains) > -0.002
 
 
-def test_jobs_are_planned_by_what_predicts_scores() -> None:
-    """The members stacked, whatever the weights that route; saved and opened again they are the same."""
+def test_jobs_are_planned_by_the_stacked_members() -> None:
+    """The estimates for batch jobs don't depend on the weights for routing, and are the same after saving."""
     data, _ = priced(400)
     fitted, plain = Decided().fit(data), Stacked().fit(data)
     jobs = fitted.for_jobs()
@@ -73,8 +73,8 @@ def test_jobs_are_planned_by_what_predicts_scores() -> None:
     assert not (fitted.predict(data.x)[0] == jobs.predict(data.x)[0]).all()
 
 
-def test_a_router_that_learnt_nothing_for_jobs_plans_them_as_it_routes() -> None:
-    """An estimator of another kind, and an ensemble trained without prices."""
+def test_a_router_without_estimates_for_jobs_plans_them_as_it_routes() -> None:
+    """That holds for another kind of estimator, and for an ensemble trained without prices."""
     data, _ = priced(400)
     unpriced = Decided().fit(replace(data, costs=None))
     assert unpriced.for_jobs() is unpriced

@@ -18,15 +18,16 @@ ALLOWED = {"routellm_evals", "mmlupro_open29", "llmrouter9", "routerarena_sub"}
 
 
 def test_the_shipped_default_reads_these_features() -> None:
-    """Its checksum holds, it reads this build's features, and it was trained on sets that may be shipped."""
+    """Its checksum is right, it reads this build's features, and it was trained on data sets that may be distributed.
+    """
     card, _ = load_artifact(DEFAULT_ARTIFACT, shipped_featurizer().version)
     assert set(card.trained_on) == ALLOWED
     assert card.metrics["rows"] > 10_000
 
 
-def test_models_it_never_saw_are_ranked_by_price() -> None:
-    """Any pool can be routed from the first request on; quality alone takes the most expensive, cost alone the
-    cheapest.
+def test_unknown_models_are_ranked_by_price() -> None:
+    """Any pool can be routed from the first request on. With quality alone the most expensive model is chosen, with
+    cost alone the cheapest.
     """
     router = open_router("default")
     asked = DESCRIBE("Explain photosynthesis.")
@@ -34,8 +35,8 @@ def test_models_it_never_saw_are_ranked_by_price() -> None:
     assert router.choose(asked, POOL, Knobs(cost_weight=1.0), 0.5).model == "small"
 
 
-def test_models_it_knows_are_estimated_from_what_it_saw() -> None:
-    """A pool of trained names gets estimates with small deviations; one stranger puts all on the prior."""
+def test_known_models_are_estimated_from_training() -> None:
+    """A pool of models that were in training has small deviations; with one unknown model all get the prior."""
     router = open_router("default")
     known = [Candidate("gemini-1.5-pro-002", 1.25, 5.0), Candidate("Mistral-7B-Instruct-v0.1", 0.2, 0.2)]
     asked = DESCRIBE("Which of these is a prime number?\nA. 9\nB. 15\nC. 21\nD. 29")
@@ -46,7 +47,7 @@ def test_models_it_knows_are_estimated_from_what_it_saw() -> None:
 
 
 def test_an_easier_query_raises_every_prior() -> None:
-    """What is known of a query moves all unknown models together."""
+    """The query's estimated ease changes the estimates of all unknown models together."""
     router = open_router("default")
     texts = [
         "What colour is the sky?",
@@ -58,7 +59,7 @@ def test_an_easier_query_raises_every_prior() -> None:
 
 
 def test_ease_is_learnt_from_many_models() -> None:
-    """Where one feature makes every query easier, ease follows it; its scale is that of logits."""
+    """Where one feature makes every query easier, the ease follows it, on the scale of logits."""
     data, _ = checks.training(n=2_000)
     rng = np.random.default_rng(0)
     chance = 1 / (1 + np.exp(-1.5 * data.x[:, :1] + np.array([0.5, 0.0, -0.5])))

@@ -1,4 +1,4 @@
-"""The domain table: tasks told apart by a classifier, and by source where rows name one."""
+"""The domain table: tasks are recognised by a classifier, and by source where rows name one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from routers.estimators.domain import LEAST_OF_SOURCE, Domain
 
 
 def two_sources(rows: int = 400) -> tuple[Training, np.ndarray]:
-    """One task of two sources, which the first axis tells apart; model a is right on the one, b on the other."""
+    """One task with two sources, which differ on the first axis; model a is right on the one, b on the other."""
     rng = np.random.default_rng(3)
     first = rng.random(rows) < 0.5
     x = np.column_stack([np.where(first, 2.0, -2.0), rng.normal(size=(rows, 3))])
@@ -22,7 +22,7 @@ def two_sources(rows: int = 400) -> tuple[Training, np.ndarray]:
 
 
 def test_sources_tell_apart_what_one_task_hides() -> None:
-    """With them each model's mean is found per source; without them both models look alike."""
+    """With sources each model's mean is found per source; without them both models look alike."""
     data, truth = two_sources()
     fine = Domain().fit(data).predict(data.x)[0]
     broad = Domain().fit(replace(data, sources=())).predict(data.x)[0]
@@ -30,15 +30,15 @@ def test_sources_tell_apart_what_one_task_hides() -> None:
     assert np.abs(broad - 0.6).max() < 0.1
 
 
-def test_a_source_is_not_asked_for_at_prediction() -> None:
-    """Sources are known of training rows alone: a prediction reads the vector and nothing else."""
+def test_a_prediction_needs_no_source() -> None:
+    """Sources are known for training rows only; a prediction reads the vector and nothing else."""
     data, _ = two_sources()
     found = Domain().fit(data)
     assert np.array_equal(found.predict(data.x)[0], found.predict(data.x, ["t"] * len(data.x))[0])
 
 
-def test_few_rows_of_a_source_stay_in_their_task() -> None:
-    """They share the task's mean under the task's own name; the others' means are shrunk toward it."""
+def test_a_source_with_few_rows_uses_its_task() -> None:
+    """Such rows share the task's mean; the means of other sources are shrunk towards it."""
     data, _ = two_sources()
     sources = list(data.sources)
     sources[: LEAST_OF_SOURCE - 1] = ["rare"] * (LEAST_OF_SOURCE - 1)
@@ -48,8 +48,8 @@ def test_few_rows_of_a_source_stay_in_their_task() -> None:
     assert found.table_[0] == pytest.approx(data.scores.mean(0), abs=0.02)
 
 
-def test_rows_keep_their_sources() -> None:
-    """A part of the training rows has its own; a wrong number of them is refused."""
+def test_a_part_of_the_rows_has_its_own_sources() -> None:
+    """A wrong number of sources is refused."""
     data, _ = two_sources(40)
     assert data.rows(np.array([3, 1])).sources == [data.sources[3], data.sources[1]]
     with pytest.raises(ValueError, match="40 rows, but 1 sources"):

@@ -31,26 +31,26 @@ NONE = frozenset[str]()
         (replace(SMALL, supports=NONE), {}, Knobs(), ""),
     ],
 )
-def test_a_candidate_is_left_out_with_its_reason(candidate, known, knobs, reason) -> None:
-    """Each cause of exclusion has its own words, and a candidate without any is kept."""
+def test_an_excluded_candidate_has_a_reason(candidate, known, knobs, reason) -> None:
+    """Each cause of exclusion has its own words; a candidate without any is eligible."""
     assert exclusion(query(**known), candidate, knobs) == reason
 
 
-def test_the_rest_stay_in_their_order() -> None:
-    """Excluding one model moves no other."""
+def test_eligible_candidates_keep_their_order() -> None:
+    """Excluding one model doesn't change the order of the others."""
     kept, excluded = eligible(query(input_tokens=9_000), POOL, Knobs())
     assert [c.model for c in kept] == ["middle", "large"]
     assert excluded == {"small": "context too short"}
 
 
-def test_nobody_eligible_is_undecided_with_all_reasons() -> None:
-    """The error carries why each candidate was left out."""
+def test_no_eligible_candidate_is_undecided_with_all_reasons() -> None:
+    """The error has the reason for each candidate."""
     with pytest.raises(Undecided) as caught:
         eligible(query(), [replace(c, healthy=False) for c in POOL], Knobs())
     assert set(caught.value.excluded) == {"small", "middle", "large"}
 
 
 def test_expected_price_counts_prompt_and_limited_output() -> None:
-    """A request's own output limit caps the expected output."""
+    """The request's output limit bounds the expected output."""
     asked = query(input_tokens=1_000, max_output_tokens=100)
     assert expected_usd(asked, LARGE, 5_000.0) == pytest.approx((1_000 * 3.0 + 100 * 15.0) / 1e6)

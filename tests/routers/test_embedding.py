@@ -27,7 +27,7 @@ OLD_CHARACTERS = st.one_of(
     st.characters(max_codepoint=0x4FF, exclude_categories=["Cn", "Cc"]),
     st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5),
 )
-"""Characters that every version of Unicode puts in the same category."""
+"""Characters that every version of Unicode puts into the same category."""
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +48,18 @@ def assert_same_tokens(reference: Tokenizer, text: str) -> None:
 @settings(max_examples=300)
 @given(st.text(OLD_CHARACTERS, max_size=80))
 def test_tokens_are_those_of_the_reference(reference: Tokenizer, text: str) -> None:
-    """Any text is cut as the `tokenizers` library cuts it; only unknown words are left out."""
+    """Any text is split as the `tokenizers` library splits it, except that unknown words are left out."""
     assert_same_tokens(reference, text)
 
 
 @pytest.mark.parametrize("text", ["Café naïve", "东京 tower", "don't stop!!", "x" * 120, "a\u00a0b\tc", "E=mc²"])
 def test_tokens_of_hard_cases_are_those_of_the_reference(reference: Tokenizer, text: str) -> None:
-    """Accents, CJK, apostrophes, endless words and odd blanks."""
+    """These are accents, CJK, apostrophes, very long words and unusual white space."""
     assert_same_tokens(reference, text)
 
 
-def test_like_meanings_are_nearer_than_unlike() -> None:
-    """The distilled table still knows what words mean."""
+def test_similar_meanings_are_nearer_than_others() -> None:
+    """The distilled table still separates words by meaning."""
     car, auto, soup = (
         EMBEDDING.embed(t) for t in ("How do I repair my car?", "fixing an automobile", "a recipe for tomato soup")
     )
@@ -68,13 +68,13 @@ def test_like_meanings_are_nearer_than_unlike() -> None:
 
 @given(st.text(max_size=60))
 def test_a_vector_is_of_unit_length_or_zero(text: str) -> None:
-    """Nothing about a text makes its vector longer."""
+    """A longer text has no longer vector."""
     length = float(np.linalg.norm(EMBEDDING.embed(text)))
     assert length == pytest.approx(1.0, abs=1e-4) or length == 0.0
 
 
 def test_a_file_without_its_parts_is_refused(tmp_path: Path) -> None:
-    """A table without a vocabulary is no embedding."""
+    """A table without a vocabulary is refused."""
     path = tmp_path / "e.safetensors"
     save_file({"rows": np.zeros((2, 2), np.int8)}, path)
     with pytest.raises(ValueError, match="no scales, vocabulary"):
@@ -82,7 +82,7 @@ def test_a_file_without_its_parts_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_of_another_size_than_its_vocabulary_is_refused(tmp_path: Path) -> None:
-    """Rows that nobody can name are refused."""
+    """Rows without a word are refused."""
     path = tmp_path / "e.safetensors"
     words = np.frombuffer(b"a\nb\nc", np.uint8).copy()
     save_file({"rows": np.zeros((2, 2), np.int8), "scales": np.ones(2, np.float16), "vocabulary": words}, path)
@@ -90,8 +90,8 @@ def test_a_table_of_another_size_than_its_vocabulary_is_refused(tmp_path: Path) 
         load_embedding(path)
 
 
-def test_what_is_remembered_of_words_is_bounded() -> None:
-    """Neither many different words nor long ones are hoarded, and a forgotten word is cut as before."""
+def test_the_memory_of_words_is_bounded() -> None:
+    """Neither many words nor long ones fill the memory, and a word that was dropped is split as before."""
     embedding = shipped_embedding()
     before = embedding.joined(["the", "words", "come", "again"])
     long = "x" * (MEMO_CHARS + 1)
@@ -102,8 +102,8 @@ def test_what_is_remembered_of_words_is_bounded() -> None:
 
 
 @given(st.lists(st.sampled_from(["north", "river,", "unheardofword", "\u00fcber", "x" * 40, "?"]), max_size=9))
-def test_stretches_join_to_what_they_are_in_turn(stretches: list[str]) -> None:
-    """Whether all were met before, some or none, their tokens stand in order."""
+def test_the_tokens_of_stretches_are_in_order(stretches: list[str]) -> None:
+    """That holds whether all stretches were in memory, some, or none."""
     embedding = StaticEmbedding(EMBEDDING._rows, EMBEDDING._scales, EMBEDDING._vocabulary)
     embedding.joined(["north", "?"])
     expected = b"".join(map(embedding.cut, stretches))

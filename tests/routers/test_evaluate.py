@@ -25,8 +25,8 @@ def bench(n: int = 400, seed: int = 0) -> tuple[Bench, np.ndarray]:
     return Bench(data.scores, costs, 2), truth
 
 
-def test_the_oracle_beats_the_informed_router_beats_the_zero_router() -> None:
-    """AIQ orders policies by what they know."""
+def test_aiq_orders_routers_by_what_they_know() -> None:
+    """The oracle is better than an informed router, and that one better than the zero router."""
     rows, truth = bench(2_000)
     policies = {
         "oracle": evaluate.oracle(rows),
@@ -42,7 +42,7 @@ def test_the_oracle_beats_the_informed_router_beats_the_zero_router() -> None:
     assert 0 < gap["low"] < gap["value"] < gap["high"]
 
 
-def test_intervals_hold_the_value_and_shrink_with_rows() -> None:
+def test_intervals_contain_the_value_and_shrink_with_rows() -> None:
     """Four times the queries give about half the width."""
     widths = []
     for n in (300, 1_200):
@@ -55,7 +55,7 @@ def test_intervals_hold_the_value_and_shrink_with_rows() -> None:
 
 
 def test_the_first_bootstrap_row_is_the_data_itself() -> None:
-    """Figures of the rows equal those computed without any resampling."""
+    """Figures of the rows equal those computed without resampling."""
     rows, truth = bench()
     policy = swept(truth, rows.costs, rows)
     point, _ = compared(rows, {"router": policy}, resamples=3)
@@ -64,8 +64,8 @@ def test_the_first_bootstrap_row_is_the_data_itself() -> None:
     assert {k: point["router"][k] for k in plain} == pytest.approx(plain)
 
 
-def test_two_models_also_get_route_llm_figures() -> None:
-    """APGR of the truth lies between chance and the oracle."""
+def test_two_models_also_have_route_llm_figures() -> None:
+    """APGR of the true probabilities lies between chance and the oracle."""
     rows, truth = bench(1_000)
     two = Bench(rows.scores[:, [0, 2]], rows.costs[:, [0, 2]], 1)
     policies = {"router": swept(truth[:, [0, 2]], two.costs, two), "oracle": evaluate.oracle(two)}
@@ -74,8 +74,8 @@ def test_two_models_also_get_route_llm_figures() -> None:
     assert point["router"]["cpt50"] < 0.5 < point["router"]["cpt80"] + 0.3
 
 
-def test_the_operating_point_is_fixed_before_the_test() -> None:
-    """The rate found on some rows matches the best model's quality on others at a lower cost."""
+def test_the_operating_point_is_chosen_before_the_test() -> None:
+    """The rate chosen on some rows reaches the best model's quality on others at a lower cost."""
     before, truth = bench(3_000)
     index = rate_matching(swept(truth, before.costs, before), before)
     after, unseen = bench(3_000, seed=7)
@@ -84,8 +84,8 @@ def test_the_operating_point_is_fixed_before_the_test() -> None:
     assert found["cost_ratio"]["high"] < 0.8
 
 
-def test_figures_are_read_off_at_their_places() -> None:
-    """Of a curve that rises evenly from the cheapest model's cost on, and an operating point worked by hand."""
+def test_figures_are_read_off_a_known_curve() -> None:
+    """The curve rises evenly from the cheapest model's cost on; the operating point is computed by hand."""
     alone = np.array([[2.0, 0.4], [12.0, 0.9]])
     found = evaluate.figures(np.array([[2.0, 0.4], [12.0, 0.9]]), alone, 1, 20.0)
     assert (found["quality_at_10"], found["quality_at_50"]) == pytest.approx((0.45, 0.65))
@@ -97,8 +97,8 @@ def test_figures_are_read_off_at_their_places() -> None:
     assert told == pytest.approx([-0.3, 0.25, 2.0])
 
 
-def test_queries_kept_with_a_cheaper_model_are_counted() -> None:
-    """All, none or half of them: those answered for less than the best single model asks."""
+def test_queries_answered_by_a_cheaper_model_are_counted() -> None:
+    """All, none or half of them cost less than the best single model."""
     two = Bench(np.ones((100, 2)), np.tile([1.0, 10.0], (100, 1)), 1)
     half = np.where(np.arange(100) < 50, 1.0, 10.0)
     policy = PolicyFamily(np.stack([np.full(100, 1.0), half, np.full(100, 10.0)]), np.ones((3, 100)))
@@ -107,9 +107,9 @@ def test_queries_kept_with_a_cheaper_model_are_counted() -> None:
     assert 0.38 < kept[1]["low"] < 0.45 and 0.55 < kept[1]["high"] < 0.62
 
 
-def test_a_match_by_luck_is_passed_over() -> None:
-    """Of rates that match, one that does so by less than a standard error gives way to a more expensive one that does
-    safely; where none does safely, the cheapest that matches at all is taken.
+def test_a_match_by_luck_is_not_chosen() -> None:
+    """Of the rates that reach the quality, one that does so by less than a standard error gives way to a more expensive
+    one that does so safely; if none does, the cheapest is chosen.
     """
     best = np.tile([1.0, 1.0, 0.0, 0.0], 25)
     rows = Bench(np.column_stack([best, best]), np.ones((100, 2)), 0)
@@ -120,15 +120,15 @@ def test_a_match_by_luck_is_passed_over() -> None:
     assert rate_matching(PolicyFamily(costs[[0, 1, 3]], scores[[0, 1, 3]]), rows) == 1
 
 
-def test_no_rate_that_matches_takes_the_best_quality() -> None:
-    """A router worse than the best single model is shown at its best."""
+def test_without_a_match_the_best_quality_is_chosen() -> None:
+    """A router worse than the best single model is reported at its best."""
     rows, _ = bench()
     worst = swept(np.tile([1.0, 0.0, 0.0], (400, 1)), rows.costs, rows)
     assert worst.points()[rate_matching(worst, rows), 1] == worst.points()[:, 1].max()
 
 
-def test_calibration_of_the_truth_is_near_perfect() -> None:
-    """True probabilities have a small ECE; their complements a large one."""
+def test_true_probabilities_are_calibrated() -> None:
+    """True probabilities have a small expected calibration error, their complements a large one."""
     data, truth = world(4_000)
     good, bad = calibration(truth, data.scores), calibration(1 - truth, data.scores)
     assert good["ece"] < 0.03 < 0.2 < bad["ece"]
@@ -138,7 +138,7 @@ def test_calibration_of_the_truth_is_near_perfect() -> None:
 
 
 def test_auroc_counts_ties_half() -> None:
-    """A constant guess is worth .5; a perfect one 1; one class alone is undefined."""
+    """A constant score has .5 and a perfect one 1; with a single class it is undefined."""
     right = np.array([True, False, True])
     assert auroc(np.ones(3), right) == 0.5
     assert auroc(np.array([0.9, 0.1, 0.8]), right) == 1.0

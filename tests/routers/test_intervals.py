@@ -24,7 +24,7 @@ from routers.intervals import (
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_student_quantiles(confidence: float) -> None:
-    """As scipy has them; below 3 degrees a part of a degree counts as none."""
+    """They agree with scipy; below 3 degrees of freedom, fractions are rounded down."""
     for degrees in range(1, 40):
         known = stats.t.ppf(0.5 + confidence / 2, degrees)
         assert student_t(confidence, degrees) == pytest.approx(known, rel=1e-9 if degrees < 3 else 0.01), degrees
@@ -33,8 +33,8 @@ def test_student_quantiles(confidence: float) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 5, 30])
-def test_the_interval_of_a_mean_holds_as_often_as_it_says(n: int) -> None:
-    """Of few values and of many; the mean lies in its middle."""
+def test_the_interval_of_a_mean_has_its_stated_coverage(n: int) -> None:
+    """That holds for few values and for many; the mean is its centre."""
     samples = np.random.default_rng(n).normal(3.0, 2.0, (4000, n))
     found = [mean_interval(sample) for sample in samples]
     assert np.mean([one.low <= 3.0 <= one.high for one in found]) == pytest.approx(0.95, abs=0.012)
@@ -43,15 +43,15 @@ def test_the_interval_of_a_mean_holds_as_often_as_it_says(n: int) -> None:
     assert Interval.around(one.value, one.half_width).as_dict() == pytest.approx(one.as_dict())
 
 
-def test_one_value_says_nothing_of_its_mean() -> None:
-    """Its interval is infinite; fewer effective values widen one."""
+def test_one_value_has_an_infinite_interval() -> None:
+    """Fewer effective values make an interval wider."""
     assert half_width([0.4]) == inf
     values = np.arange(50.0)
     assert mean_interval(values, effective=5.0).half_width > 1.3 * half_width(values)
 
 
 def test_the_interval_of_a_difference_holds_for_unequal_variances() -> None:
-    """Two samples of unlike size and spread."""
+    """The two samples differ in size and spread."""
     rng = np.random.default_rng(0)
     found = [difference_interval(rng.normal(1.0, 3.0, 60), rng.normal(0.5, 0.5, 200)) for _ in range(2000)]
     assert np.mean([one.low <= 0.5 <= one.high for one in found]) == pytest.approx(0.95, abs=0.02)
@@ -59,7 +59,7 @@ def test_the_interval_of_a_difference_holds_for_unequal_variances() -> None:
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (95, 100), (1, 3)])
 def test_the_interval_of_a_share_is_wilsons(hits: int, n: int) -> None:
-    """As scipy has it; within 0 and 1, around the share, and no point where all trials agree."""
+    """It agrees with scipy, lies within 0 and 1 and contains the share, and has a width even if all trials agree."""
     found, known = wilson_interval(hits, n), stats.binomtest(hits, n).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-12)
     assert 0.0 <= found.low <= found.value == hits / n <= found.high <= 1.0
@@ -67,7 +67,8 @@ def test_the_interval_of_a_share_is_wilsons(hits: int, n: int) -> None:
 
 
 def test_resamples_are_bootstraps() -> None:
-    """Every resample has n rows, each as often as any other; the interval of a mean's is near its normal one."""
+    """Every resample has n rows, each equally often in expectation; the interval of their means is near the normal one.
+    """
     values = np.random.default_rng(1).normal(0.0, 1.0, 200)
     counts = resampled_counts(200, 2000, 5)
     assert (counts.sum(1) == 200).all() and counts.mean() == 1.0
@@ -78,8 +79,8 @@ def test_resamples_are_bootstraps() -> None:
     assert found.half_width == pytest.approx(half_width(values), rel=0.1)
 
 
-def test_figures_that_are_not_finite_are_left_out_of_percentiles() -> None:
-    """Without any other there are no limits."""
+def test_percentiles_ignore_figures_that_are_not_finite() -> None:
+    """Without a finite figure there are no limits."""
     drawn = [*range(101), float("nan"), inf]
     assert percentile_interval(50.0, drawn) == Interval(50.0, 2.5, 97.5)
     nothing = percentile_interval(1.0, [float("nan")])
@@ -87,8 +88,10 @@ def test_figures_that_are_not_finite_are_left_out_of_percentiles() -> None:
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_long_tail_widens_its_side_by_edgeworths_first_term(sign: float) -> None:
-    """Hall's shift, from scipy's skewness; the other side stays Student's, and neither is narrower than stated."""
+def test_a_skewed_sample_widens_one_side(sign: float) -> None:
+    """The shift is Hall's, the first term of the Edgeworth expansion, with scipy's skewness; the other side is
+    Student's, and neither is narrower.
+    """
     values = sign * np.random.default_rng(0).exponential(size=40)
     z, error = stats.norm.ppf(0.95), stats.sem(values)
     shift = error * stats.skew(values) / np.sqrt(40) * (2 * z * z + 1) / 6

@@ -1,4 +1,4 @@
-"""Fits of latency on answers whose pace is known."""
+"""Fits of latency on answers whose speed is known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from routers.outcomes import DataError, Outcomes
 
 
 def timed(n: int = 300, read_s: float = 0.0, noise: float = 0.0, seed: int = 0) -> Outcomes:
-    """Two models of another pace each: half a second, and 20 or 5 ms a token. Long questions have long answers."""
+    """Two models of different speed: half a second, and 20 or 5 ms per token. Long questions have long answers."""
     rng = np.random.default_rng(seed)
     long = rng.random(n) < 0.5
     prompt = np.tile(rng.integers(10, 4000, (n, 1)), (1, 2)).astype(float)
@@ -42,16 +42,16 @@ def timed(n: int = 300, read_s: float = 0.0, noise: float = 0.0, seed: int = 0) 
 
 
 def test_figures_of_known_fits() -> None:
-    """A fit a tenth too long errs by a tenth; the mean of what was measured explains nothing. Gaps don't count."""
+    """A fit that is a tenth too high has an error of a tenth; the mean explains nothing. Missing values don't count."""
     measured = np.array([[1.0], [2.0], [3.0], [np.nan]])
     assert figures(1.1 * measured, measured)["error"] == pytest.approx(0.1)
     assert figures(measured, measured)["r2"] == pytest.approx(1.0)
     assert figures(np.full((4, 1), 2.0), measured)["r2"] == pytest.approx(0.0)
 
 
-def test_the_tokens_of_an_answer_tell_its_latency() -> None:
-    """What is a constant and so much per token is fitted to the digit, where the mean is far off; lengths predicted
-    from the text lie between.
+def test_latency_is_predicted_from_the_answers_tokens() -> None:
+    """A constant plus a time per token is fitted exactly, where the mean is far off; lengths predicted from the text
+    are in between.
     """
     report = compared(timed(), resamples=40)
     assert (report["held out"], report["trained on"]) == (100, 200)
@@ -62,8 +62,8 @@ def test_the_tokens_of_an_answer_tell_its_latency() -> None:
     assert report["models"]["slow"]["p95"] == pytest.approx(1.0)
 
 
-def test_a_prompt_that_takes_time_is_told() -> None:
-    """Where reading is expensive the fit without the prompt is far off, and the one with it is not."""
+def test_the_prompts_time_is_fitted() -> None:
+    """Where reading the prompt takes long, the fit without it is far off, and the one with it is not."""
     part = compared(timed(read_s=0.002, noise=0.05), resamples=40)["models"]["fast"]
     for fit in (PROMPT, PACE):
         assert part[fit]["error"]["high"] < 0.08 < 0.2 < part[OUTPUT]["error"]["low"]
@@ -71,15 +71,15 @@ def test_a_prompt_that_takes_time_is_told() -> None:
 
 
 def test_no_part_of_a_latency_is_negative() -> None:
-    """A column that would be is left out; the rest is fitted as without it."""
+    """A column with a negative coefficient is left out, and the rest is fitted without it."""
     x = np.column_stack([np.ones(50), np.arange(50.0), np.arange(50.0) ** 2])
     found = non_negative(x, 3.0 + 2.0 * x[:, 1] - 0.001 * x[:, 2])
     assert found[2] == 0.0 and found[:2] == pytest.approx(np.linalg.lstsq(x[:, :2], x @ (3, 2, -0.001), rcond=None)[0])
 
 
-def test_a_log_has_gaps_and_no_split() -> None:
-    """One answer a query, three in ten of them held out; without prompts' tokens the fit that needs them is left out;
-    a model that was hardly asked is, too.
+def test_a_log_may_have_gaps() -> None:
+    """With one answer per query three in ten are held out. A fit without its data is left out, and so is a model with
+    few answers.
     """
     data = timed(noise=0.1)
     took = np.where(np.arange(2) == np.arange(300)[:, None] % 2, data.latency_s, np.nan)
@@ -95,7 +95,7 @@ def test_a_log_has_gaps_and_no_split() -> None:
 
 
 def test_the_command_refuses_a_folder_without_latencies(tmp_path: Path) -> None:
-    """One line says which fields it needs."""
+    """The error is one line with the required fields."""
     from tests.cascade.worlds import logged, write
 
     write(logged(60), tmp_path)

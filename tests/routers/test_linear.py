@@ -8,9 +8,9 @@ from routers.estimators.linear import Linear
 from tests.routers.worlds import world
 
 
-def test_one_score_a_row_teaches_as_much_as_whole_rows() -> None:
-    """What a journal holds (one model's score per query) estimates as well as outcomes of every model on a third of the
-    queries, and no less boldly.
+def test_one_score_per_row_teaches_as_much_as_full_rows() -> None:
+    """One model's score per query, as in a journal, estimates as well as the scores of three models on a third of the
+    queries, without shrinking the differences.
     """
     asked, truth = world(1000, seed=9)
     whole, _ = world(2000)
@@ -30,7 +30,7 @@ def test_one_score_a_row_teaches_as_much_as_whole_rows() -> None:
 
 
 def test_typical_leverage_is_that_of_the_training_rows() -> None:
-    """Read off the fit alone, it is the mean over rows that are gone."""
+    """It is computed from the fit alone and equals the mean over the training rows."""
     data, _ = world(500)
     x = (data.x - data.x.mean(0)) / data.x.std(0).max()
     fitted = Linear(ridge=5.0).fit(replace(data, x=x))

@@ -1,4 +1,4 @@
-"""Routing under load: a second of waiting has a price, so quality gives way before availability does."""
+"""Routing under load: waiting has a price per second, so quality falls before availability does."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ def busy(queue_s: float) -> Forecast:
 
 
 def test_traffic_leaves_a_queue_and_comes_back() -> None:
-    """The free model answers while it is idle, the paid one as soon as waiting costs more than it."""
+    """The free model answers while it is idle, and the paid one as soon as waiting costs more than its price."""
     knobs = Knobs(cost_weight=0.5, wait_usd_per_s=1e-3)
     picks = [int(np.argmax(utilities(busy(queue), knobs, 2e-3))) for queue in (0.0, 1.0, 5.0, 0.0)]
     assert picks == [0, 0, 1, 0]
     assert int(np.argmax(utilities(busy(5.0), Knobs(cost_weight=0.5), 2e-3))) == 0
 
 
-def test_an_unknown_delay_costs_what_known_ones_do() -> None:
-    """A model of which no delay is known is neither favoured nor shunned; without a price time costs nothing."""
+def test_an_unknown_delay_counts_as_the_known_ones() -> None:
+    """A model without a known delay is neither preferred nor avoided; without a price per second, time costs nothing.
+    """
     given = Forecast(("a", "b", "c"), [0.5] * 3, [0.1] * 3, [1.0] * 3, [2.0, nan, 4.0], [0.0] * 3)
     assert spent(given, Knobs(wait_usd_per_s=0.5)) == [2.0, 2.5, 3.0]
     assert spent(given, Knobs()) == [1.0] * 3
 
 
 def test_a_router_that_sees_the_queue_stays_available() -> None:
-    """Under a ramp to four times the local capacity static serving drowns; the other answers nearly all in time at
-    nearly the peak's quality.
+    """When the load rises to four times the local capacity, static routing times out; routing by the queue answers
+    nearly all requests in time at nearly the same quality.
     """
     blind = served(Knobs(cost_weight=0.5), sees_queue=False, requests=1500)
     seeing = served(Knobs(cost_weight=0.5, wait_usd_per_s=1e-3, max_latency_s=BOUND_S), sees_queue=True, requests=1500)
@@ -44,7 +45,7 @@ def test_a_router_that_sees_the_queue_stays_available() -> None:
 
 
 def test_means_over_ramps_have_intervals() -> None:
-    """That of several ramps is the half width of their mean: smaller than what they are apart, above zero."""
+    """The half width is Student's, over the runs."""
     runs = [served(Knobs(cost_weight=0.5), sees_queue=False, seed=seed).availability for seed in range(3)]
     told = compared(3)["static"]["availability"]
     assert told["value"] == pytest.approx(np.mean(runs))

@@ -1,4 +1,4 @@
-"""Features in C: what Python finds, from any thread, and never required."""
+"""Features in C: equal to Python's, from any thread, and never required."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ needs_compiler = pytest.mark.skipif(NATIVE._table is None, reason="no C compiler
 @example("word " * 48 + "word", 5, 1, 0, False)
 @example("unaffable! " * 1_000, 5, 1, 0, False)
 def test_c_finds_what_python_finds(text: str, tokens: int, turns: int, images: int, wants_json: bool) -> None:
-    """The same numbers to rounding, of any text and any request."""
+    """The numbers agree up to rounding for any text and any request."""
     found, right = (
         featurizer.describe(
             text, input_tokens=tokens, turns=turns, tools=images, images=images, wants_json=wants_json
@@ -44,8 +44,8 @@ def test_c_finds_what_python_finds(text: str, tokens: int, turns: int, images: i
 
 
 @needs_compiler
-def test_any_thread_may_ask() -> None:
-    """Texts described side by side have the vectors that they have alone."""
+def test_features_are_thread_safe() -> None:
+    """Texts described in parallel have the vectors that they have alone."""
     texts = [f"question {i}: why is {i * i} the square of {i}?" * (i % 7 + 1) for i in range(200)]
     alone = [NATIVE.describe(text).vector for text in texts]
     with ThreadPoolExecutor(4) as pool:
@@ -54,7 +54,7 @@ def test_any_thread_may_ask() -> None:
 
 
 class Wrong(Table):
-    """Finds nothing in any text."""
+    """A library that finds nothing in any text."""
 
     def __init__(self) -> None:
         pass
@@ -63,15 +63,15 @@ class Wrong(Table):
         return np.zeros(PLAIN.dims, np.float32)
 
 
-def test_a_table_that_finds_something_else_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    """What was compiled is held against Python before it is trusted, and what is wrong with it is said."""
+def test_a_library_with_other_results_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    """The compiled code is compared with Python before it is used, and a difference is logged."""
     assert PLAIN._proven(Wrong()) is None
     assert "features in C are off by" in caplog.text
 
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder with the source alone, in a home where nothing was ever compiled."""
+    """A folder with the source alone, and a home without compiled files."""
     source = tmp_path / "package" / "native.c"
     source.parent.mkdir()
     shutil.copy(native._SOURCE, source)
@@ -83,10 +83,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("change", [{"HEADGATE_NATIVE": "0"}, {"PATH": "nowhere"}])
-def test_without_a_compiler_python_finds_features(
+def test_without_a_compiler_python_is_used(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
 ) -> None:
-    """Where there is none, or it is not wanted, vectors are the same."""
+    """Vectors are the same if there is no compiler or it is switched off."""
     for name, value in change.items():
         monkeypatch.setenv(name, value)
     plain = Featurizer()
@@ -95,8 +95,8 @@ def test_without_a_compiler_python_finds_features(
 
 
 @needs_compiler
-def test_what_lies_beside_the_source_needs_no_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image without a compiler has what was compiled when it was built."""
+def test_a_library_beside_the_source_needs_no_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container image has it compiled when it was built."""
     native.compiled(fresh.with_name(native._name()))
     monkeypatch.setenv("PATH", "nowhere")
     assert Featurizer()._table is not None
@@ -104,7 +104,7 @@ def test_what_lies_beside_the_source_needs_no_compiler(fresh: Path, monkeypatch:
 
 @needs_compiler
 def test_it_is_compiled_once_into_the_users_own_folder(fresh: Path, tmp_path: Path) -> None:
-    """A second process finds what the first one built; nobody else may write there."""
+    """A second process uses the first one's library, from a folder that only its owner can write."""
     table = native.opened(NATIVE._embedding, 48, NATIVE.dims)
     assert table is not None and len(table.vector("hello", HERE, 5, 2, 1, 0, 0, 0)) == NATIVE.dims
     (built,) = (tmp_path / "home" / "headgate" / "native").iterdir()
@@ -115,15 +115,15 @@ def test_it_is_compiled_once_into_the_users_own_folder(fresh: Path, tmp_path: Pa
 
 @needs_compiler
 def test_a_folder_that_others_can_write_is_not_trusted(fresh: Path, tmp_path: Path) -> None:
-    """What lies there would be run."""
+    """The code in it would be executed."""
     shared = tmp_path / "home" / "headgate" / "native"
     shared.mkdir(parents=True)
     shared.chmod(0o777)
     assert native._folder() != shared
 
 
-def test_a_broken_library_is_left_alone(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that is no library costs speed, not answers."""
+def test_a_broken_library_is_ignored(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Features are then computed by Python."""
     fresh.with_name(native._name()).write_bytes(b"no library")
     with caplog.at_level("INFO"):
         assert Featurizer()._table is None

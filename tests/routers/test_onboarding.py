@@ -9,7 +9,8 @@ from routers.outcomes import Outcomes
 
 
 def outcomes(n: int = 2_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Eight models; the last one is much like the first. Its chances are returned beside the scores."""
+    """Eight models, of which the last is similar to the first. The true probabilities are returned beside the scores.
+    """
     rng = np.random.default_rng(seed)
     ease, turn = rng.normal(size=(n, 1)), rng.normal(size=(n, 1))
     skill = np.linspace(-0.5, 1.0, 8)
@@ -18,8 +19,8 @@ def outcomes(n: int = 2_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (rng.random(chance.shape) < chance).astype(float), chance[:, -1]
 
 
-def test_fifty_probes_tell_whom_a_model_resembles() -> None:
-    """What is predicted lies nearer to the truth than the model's mean over its probes."""
+def test_fifty_probes_predict_a_models_scores() -> None:
+    """The predictions are nearer to the truth than the model's mean over its probes."""
     scores, chance = outcomes()
     few = scores.copy()
     few[50:, -1] = np.nan
@@ -28,8 +29,8 @@ def test_fifty_probes_tell_whom_a_model_resembles() -> None:
     assert ((found - chance[50:]) ** 2).mean() < 0.7 * ((mean - chance[50:]) ** 2).mean()
 
 
-def test_what_was_observed_stays() -> None:
-    """Only gaps of sparse columns are filled, and only with numbers in [0, 1]."""
+def test_observed_scores_stay() -> None:
+    """Only gaps of sparse models are filled, and only with numbers in [0, 1]."""
     scores, _ = outcomes(600)
     few = scores.copy()
     few[30:, -1] = np.nan
@@ -39,8 +40,8 @@ def test_what_was_observed_stays() -> None:
     assert ((found >= 0) & (found <= 1)).all()
 
 
-def test_half_observed_and_logged_data_are_left_alone() -> None:
-    """A model with many outcomes speaks for itself; where no model is dense nothing can be predicted."""
+def test_dense_and_logged_data_stay_unchanged() -> None:
+    """A model with many outcomes needs no prediction; where no model is dense, nothing can be predicted."""
     scores, _ = outcomes(600)
     half = scores.copy()
     half[300:, -1] = np.nan
@@ -49,8 +50,8 @@ def test_half_observed_and_logged_data_are_left_alone() -> None:
     assert completed(logged) is logged
 
 
-def test_every_way_of_filling_keeps_what_was_observed() -> None:
-    """Training fills the gaps itself, an identity vector or the probes' mean fills them all."""
+def test_every_way_of_filling_keeps_observed_scores() -> None:
+    """Both an identity vector and the probes' mean fill all gaps in training."""
     scores, chance = outcomes(600)
     few = outcome_data(np.where((np.arange(600) < 50)[:, None] | (np.arange(8) < 7), scores, np.nan))
     z = np.column_stack([scores[:, :7].mean(1), np.ones(600)])
@@ -63,8 +64,8 @@ def test_every_way_of_filling_keeps_what_was_observed() -> None:
     assert ((vector - chance[50:]) ** 2).mean() < ((mean - chance[50:]) ** 2).mean()
 
 
-def test_shares_are_of_what_all_models_are_worth() -> None:
-    """A model that is worth more counts for more; the interval is that of the draws."""
+def test_shares_are_of_the_total_value_of_models() -> None:
+    """A more valuable model counts more; the interval is that of the draws."""
     gained = np.array([[[0.04, 0.02]] * 3, [[0.0, 0.0]] * 3])
     found = _shares(gained, 0.05)
     assert set(found) == set(WAYS)
@@ -73,7 +74,7 @@ def test_shares_are_of_what_all_models_are_worth() -> None:
 
 
 def outcome_data(scores: np.ndarray) -> Outcomes:
-    """Rows of which nothing but the scores matters."""
+    """Rows of which only the scores matter."""
     n, m = scores.shape
     none, texts = np.full((n, m), np.nan), tuple(f"q{i}" for i in range(n))
     return Outcomes(texts, texts, ("t",) * n, np.full(n, "train"), tuple("abcdefgh"[:m]), scores, *[none] * 7)

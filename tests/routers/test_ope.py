@@ -1,4 +1,4 @@
-"""Off-policy estimators against identities and known truths."""
+"""Off-policy estimators against identities and known true values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from routers.ope_check import MODELS, checked, logging_policy, one_log, world
 
 
 def logged(seed: int = 0, n: int = 400, m: int = 3) -> tuple[Rounds, np.ndarray, np.ndarray]:
-    """A log, a target and a reward model's predictions, all at random."""
+    """A random log, target policy and reward model."""
     rng = np.random.default_rng(seed)
     mu = rng.dirichlet(np.ones(m) * 3, n) * 0.9 + 0.1 / m
     action = np.array([rng.choice(m, p=p) for p in mu])
@@ -26,14 +26,14 @@ def logged(seed: int = 0, n: int = 400, m: int = 3) -> tuple[Rounds, np.ndarray,
 
 @given(seed=st.integers(0, 50))
 def test_dr_without_a_model_is_ips(seed: int) -> None:
-    """Doubly robust with a reward model of zero is plain inverse propensity, round by round."""
+    """With a reward model of zero the doubly robust estimate is plain inverse propensity weighting, round by round."""
     rounds, target, model = logged(seed, n=50)
     assert np.allclose(ope.doubly_robust(rounds, target, 0 * model), ope.ips(rounds, target, model))
 
 
 @given(seed=st.integers(0, 50))
 def test_dr_without_overlap_is_dm(seed: int) -> None:
-    """Where the target never makes a logged decision, doubly robust is the reward model alone."""
+    """Where the target never makes a logged decision, the doubly robust estimate is the reward model's alone."""
     rounds, target, model = logged(seed, n=50)
     target[np.arange(50), rounds.action] = 0.0
     target /= target.sum(1, keepdims=True)
@@ -41,25 +41,23 @@ def test_dr_without_overlap_is_dm(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 50), shift=st.floats(-5, 5))
-def test_snips_moves_with_the_rewards_zero(seed: int, shift: float) -> None:
-    """SNIPS of shifted rewards is SNIPS shifted; of the self-normalised estimators only."""
+def test_snips_is_equivariant_to_a_shift_of_rewards(seed: int, shift: float) -> None:
+    """SNIPS of shifted rewards is SNIPS shifted; plain IPS doesn't have this property."""
     rounds, target, model = logged(seed, n=50)
     moved = replace(rounds, reward=rounds.reward + shift)
     assert np.isclose(ope.snips(moved, target, model).mean(), ope.snips(rounds, target, model).mean() + shift)
 
 
 def test_snips_is_the_ratio_of_means() -> None:
-    """The mean of linearised values is the textbook estimate."""
+    """The mean of the linearised values is the textbook estimate."""
     rounds, target, model = logged(3)
     weights = ope.importance(rounds, target)
     expected = (weights * rounds.reward).sum() / weights.sum()
     assert np.isclose(ope.snips(rounds, target, model).mean(), expected)
 
 
-def test_valuing_the_logging_policy_is_the_mean_reward() -> None:
-    """A log's own policy has weights of one: every weighting estimator returns the plain mean, all rounds
-    effective.
-    """
+def test_the_value_of_the_logging_policy_is_the_mean_reward() -> None:
+    """All weights are 1, so every weighting estimator returns the mean, and all rounds are effective."""
     rounds, _, model = logged(4)
     for name in ("ips", "snips", "clipped_ips"):
         assert np.isclose(ope.ESTIMATORS[name](rounds, rounds.logged, model).mean(), rounds.reward.mean())
@@ -67,16 +65,16 @@ def test_valuing_the_logging_policy_is_the_mean_reward() -> None:
 
 
 def test_switch_at_no_limit_is_dr_and_at_zero_is_dm() -> None:
-    """SWITCH lies between the reward model and doubly robust."""
+    """With its threshold in between, SWITCH mixes the reward model and the doubly robust estimate."""
     rounds, target, model = logged(5)
     assert np.allclose(ope.switch_dr(rounds, target, model, np.inf), ope.doubly_robust(rounds, target, model))
     assert np.allclose(ope.switch_dr(rounds, target, model, 0.0), ope.direct(rounds, target, model))
 
 
 @pytest.mark.parametrize("kind", ["uniform", "skewed"])
-def test_intervals_cover_a_known_truth(kind: str) -> None:
-    """Over 150 seeded logs the 95 % intervals of SNIPS and DR hold the truth about that often, and DR is no
-    worse than SNIPS or IPS on the uniform log.
+def test_intervals_cover_the_true_value(kind: str) -> None:
+    """Over 150 seeded logs the 95 % intervals of SNIPS and DR contain it about that often, and DR is no worse than
+    SNIPS or IPS on a uniform log.
     """
     found = checked(kind, logs=150, rounds=600, seed=1)
     for name in ("snips", "dr"):
@@ -85,8 +83,8 @@ def test_intervals_cover_a_known_truth(kind: str) -> None:
         assert found["dr"]["rmse"] <= min(found["snips"]["rmse"], found["ips"]["rmse"])
 
 
-def test_plain_mean_of_the_log_is_not_the_answer() -> None:
-    """The estimators correct for who decided: the log's mean is far from the target's value, DR is near."""
+def test_the_logs_mean_is_not_the_targets_value() -> None:
+    """The estimators correct for the logging policy: the log's mean is far from the target's value, DR is near."""
     made = world(2)
     x, log, target = one_log(made, "skewed", 4000, np.random.default_rng(0))
     found = ope.valued(log, target, ope.cross_fitted(x, log))
@@ -95,7 +93,7 @@ def test_plain_mean_of_the_log_is_not_the_answer() -> None:
 
 
 def test_bootstrap_agrees_with_the_normal_interval() -> None:
-    """Two ways to the same uncertainty differ by less than a fifth."""
+    """Both widths differ by less than a fifth."""
     rounds, target, model = logged(6, n=800)
     normal = mean_interval(ope.snips(rounds, target, model))
     resamples = np.random.default_rng(0).integers(0, 800, (400, 800))
@@ -104,7 +102,7 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
 
 
 def test_cross_fitting_predicts_no_round_from_itself() -> None:
-    """Changing one round's reward leaves its own prediction as it was."""
+    """Changing a round's reward doesn't change its own prediction."""
     made = world(0, 500)
     x, log, _ = one_log(made, "uniform", 200, np.random.default_rng(1))
     before = ope.cross_fitted(x, log)
@@ -114,8 +112,8 @@ def test_cross_fitting_predicts_no_round_from_itself() -> None:
     assert np.allclose(before[7], after[7]) and not np.allclose(before, after)
 
 
-def test_a_policy_that_the_log_never_tried_is_refused_with_its_price() -> None:
-    """No overlap: a refusal that says how many explored calls it would take and what they cost."""
+def test_a_policy_outside_the_log_is_refused_with_its_price() -> None:
+    """The refusal says how many explored calls would be needed and what they cost."""
     n = 500
     mu = np.tile([1.0, 0.0, 0.0], (n, 1))
     rounds = Rounds(np.zeros(n, np.intp), np.ones(n), mu)
@@ -123,13 +121,13 @@ def test_a_policy_that_the_log_never_tried_is_refused_with_its_price() -> None:
     found = ope.judged(rounds, target, np.array([0.01, 0.02, 0.03]), Requirements(exploration=0.2))
     assert isinstance(found, Refusal)
     assert found.overlap.unsupported == 1.0
-    # every third explored call is of use
+    # every third explored call is useful
     assert found.explored_calls == 150 and found.cost_usd == pytest.approx(3.0)
     assert str(found).endswith("about 150 more explored calls needed, about $3 (at explore = 0.2 about 750 requests)")
 
 
-def test_a_thin_log_is_refused_until_the_calls_it_asked_for_were_made() -> None:
-    """The number of calls in a refusal is enough: with that many more the same question is answered."""
+def test_the_calls_that_a_refusal_asks_for_are_enough() -> None:
+    """With that many more calls the same question is answered."""
     rng = np.random.default_rng(0)
     mu = logging_policy("skewed", np.zeros((20_000, MODELS)))
     target = np.eye(MODELS)[rng.integers(0, MODELS, 20_000)]
@@ -158,7 +156,7 @@ def test_bad_rounds_are_named(action: list[int], reward: list[float], logged: li
 
 
 def test_differences_are_paired() -> None:
-    """Two policies that agree on all but a few rounds differ by much less than either is uncertain."""
+    """The difference of two policies that agree on most rounds is far more certain than either value."""
     rounds, target, model = logged(8, n=600)
     other = target.copy()
     other[:6] = target[:6, ::-1]
@@ -166,8 +164,8 @@ def test_differences_are_paired() -> None:
     assert found.half_width < 0.3 * ope.valued(rounds, target, model).best.half_width
 
 
-def test_effective_rounds_are_those_promised_and_not_those_drawn() -> None:
-    """A log in which a policy's rare choices never came is worth no more than one in which they did."""
+def test_effective_rounds_are_expected_and_not_observed() -> None:
+    """A log in which a policy's rare choices happen not to occur has as many as one in which they do."""
     logged = np.tile([0.98, 0.02], (400, 1))
     target = np.tile([0.5, 0.5], (400, 1))
     lucky, unlucky = np.zeros(400, np.intp), (np.arange(400) < 8).astype(np.intp)
@@ -176,13 +174,13 @@ def test_effective_rounds_are_those_promised_and_not_those_drawn() -> None:
 
 
 def test_effective_rounds_are_kishs() -> None:
-    """Even weights count in full, one heavy one as little more than itself, none as nothing."""
+    """Equal weights count fully, one heavy weight counts little more than itself, and no weight counts nothing."""
     found = [ope.effective_rounds(np.array(weights)) for weights in ([2.0, 2.0, 0.0], [8.0, 1.0, 1.0], [0.0, 0.0])]
     assert found == pytest.approx([2.0, 100 / 66, 0.0])
 
 
-def test_a_few_right_answers_make_nothing_certain() -> None:
-    """Ten answers of a model that were all right, beside many that were right half the time: its mean may be .8."""
+def test_ten_right_answers_are_no_certainty() -> None:
+    """If ten answers of a model were all right, the interval of its value still contains .8."""
     rng = np.random.default_rng(0)
     logged = np.tile([0.98, 0.02], (500, 1))
     action = (np.arange(500) % 50 == 0).astype(np.intp)
@@ -192,7 +190,7 @@ def test_a_few_right_answers_make_nothing_certain() -> None:
     assert found.best.low < 0.8 and found.snips.low < 0.8
 
 
-def test_a_known_reward_speaks_for_the_unknown_ones_of_its_model() -> None:
+def test_unknown_rewards_are_estimated_by_model() -> None:
     """Where every second or fourth reward is known, unknown ones count as the known ones of the same model do."""
     rng = np.random.default_rng(1)
     action = np.repeat([0, 1], [20, 40])
@@ -211,7 +209,7 @@ def test_a_known_reward_speaks_for_the_unknown_ones_of_its_model() -> None:
 
 
 def test_self_normalised_intervals_are_the_jackknifes() -> None:
-    """Leaving out each round in turn gives the same standard error, but for n / (n - 1)."""
+    """Leaving out each round in turn gives the same standard error, up to the factor n / (n - 1)."""
     rounds, target, model = logged(2, n=60)
     w, r = ope.importance(rounds, target), rounds.reward
     left = np.array([(w @ r - w[i] * r[i]) / (w.sum() - w[i]) for i in range(60)])
@@ -220,7 +218,7 @@ def test_self_normalised_intervals_are_the_jackknifes() -> None:
 
 
 def test_self_normalised_dr_divides_the_correction_by_the_weights() -> None:
-    """Its mean is the textbook's."""
+    """Its mean is the textbook estimate."""
     rounds, target, model = logged(3)
     weights, missed = ope.importance(rounds, target), rounds.reward - model[np.arange(400), rounds.action]
     expected = (target * model).sum(1).mean() + weights @ missed / weights.sum()
@@ -228,8 +226,9 @@ def test_self_normalised_dr_divides_the_correction_by_the_weights() -> None:
 
 
 @pytest.mark.parametrize(("off", "worse"), [(0.02, "dr"), (0.5, "dm")])
-def test_switch_takes_the_model_where_it_is_better_than_wild_weights(off: float, worse: str) -> None:
-    """With a good reward model SWITCH errs less than doubly robust, with a poor one less than the model alone."""
+def test_switch_uses_the_model_for_extreme_weights(off: float, worse: str) -> None:
+    """With a good reward model SWITCH has less error than doubly robust, and with a poor one less than the model alone.
+    """
     rng, errors = np.random.default_rng(0), {"switch_dr": 0.0, worse: 0.0}
     n, truth = 200, np.array([0.3, 0.8])
     logged, target = np.tile([0.99, 0.01], (n, 1)), np.tile([0.5, 0.5], (n, 1))
@@ -242,16 +241,16 @@ def test_switch_takes_the_model_where_it_is_better_than_wild_weights(off: float,
     assert errors["switch_dr"] < 0.8 * errors[worse]
 
 
-def test_wild_weights_are_cut_at_the_root_of_n() -> None:
-    """A round of weight 90 among 100 counts as ten do."""
+def test_extreme_weights_are_clipped_at_the_root_of_n() -> None:
+    """A round of weight 90 among 100 rounds counts with weight 10."""
     logged = np.tile([1 - 1 / 90, 1 / 90], (100, 1))
     rounds = Rounds((np.arange(100) < 1).astype(np.intp), np.full(100, 3.0), logged)
     assert ope.clipped_ips(rounds, np.tile([0.0, 1.0], (100, 1)), logged).sum() == pytest.approx(10 * 3.0)
 
 
 def test_the_reward_model_finds_linear_rewards() -> None:
-    """A level, a slope common to all and one of each model's own, with queries far from the origin; a model that never
-    answered is expected to do as all do.
+    """They have an intercept, a common slope and one per model, with queries far from the origin; a model without
+    answers is predicted as the mean of all.
     """
     rng = np.random.default_rng(0)
     x = rng.normal([5.0, -2.0, 0.0], 1.0, (2000, 3))
@@ -264,9 +263,9 @@ def test_the_reward_model_finds_linear_rewards() -> None:
     assert found[:, 2].mean() == pytest.approx(rounds.reward.mean(), abs=0.05)
 
 
-def test_the_promised_variance_is_that_of_many_logs() -> None:
-    """Of the mean correction, rewards missed by a known noise; where one of two even choices counts, half the rounds
-    carry it.
+def test_the_expected_variance_is_that_of_many_logs() -> None:
+    """It is the variance of the mean correction under known noise. Where one of two equally likely choices counts, half
+    of the rounds are effective.
     """
     rng, n = np.random.default_rng(0), 20
     logged = rng.dirichlet([5.0, 5.0, 5.0], n)
@@ -281,8 +280,8 @@ def test_the_promised_variance_is_that_of_many_logs() -> None:
 
 
 @given(seed=st.integers(0, 50), most=st.sampled_from([0.0, 0.1, 0.3]))
-def test_a_log_is_read_from_where_it_tries_what_the_policy_does(seed: int, most: float) -> None:
-    """The longest latest part, by trying them all."""
+def test_a_log_is_used_from_where_it_supports_the_policy(seed: int, most: float) -> None:
+    """The longest recent part with support equals the one found by trying all."""
     rng = np.random.default_rng(seed)
     logged = (rng.random((12, 3)) < np.linspace(0.2, 1.1, 12)[:, None]).astype(float)
     target = rng.dirichlet(np.ones(3), 12)

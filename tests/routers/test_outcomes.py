@@ -26,8 +26,8 @@ def written(folder: Path, queries: dict, outcomes: dict) -> Path:
     return folder
 
 
-def test_cells_land_where_they_belong(tmp_path: Path) -> None:
-    """Scores and costs are laid out by query and model; what nobody observed is NaN."""
+def test_scores_and_costs_are_laid_out_by_query_and_model(tmp_path: Path) -> None:
+    """What wasn't observed is NaN."""
     data = read_outcomes(written(tmp_path, QUERIES, OUTCOMES))
     assert data.models == ("m", "n")
     assert np.array_equal(data.scores, [[1.0, 0.0], [np.nan, 0.5]], equal_nan=True)
@@ -35,16 +35,16 @@ def test_cells_land_where_they_belong(tmp_path: Path) -> None:
     assert np.isnan(data.latency_s).all()
 
 
-def test_the_answers_own_cost_comes_first(tmp_path: Path) -> None:
-    """Where a self-check is priced too, the answer's cost is what routing pays."""
+def test_the_answers_own_cost_is_preferred(tmp_path: Path) -> None:
+    """Where the price of a self-check is included in the cost, routing pays the answer's cost alone."""
     outcomes = OUTCOMES | {"answer_cost_usd": [0.05, 0.15, 0.25]}
     data = laid_out(QUERIES, outcomes)
     assert data.cost_usd[0].tolist() == [0.05, 0.15]
     assert data.checked_cost_usd[0].tolist() == [0.1, 0.2]
 
 
-def test_rows_and_columns_cut_every_field() -> None:
-    """A part of the data is data of the same form."""
+def test_selected_rows_and_columns_have_every_field() -> None:
+    """A part of the data has the form of the whole."""
     data = laid_out(QUERIES, OUTCOMES)
     part = data.rows(np.array([False, True])).columns(["n"])
     assert (part.query_ids, part.models, part.scores.tolist(), part.splits.tolist()) == (
@@ -78,7 +78,7 @@ def test_rows_and_columns_cut_every_field() -> None:
     ],
 )
 def test_a_defect_is_named_by_row_and_field(table, field, value, message) -> None:
-    """Whoever made the data learns where to look."""
+    """The error says where to look."""
     queries, outcomes = copy.deepcopy(QUERIES), copy.deepcopy(OUTCOMES)
     (queries if table == "q" else outcomes)[field] = value
     with pytest.raises(DataError, match=message):
@@ -86,37 +86,37 @@ def test_a_defect_is_named_by_row_and_field(table, field, value, message) -> Non
 
 
 def test_a_query_without_outcome_is_named() -> None:
-    """Missing labels are counted and the first is shown."""
+    """Missing labels are counted, and the first one is named."""
     queries = {name: [*values, values[0]] for name, values in QUERIES.items()} | {"query_id": ["q0", "q1", "q2"]}
     with pytest.raises(DataError, match=r"row 2: query_id 'q2' has no outcome \(1 such"):
         laid_out(queries, OUTCOMES)
 
 
 def test_one_model_is_refused() -> None:
-    """There is nothing to route between."""
+    """With one model there is nothing to route."""
     with pytest.raises(DataError, match="two or more"):
         laid_out(QUERIES, {"query_id": ["q0", "q1"], "model": ["m", "m"], "score": [1.0, 0.0]})
 
 
 def test_a_small_overshoot_is_clipped() -> None:
-    """Text metrics may leave [0, 1] by a hair."""
+    """Text metrics may exceed [0, 1] by rounding."""
     assert laid_out(QUERIES, OUTCOMES | {"score": [1.01, -0.03, 0.5]}).scores[0].tolist() == [1.0, 0.0]
 
 
-def test_finer_tasks_are_kept() -> None:
+def test_sub_tasks_are_kept() -> None:
     """A sub-task, where there is one, makes a task of its own."""
     assert laid_out(QUERIES | {"subtask": ["x", None]}, OUTCOMES).tasks == ("t/x", "u")
 
 
 @pytest.mark.parametrize("field", ["query_id", "model", "score"])
 def test_a_missing_field_is_named(field: str) -> None:
-    """Required fields are asked for by name."""
+    """The error names a missing required field."""
     with pytest.raises(DataError, match=f"no field {field}"):
         laid_out(QUERIES, {name: v for name, v in OUTCOMES.items() if name != field})
 
 
 def test_empty_data_is_refused(tmp_path: Path) -> None:
-    """No rows, no file, and a file of another kind each say so."""
+    """The error says whether there are no rows, no file, or a file of another kind."""
     with pytest.raises(DataError, match="no rows"):
         laid_out({"query_id": [], "text": []}, OUTCOMES)
     with pytest.raises(DataError, match=r"queries\.parquet: no such file"):
@@ -126,8 +126,8 @@ def test_empty_data_is_refused(tmp_path: Path) -> None:
         read_outcomes(tmp_path)
 
 
-def test_sources_are_read_and_cut() -> None:
-    """Where a query was taken from stays with its row; most data names none."""
+def test_sources_are_read_and_selected_with_their_rows() -> None:
+    """Most data has no sources."""
     data = laid_out(QUERIES | {"src": ["book", None]}, OUTCOMES)
     assert data.sources == ("book", "")
     assert data.rows(np.array([False, True])).columns(["n"]).sources == ("",)

@@ -1,4 +1,4 @@
-"""A budget that refills: never overspent, and spent where it buys most."""
+"""A budget that refills: never overspent, and spent where it improves quality most."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from routers.types import Knobs
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_day_spends_more_than_the_budget(kind: str) -> None:
-    """In steady, daily, bursting and adversarial traffic every 24 hours stay within the budget, although always
-    asking the most expensive would take several times as much.
+    """In steady, daily, bursty and adversarial traffic every 24 hours stay within the budget, although always asking
+    the most expensive model would cost several times as much.
     """
     came = traffic(kind, seed=1, days=2, per_day=1500)
     quality, cost = spent_by_pacing(came)
@@ -37,8 +37,8 @@ def test_no_day_spends_more_than_the_budget(kind: str) -> None:
     assert quality.mean() > 0.3
 
 
-def test_steady_traffic_gets_what_the_best_fixed_rate_would_give() -> None:
-    """Without knowing the traffic, 97 % of the quality of the best single exchange rate chosen in hindsight."""
+def test_steady_traffic_is_near_the_best_fixed_rate() -> None:
+    """Without knowing the traffic, it reaches 97 % of the quality of the best fixed exchange rate in hindsight."""
     came = traffic("steady", seed=2, days=2)
     quality, cost = spent_by_pacing(came)
     assert quality.mean() >= 0.97 * best_fixed_rate(came, BUDGET_USD)
@@ -46,18 +46,18 @@ def test_steady_traffic_gets_what_the_best_fixed_rate_would_give() -> None:
 
 
 @pytest.mark.parametrize("kind", ["daily", "sharp"])
-def test_a_daily_peak_gets_what_the_best_fixed_rate_would_give(kind: str) -> None:
-    """Once a day has shown when its requests come, what the night leaves is spent at the peak: 96 % of the quality of
-    the best single exchange rate chosen in hindsight.
+def test_a_daily_peak_is_near_the_best_fixed_rate(kind: str) -> None:
+    """After a day has shown the peak, what the night leaves is spent there: 96 % of the quality of the best fixed
+    exchange rate in hindsight.
     """
     came = traffic(kind, seed=3, days=4)
     quality, _ = spent_by_pacing(came)
     assert quality[came.time_s >= DAY_S].mean() >= 0.96 * best_fixed_rate(came, BUDGET_USD)
 
 
-def test_a_restart_loses_nothing_that_the_journal_knows() -> None:
-    """Four a day: the quality of a purse that was never restarted, within a point, and its budget; without the journal
-    the hours of the day are never known.
+def test_a_restart_recovers_the_purse_from_the_journal() -> None:
+    """With four restarts a day the quality is within a point of a purse that was never restarted, and the budget is
+    kept; without the journal the day's shape is never learned.
     """
     came = traffic("daily", seed=4)
     later = came.time_s >= DAY_S
@@ -69,9 +69,9 @@ def test_a_restart_loses_nothing_that_the_journal_knows() -> None:
 
 
 @pytest.mark.parametrize("kind", WEEKENDS)
-def test_weekends_of_their_own_get_what_they_need(kind: str) -> None:
-    """Over four weeks at least the best single exchange rate chosen in hindsight, and no less than where all days are
-    taken for alike; where weekends differ, a point more.
+def test_weekends_with_another_shape_are_near_the_best_fixed_rate(kind: str) -> None:
+    """Over four weeks the quality is at least that of the best fixed rate in hindsight and no less than with equal
+    days; where weekends differ, it is a point more.
     """
     came = traffic(kind, seed=5, days=28, per_day=600)
     quality, cost = spent_by_pacing(came, 0.3)
@@ -81,8 +81,8 @@ def test_weekends_of_their_own_get_what_they_need(kind: str) -> None:
     assert quality.mean() > alike.mean() + (-0.001 if kind == "same weekends" else 0.01)
 
 
-def test_a_purse_goes_on_where_another_was() -> None:
-    """But for its debts; what was spent leaves it after a day."""
+def test_a_purse_is_restored_from_past_spending() -> None:
+    """Its level is restored except for debts, and past spending counts for a day."""
     purse, other = Purse.new(24.0, 0.0), Purse.new(24.0, 2 * HOUR_S)
     purse.spend(1.0)
     purse.refill(2 * HOUR_S)
@@ -97,7 +97,7 @@ def test_a_purse_goes_on_where_another_was() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 20_000), st.floats(0, 1)), max_size=200))
 def test_any_day_is_within_the_budget_whatever_is_asked(steps: list[tuple[float, float]]) -> None:
-    """Whoever spends no more than the purse says is within the budget in every window of 24 hours."""
+    """Spending at most what the purse allows stays within the budget in every window of 24 hours."""
     purse, now, times, costs = Purse.new(10.0, 0.0), 0.0, [], []
     for wait_s, share in steps:
         now += wait_s
@@ -111,13 +111,14 @@ def test_any_day_is_within_the_budget_whatever_is_asked(steps: list[tuple[float,
 
 
 @given(st.floats(0, 1e6))
-def test_a_rate_is_a_cost_weight(rate: float) -> None:
-    """The weight of a rate has that exchange rate."""
+def test_a_rate_has_a_cost_weight(rate: float) -> None:
+    """The cost weight of a rate has that exchange rate."""
     assert exchange_rate(cost_weight_of(rate)) == pytest.approx(rate, rel=1e-6, abs=1e-12)
 
 
-def test_a_cost_weight_beside_a_floor_is_raised_and_a_floor_alone_is_not() -> None:
-    """The cheapest model that meets it is taken anyway. A purse in debt leaves nothing to spend, and no less."""
+def test_a_cost_weight_is_raised_and_a_quality_floor_is_not() -> None:
+    """With a floor alone the cheapest model that meets it is chosen anyway. A purse in debt has nothing left to spend.
+    """
     purse = Purse.new(24.0, 0.0)
     purse.spend(30.0)
     both = paced(Knobs(min_quality=0.5, cost_weight=0.1), purse, 0.0)
@@ -125,14 +126,14 @@ def test_a_cost_weight_beside_a_floor_is_raised_and_a_floor_alone_is_not() -> No
     assert weighed(Knobs(min_quality=0.5), purse, 0.0) == Knobs(min_quality=0.5)
 
 
-def test_a_full_purse_is_dear_where_the_day_is_nearly_spent() -> None:
-    """Of the last 24 hours' budget half the reserve is left."""
+def test_fullness_counts_the_last_24_hours() -> None:
+    """If their spending leaves half of the reserve, even a full purse counts as half full."""
     purse = Purse(24.0, 24.0 * SAVED, 0.0, spent_usd=24.0 - 24.0 / 32)
     assert purse.fullness == pytest.approx(0.5)
 
 
 def test_an_emptier_purse_asks_more_for_a_dollar() -> None:
-    """The cost weight rises as the purse empties, and falls again as it refills."""
+    """The cost weight rises as the purse empties, and falls as it refills."""
     purse = Purse.new(24.0, 0.0)
     weights = []
     for _ in range(4):
@@ -142,7 +143,7 @@ def test_an_emptier_purse_asks_more_for_a_dollar() -> None:
     assert paced(Knobs(), purse, DAY_S).cost_weight < weights[0]
 
 
-def test_pacing_is_never_more_generous_than_what_was_asked() -> None:
+def test_pacing_only_tightens_the_requests_knobs() -> None:
     """A stated cost weight, limit or quality floor stays in force."""
     purse = Purse.new(24.0, 0.0)
     purse.refill(DAY_S)
@@ -152,15 +153,15 @@ def test_pacing_is_never_more_generous_than_what_was_asked() -> None:
 
 
 def test_a_clock_that_goes_back_refills_nothing() -> None:
-    """Time is the caller's, and may be wrong."""
+    """The caller's clock may be wrong."""
     purse = Purse.new(24.0, 1000.0)
     level = purse.level_usd
     purse.refill(0.0)
     assert purse.level_usd == level and purse.time_s == 1000.0
 
 
-def test_a_clock_that_was_days_ahead_starves_nobody() -> None:
-    """Set right again, it refills again; what was spent meanwhile still counts for a day."""
+def test_a_clock_that_was_days_ahead_does_not_stop_the_refill() -> None:
+    """Once it is right again the purse refills; what was spent meanwhile counts for a day."""
     purse = Purse.new(24.0, 10 * DAY_S)
     weighed(Knobs(), purse, 13 * DAY_S)
     purse.spend(2.0)
@@ -173,14 +174,14 @@ def test_a_clock_that_was_days_ahead_starves_nobody() -> None:
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_budget_that_is_none_is_refused(budget: float) -> None:
+def test_an_invalid_budget_is_refused(budget: float) -> None:
     """Only a positive amount can be paced."""
     with pytest.raises(ValueError, match="budget_usd_per_day"):
         Purse.new(budget, 0.0)
 
 
-def test_what_the_best_fixed_rate_has_more_is_of_the_same_traffic() -> None:
-    """Seeds that differ make the quality uncertain, not what it is short of the best fixed rate by."""
+def test_the_gap_to_the_best_fixed_rate_is_paired() -> None:
+    """Seeds make the quality uncertain, but not its difference to the best fixed rate on the same traffic."""
     row = dict.fromkeys(("worst_day_share", "spent_share", "always_dear", "answered", "gain"), 0.5)
     rows = [{**row, "quality": q, "later_quality": q, "best_fixed_rate": q + 0.01} for q in (0.6, 0.8)]
     told = line("steady", rows)

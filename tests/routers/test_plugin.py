@@ -42,14 +42,14 @@ UNPRICED = tuple(Candidate(model) for model in MODELS)
 
 
 def test_the_best_model_changes_with_the_query() -> None:
-    """With quality alone, hard queries go to the large model and easy ones to the small."""
+    """With quality alone, hard queries go to the large model and easy ones to the small one."""
     knobs = Knobs(cost_weight=0.0)
     assert router().choose(asked(HARD), POOL, knobs, 0.5).model == "large"
     assert router().choose(asked(EASY), POOL, knobs, 0.5).model == "small"
 
 
 def test_a_higher_cost_weight_never_costs_more() -> None:
-    """Along the knob, the expected cost of the choice only falls."""
+    """The expected cost of the choice never rises with the cost weight."""
     costs = []
     for weight in np.linspace(0, 1, 11):
         choice = router().choose(asked(HARD), POOL, Knobs(cost_weight=float(weight)), 0.5)
@@ -58,20 +58,20 @@ def test_a_higher_cost_weight_never_costs_more() -> None:
 
 
 def test_estimates_are_near_the_truth() -> None:
-    """The plug-in's quality is the fitted mean with a standard deviation beside it."""
+    """The estimated quality is the fitted mean, with a standard deviation."""
     choice = router().choose(asked(HARD), POOL, Knobs(), 0.5)
     assert [e.quality for e in choice.estimates] == pytest.approx([0.03, 0.6, 0.94], abs=0.15)
     assert all(0 < e.quality_sd < 0.2 for e in choice.estimates)
 
 
-def test_a_candidate_without_price_is_charged_what_was_learnt() -> None:
-    """Offline sets name costs, not prices."""
+def test_a_candidate_without_a_price_has_the_learned_cost() -> None:
+    """Offline data has costs and no prices."""
     choice = router().choose(asked(EASY), UNPRICED, Knobs(), 0.5)
     assert [e.cost_usd for e in choice.estimates] == pytest.approx([1e-5, 1e-4, 1e-3], rel=0.1)
 
 
 def test_an_unknown_model_gets_the_prior() -> None:
-    """A model that the artefact never saw is estimated by price, with the prior's wide deviation."""
+    """A model that was not in training is estimated by its price, with the prior's wide deviation."""
     new = Candidate("new", 3.0, 15.0)
     choice = router().choose(asked(EASY), (*POOL, new), Knobs(), 0.5)
     assert choice.estimates[-1].quality_sd > 3 * choice.estimates[0].quality_sd
@@ -79,13 +79,15 @@ def test_an_unknown_model_gets_the_prior() -> None:
 
 
 def test_features_of_another_version_are_undecided() -> None:
-    """The route falls back rather than reading numbers that mean something else."""
+    """The route falls back instead of reading numbers with another meaning."""
     with pytest.raises(Undecided, match="features"):
         router().choose(replace(asked(EASY), features_version="w"), POOL, Knobs(), 0.5)
 
 
 def test_max_cost_excludes_by_expectation() -> None:
-    """A model expected to cost more is out, with its reason; nobody left is undecided."""
+    """A model whose expected cost is above the limit is excluded with its reason; without an eligible model the router
+    is undecided.
+    """
     choice = router().choose(asked(HARD), POOL, Knobs(cost_weight=0.0, max_cost_usd=0.001), 0.5)
     assert choice.model == "middle"
     assert choice.excluded == {"large": "expected to cost more than max_cost_usd"}
@@ -93,8 +95,8 @@ def test_max_cost_excludes_by_expectation() -> None:
         router().choose(asked(HARD), POOL, Knobs(max_cost_usd=2e-5), 0.5)
 
 
-def test_a_late_queue_is_avoided() -> None:
-    """The expected wait counts against `max_latency_s` where latency is known."""
+def test_a_long_queue_is_avoided() -> None:
+    """The expected wait counts against `max_latency_s` where the latency is known."""
     busy = replace(LARGE, queue_s=9.0)
     knobs = Knobs(cost_weight=0.0, max_latency_s=2.0)
     choice = router().choose(asked(HARD), (SMALL, MIDDLE, busy), knobs, 0.5)
@@ -104,15 +106,15 @@ def test_a_late_queue_is_avoided() -> None:
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0, 1), st.floats(0, 1))
 def test_the_propensity_is_that_of_the_drawn_model(draw, weight, floor) -> None:
-    """Whatever is drawn, the record's propensity is the probability stated for that model."""
+    """Whichever model is drawn, the recorded propensity is the probability stated for it."""
     choice = router(floor).choose(asked(EASY), POOL, Knobs(cost_weight=weight), draw)
     assert choice.propensity == choice.probabilities[choice.model] > 0
     assert sum(choice.probabilities.values()) == pytest.approx(1.0)
     assert set(choice.ranked) == set(MODELS)
 
 
-def test_untrained_it_lives_on_prices() -> None:
-    """Without an artefact no vector is read; more expensive is taken for better."""
+def test_untrained_it_routes_by_price() -> None:
+    """Without an artefact no vector is read, and a higher price stands for a higher quality."""
     blank = PluginRouter("knn", "0", "v")
     assert blank.choose(query(), POOL, Knobs(cost_weight=0.0), 0.5).model == "large"
     assert blank.choose(query(), POOL, Knobs(cost_weight=1.0), 0.5).model == "small"

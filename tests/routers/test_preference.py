@@ -1,4 +1,4 @@
-"""Preference estimators: who beats whom on which query, ties included."""
+"""Preference estimators: which model beats which on a query, with ties."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from routers.estimators.preference import Preference, SimilarWins, battles
 
 
 def mostly_tied(rows: int = 3_000) -> Training:
-    """The strong model never loses; it wins half of the queries on one side of the first axis, on the other none to
-    speak of. All others are ties.
+    """The strong model never loses. It wins half of the queries on one side of the first axis and hardly any on the
+    other; all others are ties.
     """
     rng = np.random.default_rng(1)
     hard = rng.random(rows) < 0.5
@@ -21,16 +21,16 @@ def mostly_tied(rows: int = 3_000) -> Training:
 
 
 @pytest.mark.parametrize("kind", [Preference, SimilarWins])
-def test_a_tie_says_that_the_better_model_is_not_needed(kind: type[Preference | SimilarWins]) -> None:
-    """Of queries on which one model alone ever wins, those are told apart on which it mostly ties."""
+def test_ties_show_where_the_better_model_is_not_needed(kind: type[Preference | SimilarWins]) -> None:
+    """Where only one model ever wins, the queries on which it mostly ties are told apart."""
     data = mostly_tied()
     strength = kind().fit(data).strength(np.array([[1.0, 0, 0], [-1.0, 0, 0]]))
     ahead = strength[:, 0] - strength[:, 1]
     assert ahead[0] > ahead[1] + 0.5
 
 
-def test_battles_of_a_row_sum_to_the_pairs_that_were_seen() -> None:
-    """Whoever wins, ties or stays unseen: each seen pair is one battle."""
+def test_the_battles_of_a_row_are_its_observed_pairs() -> None:
+    """Each pair of observed models is one battle, whether it is won or tied."""
     wins = battles(np.array([[1.0, 0.0, 0.0], [1.0, np.nan, 1.0]]))
     assert wins[0].tolist() == [[0, 1, 1], [0, 0, 0.5], [0, 0.5, 0]]
     assert wins[1].tolist() == [[0, 0, 0.5], [0, 0, 0], [0.5, 0, 0]]

@@ -8,14 +8,14 @@ from routers.probing_check import BUDGETS, RULES, compared, factorised, named
 
 
 def table(n: int = 800, models: int = 12, seed: int = 0) -> np.ndarray:
-    """Scores of models from .3 to .7; queries differ in ease."""
+    """Scores of models with means from .3 to .7; queries differ in difficulty."""
     rng = np.random.default_rng(seed)
     chance = np.clip(np.linspace(0.3, 0.7, models) + 0.25 * rng.normal(size=(n, 1)), 0, 1)
     return (rng.random((n, models)) < chance).astype(float)
 
 
 def found_best(truth: np.ndarray, share: float, seed: int = 0) -> tuple[int, float]:
-    """Replays buying on a full table: the model named best and the share of cells that were bought."""
+    """Runs the purchase of outcomes on a complete table; returns the model found best and the share of cells bought."""
     order = np.random.default_rng(seed).permutation(len(truth))
     scores = np.full(truth.shape, np.nan)
     while np.isfinite(scores).mean() < share:
@@ -29,7 +29,7 @@ def found_best(truth: np.ndarray, share: float, seed: int = 0) -> tuple[int, flo
 
 
 def test_the_best_model_is_found_with_few_outcomes() -> None:
-    """With 15 % of the cells the best of twelve models, or one within two points of it, is named."""
+    """With 15 % of the cells it finds the best of twelve models, or one within two points of it."""
     misses = 0
     for seed in range(4):
         truth = table(seed=seed)
@@ -40,7 +40,7 @@ def test_the_best_model_is_found_with_few_outcomes() -> None:
 
 
 def test_every_model_is_asked_first() -> None:
-    """Nobody is dropped unheard."""
+    """No model is dropped before it was asked."""
     truth, order = table(200, 3), np.arange(200)
     scores = np.full(truth.shape, np.nan)
     for _ in range(3):
@@ -50,7 +50,7 @@ def test_every_model_is_asked_first() -> None:
 
 
 def test_means_are_adjusted_for_easy_queries() -> None:
-    """A model asked only easy queries is not taken for better."""
+    """A model that was asked only easy queries isn't preferred for that."""
     ease = np.repeat([0.0, 1.0], 200)
     truth = np.column_stack([*[ease] * 8, np.clip(ease - 0.2, 0, 1)])
     scores = truth.copy()
@@ -60,8 +60,8 @@ def test_means_are_adjusted_for_easy_queries() -> None:
     assert scores[200:, 8].mean() > scores[:, 0].mean()
 
 
-def test_it_stops_when_settled() -> None:
-    """A clear winner costs only a small part of the budget."""
+def test_a_clear_winner_ends_the_search() -> None:
+    """It costs only a small part of the budget."""
     rng = np.random.default_rng(0)
     truth = (rng.random((2_000, 5)) < np.array([0.2, 0.2, 0.2, 0.2, 0.9])).astype(float)
     best, spent = found_best(truth, 0.5)
@@ -69,8 +69,8 @@ def test_it_stops_when_settled() -> None:
     assert spent < 0.1
 
 
-def test_a_little_asked_rival_is_asked_before_the_leader_again() -> None:
-    """The rival with the highest bound goes first, also where the leader's own bound is below it."""
+def test_a_rival_with_few_answers_is_asked_before_the_leader() -> None:
+    """The rival with the highest upper bound is asked next, even if the leader's own bound is lower."""
     order, scores = np.arange(400), np.full((400, 3), np.nan)
     scores[:300, 0] = np.arange(300) % 10 < 6
     scores[:FIRST, 1] = np.arange(FIRST) % 10 < 5
@@ -81,23 +81,23 @@ def test_a_little_asked_rival_is_asked_before_the_leader_again() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_no_rule_buys_more_than_its_budget_and_all_find_a_clear_winner(rule: str) -> None:
-    """On a table with one model far above the others, with 15 % of the cells."""
+def test_every_rule_finds_a_clear_winner_within_its_budget(rule: str) -> None:
+    """One model is far above the others, and the budget is 15 % of the cells."""
     rng = np.random.default_rng(0)
     truth = (rng.random((300, 6)) < np.array([0.2, 0.3, 0.3, 0.2, 0.3, 0.9])).astype(float)
     assert named(truth, RULES[rule](np.random.default_rng(1)), BUDGETS)[-1] == 5
 
 
 def test_a_factorisation_predicts_a_table_of_rank_one() -> None:
-    """From a third of its cells, within a few hundredths."""
+    """It is given a third of the cells, and errs by a few hundredths."""
     rng = np.random.default_rng(2)
     truth = rng.uniform(0.3, 1.0, (120, 1)) * rng.uniform(0.3, 1.0, (1, 8))
     known = np.where(rng.random(truth.shape) < 0.35, truth, np.nan)
     assert np.abs(factorised(known, rng).mean(0) - truth).mean() < 0.05
 
 
-def test_the_comparison_tells_every_rule_with_its_interval() -> None:
-    """At every budget, and how soon our own rule was sure."""
+def test_the_comparison_has_every_rule_with_its_interval() -> None:
+    """It has every budget, and when our own rule was sure."""
     report = compared(table(200, 5), 100, 2)
     assert set(report["rules"]) == set(RULES)
     for row in report["rules"].values():

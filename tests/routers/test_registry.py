@@ -19,7 +19,7 @@ from tests.routers.worlds import POOL, world
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_opens_and_chooses(name: str) -> None:
-    """Each name of the configuration gives a router that decides before it has learnt anything."""
+    """Each name in the configuration gives a router that decides before it has learned anything."""
     router = open_router(name, rules=[{"model": "small"}], explore=0.1)
     query = shipped_featurizer().describe("Why is the sky blue?")
     choice = router.choose(query, POOL, Knobs(), 0.5)
@@ -29,7 +29,7 @@ def test_every_name_opens_and_chooses(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "message"), [("nonesuch", "unknown"), ("./no.safetensors", "no such file")])
 def test_an_unknown_name_is_refused(name: str, message: str) -> None:
-    """A misspelt router or a missing artefact stops the start."""
+    """A misspelt router or a missing artefact raises an error at the start."""
     with pytest.raises(ValueError, match=message):
         open_router(name)
 
@@ -41,7 +41,7 @@ def test_explore_outside_its_range_is_refused() -> None:
 
 
 def test_a_saved_router_chooses_the_same(tmp_path: Path) -> None:
-    """The artefact holds everything that a choice depends on."""
+    """The artefact has everything that a choice depends on."""
     version = shipped_featurizer().version
     path = tmp_path / "r.safetensors"
     before = PluginRouter("linear", "7", version, LEARNED)
@@ -57,8 +57,8 @@ def test_a_saved_router_chooses_the_same(tmp_path: Path) -> None:
     assert (after.name, after.version) == ("linear", "7")
 
 
-def test_an_artefact_without_a_part_is_refused(tmp_path: Path) -> None:
-    """A card whose arrays are missing names the array."""
+def test_an_artefact_without_an_array_is_refused(tmp_path: Path) -> None:
+    """The error names the missing array."""
     from routers.artifact import save_artifact
 
     path = tmp_path / "r.safetensors"
@@ -70,7 +70,7 @@ def test_an_artefact_without_a_part_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ESTIMATORS)
 def test_every_kind_survives_its_artefact(tmp_path: Path, kind: str) -> None:
-    """Whatever estimator was trained, the loaded router estimates the same."""
+    """Whichever estimator was trained, the loaded router gives the same estimates."""
     data, _ = world(200)
     projection = Projection(8).fit(data.x)
     quality = ESTIMATORS[kind]().fit(replace(data, x=projection.apply(data.x).astype(float)))
@@ -117,7 +117,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_installed_packages_estimator_is_trained_and_served(package: Path) -> None:
-    """By the name of its entry point; the artefact holds no code, only that name."""
+    """It is used by the name of its entry point; the artefact holds that name and no code."""
     data, _ = world(200)
     projection = Projection(8).fit(data.x)
     quality = estimator_named("mine").fit(replace(data, x=projection.apply(data.x).astype(float)))
@@ -130,7 +130,7 @@ def test_an_installed_packages_estimator_is_trained_and_served(package: Path) ->
 
 
 def test_an_artefact_of_a_package_that_is_not_installed_is_refused(package: Path, monkeypatch) -> None:
-    """What is missing is named."""
+    """The error names what is missing."""
     version, path = shipped_featurizer().version, package / "r.safetensors"
     data, _ = world(40)
     projection = Projection(8).fit(data.x)
@@ -143,7 +143,7 @@ def test_an_artefact_of_a_package_that_is_not_installed_is_refused(package: Path
 
 
 def test_an_entry_point_of_another_name_is_refused(package: Path) -> None:
-    """An artefact could not be read again: it names the class by its kind."""
+    """The artefact names the class by its kind, so it couldn't be read again."""
     with pytest.raises(ValueError, match="mine_of_test:Mine: its `kind` is not 'ours'"):
         estimator_named("ours")
     with pytest.raises(ValueError, match=r"bandit, (mine, ours|ours, mine)"):

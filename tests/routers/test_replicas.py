@@ -1,4 +1,4 @@
-"""The choice of a replica: requests go where they delay all answers least."""
+"""The choice of a replica: a request goes where it delays all answers least."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ def busy(jobs: list[Job], places: int = 0, memory_tokens: int = 0) -> Load:
 
 
 def test_an_idle_replica_adds_the_requests_own_time() -> None:
-    """Reading the prompt and writing the answer alone, nothing else."""
+    """It is the time to read the prompt and to write the answer, and nothing else."""
     assert busy([]).added_s(100, 50, 0.0) == pytest.approx(0.1 + 0.1 + 1.0)
 
 
-def test_each_of_two_slows_the_other_while_both_are_written() -> None:
-    """And reading the new prompt stops the one under way."""
+def test_two_answers_slow_each_other() -> None:
+    """Reading the new prompt also interrupts the answer in progress."""
     one = busy([Job(0, 30, 0.0)])
     assert one.added_s(100, 50, 0.1) == pytest.approx(0.1 + 0.1 + 1.0 + 2 * 0.002 * 30 + 0.1)
 
 
-def test_a_long_answer_is_kept_from_a_long_answer() -> None:
-    """Two replicas with one answer each are not alike: the one soon at its end takes the request."""
+def test_a_long_answer_goes_beside_a_short_rest() -> None:
+    """Of two replicas with one answer each, the request goes to the one whose answer is nearly finished."""
     long, short = busy([Job(10, 900, 0.0)]), busy([Job(10, 30, 0.0)])
     delays = least_delay([long, short], [10, 10], 800, 0.2)
     assert delays[1] < delays[0]
 
 
-def test_an_answer_nearly_written_weighs_less_than_one_just_begun() -> None:
-    """Progress is told by the clock and the replica's pace; beyond its prediction an answer still weighs something."""
+def test_an_answer_nearly_written_counts_less_than_a_new_one() -> None:
+    """Progress is estimated by the clock and the replica's speed. An answer beyond its predicted length still counts.
+    """
     load, fresh = busy([Job(10, 200, 0.0)]), busy([Job(10, 200, 4.0)])
     assert load.added_s(10, 100, 4.0) < fresh.added_s(10, 100, 4.0)
     assert load.added_s(10, 100, 60.0) > busy([]).added_s(10, 100, 60.0)
 
 
-def test_full_places_and_a_full_memory_make_wait() -> None:
-    """Until the shortest of those under way ends, or until enough of them have for the prompt to fit."""
+def test_full_slots_and_full_memory_cause_waiting() -> None:
+    """The wait lasts until the shortest answer ends, or until enough memory is free for the prompt."""
     jobs = [Job(1000, 100, 0.0), Job(1000, 300, 0.0)]
     free = busy(jobs).added_s(1000, 10, 0.0)
     crowded = busy([Job(1000, 100, 0.0), Job(1000, 300, 0.0)], places=2).added_s(1000, 10, 0.0)
@@ -58,8 +59,8 @@ def test_full_places_and_a_full_memory_make_wait() -> None:
     assert narrow - free == pytest.approx(300 * each_s)
 
 
-def test_a_pace_is_learnt_from_answers() -> None:
-    """After some hundred answers each part of it is near the truth, from a stated pace five times too slow."""
+def test_a_replicas_speed_is_learned_from_answers() -> None:
+    """After some hundred answers each part of it is near the truth, from a stated speed that is five times too slow."""
     rng, paces = np.random.default_rng(0), Paces(Pace(0.5, 0.005, 0.1, 0.01))
     for _ in range(600):
         job = Job(float(rng.integers(10, 3000)), 100, 0.0, float(rng.integers(0, 20)))
@@ -73,7 +74,7 @@ def test_a_pace_is_learnt_from_answers() -> None:
 
 
 def test_a_slow_replica_gets_less() -> None:
-    """One that takes twice as long as its model's pace adds twice the delay; equal ones stay equal but for noise."""
+    """A replica that takes twice as long has twice the delay; equal ones stay equal up to noise."""
     paces = Paces(PACE)
     fast, slow = Load(paces), Load(paces)
     for _ in range(300):
@@ -92,7 +93,7 @@ def test_a_slow_replica_gets_less() -> None:
 def test_a_delay_is_always_a_finite_number(
     jobs: list[tuple[float, float, float]], into: float, out: float, places: int, memory: int
 ) -> None:
-    """Whatever is under way, and it never falls when one more is."""
+    """That holds whatever is in progress, and one more answer never lowers it."""
     load = busy([Job(*job) for job in jobs], places, memory)
     before = load.added_s(into, out, 100.0)
     load.begin(Job(10.0, 10.0, 100.0))
@@ -100,7 +101,7 @@ def test_a_delay_is_always_a_finite_number(
     assert before >= 0.0
 
 
-def test_what_ends_is_forgotten_once() -> None:
+def test_an_answer_ends_once() -> None:
     """Ending an answer twice, or one that never began, changes nothing."""
     load = busy([])
     first, second = load.begin(Job(1, 1, 0.0)), load.begin(Job(1, 1, 0.0))
@@ -110,8 +111,8 @@ def test_what_ends_is_forgotten_once() -> None:
 
 
 def test_it_beats_round_robin_and_least_busy() -> None:
-    """In seeded simulations, equal replicas and unequal ones, mean latency is lower than both policies' by 5 % or more
-    (`python -m routers.replica_check` tells by how much, with intervals).
+    """In seeded simulations with equal and unequal replicas the mean latency is at least 5 % below both (`python -m
+    routers.replica_check` reports by how much, with intervals).
     """
     for slowness in FLEETS.values():
         found = summary(compared(range(3), 400, 6.0, slowness, 0.5))

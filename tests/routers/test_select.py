@@ -34,7 +34,7 @@ def best(knobs: Knobs, *, latency: list[float] | None = None) -> int:
 
 @given(worths, st.floats(0.001, 1), st.floats(0, 1e4))
 def test_probabilities_sum_to_one_and_keep_the_floor(worth, floor, sharpness) -> None:
-    """Whatever the utilities, every model keeps its floor and the best is never the least likely."""
+    """For any utilities every model keeps its floor, and the best model is never the least likely."""
     chances = probabilities(worth, Exploration(floor, sharpness), True)
     assert sum(chances) == pytest.approx(1.0)
     assert min(chances) >= floor / len(worth) - 1e-12
@@ -49,7 +49,7 @@ def test_opting_out_of_exploration_is_deterministic(worth, floor) -> None:
 
 
 def test_draws_follow_the_probabilities() -> None:
-    """Evenly spread draws pick each model exactly as often as stated."""
+    """Evenly spread draws choose each model exactly as often as stated."""
     chances = probabilities([0.9, 0.8, 0.2], Exploration(0.3, 20.0), True)
     picks = [drawn(chances, (i + 0.5) / 10_000) for i in range(10_000)]
     assert np.bincount(picks, minlength=3) / 10_000 == pytest.approx(chances, abs=2e-4)
@@ -57,13 +57,13 @@ def test_draws_follow_the_probabilities() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=5), st.floats(0, 1, exclude_max=True))
 def test_a_model_of_probability_zero_is_never_drawn(shares, draw) -> None:
-    """Rounding at the edges of [0, 1) can't pick a model that had no chance."""
+    """Rounding at the edges of [0, 1) never chooses a model without a chance."""
     chances = np.array(shares) / max(sum(shares), 1e-9) if sum(shares) > 0 else np.array([1.0, 0.0])
     assert chances[drawn(chances, draw)] > 0
 
 
 def test_the_cost_weight_runs_from_quality_to_cost() -> None:
-    """0 picks the best, 1 the cheapest, and the middle something between."""
+    """0 chooses the best, 1 the cheapest, and 0.5 one between them."""
     assert best(Knobs(cost_weight=0.0)) == 2
     assert best(Knobs(cost_weight=1.0)) == 0
     assert best(Knobs(cost_weight=0.55)) == 1
@@ -77,7 +77,7 @@ def test_the_exchange_rate_grows_with_the_cost_weight(a, b) -> None:
 
 
 def test_the_exchange_rate_is_a_fifth_of_the_squared_odds() -> None:
-    """At 0.8 money counts sixteen times what it does at 0.5."""
+    """At 0.8 money counts sixteen times as much as at 0.5."""
     assert [exchange_rate(weight) for weight in (0.0, 0.5, 0.8)] == pytest.approx([0.0, 0.2, 3.2])
     given = utilities(forecast([0.5, 0.9], [10.0, 30.0]), Knobs(cost_weight=0.8), 20.0)
     assert given == pytest.approx([0.5 - 3.2 / 2, 0.9 - 3.2 * 1.5])
@@ -85,8 +85,8 @@ def test_the_exchange_rate_is_a_fifth_of_the_squared_odds() -> None:
     assert plain == half == pytest.approx([0.5 - 0.2 / 3, 0.7])
 
 
-def test_a_quality_floor_takes_the_cheapest_that_meets_it() -> None:
-    """With a floor alone, money decides among those above it; if none is, the best quality is taken."""
+def test_a_quality_floor_chooses_the_cheapest_that_meets_it() -> None:
+    """If no model meets it, the best one is chosen."""
     assert best(Knobs(min_quality=0.6)) == 1
     assert best(Knobs(min_quality=0.95)) == 2
     assert best(Knobs(min_quality=0.6, cost_weight=1.0)) == 1
@@ -97,7 +97,7 @@ def test_a_quality_floor_takes_the_cheapest_that_meets_it() -> None:
 
 
 def test_a_latency_bound_comes_before_utility() -> None:
-    """A model expected to be late loses to every model in time; an unknown latency is not held against a
+    """A model that is expected to be late is ranked after every model in time; an unknown latency isn't held against a
     model.
     """
     assert best(Knobs(cost_weight=0.0, max_latency_s=2.0), latency=[1.0, 1.5, 9.0]) == 1
@@ -105,7 +105,7 @@ def test_a_latency_bound_comes_before_utility() -> None:
 
 
 def test_a_choice_records_what_is_needed_later() -> None:
-    """Propensity, all probabilities, estimates in order and the ranking come out of one draw."""
+    """One draw gives the propensity, all probabilities, the estimates in order and the ranking."""
     given = forecast([0.5, 0.7], [1.0, 3.0])
     choice = chosen(given, [0.1, 0.2], [0.25, 0.75], 0.1, {"x": "unhealthy"}, "r@1")
     assert (choice.model, choice.propensity, choice.reason) == ("m0", 0.25, "explored")
@@ -115,7 +115,7 @@ def test_a_choice_records_what_is_needed_later() -> None:
 
 
 def test_an_estimate_that_is_not_finite_is_undecided() -> None:
-    """A NaN never silently wins or loses an argmax."""
+    """A NaN never wins or loses silently."""
     given = forecast([0.5, float("nan")], [1.0, 3.0])
     worth = utilities(given, Knobs(cost_weight=0.0), 1.0)
     with pytest.raises(Undecided, match="not finite"):
@@ -123,8 +123,8 @@ def test_an_estimate_that_is_not_finite_is_undecided() -> None:
 
 
 @given(st.floats(0.01, 9), st.floats(0.01, 9))
-def test_what_is_no_number_is_never_hidden_by_a_bound(quality, latency) -> None:
-    """A model that is late and of unknown worth makes the choice undecided, not late."""
+def test_a_latency_bound_hides_no_nan(quality, latency) -> None:
+    """With a late model of unknown quality the choice is undecided."""
     given = forecast([quality, nan], [1.0, 3.0], [latency, 20.0])
     worth = utilities(given, Knobs(cost_weight=0.0, max_latency_s=10.0), 1.0)
     assert worth[1] != worth[1]
@@ -132,7 +132,7 @@ def test_what_is_no_number_is_never_hidden_by_a_bound(quality, latency) -> None:
 
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(0.01, 1), st.floats(1, 1e4))
 def test_inverse_gaps_are_as_published(worth, floor, sharpness) -> None:
-    """Every model but the best has 1 / (K + gamma * gap), or its share of the floor where that is more."""
+    """Every model except the best has 1 / (K + gamma * gap), or its share of the floor if that is more."""
     found, k, top = probabilities(worth, Exploration(floor, sharpness), True), len(worth), max(worth)
     for place, value in enumerate(worth):
         if place != worth.index(top):
@@ -140,7 +140,7 @@ def test_inverse_gaps_are_as_published(worth, floor, sharpness) -> None:
 
 
 def test_estimates_are_what_the_forecast_says() -> None:
-    """One of each model, in its order, and the same when read again."""
+    """There is one for each model, in its order, and reading them again gives the same."""
     forecast = Forecast(["a", "b"], [0.5, 0.6], [0.1, 0.2], [1e-3, 2e-3], [1.0, nan], [10.0, 20.0])
     found = Estimates(forecast)
     assert found[0] == Estimate("a", 0.5, 0.1, 1e-3, 1.0, 10.0) and type(found[0]) is Estimate

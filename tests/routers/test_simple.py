@@ -13,8 +13,8 @@ LONG = {"min_input_tokens": 1_000, "model": "middle"}
 ELSE = {"weights": {"small": 3.0, "middle": 1.0}}
 
 
-def test_the_first_rule_that_holds_decides() -> None:
-    """Rules are read in order; the last one, without conditions, catches the rest."""
+def test_the_first_matching_rule_decides() -> None:
+    """Rules are tried in order; the last one, without conditions, matches everything."""
     router = Rules([CODE, LONG, ELSE])
     assert router.choose(query("def f(): pass"), POOL, Knobs(), 0.5).model == "large"
     assert router.choose(query(input_tokens=2_000), POOL, Knobs(), 0.5).model == "middle"
@@ -33,8 +33,8 @@ def test_the_first_rule_that_holds_decides() -> None:
         ({"max_input_tokens": 20, "model": "small"}, {}),
     ],
 )
-def test_each_condition_holds_and_fails(rule, known) -> None:
-    """Every kind of condition can hold, and its opposite lets the next rule decide."""
+def test_each_condition_matches_and_fails(rule, known) -> None:
+    """Every kind of condition can match, and its opposite leaves the decision to the next rule."""
     asked = query(**known)
     router = Rules([rule, {"model": "large"}])
     assert router.choose(asked, POOL, Knobs(), 0.0).model == "small"
@@ -42,14 +42,14 @@ def test_each_condition_holds_and_fails(rule, known) -> None:
     assert router.choose(other, POOL, Knobs(), 0.0).model == "large"
 
 
-def test_a_rule_whose_model_is_out_gives_way() -> None:
-    """An unhealthy model's rule is passed over."""
+def test_a_rule_of_an_unavailable_model_is_skipped() -> None:
+    """The rule of an unhealthy model doesn't decide."""
     pool = [replace(c, healthy=c.model != "large") for c in POOL]
     assert Rules([CODE, ELSE]).choose(query("def"), pool, Knobs(), 0.0).model == "small"
 
 
-def test_no_rule_is_undecided() -> None:
-    """Without a rule that holds the route's default is asked for."""
+def test_no_matching_rule_is_undecided() -> None:
+    """The route's default then answers."""
     with pytest.raises(Undecided, match="no rule"):
         Rules([CODE]).choose(query(), POOL, Knobs(), 0.0)
 
@@ -71,14 +71,14 @@ def test_no_rule_is_undecided() -> None:
         ({"model": "a", "keywords": [3]}, r"rules\[0\]\.keywords\[0\]"),
     ],
 )
-def test_a_bad_rule_is_refused_by_name(rule, message) -> None:
+def test_an_invalid_rule_is_refused(rule, message) -> None:
     """The error names the rule and its key."""
     with pytest.raises(ValueError, match=message):
         Rules([rule])
 
 
 def test_weights_are_propensities() -> None:
-    """Weights are normalised over the eligible models; a model without one gets none."""
+    """They are normalised over the eligible models; a model without a weight has propensity 0."""
     router = Weighted({"small": 1.0, "large": 3.0})
     choice = router.choose(query(), POOL, Knobs(), 0.99)
     assert choice.model == "large"
@@ -88,19 +88,19 @@ def test_weights_are_propensities() -> None:
 
 
 def test_no_weights_mean_equal_ones() -> None:
-    """An empty table spreads evenly."""
+    """With an empty table all models are equally likely."""
     assert Weighted().choose(query(), POOL, Knobs(), 0.5).propensity == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
-def test_a_weight_that_is_no_weight_is_refused(weight) -> None:
+def test_an_invalid_weight_is_refused(weight) -> None:
     """Negative and non-finite weights are named."""
     with pytest.raises(ValueError, match=r"weights\.small"):
         Weighted({"small": weight})
 
 
 def test_cheapest_reads_price_times_tokens() -> None:
-    """A model cheap by output but expensive by input loses on a long prompt."""
+    """A model with cheap output and expensive input is not the cheapest for a long prompt."""
     odd = replace(SMALL, model="odd", input_usd_per_mtok=5.0, output_usd_per_mtok=0.01)
     assert Cheapest().choose(query(input_tokens=4_000), (odd, SMALL), Knobs(), 0.5).model == "small"
     assert Cheapest().choose(query(input_tokens=1), (odd, SMALL), Knobs(), 0.5).model == "odd"

@@ -1,4 +1,4 @@
-"""Members are weighed by what they predict of rows that they did not see."""
+"""Members are weighted by how well they predict rows that they did not see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from routers.estimators.stacked import FOLDS, Stacked
 
 
 def world(rows: int, *, noise: bool = False, seed: int = 3) -> Training:
-    """Two models whose order is plain in the first coordinate; `noise`: in nothing."""
+    """Two models whose order is visible in the first coordinate, or nowhere with `noise`."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, 6))
     side = rng.normal(size=rows) if noise else x[:, 0]
@@ -22,7 +22,9 @@ def world(rows: int, *, noise: bool = False, seed: int = 3) -> Training:
 
 
 def test_members_that_predict_get_the_weight() -> None:
-    """One task's table tells nothing where the vector tells all; shares are none below zero and sum to one."""
+    """A table with a single task predicts nothing where the vector predicts everything. No weight is negative, and they
+    sum to 1.
+    """
     fitted = Stacked().fit(world(240))
     shares = dict(zip(fitted.members, fitted.weights, strict=True))
     assert sum(fitted.weights) == pytest.approx(1.0) and min(fitted.weights) >= 0.0
@@ -30,10 +32,8 @@ def test_members_that_predict_get_the_weight() -> None:
     assert np.abs(fitted.predict(world(40).x)[0][:, 0] - (world(40).x[:, 0] > 0)).mean() < 0.35
 
 
-def test_estimates_that_are_too_careful_are_stretched() -> None:
-    """Where the vector tells much, rows lie further from their model's mean than the members' mean says, and are moved
-    there; where it tells nothing, they are drawn to that mean.
-    """
+def test_estimates_are_stretched_or_shrunk() -> None:
+    """Where the vector is informative, estimates are moved away from their model's mean; where it isn't, towards it."""
     fitted, fresh = Stacked().fit(world(400)), world(500, seed=4)
     assert fitted.stretch > 1.05
     seen = np.isfinite(fresh.scores)
@@ -47,7 +47,7 @@ def test_estimates_that_are_too_careful_are_stretched() -> None:
 
 
 def test_a_stretch_survives_being_saved() -> None:
-    """Parameters and arrays give the same estimates again; arrays of before there was a stretch do too."""
+    """The saved parameters and arrays give the same estimates, also in artefacts from before there was a stretch."""
     fitted, x = Stacked().fit(world(100)), world(30, seed=4).x
     again = Stacked(**fitted.parameters()).restore(fitted.state())
     assert all((one == other).all() for one, other in zip(fitted.predict(x), again.predict(x), strict=True))
@@ -56,13 +56,13 @@ def test_a_stretch_survives_being_saved() -> None:
     assert (Ensemble().restore(old).predict(x)[0] == plain.predict(x)[0]).all()
 
 
-def test_with_few_rows_the_ensembles_own_weights_stand() -> None:
-    """Too few to leave any out."""
+def test_with_few_rows_the_ensembles_weights_are_used() -> None:
+    """There are too few rows to hold any out."""
     fitted = Stacked().fit(world(2 * FOLDS - 1))
     assert (fitted.weights, fitted.stretch) == (Ensemble().weights, 1.0)
 
 
-def test_fits_of_a_seed_are_the_same() -> None:
-    """Nothing is drawn but by the training's seed."""
+def test_a_fit_is_determined_by_its_seed() -> None:
+    """The training's seed is the only source of randomness."""
     one, other = (Stacked().fit(world(80, noise=True)) for _ in range(2))
     assert one.weights == other.weights

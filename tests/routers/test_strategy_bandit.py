@@ -1,4 +1,4 @@
-"""Strategies as arms: what is as good with fewer steps wins, query by query, with exact propensities."""
+"""Strategies as arms: of equally good ones the one with fewer steps wins, query by query, with exact propensities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from routers.strategy_bandit_check import NAMES, Ways, compared
 
 
 def flat(dims: int = 4) -> Projection:
-    """Axes as they are."""
+    """The identity as the main axes."""
     return Projection().restore({"mean_": np.zeros(dims, np.float32), "axes_": np.eye(dims, dtype=np.float32)})
 
 
@@ -24,7 +24,7 @@ def vectors(seed: int, n: int) -> np.ndarray:
 
 
 def taught(bandit: StrategyBandit, rounds: int, seed: int = 0) -> None:
-    """Checking helps where the first axis is positive, and costs two calls more; elsewhere it changes nothing."""
+    """Checking helps where the first axis is positive and costs two more calls; elsewhere it changes nothing."""
     rng = np.random.default_rng(seed)
     for x in vectors(seed, rounds):
         pick = bandit.choose(x, float(rng.random()))
@@ -40,8 +40,8 @@ def test_steps_are_paid_only_where_they_help() -> None:
     assert bandit.choose(np.array([-2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "none"
 
 
-def test_a_dearer_step_needs_no_new_evidence() -> None:
-    """Scores and steps are kept apart: under a price that no answer is worth nobody verifies any more."""
+def test_another_price_needs_no_new_answers() -> None:
+    """Scores and steps are learned separately: at a price above any answer's value nothing is verified."""
     bandit = StrategyBandit(("none", "verify"), flat(), step_price=0.1)
     taught(bandit, 600)
     dear = StrategyBandit(("none", "verify"), flat(), step_price=0.6)
@@ -51,8 +51,8 @@ def test_a_dearer_step_needs_no_new_evidence() -> None:
 
 @given(st.integers(0, 60), st.floats(0, 0.999), st.floats(0.01, 1.0))
 @settings(max_examples=30, deadline=None)
-def test_every_arm_keeps_its_share_and_chances_sum_to_one(rounds: int, draw: float, explore: float) -> None:
-    """Whatever was learnt; the propensity is the chance of the arm that was drawn."""
+def test_every_arm_keeps_its_share(rounds: int, draw: float, explore: float) -> None:
+    """Whatever was learned, the probabilities sum to 1, and the propensity is that of the drawn arm."""
     bandit = StrategyBandit(("none", "verify", "refine"), flat(), 0.05, explore)
     taught(bandit, rounds)
     pick = bandit.choose(vectors(1, 1)[0], draw)
@@ -61,8 +61,8 @@ def test_every_arm_keeps_its_share_and_chances_sum_to_one(rounds: int, draw: flo
     assert pick.propensity == pick.probabilities[pick.arm]
 
 
-def test_replicas_know_together_what_each_has_seen() -> None:
-    """Sums of two halves give what one would know of all, and an amended score is what was said last."""
+def test_replicas_add_up() -> None:
+    """The merged sums of two halves equal those of the whole, and a corrected score replaces the first."""
     whole, one, two = (StrategyBandit(("none", "verify"), flat(), 0.1) for _ in range(3))
     rng = np.random.default_rng(3)
     for i, x in enumerate(vectors(3, 200)):
@@ -77,23 +77,23 @@ def test_replicas_know_together_what_each_has_seen() -> None:
     assert np.allclose(one.worth(x)[0], whole.worth(x)[0], atol=5e-3)
 
 
-def test_what_is_not_an_arm_is_refused() -> None:
-    """By name, with those there are."""
+def test_an_unknown_arm_is_refused() -> None:
+    """The error names the known ones."""
     with pytest.raises(ValueError, match="no strategy 'vote' among none, verify"):
         StrategyBandit(("none", "verify"), flat(), 0.1).learn(vectors(0, 1)[0], "vote", 1.0, 1)
 
 
-def test_a_query_without_a_vector_is_a_middling_one() -> None:
-    """A router that reads nothing leaves an empty vector: the arms still have chances."""
+def test_a_query_without_a_vector_counts_as_average() -> None:
+    """A router that reads no features leaves the vector empty."""
     bandit = StrategyBandit(("none", "verify"), bandit_axes(), 0.1)
     pick = bandit.choose(np.zeros(0, np.float32), 0.2)
     bandit.learn(shipped_featurizer().describe("What is a prime?").vector, pick.arm, 1.0, 1)
     assert sum(pick.probabilities.values()) == pytest.approx(1.0)
 
 
-def test_learnt_arms_beat_every_fixed_way_where_queries_differ() -> None:
-    """In a seeded world of two kinds of questions, to be told by their texts, learning from nothing beats the best
-    fixed way and epsilon-greedy (`python -m routers.strategy_bandit_check` tells what it does on logged outcomes).
+def test_learned_arms_beat_every_fixed_strategy_where_queries_differ() -> None:
+    """In a seeded world with two kinds of questions, recognisable by their texts, learning from scratch beats the best
+    fixed strategy and epsilon-greedy (`python -m routers.strategy_bandit_check` reports the result on logged outcomes).
     """
     rng, featurizer = np.random.default_rng(0), shipped_featurizer()
     texts = [(f"Compute {i} * {i + 7} and add {i}.", f"Write a poem about the number {i}.")[i % 2] for i in range(500)]

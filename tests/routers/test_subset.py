@@ -1,4 +1,4 @@
-"""Which models to keep loaded: the choice is near the best there is, and always within its limits."""
+"""Which models to keep loaded: the choice is near the optimum, and always within its limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def fleet(seed: int, spends: tuple[str, ...] = (), memory: bool = False, most: int = 7) -> Fleet:
-    """Models of various strength, price and size."""
+    """Models of various quality, price and size."""
     rng = np.random.default_rng(seed)
     n, m = int(rng.integers(1, 30)), int(rng.integers(1, most))
     quality = rng.random((n, m)) * rng.random(m)
@@ -31,14 +31,14 @@ def fleet(seed: int, spends: tuple[str, ...] = (), memory: bool = False, most: i
 
 
 def every(found: Fleet, limits: Limits) -> list[SubsetChoice]:
-    """Each subset that keeps the limits, by plain enumeration."""
+    """Every subset within the limits, by plain enumeration."""
     m = found.quality.shape[1]
     subsets = [s for k in range(1, limits.models + 1) for s in itertools.combinations(range(m), k)]
     return [choice for s in subsets if (choice := judged(found, limits, s)) is not None]
 
 
 def keeps(found: Fleet, limits: Limits, choice: SubsetChoice) -> None:
-    """The gate, run on the same rows, spends what the choice says and no more than it may."""
+    """Applied to the same rows, the gate spends what the choice states and no more than allowed."""
     picks = gated(choice, found.quality, found.spends)
     rows = np.arange(len(picks))
     assert set(picks.tolist()) <= set(choice.models) and 0 < len(choice.models) <= limits.models
@@ -52,7 +52,8 @@ def keeps(found: Fleet, limits: Limits, choice: SubsetChoice) -> None:
 
 @given(SEEDS, st.integers(1, 5))
 def test_greedy_reaches_its_share_of_the_best_subset(seed: int, models: int) -> None:
-    """At least 1 - 1/e of it when only the number of models is limited; the search finds the best itself."""
+    """It reaches at least 1 - 1/e of the optimum if only the number of models is limited; the search finds the optimum.
+    """
     found, limits = fleet(seed), Limits(models)
     best = max(np.max(found.quality[:, c.models], 1).mean() for c in every(found, limits))
     assert exact(found, limits).worth == pytest.approx(best)
@@ -61,7 +62,7 @@ def test_greedy_reaches_its_share_of_the_best_subset(seed: int, models: int) -> 
 
 @given(SEEDS, st.floats(0.05, 3.0))
 def test_greedy_reaches_half_of_that_under_memory(seed: int, memory: float) -> None:
-    """By gain or by gain per byte, whichever is better."""
+    """The better one of gain and gain per byte does."""
     found = fleet(seed, memory=True)
     limits = Limits(found.quality.shape[1], memory=memory)
     choices = every(found, limits)
@@ -73,8 +74,8 @@ def test_greedy_reaches_half_of_that_under_memory(seed: int, memory: float) -> N
 
 @settings(max_examples=40)
 @given(SEEDS, st.integers(1, 3), st.floats(0.05, 1.5), st.floats(0.05, 1.5), st.floats(0.2, 2.0))
-def test_all_limits_at_once_are_kept(seed: int, models: int, usd: float, joules: float, memory: float) -> None:
-    """Whatever is chosen is within them, the search finds the best of all, and where none is NoSubset says so."""
+def test_all_limits_are_kept_at_once(seed: int, models: int, usd: float, joules: float, memory: float) -> None:
+    """Every choice is within them, the search finds the optimum, and if no subset is possible NoSubset is raised."""
     found = fleet(seed, ("usd", "joules"), memory=True, most=6)
     limits = Limits(models, {"usd": usd, "joules": joules}, memory)
     choices = every(found, limits)
@@ -91,8 +92,8 @@ def test_all_limits_at_once_are_kept(seed: int, models: int, usd: float, joules:
 
 
 @given(SEEDS, st.floats(0.05, 1.5))
-def test_a_price_wastes_at_most_one_query(seed: int, usd: float) -> None:
-    """Under one mean limit a gate at its price is worth what the best mixed assignment is, but for a query's worth."""
+def test_one_price_is_optimal_up_to_one_query(seed: int, usd: float) -> None:
+    """Under a single mean limit the gate is worth as much as the best mixed assignment, up to one query's value."""
     found = fleet(seed, ("usd",))
     whole = judged(found, Limits(found.quality.shape[1], {"usd": usd}), range(found.quality.shape[1]))
     assume(whole is not None)
@@ -102,8 +103,8 @@ def test_a_price_wastes_at_most_one_query(seed: int, usd: float) -> None:
     assert dual - whole.worth <= 1.0 / len(found.quality) + 1e-2
 
 
-def test_a_tight_limit_takes_the_cheap_and_a_loose_one_the_good() -> None:
-    """And half-way both are loaded, each for the queries on which it is worth its cost."""
+def test_a_tight_limit_selects_cheap_models_and_a_loose_one_good_models() -> None:
+    """In between both are loaded, each for the queries on which it is worth its cost."""
     gain = np.linspace(0.0, 0.8, 100)
     quality = np.column_stack([np.full(100, 0.2), 0.2 + gain, np.zeros(100)])
     found = Fleet(quality, {"s": np.tile([1.0, 3.0, 0.5], (100, 1))})
@@ -115,30 +116,30 @@ def test_a_tight_limit_takes_the_cheap_and_a_loose_one_the_good() -> None:
     assert (np.diff(gated(half, found.quality, found.spends)) >= 0).all()
 
 
-def test_a_limit_met_exactly_is_met() -> None:
-    """The least that can be spent is a limit that can be kept."""
+def test_a_limit_may_be_met_exactly() -> None:
+    """The least that can be spent is a valid limit."""
     found = Fleet(np.array([[0.1, 0.9], [0.1, 0.9]]), {"usd": np.array([[1.0, 2.0], [1.0, 2.0]])})
     assert kept(found, Limits(2, {"usd": 1.0})).worth == pytest.approx(0.1)
     with pytest.raises(NoSubset, match=r"no subset of 2 or fewer of 2 models keeps within usd 0\.999"):
         kept(found, Limits(2, {"usd": 0.999}))
 
 
-def test_by_gain_alone_a_large_model_would_crowd_out_two_small_ones() -> None:
-    """Gain per byte finds them."""
+def test_gain_per_byte_finds_two_small_models() -> None:
+    """By gain alone one large model would be chosen instead."""
     quality = np.array([[0.6, 0.9, 0.0], [0.6, 0.0, 0.9]])
     found = Fleet(quality, memory=np.array([2.0, 1.0, 1.0]))
     assert greedy(found, Limits(3, memory=2.0)).models == (1, 2)
 
 
-def test_swaps_undo_what_greed_took_first() -> None:
-    """The model that is best alone is worth nothing beside two that complete each other."""
+def test_swaps_replace_a_greedy_choice() -> None:
+    """The model that is best alone is worth nothing beside two that complement each other."""
     found = Fleet(np.array([[0.6, 1.0, 0.0]] * 2 + [[0.6, 0.0, 1.0]] * 2))
     assert greedy(found, Limits(1)).models == (0,)
     assert greedy(found, Limits(2)).models == (1, 2)
 
 
 def test_the_search_finds_what_greed_and_swaps_miss() -> None:
-    """Under a limit a bound must count what the limit's price gives back."""
+    """The upper bound must include what the limit's price gives back."""
     rng = np.random.default_rng(8)
     quality = (rng.random((6, 8)) < 0.4) * rng.integers(1, 4, (6, 8)) / 3
     found, limits = Fleet(quality, {"usd": rng.integers(1, 9, (6, 8)).astype(float)}), Limits(3, {"usd": 2.5})
@@ -147,14 +148,14 @@ def test_the_search_finds_what_greed_and_swaps_miss() -> None:
     assert exact(found, limits).worth == pytest.approx(best)
 
 
-def test_a_model_that_adds_nothing_is_not_loaded() -> None:
-    """Room left is no reason."""
+def test_a_model_without_gain_is_not_loaded() -> None:
+    """Free memory alone is no reason."""
     found = Fleet(np.array([[0.9, 0.5, 0.9], [0.8, 0.1, 0.8]]))
     assert greedy(found, Limits(3)).models == exact(found, Limits(3)).models == (0,)
 
 
-def test_one_model_is_the_choice() -> None:
-    """Where it keeps the limits."""
+def test_a_single_model_is_chosen() -> None:
+    """It is chosen if it is within the limits."""
     found = Fleet(np.full((3, 1), 0.4), {"usd": np.ones((3, 1))}, np.array([8.0]))
     alone = SubsetChoice((0,), pytest.approx(0.4), {"usd": 1.0}, {"usd": 0.0})
     assert kept(found, Limits(1, {"usd": 1.5}, 8.0)) == alone
@@ -162,8 +163,8 @@ def test_one_model_is_the_choice() -> None:
         kept(found, Limits(1, memory=7.0))
 
 
-def test_a_large_fleet_is_not_searched_through() -> None:
-    """It is chosen from greedily; asking for the search is refused."""
+def test_a_large_fleet_is_chosen_greedily() -> None:
+    """The exhaustive search is refused for it."""
     quality = np.random.default_rng(0).random((50, 40))
     limits = Limits(5)
     assert kept(Fleet(quality), limits) == greedy(Fleet(quality), limits)
@@ -184,13 +185,13 @@ def test_a_large_fleet_is_not_searched_through() -> None:
     ],
 )
 def test_gaps_are_refused(quality: Matrix, spends: dict[str, Matrix], memory: Matrix | None, said: str) -> None:
-    """Nothing is made up for them."""
+    """Missing outcomes aren't filled."""
     with pytest.raises(ValueError, match=said):
         Fleet(quality, spends, memory)
 
 
-def test_limits_without_sense_are_refused() -> None:
-    """No model, nothing to spend, a number that is none, a spend or a memory nobody stated."""
+def test_invalid_limits_are_refused() -> None:
+    """These are no model, nothing to spend, NaN, and a spend or memory without data."""
     for limits, said in (
         ({"models": 0}, "at least one"),
         ({"models": 1, "means": {"usd": 0.0}}, "usd: 0.0 is not positive"),
@@ -207,7 +208,7 @@ def test_limits_without_sense_are_refused() -> None:
 
 
 def outcomes(latency: bool, models: int = 3, n: int = 80) -> Outcomes:
-    """Every model knows one kind of question; the later ones cost more."""
+    """Every model answers one kind of question; later models cost more."""
     rng = np.random.default_rng(1)
     kinds = rng.integers(0, models, n)
     scores = (rng.random((n, models)) < np.where(kinds[:, None] == np.arange(models), 0.9, 0.3)).astype(float)
@@ -222,7 +223,7 @@ def outcomes(latency: bool, models: int = 3, n: int = 80) -> Outcomes:
 
 @pytest.mark.parametrize("latency", [False, True])
 def test_the_check_reports_every_size_under_every_limit(latency: bool) -> None:
-    """Latency is limited where it is known, and said to be unknown where it is not."""
+    """Latency is limited where it is known, and reported as unknown otherwise."""
     train, test, models = subset_fit.expected(outcomes(latency), "linear", 16)
     report = subset_check.compared(train, test, models, 2)
     assert len(report["limits"]) == (9 if latency else 3)
@@ -237,7 +238,7 @@ def test_the_check_reports_every_size_under_every_limit(latency: bool) -> None:
 def test_a_wrong_command_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Which says what is wrong with it."""
+    """The line says what is wrong."""
     for words, said in (([], "queries.parquet: no such file"), (["--most", "0"], "--most 0: at least one")):
         monkeypatch.setattr("sys.argv", ["subset_check", str(tmp_path), *words])
         with pytest.raises(SystemExit):
@@ -246,13 +247,13 @@ def test_a_wrong_command_ends_in_one_line(
 
 
 def test_the_check_refuses_more_models_than_it_can_search() -> None:
-    """And says how many there are."""
+    """The error says how many models there are."""
     with pytest.raises(DataError, match="20 models"):
         subset_fit.expected(outcomes(False, 20), "linear", 16)
 
 
-def test_outcomes_without_costs_are_no_check() -> None:
-    """Refused by their field's name, not met with an index error later."""
+def test_outcomes_without_costs_are_refused() -> None:
+    """The error names the missing field."""
     free = outcomes(latency=False)
     with pytest.raises(DataError, match="field cost_usd"):
         fully_priced(replace(free, cost_usd=np.full_like(free.cost_usd, np.nan)))

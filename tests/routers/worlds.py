@@ -1,4 +1,4 @@
-"""Small synthetic worlds with a known truth, and the values that tests hand to routers."""
+"""Small synthetic worlds with known true values, and values that tests pass to routers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ MODELS = ("small", "middle", "large")
 
 
 def query(text: str = "What is the capital of France?", **known: object) -> Query:
-    """A query whose vector nobody reads."""
+    """A query without a meaningful vector."""
     return Query(text, np.zeros(4, np.float32), "none", **{"input_tokens": 20, **known})  # type: ignore[arg-type]
 
 
 def world(n: int = 400, d: int = 8, seed: int = 0, missing: float = 0.0) -> tuple[Training, Matrix]:
-    """Training rows and the true probability of success behind them: `large` is best except where x[0] is
-    high.
-    """
+    """Training rows and their true probabilities of success: `large` is best except where x[0] is high."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, d))
     logits = np.stack([-0.5 + 1.5 * x[:, 0], 0.4 + 0.3 * x[:, 1], 1.2 - 0.8 * x[:, 0]], 1)
