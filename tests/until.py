@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 PATIENCE_S = 60.0
+T = TypeVar("T")
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Return as soon as the condition holds. Raises TimeoutError after PATIENCE_S seconds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.002)
+async def until(condition: Callable[[], T | Awaitable[T]], within_s: float = PATIENCE_S) -> T:
+    """Return the condition's result as soon as it is true. A result that can be awaited is awaited.
+
+    Raises TimeoutError after `within_s` seconds.
+    """
+    async with asyncio.timeout(within_s):
+        while True:
+            result = condition()
+            pause_s = 0.002
+            if inspect.isawaitable(result):
+                result, pause_s = await result, 0.02
+            if result:
+                return result
+            await asyncio.sleep(pause_s)

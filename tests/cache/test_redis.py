@@ -21,7 +21,7 @@ from tests.cache.entries import entry
 from tests.chaos.wire import wire_to
 from tests.gateway.redis_server import RedisServer
 from tests.ports import free_port
-from tests.until import PATIENCE_S
+from tests.until import PATIENCE_S, until
 
 
 @asynccontextmanager
@@ -41,9 +41,7 @@ async def found(store: RedisStore, key: bytes = b"k") -> bool:
 
 async def comes_back(store: RedisStore, key: bytes = b"k") -> None:
     """Waits until the store returns the entry again."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not await found(store, key):
-            await asyncio.sleep(0.01)
+    await until(lambda: found(store, key))
 
 
 async def test_a_deletion_holds_on_every_replica_at_once(server: RedisServer) -> None:
@@ -171,14 +169,12 @@ async def test_load_goes_on_while_redis_is_killed_frozen_and_restarted(server: R
         tasks = [asyncio.create_task(load(n)) for n in range(8)]
         await comes_back(store, b"1")
         server.stop()
-        while store.stats().failures < 20:
-            await asyncio.sleep(0.01)
+        await until(lambda: store.stats().failures >= 20)
         server.start()
         await comes_back(store, b"1")
         server.freeze()
         before = store.stats().failures
-        while store.stats().failures < before + 20:
-            await asyncio.sleep(0.01)
+        await until(lambda: store.stats().failures >= before + 20)
         server.thaw()
         await comes_back(store, b"2")
         stop = True
@@ -288,8 +284,6 @@ async def test_a_failed_leader_lets_another_replica_ask(server: RedisServer) -> 
         assert await other.take(b"k")
         brief = RedisLease(one._link, hold_s=0.001, prefix="brief:")
         assert await brief.take(b"k")
-        async with asyncio.timeout(PATIENCE_S):
-            while not await brief.take(b"k"):
-                await asyncio.sleep(0.001)
+        await until(lambda: brief.take(b"k"))
         server.stop()
         assert await other.take(b"l")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from cache.sqlite import ROW_BYTES, SqliteStore
 from tests.cache.entries import entry
+from tests.until import until
 
 
 async def test_entries_outlive_the_process(tmp_path: Path) -> None:
@@ -77,16 +77,14 @@ async def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
 async def test_a_locked_file_delays_nobody(tmp_path: Path) -> None:
     """While another process holds the write lock, writes are skipped and reads continue."""
     store = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=0.05)
-    while not await store.put(b"k", entry()):
-        await asyncio.sleep(0)
+    await until(lambda: store.put(b"k", entry()))
     other = sqlite3.connect(tmp_path / "c.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert not await store.put(b"l", entry("e2"))
     other.execute("ROLLBACK")
     other.close()
     assert store.stats().failures > 0
-    while not await store.put(b"l", entry("e2")):
-        await asyncio.sleep(0)
+    await until(lambda: store.put(b"l", entry("e2")))
     await store.close()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.stage import World, signal_all
+from tests.until import until
 
 Act = Callable[[World], Awaitable[None]]
 SLOW_S = 0.03
@@ -81,8 +82,7 @@ async def cut_redis(world: World) -> None:
 async def kill_postgres(world: World) -> None:
     pid = world.postgres.pid
     signal_all(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}").exists():
-        await asyncio.sleep(0.01)
+    await until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 async def start_postgres(world: World) -> None:

@@ -111,8 +111,7 @@ async def test_a_response_is_cancelled(tmp_path: Path) -> None:
     async with homes(tmp_path) as home:
         sdk = home.sdk("openai")
         made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
-        while not home.requests:
-            await asyncio.sleep(0.01)
+        await until(lambda: home.requests)
         for _ in range(2):
             assert (await sdk.do("responses.cancel", made.id)).status == "cancelled"
         await home.gateway.rest(5.0)
@@ -241,9 +240,7 @@ async def test_how_a_background_stream_may_end(tmp_path: Path) -> None:
         assert broken[-1].type == "response.failed" and len(broken) > 4
         assert (await sdk.do("responses.retrieve", broken[0].response.id)).status == "failed"
         telling = asyncio.create_task(sdk.events("responses.create", model="openai/words", **ask))
-        while not (running := home.gateway.services.responses.running):
-            await asyncio.sleep(0.01)
-        (id,) = running
+        (id,) = await until(lambda: home.gateway.services.responses.running)
         listening = asyncio.create_task(heard(sdk, id))
         await asyncio.sleep(0.3)
         await sdk.do("responses.cancel", id)
@@ -274,9 +271,7 @@ async def test_a_silent_background_stream_gives_signs(tmp_path: Path, monkeypatc
                 return [line async for line in answer.aiter_lines()]
 
         beginning = asyncio.create_task(lines("POST", "/responses", json=ask))
-        while not (running := home.gateway.services.responses.running):
-            await asyncio.sleep(0.01)
-        (id,) = running
+        (id,) = await until(lambda: home.gateway.services.responses.running)
         path = f"/responses/{id}?stream=true&starting_after=0"
         rests = await asyncio.gather(*(lines("GET", f"{url}/v1{path}") for url in (home.url, other.url)))
         for told in (await beginning, *rests):
@@ -320,8 +315,7 @@ async def test_a_worker_that_is_killed_leaves_a_failed_response(tmp_path: Path) 
             stream = await sdk.client.responses.create(model="small", input="x", background=True, stream=True)
             events = aiter(stream)
             told = [await anext(events)]
-            while not upstream.seen.requests:
-                await asyncio.sleep(0.02)
+            await until(lambda: upstream.seen.requests)
             assert (await sdk.do("responses.retrieve", made.id)).status == "in_progress"
             (pid,) = workers_of(process.pid)
             os.kill(pid, signal.SIGKILL)
@@ -344,8 +338,7 @@ async def test_a_stopped_gateway_lets_it_end(tmp_path: Path) -> None:
             for number in range(2):
                 body = {"model": "small", "input": f"x {number}", "background": True}
                 ids.append((await client.post("/v1/responses", json=body)).json()["id"])
-                while upstream.seen.requests <= number:
-                    await asyncio.sleep(0.02)
+                await until(lambda: upstream.seen.requests > number)
         async with served(config), httpx.AsyncClient(base_url=url) as client:
             found = [(await client.get(f"/v1/responses/{id}")).json() for id in ids]
         assert [one["status"] for one in found] == ["completed", "failed"], found

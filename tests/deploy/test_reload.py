@@ -25,6 +25,7 @@ from gateway.worker import METRICS_EVERY_S
 from local_models import shipped_models
 from tests.live import workers_of
 from tests.ports import free_port
+from tests.until import until
 
 pytestmark = [pytest.mark.xdist_group("reload"), pytest.mark.timeout(600)]
 
@@ -159,9 +160,7 @@ class Load:
 
     async def until(self, text: str) -> None:
         """Some answer says this."""
-        async with asyncio.timeout(PATIENCE_S):
-            while text not in self.answers:
-                await asyncio.sleep(0.01)
+        await until(lambda: text in self.answers, PATIENCE_S)
 
 
 async def stream(port: int) -> str:
@@ -191,17 +190,14 @@ async def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(gateway: 
     os.kill(gateway.pid, signal.SIGHUP)
     await load.until("large")
     text = await streaming
-    async with asyncio.timeout(PATIENCE_S):
-        while set(workers_of(gateway.pid)) & set(before):
-            await asyncio.sleep(0.02)
+    await until(lambda: not set(workers_of(gateway.pid)) & set(before), PATIENCE_S)
     load.stop = True
     await asyncio.gather(*clients)
     assert load.failures == []
     assert "six" in text and text.endswith("data: [DONE]\n\n")
     assert len(workers_of(gateway.pid)) == 2
-    async with asyncio.timeout(PATIENCE_S):  # control starts again, and workers say now and then what they have counted
-        while counted(gateway.admin_port) != counted_before + len(load.answers) + 1:
-            await asyncio.sleep(0.05)
+    # the control process starts again, and workers report their counters only now and then
+    await until(lambda: counted(gateway.admin_port) == counted_before + len(load.answers) + 1, PATIENCE_S)
     told = await asyncio.to_thread(gateway.told)
     assert told.startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert await asyncio.to_thread(gateway.told) == "READY=1"
@@ -213,9 +209,8 @@ async def test_fewer_workers_leave_no_connection_unanswered(gateway: Gateway) ->
     """
     gateway.change(answer="small", drain_timeout_s=0.5)
     await reloaded(gateway)
-    async with asyncio.timeout(PATIENCE_S):
-        while len(before := workers_of(gateway.pid)) != 2:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(workers_of(gateway.pid)) == 2, PATIENCE_S)
+    before = workers_of(gateway.pid)
     streams = [asyncio.create_task(stream(gateway.port)) for _ in range(8)]
     await asyncio.sleep(0.5)
     for worker in before:
@@ -234,9 +229,7 @@ async def test_fewer_workers_leave_no_connection_unanswered(gateway: Gateway) ->
             os.kill(worker, signal.SIGCONT)
     assert load.failures == [] and load.answers == ["small"] * 16
     assert [text for text in await asyncio.gather(*streams) if not text.endswith("data: [DONE]\n\n")] == []
-    async with asyncio.timeout(PATIENCE_S):
-        while len(workers_of(gateway.pid)) != 1:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(workers_of(gateway.pid)) == 1, PATIENCE_S)
     gateway.change(answer="large")
     await reloaded(gateway)
     assert len(workers_of(gateway.pid)) >= 2 and ask_all(gateway.port) == {200} and sockets_at(gateway.port) == 2
@@ -252,9 +245,7 @@ async def test_a_faulty_file_changes_nothing(gateway: Gateway) -> None:
     await load.until("small")
     assert workers_of(gateway.pid) == before
     os.kill(before[0], signal.SIGKILL)
-    async with asyncio.timeout(PATIENCE_S):
-        while len(set(workers_of(gateway.pid)) - {before[0]}) < 2:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(set(workers_of(gateway.pid)) - {before[0]}) >= 2, PATIENCE_S)
     load.stop = True
     await client
 
@@ -273,9 +264,7 @@ async def test_a_configuration_that_no_worker_starts_with_changes_nothing(gatewa
     assert await asyncio.to_thread(gateway.told) == "READY=1"
     assert in_force.read_bytes() == good and set(workers_of(gateway.pid)) == before
     os.kill(before.pop(), signal.SIGKILL)
-    async with asyncio.timeout(PATIENCE_S):
-        while sockets_at(gateway.port) < 2 or len(workers_of(gateway.pid)) < 2 or ask_all(gateway.port) != {200}:
-            await asyncio.sleep(0.05)
+    await until(lambda: both_serve(gateway), PATIENCE_S)
     load = Load(gateway.port)
     client = asyncio.create_task(load.client())
     await load.until("small")
@@ -304,17 +293,15 @@ async def test_a_configuration_that_only_some_workers_start_with_is_taken_back(g
     assert (await asyncio.to_thread(gateway.told)).startswith("RELOADING=1")
     assert await asyncio.to_thread(gateway.told) == "READY=1"
     assert in_force.read_bytes() == good and not on_trial.exists()
-    async with asyncio.timeout(PATIENCE_S):
-        while begun & (after := set(workers_of(gateway.pid))):  # the one that retires has a client yet
-            await asyncio.sleep(0.02)
+    # the worker that retires still has a client
+    await until(lambda: not begun & set(workers_of(gateway.pid)), PATIENCE_S)
+    after = set(workers_of(gateway.pid))
     assert len(after) == 2 and len(after & before) == 1, "the second stayed, the first is a third one by now"
     assert not load.failures
     load.answers.clear()
     assert await asyncio.to_thread(said_by_all, gateway.port) == {"small"}
     os.kill((after - before).pop(), signal.SIGKILL)
-    async with asyncio.timeout(PATIENCE_S):
-        while sockets_at(gateway.port) < 2 or len(workers_of(gateway.pid)) < 2 or ask_all(gateway.port) != {200}:
-            await asyncio.sleep(0.05)
+    await until(lambda: both_serve(gateway), PATIENCE_S)
     assert await asyncio.to_thread(said_by_all, gateway.port) == {"small"}
     load.stop = True
     await client
@@ -351,19 +338,21 @@ async def test_nobody_waits_for_a_worker_that_cannot_start(gateway: Gateway) -> 
     good, victim = in_force.read_bytes(), workers_of(gateway.pid)[0]
     in_force.write_text("[server]\nworkers = 0\n")
     os.kill(victim, signal.SIGKILL)
-    async with asyncio.timeout(PATIENCE_S):
-        while sockets_at(gateway.port) > 1:
-            await asyncio.sleep(0.05)
+    await until(lambda: sockets_at(gateway.port) <= 1, PATIENCE_S)
     assert ask_all(gateway.port) == {200}
     in_force.write_bytes(good)
-    async with asyncio.timeout(PATIENCE_S):
-        while sockets_at(gateway.port) < 2:
-            await asyncio.sleep(0.05)
+    await until(lambda: sockets_at(gateway.port) >= 2, PATIENCE_S)
 
 
 def ask_all(port: int) -> set[int]:
     """How requests over so many connections that every worker is asked are answered."""
     return {CLIENT.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=CHAT).status_code for _ in range(12)}
+
+
+def both_serve(gateway: Gateway) -> bool:
+    return (
+        sockets_at(gateway.port) >= 2 and len(workers_of(gateway.pid)) >= 2 and ask_all(gateway.port) == {200}
+    )
 
 
 def sockets_at(port: int) -> int:
@@ -389,9 +378,8 @@ async def test_model_servers_of_ours_follow_the_file(gateway: Gateway) -> None:
     """One that stays is not started again; another in its place is up before it is asked, and the old one goes when its
     last stream has ended.
     """
-    async with asyncio.timeout(PATIENCE_S):
-        while len(before := servers_of(gateway.pid)) > 1:
-            await asyncio.sleep(0.05)
+    await until(lambda: len(servers_of(gateway.pid)) <= 1, PATIENCE_S)
+    before = servers_of(gateway.pid)
     gateway.change(answer="large")
     await reloaded(gateway)
     assert servers_of(gateway.pid) == before
@@ -406,9 +394,7 @@ async def test_model_servers_of_ours_follow_the_file(gateway: Gateway) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while "eight" not in await stream(gateway.port):  # a worker that is told to retire may just take one more
             pass
-    async with asyncio.timeout(PATIENCE_S):
-        while len(servers_of(gateway.pid)) > 1:
-            await asyncio.sleep(0.05)
+    await until(lambda: len(servers_of(gateway.pid)) <= 1, PATIENCE_S)
     load.stop = True
     await client
     assert load.failures == [] and not servers_of(gateway.pid).keys() & before.keys()
@@ -417,9 +403,8 @@ async def test_model_servers_of_ours_follow_the_file(gateway: Gateway) -> None:
 
 async def test_a_model_server_that_can_not_start_changes_nothing(gateway: Gateway) -> None:
     """Its model isn't there: the old configuration goes on, the old servers too."""
-    async with asyncio.timeout(PATIENCE_S):
-        while len(before := servers_of(gateway.pid)) > 1:
-            await asyncio.sleep(0.05)
+    await until(lambda: len(servers_of(gateway.pid)) <= 1, PATIENCE_S)
+    before = servers_of(gateway.pid)
     gateway.change(answer="large")
     with (gateway.folder / "headgate.toml").open("a") as config:
         config.write('[[providers]]\nname = "home"\nkind = "local"\noptions = { models = { m = "/gone" } }\n')
@@ -466,6 +451,4 @@ async def test_a_spoilt_model_beside_a_sound_one_changes_nothing_and_shows(gatew
 
 
 async def shown(gateway: Gateway, wanted: tuple[str, str, str]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while await asyncio.to_thread(refused, gateway) != wanted:
-            await asyncio.sleep(0.1)
+    await until(lambda: refused(gateway) == wanted, PATIENCE_S)

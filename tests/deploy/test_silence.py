@@ -17,7 +17,7 @@ import httpx
 from gateway.providers.scripted import ScriptedServer
 from tests.command import headgate
 from tests.ports import free_port
-from tests.until import PATIENCE_S
+from tests.until import PATIENCE_S, until
 
 SECRETS = {
     "the provider's key": "plainprovidercanary1",
@@ -306,9 +306,7 @@ async def reload(process: asyncio.subprocess.Process, file: Path, text: str, log
         file.write_text(faulty)
         before = log.stat().st_size
         process.send_signal(signal.SIGHUP)
-        async with asyncio.timeout(PATIENCE_S):
-            while b"reloaded" not in log.read_bytes()[before:]:
-                await asyncio.sleep(0.05)
+        await until(lambda: b"reloaded" in log.read_bytes()[before:])
         checked = await asyncio.to_thread(headgate, "check-config", file)
         assert (checked.code == 0) == (faulty == text)
         assert not found_in({faulty: (checked.out + checked.err).encode()}, list(SECRETS.values()))

@@ -113,9 +113,7 @@ class Load:
 
 async def kill_worker(pid: int, draw: random.Random) -> int:
     """Send SIGKILL to one of the processes, as soon as there is one; returns which."""
-    while not (running := workers_of(pid)):
-        await asyncio.sleep(0.02)
-    victim = draw.choice(running)
+    victim = draw.choice(await until(lambda: workers_of(pid)))
     os.kill(victim, signal.SIGKILL)
     return victim
 
@@ -125,8 +123,7 @@ async def started(folder: Path, *, workers: int) -> AsyncIterator[tuple[asyncio.
     """Ready in all its parts."""
     config, port = write_config(folder, workers=workers)
     async with served(config) as process:
-        while not (folder / "journal.db").exists():
-            await asyncio.sleep(0.02)
+        await until(lambda: (folder / "journal.db").exists())
         yield process, f"http://127.0.0.1:{port}"
 
 
@@ -138,8 +135,7 @@ async def run_with_kills(folder: Path, *, clients: int, requests: int, kills: in
         victims = []
         for kill in range(kills):
             share = (kill + 0.3 + 0.4 * draw.random()) / kills * clients * requests * 0.8
-            while len(load.answered) < share:
-                await asyncio.sleep(0.005)
+            await until(lambda: len(load.answered) >= share)
             victims.append(await kill_worker(process.pid, draw))
         await loading
         assert len(set(victims)) == kills
@@ -192,8 +188,7 @@ async def test_draining_refuses_the_new_and_finishes_the_old(tmp_path: Path) -> 
         ]
         await in_flight(url, len(asking))
         process.terminate()
-        while await connects(url):
-            await asyncio.sleep(0.005)
+        await until(lambda: refuses(url))
         heards = await asyncio.gather(*asking)
         await asyncio.wait_for(process.wait(), 60)
     assert process.returncode == 0
@@ -222,17 +217,21 @@ async def test_a_killed_supervisor_takes_its_children_along(tmp_path: Path) -> N
 async def in_flight(url: str, count: int) -> None:
     """Wait until this many requests are in flight at the worker."""
     async with httpx.AsyncClient(base_url=url) as client:
-        while f"headgate_in_flight_requests {count}.0" not in (await client.get("/metrics")).text:
-            await asyncio.sleep(0.005)
+
+        async def as_many() -> bool:
+            return f"headgate_in_flight_requests {count}.0" in (await client.get("/metrics")).text
+
+        await until(as_many)
 
 
-async def connects(url: str) -> bool:
+async def refuses(url: str) -> bool:
+    """Whether a new connection is refused."""
     host, _, port = url.removeprefix("http://").partition(":")
     try:
         reader, writer = await asyncio.open_connection(host, int(port))
     except ConnectionError:
-        return False
+        return True
     writer.close()
     with suppress(ConnectionError):
         await hear(reader)
-    return True
+    return False

@@ -22,6 +22,7 @@ from gateway.journal.ship import ShipState
 from gateway.journal.store import open_store
 from local_models.backends import PROFILES
 from tests.live import Live, live
+from tests.until import until
 
 ANSWER = {
     "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "qwen",
@@ -157,9 +158,7 @@ async def test_engines_are_read_beside_the_requests(tmp_path: Path) -> None:
         one.waits(3, 1)
         chore = asyncio.create_task(watching(gateway).run())
         (deployment,) = gateway.services.fleet.deployments("qwen")
-        async with asyncio.timeout(60):
-            while deployment.report is None:
-                await asyncio.sleep(0.01)
+        await until(lambda: deployment.report is not None, 60)
         chore.cancel()
         assert deployment.report.waiting == 3.0
 

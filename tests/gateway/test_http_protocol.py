@@ -10,6 +10,7 @@ import pytest
 
 from gateway.http_protocol import HttpProtocol
 from tests.live import Live, live
+from tests.until import until
 
 BODY = b'{"model":"echo","messages":[{"role":"user","content":"hello there"}]}'
 
@@ -144,7 +145,6 @@ async def test_a_client_that_leaves_ends_its_request(tmp_path: Path) -> None:
     async with live(tmp_path, scripts=scripts) as gateway:
         transport, _ = await talk(gateway)
         transport.write(request())
-        while not gateway.upstream.seen.requests:
-            await asyncio.sleep(0.002)
+        await until(lambda: gateway.upstream.seen.requests)
         transport.abort()
         await gateway.rest(within_s=15)  # half of what the upstream takes

@@ -13,6 +13,7 @@ import httpx
 from gateway.errors import UpstreamError
 from gateway.providers.managed import RETRY_AFTER_S, managed
 from tests.live import Live, live
+from tests.until import until
 
 CHAT = {"messages": [{"role": "user", "content": "What is 3 plus 4?"}], "max_tokens": 8}
 HOME = {"name": "tiny-small", "provider": "mine"}
@@ -61,8 +62,7 @@ async def test_it_is_waited_for(tmp_path: Path) -> None:
         assert child is not None
         child.socket.parent.mkdir(parents=True, exist_ok=True)
         waiting = asyncio.create_task(ask(gateway, "alone"))
-        while not any(one.failures for one in gateway.services.fleet.all()):
-            await asyncio.sleep(0.01)
+        await until(lambda: any(one.failures for one in gateway.services.fleet.all()))
         process = await asyncio.create_subprocess_exec(*child.command, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
             response = await waiting

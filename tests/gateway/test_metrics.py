@@ -12,6 +12,7 @@ from gateway.errors import FAILURES
 from gateway.exchange import Attempt
 from gateway.fleet import Fleet
 from gateway.metrics import MAX_SERIES, METRICS, Counter, Histogram, Metrics, merge, watch_loop
+from tests.until import until
 
 from .exchanges import CONFIG, PROMPT, exchange
 
@@ -194,8 +195,7 @@ async def test_the_loop_says_how_late_it_is() -> None:
     """A blocked event loop shows in the lag metric."""
     metrics = Metrics()
     watching = asyncio.create_task(watch_loop(metrics, every_s=0.0))
-    while not metrics.lag_s.values:
-        await asyncio.sleep(0)
+    await until(lambda: metrics.lag_s.values)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     assert b"headgate_loop_lag_seconds_count" in merge([metrics.snapshot()])

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.config_load import parse
 from tests.live import Live, live
+from tests.until import until
 
 SYSTEM = {"role": "system", "content": "Answer in one word."}
 
@@ -161,8 +162,7 @@ async def test_who_leaves_takes_nobody_with_him(tmp_path: Path) -> None:
         staying = asyncio.create_task(ask(gateway, [chat("one?"), chat("two?")]))
         async with httpx.AsyncClient(timeout=60) as client:
             leaving = asyncio.create_task(client.post(gateway.url + "/v1/chat/completions", json=chat("three?")))
-            while not gateway.upstream.seen.requests:
-                await asyncio.sleep(0.005)
+            await until(lambda: gateway.upstream.seen.requests)
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
         answers = await staying
@@ -176,8 +176,7 @@ async def test_nobody_waits_for_a_call_that_all_have_left(tmp_path: Path) -> Non
     scripts = {"small": [{"fault": "silent"}]}
     async with live(tmp_path, scripts=scripts, models=["small"], routes=[route(gather_most=2)]) as gateway:
         both = asyncio.create_task(ask(gateway, [chat("one?"), chat("two?")]))
-        while not gateway.upstream.seen.requests:
-            await asyncio.sleep(0.005)
+        await until(lambda: gateway.upstream.seen.requests)
         both.cancel()
         await asyncio.gather(both, return_exceptions=True)
         await gateway.rest(30)

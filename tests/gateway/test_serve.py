@@ -186,8 +186,7 @@ async def test_a_second_gateway_in_one_run_folder_is_refused_and_disturbs_nothin
     text = config.read_text().replace(str(port), str(free_port())).replace(str(admin_port), str(free_port()))
     other.write_text(text)
     async with served(config), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        while not list((tmp_path / "run").glob("worker-*.metrics")):
-            await asyncio.sleep(0.05)
+        await until(lambda: list((tmp_path / "run").glob("worker-*.metrics")))
         in_force = (tmp_path / "run" / "config.toml").read_bytes()
         for file, fault in ((other, "server.run_dir: another gateway runs in"), (config, "server.port")):
             second = await asyncio.to_thread(started, "serve", "--config", str(file))
@@ -426,16 +425,13 @@ async def test_more_clients_than_file_descriptors(tmp_path: Path, port: str) -> 
         return writer
 
     async def told(text: bytes) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while text not in said.read_bytes():
-                await asyncio.sleep(0.05)
+        await until(lambda: text in said.read_bytes())
 
     held: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     try:
         await told(b"answers on")
+        await until(opened)
         async with asyncio.timeout(PATIENCE_S):
-            while not await opened():
-                await asyncio.sleep(0.1)
             while await opened():
                 pass
             reader, writer = held[0] if port == "port" else held[-1]  # the admin port ends idle ones
@@ -444,8 +440,7 @@ async def test_more_clients_than_file_descriptors(tmp_path: Path, port: str) -> 
             await told(b"all 200 file descriptors are in use")
             for _, writer in held:
                 writer.close()
-            while not await opened():
-                await asyncio.sleep(0.1)
+        await until(opened)
         await told(b"there are file descriptors again")
     finally:
         process.terminate()
@@ -475,8 +470,7 @@ async def test_a_provider_is_not_blamed_for_a_lack_of_file_descriptors(tmp_path:
     held: list[asyncio.StreamWriter] = []
     try:
         async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            while b"answers on" not in said.read_bytes():
-                await asyncio.sleep(0.05)
+            await until(lambda: b"answers on" in said.read_bytes())
             assert (await client.get("/healthz")).status_code == 200
             while b"file descriptors are in use" not in said.read_bytes():
                 held.append((await asyncio.open_connection("127.0.0.1", port))[1])
@@ -494,8 +488,7 @@ async def test_a_provider_is_not_blamed_for_a_lack_of_file_descriptors(tmp_path:
                 assert told.headers["retry-after"] == "1"
             for writer in held:
                 writer.close()
-            while b"there are file descriptors again" not in said.read_bytes():
-                await asyncio.sleep(0.05)
+            await until(lambda: b"there are file descriptors again" in said.read_bytes())
             figures = (await client.get("/metrics")).text
             assert (await client.get("/readyz")).status_code == 200
             for model in ("number", "name", "file"):

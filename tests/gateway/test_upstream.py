@@ -86,8 +86,7 @@ async def raw_server(handler: Handler) -> AsyncIterator[str]:
         server.close()
         for writer in writers:
             writer.close()
-        while any(not w.transport.is_closing() for w in writers):
-            await asyncio.sleep(0)
+        await until(lambda: not any(not w.transport.is_closing() for w in writers))
 
 
 # ---- framing

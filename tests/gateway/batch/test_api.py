@@ -35,6 +35,7 @@ from tests.gateway.batch.made import open_jobs
 from tests.gateway.batch.test_kill import configuration
 from tests.live import Live, live, served
 from tests.ports import free_port
+from tests.until import until
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 
@@ -125,8 +126,7 @@ async def test_a_batch_outlives_the_worker_that_runs_it(tmp_path: Path) -> None:
             )
             jobs = Jobs(open_engine(f"sqlite:///{tmp_path}/journal.db"))
             for killed in range(1, 4):
-                while upstream.seen.requests < killed * 60:
-                    await asyncio.sleep(0.005)
+                await until(lambda: upstream.seen.requests >= killed * 60)
                 os.kill(int(jobs.find(made.id).owner.split("/")[1]), signal.SIGKILL)
             batch = await over(client, made.id, within_s=120)
             answers = (await client.files.content(batch.output_file_id)).text.splitlines()
@@ -144,8 +144,7 @@ async def test_a_replica_that_plans_a_job_anew_gives_every_line_its_own_answer(t
         file = await client.files.create(file=("in.jsonl", content), purpose="batch")
         wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         made = await client.batches.create(**wanted)
-        while gateway.upstream.seen.requests < 20:
-            await asyncio.sleep(0.01)
+        await until(lambda: gateway.upstream.seen.requests >= 20)
     asked = gateway.upstream.seen.requests
     async with owned(tmp_path, run="two", cache="none") as (gateway, client):
         gateway.services.batches.mark()
@@ -165,8 +164,7 @@ async def test_lines_that_became_bad_fail_no_batch_that_has_answers(tmp_path: Pa
         file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
         wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         made = await client.batches.create(**wanted)
-        while gateway.upstream.seen.requests < 20:
-            await asyncio.sleep(0.01)
+        await until(lambda: gateway.upstream.seen.requests >= 20)
     (tmp_path / "run" / "plans" / made.id / ARRAYS_FILE).write_bytes(b"spoilt")
     async with owned(tmp_path) as (gateway, client):
         gateway.services.batches.mark()
@@ -192,8 +190,7 @@ async def test_a_worker_that_ends_asks_no_line_of_a_batch_twice(tmp_path: Path) 
             made = await client.batches.create(
                 input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
             )
-            while not upstream.seen.requests:
-                await asyncio.sleep(0.01)
+            await until(lambda: upstream.seen.requests)
             await client.close()
         under_way = upstream.seen.requests
         async with served(config):
@@ -349,8 +346,7 @@ async def test_a_batch_ends_with_its_key(tmp_path: Path, restarted: bool) -> Non
         wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         id = (await client.batches.create(**wanted)).id
         jobs, last = gateway.services.batches.jobs, gateway
-        while gateway.upstream.seen.requests < 30:
-            await asyncio.sleep(0.01)
+        await until(lambda: gateway.upstream.seen.requests >= 30)
         if not restarted:
             keep_key(gateway, msgspec.structs.replace(record, revoked_s=time.time()))
             await ended(jobs, id)
@@ -380,8 +376,7 @@ async def test_a_budget_that_is_lowered_holds_for_batches_under_way(tmp_path: Pa
         file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
         wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         id = (await client.batches.create(**wanted)).id
-        while gateway.upstream.seen.requests < 30:
-            await asyncio.sleep(0.01)
+        await until(lambda: gateway.upstream.seen.requests >= 30)
         keep_key(gateway, msgspec.structs.replace(record, budget_usd=1e-6))
         done = await over(client, id)
     assert done.status == "completed" and done.request_counts.failed > 100
@@ -457,8 +452,7 @@ async def test_a_batch_can_be_cancelled_and_keeps_what_was_answered(tmp_path: Pa
         batch = await client.batches.create(
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
         )
-        while gateway.upstream.seen.requests < 20:
-            await asyncio.sleep(0.01)
+        await until(lambda: gateway.upstream.seen.requests >= 20)
         assert (await client.batches.cancel(batch.id)).status == "cancelling"
         done = await over(client, batch.id)
         assert done.status == "cancelled" and done.cancelling_at and done.cancelled_at
@@ -488,11 +482,9 @@ async def test_a_paused_batch_is_let_go_and_taken_up_again(tmp_path: Path) -> No
         batch = await client.batches.create(
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
         )
-        while gateway.upstream.seen.requests < 5:
-            await asyncio.sleep(0.01)
+        await until(lambda: gateway.upstream.seen.requests >= 5)
         jobs.ask(batch.id, "pause", time.time())
-        while jobs.find(batch.id).owner:
-            await asyncio.sleep(0.02)
+        await until(lambda: not jobs.find(batch.id).owner)
         rests = jobs.find(batch.id)
         assert rests.state == "paused" and 5 <= rests.progress.done < 160
         assert (await client.batches.retrieve(batch.id)).status == "in_progress"

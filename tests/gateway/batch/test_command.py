@@ -40,8 +40,7 @@ async def test_a_job_ended_by_sigterm_goes_on_with_the_same_command(tmp_path: Pa
         configuration(tmp_path, upstream.url)
         prompts = write_prompts(tmp_path, 80)
         run = await start(tmp_path, prompts)
-        while upstream.seen.requests < 10:
-            await asyncio.sleep(0.01)
+        await until(lambda: upstream.seen.requests >= 10)
         run.send_signal(signal.SIGTERM)
         out, err = await run.communicate()
         told = json.loads(out)
@@ -187,7 +186,7 @@ async def test_a_database_that_is_away_ends_no_job(tmp_path: Path, postgres_serv
         prompts = write_prompts(tmp_path, 40)
         for stops in (True, False):
             run, before = await start(tmp_path, prompts), upstream.seen.requests
-            await until(lambda: upstream.seen.requests >= before + 5)  # noqa: B023
+            await until(lambda: upstream.seen.requests >= before + 5)
             await asyncio.to_thread(postgres_server.stop)
             try:
                 if stops:
@@ -213,8 +212,7 @@ async def test_a_job_whose_plan_is_lost_goes_on(tmp_path: Path) -> None:
         configuration(tmp_path, upstream.url)
         prompts = write_prompts(tmp_path, 80)
         run = await start(tmp_path, prompts)
-        while upstream.seen.requests < 30:
-            await asyncio.sleep(0.01)
+        await until(lambda: upstream.seen.requests >= 30)
         run.send_signal(signal.SIGKILL)
         await run.communicate()
         shutil.rmtree(tmp_path / "run" / "plans")

@@ -21,6 +21,7 @@ from gateway.batch.types import Arm, Plan
 from gateway.errors import HeadgateError
 from tests.gateway.batch.made import ME, carried, chat, estimates, new_job, open_jobs, plan
 from tests.live import live
+from tests.until import until
 
 CHEAP = {
     "providers": [{"name": "slow", "kind": "openai", "base_url": "UPSTREAM", "batch_discount": 0.5}],
@@ -375,8 +376,7 @@ async def test_a_runner_that_died_finds_its_batch_again(tmp_path: Path, forget: 
             dying = asyncio.create_task(
                 execute(services, jobs, job, made, ME, LocalFiles(), RunnerOptions(), ProviderEndpoints(services, 0.01))
             )
-            while not any(part.upstream for part in jobs.parts(job.id)):
-                await asyncio.sleep(0.01)
+            await until(lambda: any(part.upstream for part in jobs.parts(job.id)))
             dying.cancel()
             await asyncio.gather(dying, return_exceptions=True)
             if forget:
