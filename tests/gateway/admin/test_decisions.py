@@ -78,8 +78,10 @@ def fits(one: DecisionRecord, wanted: DecisionFilter) -> bool:
     )  # fmt: skip
 
 
-def test_a_search_that_makes_no_sense_is_refused(admin: AdminServices) -> None:
-    """An unknown outcome, a time that ends before it begins, a cost that is no number, a cursor that isn't ours."""
+def test_an_invalid_search_is_refused(admin: AdminServices) -> None:
+    """An unknown outcome, a time range that ends before it begins, a cost that is no number, and a foreign cursor are
+    refused.
+    """
     for wanted, cursor in (
         (DecisionFilter(outcome="nice"), ""), (DecisionFilter(since_s=5, until_s=1), ""), (DecisionFilter(), "x:y"),
         (DecisionFilter(min_cost_usd=float("nan")), ""), (DecisionFilter(since_s=float("nan")), ""),
@@ -89,8 +91,8 @@ def test_a_search_that_makes_no_sense_is_refused(admin: AdminServices) -> None:
 
 
 @pytest.mark.parametrize("latency_s", [None, 1.5])
-def test_a_bound_that_nobody_could_hold_is_told(admin: AdminServices, latency_s: float | None) -> None:
-    """`max_latency_s` does not exclude a model of unknown latency; the explanation says so."""
+def test_a_latency_bound_without_known_latencies_is_explained(admin: AdminServices, latency_s: float | None) -> None:
+    """`max_latency_s` doesn't exclude a model of unknown latency, and the explanation says so."""
     record = recent(1, knobs={"max_latency_s": 2.0})
     candidates = tuple(msgspec.structs.replace(one, latency_s=latency_s) for one in record.candidates)
     write(admin, msgspec.structs.replace(record, candidates=candidates))
@@ -100,7 +102,9 @@ def test_a_bound_that_nobody_could_hold_is_told(admin: AdminServices, latency_s:
 
 
 def test_a_decision_is_explained_in_plain_words(admin: AdminServices) -> None:
-    """Who could not answer and why, who answered, what was thrown away, what it would have cost elsewhere."""
+    """The explanation says which models were excluded and why, which one answered, what was discarded, and what other
+    models would have cost.
+    """
     record = recent(
         1, plan=("small", "large"), thresholds=(0.8, None), answered_model="large", verdict="last", cost_nanousd=10_000,
         attempts=(attempt("small", evidence=EvidenceRecord(confidence=0.6)), attempt("large", cost_nanousd=9000)),
@@ -123,9 +127,9 @@ def test_a_decision_is_explained_in_plain_words(admin: AdminServices) -> None:
         explain(admin, "dec_2", OPERATOR)
 
 
-def test_another_model_would_have_searched_as_often(admin: AdminServices) -> None:
-    """At its own price, as its provider's other tools would have run, and would have read what was written to a cache
-    for an hour. A price that only the file has outlives a change made here.
+def test_another_models_cost_includes_its_searches(admin: AdminServices) -> None:
+    """Its searches, other hosted tools and one-hour cache writes are counted at its own prices. A price that only the
+    file has survives a change made in the admin API.
     """
     prices = {"input_usd_per_mtok": "2", "output_usd_per_mtok": "8", "web_search_usd": "0.01"}
     large = shaped(ModelWanted, {"provider": "acme", **prices, "version": 0})
@@ -161,7 +165,7 @@ def test_texts_are_not_for_viewers(admin: AdminServices) -> None:
 
 
 def test_a_decision_is_made_again_with_another_knob(admin: AdminServices) -> None:
-    """Then and now side by side; where no router was asked there is nothing to make again."""
+    """The recorded and the new choice are shown side by side; a decision without a router can't be repeated."""
     (record, *_) = explored(1)
     write(admin, record, recent(2, id="dec_hit", cache="hit", cache_why={"entry": "e"}, model=""))
     told = replay(admin, "dec_0", ReplayWanted(cost_weight=1.0))
@@ -180,10 +184,10 @@ def test_what_can_be_asked_for_comes_from_the_sums(admin: AdminServices) -> None
                             "key_id": ["key_1"]}  # fmt: skip
 
 
-async def test_what_there_is_too_much_of_to_choose_from_is_typed(
+async def test_long_facets_are_typed_instead_of_listed(
     admin: AdminServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A list of ten thousand keys helps nobody, and the page brings it anew with every request that comes in."""
+    """Ten thousand keys are too many for a list that the page loads again with every refresh."""
     monkeypatch.setattr(pages, "MOST_CHOICES", 1)
     write(admin, recent(1, key_id="key_a"), recent(2, key_id="key_b"))
     page = (await client.get("/decisions?key_id=key_b")).text
@@ -191,8 +195,8 @@ async def test_what_there_is_too_much_of_to_choose_from_is_typed(
     assert '<select id="f-route"' in page
 
 
-async def test_everything_is_typed_for_scripts(client: httpx.AsyncClient) -> None:
-    """OpenAPI lists every path of every page, and all responses are typed."""
+async def test_every_path_and_response_is_typed(client: httpx.AsyncClient) -> None:
+    """The OpenAPI document lists every path of every page, and all responses have a type."""
     told = (await client.get("/admin/openapi.json")).json()
     for path in ("/admin/overview", "/admin/routes/{route}/preview", "/admin/decisions/{id}/replay", "/admin/learning",
                  "/admin/certificates/{route}", "/admin/cache/entries", "/admin/fleet", "/admin/keys", "/admin/tenants",

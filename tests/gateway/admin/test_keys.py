@@ -69,8 +69,10 @@ def test_spend_is_added_up_once_for_all_keys(admin: AdminServices, named: list[s
     assert [one.partition("GROUP BY ")[2] for one in statements if "FROM spend" in one] == ["spend.key_id"]
 
 
-async def test_counters_are_given_so_many_steps_at_once(client: httpx.AsyncClient) -> None:
-    """All that is kept by the hour; by the minute a week: what is refused says what to ask for."""
+async def test_counters_have_a_maximum_number_of_steps(client: httpx.AsyncClient) -> None:
+    """All hourly counters and a week of counters by the minute are returned; the error of a larger request says what to
+    ask for.
+    """
     assert (await client.get("/admin/stats?since_s=0&step_s=3600")).status_code == 200
     refused = await client.get("/admin/stats?since_s=0")
     assert refused.status_code == 422 and "longer step_s" in refused.json()["error"]["message"]

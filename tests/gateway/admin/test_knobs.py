@@ -40,9 +40,9 @@ def test_a_knob_is_in_force_and_on_record(admin: AdminServices) -> None:
     assert line.undo == {"name": "route:auto", "version": 1}
 
 
-def test_a_turn_is_held_to_what_was_foretold(admin: AdminServices) -> None:
-    """Too early at first; as foretold once traffic like the prediction came, not once it came otherwise; a trial and
-    its end leave the turn what it was, and taken back there is nothing to hold it to.
+def test_a_changed_knob_is_compared_with_its_prediction(admin: AdminServices) -> None:
+    """First there is too little traffic; then it is as predicted, or it isn't. A trial and its end don't affect the
+    comparison, and after an undo there is none.
     """
     write(admin, *explored(400))
     turn(admin, ANN, 0, cost_weight=1.0)
@@ -62,7 +62,7 @@ def test_a_turn_is_held_to_what_was_foretold(admin: AdminServices) -> None:
     assert (early.rounds, early.quality.held, early.cost_usd.held) == (0, None, None)
     told = kept(foretold, 1)
     assert told.rounds == 200 and told.cost_usd is not None and told.cost_usd.held is True
-    assert told.quality is not None and told.quality.held is None  # nobody scored them
+    assert told.quality is not None and told.quality.held is None  # without scores
     wanted = TrialWanted(kind="shadow", knobs=Knobs(cost_weight=0.2), version=1)
     knobs.end_trial(admin, ANN, "auto", knobs.start_trial(admin, ANN, "auto", wanted).setting.version)
     otherwise = kept(1 - foretold, 2)
@@ -70,7 +70,7 @@ def test_a_turn_is_held_to_what_was_foretold(admin: AdminServices) -> None:
     assert "foretold" not in str(audit.audit_log(admin))
     turn(admin, ANN, 3, cost_weight=0.5)
     knobs.undo(admin, ANN, "auto", 4)
-    assert knobs.route_detail(admin, "auto").kept is not None  # of the same knobs, since they are in force again
+    assert knobs.route_detail(admin, "auto").kept is not None  # with the same knobs, because they are in force again
     turn(admin, ANN, 5, budget_usd_per_day=9.0)
     assert knobs.route_detail(admin, "auto").kept is None
 
@@ -160,8 +160,10 @@ def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
     assert read_settings(admin.run_dir) == before
 
 
-def test_a_preview_says_what_would_change_or_what_it_takes_to_know(admin: AdminServices) -> None:
-    """Nothing logged, too little logged, enough: a refusal with its price, then figures with intervals."""
+def test_a_preview_has_figures_or_what_they_would_take(admin: AdminServices) -> None:
+    """Without a log, or with too few decisions, it is refused with the number of calls needed; with enough it has
+    figures and intervals.
+    """
     empty = knobs.preview(admin, "auto", Knobs(cost_weight=1.0))
     assert empty.rounds == 0 and empty.cost_usd.difference.refusal is not None
     write(admin, *explored(30))
@@ -189,7 +191,7 @@ def test_a_preview_of_knobs_no_longer_in_force_is_not_shown(admin: AdminServices
     assert knobs.preview(admin, "auto", knobs.route_detail(admin, "auto").knobs).knobs.cost_weight == 0.5
     turn(admin, ANN, 0, cost_weight=0.9)
     now = knobs.route_detail(admin, "auto").knobs
-    assert knobs.preview(admin, "auto", Knobs(cost_weight=0.9)).knobs == now  # asked in part, and all the same
+    assert knobs.preview(admin, "auto", Knobs(cost_weight=0.9)).knobs == now  # a part of the log is enough
     assert knobs.preview(admin, "auto", now).knobs == now
 
 
@@ -242,17 +244,17 @@ def test_a_canary_that_could_not_be_one_is_refused(
     "stated", ['{"max_latency_s": NaN}', '{"max_latency_s": 0}', '{"min_quality": 0}', '{"accept_at": 0}',
                '{"budget_usd_per_day": 1e300}'],
 )  # fmt: skip
-async def test_nothing_is_predicted_of_a_knob_that_could_not_be_turned(
+async def test_a_preview_of_an_invalid_knob_is_refused(
     admin: AdminServices, client: httpx.AsyncClient, stated: str
 ) -> None:
-    """It is refused by its name, as turning it is."""
+    """It is refused by the knob's name, as the change itself would be."""
     write(admin, *explored(60))
     sent = {"content": stated.encode(), "headers": {"content-type": "application/json"}}
     answer = await client.post("/admin/routes/auto/preview", **sent)
     assert answer.status_code == 422 and answer.json()["error"]["param"] == stated.split('"')[1]
 
 
-async def test_what_changed_in_the_time_of_the_log_is_said_where_a_knob_is_turned(
+async def test_a_change_within_the_log_is_reported(
     admin: AdminServices, client: httpx.AsyncClient
 ) -> None:
     """A note warns where a model has become worse while decisions were logged."""
@@ -268,7 +270,7 @@ async def test_what_changed_in_the_time_of_the_log_is_said_where_a_knob_is_turne
 
 
 async def test_a_route_may_have_a_slash_in_its_name(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Its paths are its own in the API and in the dashboard, those behind its name included; so are a tenant's."""
+    """Its paths work in the API and on the dashboard, with further segments after the name; so do a tenant's."""
     admin.config = replace(admin.config, routes=[replace(admin.config.routes[0], name="team/auto")])
     admin._current = None
     assert (await client.get("/admin/routes/team/auto")).json()["name"] == "team/auto"
@@ -285,8 +287,8 @@ async def test_a_route_may_have_a_slash_in_its_name(admin: AdminServices, client
     assert (await client.put("/admin/tenants/acme/eu", json=budget)).json()["setting"]["name"] == "tenant:acme/eu"
 
 
-async def test_a_page_that_is_not_there_is_told_on_a_page(client: httpx.AsyncClient) -> None:
-    """With a way back; the API answers in its own shape."""
+async def test_a_missing_page_is_answered_by_a_page(client: httpx.AsyncClient) -> None:
+    """It has a link back; the API answers with an error in its own form."""
     page, api = await client.get("/nope"), await client.get("/admin/nope")
     assert page.status_code == api.status_code == 404
     assert "no such page" in page.text and 'href="/"' in page.text

@@ -43,7 +43,7 @@ def artefact(folder: Path, number: int) -> Path:
 
 @pytest.fixture
 def two(admin: AdminServices, tmp_path: Path) -> tuple[str, str]:
-    """Two versions of the route's router, neither of which serves."""
+    """Two versions of the route's router, neither of which is live."""
     known = Versions(admin.store, admin.run_dir)
     made = [
         known.add("auto", artefact(tmp_path, number), actor="learn",
@@ -57,10 +57,10 @@ def states(admin: AdminServices) -> dict[str, str]:
     return {one.version: one.state for one in learning.learning(admin, "auto")[0].versions}
 
 
-def test_a_version_goes_before_a_share_then_serves_then_is_rolled_back(
+def test_a_version_becomes_a_canary_then_live_then_is_rolled_back(
     admin: AdminServices, two: tuple[str, str]
 ) -> None:
-    """What may be done with it is said at every step, and workers' settings follow."""
+    """Every step shows which actions are possible, and the workers' settings follow."""
     first, second = two
     learning.promote(admin, ANN, "auto", first)
     learning.begin_canary(admin, ANN, "auto", second, CanaryWanted(share=0.25))
@@ -79,8 +79,8 @@ def test_a_version_goes_before_a_share_then_serves_then_is_rolled_back(
     assert "router.canary" in actions and "router.rolled_back" in actions
 
 
-def test_only_what_was_seen_serving_is_promoted_over_or_rolled_back(admin: AdminServices, two: tuple[str, str]) -> None:
-    """Of two pages that show the same version the second is told; it took the step before that one back as well."""
+def test_only_the_version_shown_is_replaced(admin: AdminServices, two: tuple[str, str]) -> None:
+    """Of two pages that show the same live version, the second one's promotion or roll-back is refused."""
     first, second = two
     learning.promote(admin, ANN, "auto", first, live="")
     learning.promote(admin, ANN, "auto", second, live=first)
@@ -99,8 +99,8 @@ def test_only_what_was_seen_serving_is_promoted_over_or_rolled_back(admin: Admin
     assert states(admin) == {first: "live", second: "rolled_back"}
 
 
-def test_what_can_not_serve_is_refused(admin: AdminServices, two: tuple[str, str]) -> None:
-    """No such version or route, a file that is gone, a share of all."""
+def test_a_version_that_cannot_serve_is_refused(admin: AdminServices, two: tuple[str, str]) -> None:
+    """These are an unknown version or route, a missing file, and a canary with a share of 1."""
     with pytest.raises(CallerError, match="no single version"):
         learning.promote(admin, ANN, "auto", "zzz")
     with pytest.raises(NotFound):
@@ -111,10 +111,10 @@ def test_what_can_not_serve_is_refused(admin: AdminServices, two: tuple[str, str
         learning.roll_back(admin, ANN, "auto")
 
 
-def test_a_route_is_looked_over_when_something_came(admin: AdminServices) -> None:
-    """Alarms, calibration and drift are there to be read; nothing new, nothing done."""
+def test_a_route_is_examined_when_it_has_new_decisions(admin: AdminServices) -> None:
+    """Alarms, calibration and drift are computed then, and not again without new decisions."""
     seen: dict[str, Seen] = {}
-    assert upkeep.step(admin, seen, 0.0) is False  # an empty journal is as it was
+    assert upkeep.step(admin, seen, 0.0) is False  # an empty journal has no new decisions
     write(admin, *explored(300))
     assert upkeep.step(admin, seen, 100.0)
     told = learning.learning(admin)[0]
@@ -124,7 +124,7 @@ def test_a_route_is_looked_over_when_something_came(admin: AdminServices) -> Non
         assert sum(part.n for part in one.bins) == one.n
         assert all(0.0 <= part.scored.low <= part.scored.value <= part.scored.high <= 1.0 for part in one.bins)
     assert sum(point.rounds for point in told.drift) == 300
-    assert upkeep.step(admin, seen, 200.0)  # the frontier, which is looked after more seldom
+    assert upkeep.step(admin, seen, 200.0)  # the frontier, which is computed more rarely
     assert upkeep.step(admin, seen, 300.0) is False
 
 
@@ -137,8 +137,8 @@ def test_alarms_are_counted_and_listed(admin: AdminServices) -> None:
     assert "unlabelled" in kinds and admin.alarms == len(kinds)
 
 
-async def test_figures_go_on_after_the_database_was_away(admin: AdminServices, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it goes while a route is looked over: what comes later is looked at again."""
+async def test_figures_are_computed_after_a_database_outage(admin: AdminServices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That holds, too, if the outage begins while a route is examined."""
     failures = [DatabaseAway()]
 
     def raised(admin: AdminServices) -> list[dict[str, Any]]:
@@ -165,8 +165,8 @@ async def test_figures_go_on_after_the_database_was_away(admin: AdminServices, m
 
 
 @pytest.mark.parametrize("solved", ["cases.jsonl", ""])
-def test_cases_that_harm_are_told_while_the_route_shows_some(admin: AdminServices, solved: str) -> None:
-    """An alarm is raised where all answers with solved cases were wrong, and all others right."""
+def test_harmful_solved_cases_raise_an_alarm(admin: AdminServices, solved: str) -> None:
+    """All answers with solved cases were wrong, and all others right."""
     said, records = list[Record](), [one for one in explored(400) if isinstance(one, DecisionRecord)]
     for number, one in enumerate(records):
         withheld = number % 4 == 0
@@ -178,16 +178,16 @@ def test_cases_that_harm_are_told_while_the_route_shows_some(admin: AdminService
     assert ("harmful cases" in {one.kind for one in learning.alarms(admin)}) == bool(solved)
 
 
-def test_answers_without_text_are_said_to_have_none_not_the_routes(admin: AdminServices) -> None:
-    """The route keeps text; what waits was answered before it did."""
+def test_answers_without_stored_text_are_reported(admin: AdminServices) -> None:
+    """The route stores texts now, but the waiting answers are from before."""
     write(admin, *(recent(n, id=f"dec_blind{n}") for n in range(30)))
     upkeep.check_up(admin, "auto", Seen())
     queue = labels.queue(admin, ANN)
     assert queue.data and "the text of these answers is not stored" in queue.note
 
 
-def test_the_queue_asks_first_for_what_teaches_most_and_a_label_ends_it(admin: AdminServices) -> None:
-    """Readable ones first; a labelled decision leaves the queue; a second label replaces the first."""
+def test_the_most_informative_answers_are_labelled_first(admin: AdminServices) -> None:
+    """Answers with text come first; a labelled decision leaves the queue, and a second label replaces the first."""
     records = explored(120)
     write(admin, *[one for one in records if one.id.startswith("dec_")], recent(5000, id="dec_blind"))
     upkeep.check_up(admin, "auto", Seen())
@@ -207,8 +207,10 @@ def test_the_queue_asks_first_for_what_teaches_most_and_a_label_ends_it(admin: A
         labels.label(admin, ANN, "dec_nowhere", LabelWanted(score=1.0))
 
 
-def test_a_floor_is_certified_where_the_data_supports_it_and_refused_where_not(admin: AdminServices) -> None:
-    """Too little: how much more. Enough: the object with its data, assumption, bound and date; and it is kept."""
+def test_a_floor_is_certified_if_the_data_supports_it(admin: AdminServices) -> None:
+    """With too little data the error says how much more is needed; with enough the certificate has its data,
+    assumption, bound and date, and is stored.
+    """
     write(admin, *explored(60))
     few = certificates.issue(admin, ANN, "auto", CertificateWanted(floor=0.9))
     assert few.certificate is None and few.refusal is not None and (few.refusal.calls or 0) > 0
@@ -225,8 +227,8 @@ def test_a_floor_is_certified_where_the_data_supports_it_and_refused_where_not(a
     assert certificates.revoke(admin, ANN, told.id).standing == "revoked"
 
 
-def test_drift_withdraws_a_certificate_and_turns_the_knob_back(admin: AdminServices) -> None:
-    """Where quality falls far below the floor, the certificate is withdrawn, and the cost weight set to 0."""
+def test_drift_withdraws_a_certificate_and_resets_the_knob(admin: AdminServices) -> None:
+    """If quality falls far below the floor, the certificate is withdrawn and the cost weight set to 0."""
     write(admin, *explored(1000, seed=2))
     wanted = CertificateWanted(floor=0.7, apply=True, version=0)
     told = certificates.issue(admin, ANN, "auto", wanted).certificate
@@ -243,7 +245,6 @@ def test_drift_withdraws_a_certificate_and_turns_the_knob_back(admin: AdminServi
     assert begun_s <= after.standing_since_s <= time.time()
 
 
-def test_versions_of_routes_that_are_gone_disturb_nobody(admin: AdminServices) -> None:
-    """A version of an unknown route is not listed."""
+def test_versions_of_unknown_routes_are_not_listed(admin: AdminServices) -> None:
     admin.store.save_router_version(RouterVersion("gone", "1", 1.0, "live"), "admin")
     assert learning.learning(admin)[0].versions == []

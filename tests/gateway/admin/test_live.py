@@ -63,13 +63,13 @@ class Both:
         return answer
 
     async def obeys(self, wanted: set[str]) -> None:
-        """Until these are who answers: on a busy machine a worker may hear of a change a little later."""
+        """Wait until exactly these models answer: on a busy machine a worker may apply a change a little later."""
         deadline = time.monotonic() + PATIENCE_S
         while (found := await self.models()) != wanted:
             assert time.monotonic() < deadline, found
 
     async def models(self, count: int = 40) -> set[str]:
-        """Who answers now, over fresh connections so that every worker has its share."""
+        """The models that answer now; each request has a connection of its own, so that every worker is met."""
         limits = httpx.Limits(max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=self.data.base_url, headers=self.data.headers, limits=limits) as fresh:
             one = Both(fresh, self.admin)
@@ -107,37 +107,39 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Both]:
 
 
 async def test_an_operators_hour(gateway: Both) -> None:
-    """Two real workers, one control process: a knob, a model, a cache entry, a label; each obeyed by every worker."""
+    """With two real workers and a control process, a changed knob, an added model, a deleted cache entry and a label
+    take effect at every worker.
+    """
     await gateway.obeys({"large"})
 
-    # a knob is turned, and the next requests of every worker obey it
+    # a knob is changed, and every worker's next requests obey it
     done = await gateway.change("PUT", "/routes/auto/knobs", knobs={"cost_weight": 1.0}, version=0)
     assert done["workers"] == 2
     await gateway.obeys({"small"})
     await gateway.change("POST", "/routes/auto/undo?version=1")
     await gateway.obeys({"large"})
 
-    # a canary takes about its share, and its decisions can be told
+    # a canary gets about its share, and its decisions are marked
     await gateway.change("PUT", "/routes/auto/trial", kind="canary", knobs={"cost_weight": 1.0}, share=0.5, version=2)
     await gateway.obeys({"small", "large"})
     await gateway.change("DELETE", "/routes/auto/trial?version=3")
     await gateway.obeys({"large"})
 
-    # a model is added to the route while it runs, and asked
+    # a model is added to the route while it is running, and answers
     await gateway.change("PUT", "/models/free", provider="sim", upstream_name="echo", routes=["auto"], version=0)
     assert "free" in {one["id"] for one in (await gateway.data.get("/v1/models")).json()["data"]}
     assert (await gateway.ask(model="free")).headers["x-headgate-model"] == "free"
     await gateway.change("DELETE", "/models/free?version=1")
     assert (await gateway.data.get("/v1/models/free")).status_code == 404
 
-    # an entry of the cache is found by its words and deleted everywhere
+    # a cache entry is found by its text and deleted everywhere
     first = await gateway.ask("what is the answer to it all")
     assert (await gateway.ask("what is the answer to it all")).headers["x-headgate-cache"] == "hit"
     (entry,) = (await gateway.eventually("/cache/entries?query=answer to it all", lambda told: told["data"]))["data"]
     assert (await gateway.change("DELETE", f"/cache/entries/{entry['id']}"))["deleted"] is True
     assert (await gateway.ask("what is the answer to it all")).headers["x-headgate-cache"] == "miss"
 
-    # its decision is explained and labelled, shipped or not
+    # its decision is explained and labelled, whether or not it is shipped
     id = first.headers["x-headgate-decision-id"]
     told = await gateway.eventually(f"/decisions?limit=1000&until_s={time.time() + 60}",
                                     lambda page: id in {one["id"] for one in page["data"]})  # fmt: skip
@@ -146,7 +148,7 @@ async def test_an_operators_hour(gateway: Both) -> None:
     assert any("large was expected" in one for one in explained["summary"])
     assert (await gateway.change("PUT", f"/labels/{id}", score=1.0))["source"] == "label"
 
-    # the figures have it all, and the live stream has said so
+    # the figures include all of it, and the live stream has announced it
     total = await gateway.eventually("/overview?window=hour", lambda one: one["totals"]["requests"] > 200)
     assert total["totals"]["errors"] == 0 and total["baseline"]["model"] == "large"
     async with gateway.admin.stream("GET", "/admin/live") as stream:

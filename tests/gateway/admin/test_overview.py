@@ -40,7 +40,7 @@ def test_an_empty_journal_has_empty_figures(admin: AdminServices) -> None:
 
 @pytest.mark.parametrize("window", ["hour", "day", "week", "month"])
 def test_the_figures_are_those_of_the_decisions(admin: AdminServices, window: Any) -> None:
-    """Counts, spend and shares add up, whatever grain they are read from; the series has every step."""
+    """Counts, spend and shares add up at every resolution, and the series has every step."""
     write(admin, *(recent(n, ttft_s=0.05) for n in range(1, 31)), recent(31, status=500, answered_model=""),
           recent(32, cache="hit", attempts=(), cost_nanousd=0, saved_nanousd=900))  # fmt: skip
     told = overview(admin, window)
@@ -53,10 +53,10 @@ def test_the_figures_are_those_of_the_decisions(admin: AdminServices, window: An
 
 
 @pytest.mark.parametrize(("window", "length_s", "grain_s"), [("day", 86400, 60), ("month", 30 * 86400, 3600)])
-def test_the_window_before_ends_where_this_one_has_come_to(
+def test_the_previous_window_ends_at_the_same_time_of_day(
     admin: AdminServices, monkeypatch: pytest.MonkeyPatch, window: Any, length_s: int, grain_s: int
 ) -> None:
-    """Even traffic is no fall: a day at its half is not laid beside a whole one."""
+    """Constant traffic shows no fall, because half a day isn't compared with a whole one."""
     now_s = time.time() // 86400 * 86400 + 43200 + 1800
     monkeypatch.setattr("gateway.admin.overview.time", SimpleNamespace(time=lambda: now_s))
     ago = [7, length_s - 2 * grain_s, length_s + grain_s, length_s + 2 * grain_s]
@@ -73,8 +73,8 @@ def test_one_route_or_tenant_alone(admin: AdminServices) -> None:
     assert overview(admin, "day", tenant="acm").totals.requests == 0
 
 
-def test_what_was_saved_is_the_baseline_minus_all_that_was_spent(admin: AdminServices) -> None:
-    """By hand: the answers' tokens at the baseline's prices, and every attempt, audit and failure taken off."""
+def test_savings_are_the_baseline_minus_all_that_was_spent(admin: AdminServices) -> None:
+    """Computed by hand: the answers' tokens at the baseline's prices, minus every attempt, audit and failure."""
     write(
         admin,
         recent(1),
@@ -95,8 +95,8 @@ def test_what_was_saved_is_the_baseline_minus_all_that_was_spent(admin: AdminSer
     assert (extra.judge_usd, extra.cascade_usd) == (pytest.approx(700e-9), pytest.approx(2000e-9))
 
 
-def test_a_baseline_is_declared_once_at_a_time(admin: AdminServices) -> None:
-    """Another model changes the figure; an unknown one and an old version are refused."""
+def test_a_baseline_is_changed_by_one_operator_at_a_time(admin: AdminServices) -> None:
+    """Another model changes the figure; an unknown model and an outdated version are refused."""
     write(admin, recent(1))
     declare_baseline(admin, ADMIN, "small", 0)
     told = overview(admin, "hour").baseline
@@ -134,8 +134,8 @@ def one_of(number: int, into: int, out: int, cost: int) -> DecisionRecord:
                     attempts=(attempt("big", usage=usage, cost_nanousd=cost),))  # fmt: skip
 
 
-def test_what_no_chat_model_could_answer_saves_nothing_and_wastes_nothing(admin: AdminServices) -> None:
-    """Embeddings have tokens and pictures have none; beside a dear model both would be savings or losses."""
+def test_embeddings_and_pictures_have_no_savings(admin: AdminServices) -> None:
+    """No chat model could have answered them, so they count neither as savings nor as losses."""
     write(admin, *(recent(n) for n in range(1, 31)))
     before = overview(admin, "day")
     write(admin, *(recent(100 + n, surface=surface, route=model, answered_model=model, attempts=(attempt(model),),
@@ -146,8 +146,10 @@ def test_what_no_chat_model_could_answer_saves_nothing_and_wastes_nothing(admin:
     assert after.baseline == before.baseline and after.totals.cost_usd > before.totals.cost_usd
 
 
-def test_savings_beside_chance_are_told_once_enough_was_explored(admin: AdminServices) -> None:
-    """A route that is as blind as chance saves nothing beyond it: the interval holds zero; before, a refusal."""
+def test_savings_against_chance_need_exploration(admin: AdminServices) -> None:
+    """A route whose router chooses blindly saves nothing beyond chance: the interval contains zero. Without enough
+    exploration there is a refusal.
+    """
     write(admin, *explored(20))
     check_up(admin, "auto", Seen())
     few = overview(admin, "hour").random
@@ -162,14 +164,16 @@ def test_savings_beside_chance_are_told_once_enough_was_explored(admin: AdminSer
     assert told.rounds >= 600
 
 
-def test_routing_that_knows_the_query_beats_chance() -> None:
-    """Where hard questions go to the large model, the blind mixture of the same worth costs more."""
+def test_routing_by_the_query_beats_chance() -> None:
+    """Hard questions go to the large model, so a random mixture of the same quality costs more."""
     told = blind_savings(log_of([knowing(number) for number in range(600)]))
     assert told["saved_usd"]["low"] > 0.0 and told["quality_gain"]["low"] > 0.0
 
 
 def knowing(number: int) -> tuple[DecisionRecord, float]:
-    """A hard question is sent to the large model nine times of ten, an easy one to the small; small fails on hard."""
+    """Hard questions go to the large model nine times in ten, easy ones to the small model; the small model fails on
+    hard ones.
+    """
     hard, other = number % 2 == 0, number % 10 >= 8
     model = "large" if hard != other else "small"
     candidates = tuple(
@@ -185,8 +189,8 @@ def knowing(number: int) -> tuple[DecisionRecord, float]:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(0.005, 90.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.95]))
-def test_a_quantile_lies_in_its_bucket(latencies: list[float], share: float) -> None:
-    """Within a factor of 1.5 of the true one: the buckets' width."""
+def test_a_quantile_is_accurate_to_its_bucket(latencies: list[float], share: float) -> None:
+    """It is within a factor of 1.5, the width of the buckets."""
     row = dict.fromkeys(LATENCY, 0)
     for one in latencies:
         row[LATENCY[bucket(one)]] += 1
@@ -196,10 +200,10 @@ def test_a_quantile_lies_in_its_bucket(latencies: list[float], share: float) -> 
     assert wanted / 1.6 <= found <= wanted * 1.6 or bucket(found) in (bucket(wanted), bucket(wanted) + 1)
 
 
-async def test_a_stream_tells_of_changes_and_ends_with_the_process(
+async def test_a_stream_announces_changes_and_ends_with_the_process(
     admin: AdminServices, client: httpx.AsyncClient
 ) -> None:
-    """The first event comes at once; a process that ends closes it."""
+    """The first event is sent at once; a process that ends closes the stream."""
     admin.shipping.shipped = 7
     admin.closing = False
     async with client.stream("GET", "/admin/revision") as answer:
@@ -209,7 +213,7 @@ async def test_a_stream_tells_of_changes_and_ends_with_the_process(
     assert (await client.get("/admin/live")).text == ""
 
 
-async def test_the_database_away_is_said_in_place(
+async def test_a_database_that_is_away_is_an_error_of_its_own(
     admin: AdminServices, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     """Requests that need the database get 503 with a code; health and revision still work."""

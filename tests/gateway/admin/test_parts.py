@@ -33,8 +33,8 @@ def card(admin: AdminServices, name: str) -> Any:
     return next(one for one in models.fleet(admin).providers if one.name == name)
 
 
-def test_a_secret_goes_in_once_and_never_comes_out(admin: AdminServices) -> None:
-    """A secret is in no page, audit row, database or workers' file; only in a file of mode 0600."""
+def test_a_secret_is_never_shown(admin: AdminServices) -> None:
+    """It is in no page, audit row, database or workers' file, only in a file of mode 0600."""
     models.put_provider(admin, ADMIN, "new", provider(api_key=SECRET, headers={"x-team": SECRET + "2"}))
     shown = models.fleet(admin).model_dump_json() + json.dumps([one.model_dump() for one in audit.audit_log(admin)])
     database = b"".join(path.read_bytes() for path in admin.run_dir.parent.glob("journal.db*"))
@@ -47,8 +47,8 @@ def test_a_secret_goes_in_once_and_never_comes_out(admin: AdminServices) -> None
     assert SECRET not in repr(held)
 
 
-def test_a_secret_that_is_not_said_again_stays_and_an_empty_one_goes(admin: AdminServices) -> None:
-    """A secret left out is kept; an empty one is removed; of an environment variable only the name is stored."""
+def test_an_omitted_secret_stays_and_an_empty_one_is_removed(admin: AdminServices) -> None:
+    """Of an environment variable only the name is stored."""
     models.put_provider(admin, ADMIN, "new", provider(api_key=SECRET))
     models.put_provider(admin, ADMIN, "new", provider(max_connections=7, version=1))
     held = next(one for one in admin.current.providers if one.name == "new")
@@ -61,8 +61,8 @@ def test_a_secret_that_is_not_said_again_stays_and_an_empty_one_goes(admin: Admi
     assert next(one for one in admin.current.providers if one.name == "new").api_key == str(Path.home())
 
 
-def test_a_provider_of_the_file_keeps_its_secret_when_something_else_changes(admin: AdminServices) -> None:
-    """A change keeps the file's secret; once it is removed, the configuration file's entry is in force again."""
+def test_a_changed_provider_keeps_the_files_secret(admin: AdminServices) -> None:
+    """Once the change is removed, the configuration file's entry is in force again."""
     models.put_provider(admin, ADMIN, "acme", provider(base_url="http://127.0.0.1:10/v1"))
     held = admin.current.providers[0]
     assert (held.api_key, held.base_url) == ("sk-file", "http://127.0.0.1:10/v1")
@@ -79,7 +79,7 @@ def test_a_provider_of_the_file_keeps_its_secret_when_something_else_changes(adm
         (provider(headers={"x": None}), "headers"), (provider(headers={"bad name": "x"}, api_key="k"), "headers"),
     ],
 )  # fmt: skip
-def test_a_provider_that_could_not_work_is_refused_whole(
+def test_an_invalid_provider_is_refused_whole(
     admin: AdminServices, wanted: ProviderWanted, field: str
 ) -> None:
     """The error names the field, and nothing of the change is stored."""
@@ -89,8 +89,8 @@ def test_a_provider_that_could_not_work_is_refused_whole(
     assert admin.current == admin.config and audit.audit_log(admin) == []
 
 
-def test_a_model_joins_its_routes_in_one_step_and_leaves_them_as_one(admin: AdminServices) -> None:
-    """In the configuration, on the pages; a provider in use can't go."""
+def test_a_model_joins_and_leaves_its_routes_in_one_step(admin: AdminServices) -> None:
+    """The configuration and the pages follow; a provider that is in use can't be removed."""
     models.put_provider(admin, ADMIN, "new", provider(api_key=SECRET))
     models.put_model(admin, ADMIN, "third", ModelWanted(provider="new", routes=["auto"], version=0))
     assert admin.current.routes[0].models == ["small", "large", "third"]
@@ -108,8 +108,8 @@ def test_a_model_joins_its_routes_in_one_step_and_leaves_them_as_one(admin: Admi
     assert admin.current.routes == admin.config.routes and admin.current.models == admin.config.models
 
 
-def test_a_route_is_never_left_without_a_model(admin: AdminServices) -> None:
-    """The last one can't be taken out of it; nor can a route be joined that isn't there."""
+def test_a_route_keeps_at_least_one_model(admin: AdminServices) -> None:
+    """Its last model can't be removed, and a model can't join an unknown route."""
     models.put_model(admin, ADMIN, "small", ModelWanted(provider="acme", routes=[], version=0))
     with pytest.raises(CallerError, match="names no model"):
         models.put_model(admin, ADMIN, "large", ModelWanted(provider="acme", routes=[], version=0))
@@ -117,8 +117,8 @@ def test_a_route_is_never_left_without_a_model(admin: AdminServices) -> None:
         models.put_model(admin, ADMIN, "large", ModelWanted(provider="acme", routes=["nowhere"], version=0))
 
 
-async def test_what_is_not_there_can_not_be_taken_back(client: httpx.AsyncClient, admin: AdminServices) -> None:
-    """An unknown name, one of the file that was never changed here, one taken back already: nothing is kept."""
+async def test_an_absent_change_cannot_be_removed(client: httpx.AsyncClient, admin: AdminServices) -> None:
+    """These are an unknown name, an entry of the file that was never changed, and a change already removed."""
     tenants.put_tenant(admin, ADMIN, "once", TenantWanted(budget_usd=1, version=0))
     assert (await client.delete("/admin/tenants/once?version=1")).status_code == 200
     for path in ("providers/nobody", "providers/acme", "models/nobody", "models/small", "tenants/nobody"):
@@ -129,7 +129,7 @@ async def test_what_is_not_there_can_not_be_taken_back(client: httpx.AsyncClient
 
 
 async def test_only_admins_change_what_costs_money(client: httpx.AsyncClient, admin: AdminServices) -> None:
-    """An unknown field is refused, and so is a name that no file could hold."""
+    """Unknown fields and invalid names are refused."""
     for path, body in (
         ("/admin/providers/new", {"kind": "openai", "version": 0, "apikey": "x"}),
         ("/admin/providers/%20", {"kind": "openai", "base_url": "http://x/v1", "version": 0}),
@@ -141,15 +141,15 @@ async def test_only_admins_change_what_costs_money(client: httpx.AsyncClient, ad
         assert answer.json()["error"]["message"]
 
 
-def test_a_provider_is_tried_without_spending(admin: AdminServices) -> None:
-    """The connection test of an address without a server says that there is no answer."""
+def test_a_provider_is_tested_without_spending(admin: AdminServices) -> None:
+    """The connection test of an address without a server reports that nothing answers."""
     told = models.check_provider(admin, ADMIN, "acme")
     assert not told.ok and "no answer" in told.detail
 
 
-def test_tenants_get_budgets_and_show_what_they_spent(admin: AdminServices) -> None:
-    """Seen in traffic first; then with a budget of its own, which workers go by."""
-    now_s = time.time()  # not seconds ago: that may have been another day's, or another month's
+def test_tenants_have_budgets_and_their_spending(admin: AdminServices) -> None:
+    """A tenant is listed from its traffic, and workers enforce the budget that it is given."""
+    now_s = time.time()  # a few seconds ago might be another day or month
     write(admin, recent(1, time_s=now_s), recent(2, time_s=now_s, cost_nanousd=500_000_000))
     (seen,) = tenants.tenants(admin)
     assert (seen.name, seen.source, seen.month_requests) == ("acme", "seen", 2)
@@ -177,22 +177,22 @@ def test_a_change_of_prices_is_undone_from_the_audit_log_by_an_admin_only(admin:
     ("wanted", "section", "own"),
     [(ModelWanted, ModelConfig, {"version", "routes"}), (ProviderWanted, ProviderConfig, {"version"})],
 )
-def test_what_can_be_changed_here_is_what_the_configuration_has(
+def test_the_api_has_the_fields_of_the_configuration(
     wanted: type[BaseModel], section: type[msgspec.Struct], own: set[str]
 ) -> None:
-    """Every field is a key of the file's, and one that is left out means the same in both places."""
+    """Every field is a key of the configuration file, and an omitted field means the same in both."""
     known = {one.encode_name: one.default for one in msgspec.structs.fields(section)}
     for name, field in wanted.model_fields.items():
         if name in own:
             continue
         key = "json" if name == "json_schema" else name
         assert key in known, f"{name} is no key of {section.__name__}"
-        if not field.is_required() and name not in ("api_key", "headers"):  # of secrets: None keeps what is there
+        if not field.is_required() and name not in ("api_key", "headers"):  # of a secret None keeps the stored one
             assert field.default == known[key], name
 
 
-async def test_pages_say_which_days_and_months_budgets_are_of(client: httpx.AsyncClient) -> None:
-    """UTC's, wherever the reader is; and a budget for good is no "this total"."""
+async def test_pages_name_the_days_and_months_of_budgets(client: httpx.AsyncClient) -> None:
+    """They are in UTC, wherever the reader is; a total budget has no period."""
     for tenant, period in (("acme", "total"), ("shop", "day")):
         wanted = {"budget_usd": 5.0, "budget_period": period, "version": 0}
         assert (await client.put(f"/admin/tenants/{tenant}", json=wanted)).status_code == 200
@@ -200,9 +200,9 @@ async def test_pages_say_which_days_and_months_budgets_are_of(client: httpx.Asyn
     assert "in its lifetime" in page and "today, UTC" in page and "this total" not in page
 
 
-async def test_a_fresh_gateway_says_what_is_so_and_what_to_do(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """A database that is being opened is not away; the first user ends the time when nobody had to sign in, and is told
-    so; a viewer is pointed to no form that he hasn't got.
+async def test_a_fresh_gateway_says_what_to_do_next(admin: AdminServices, client: httpx.AsyncClient) -> None:
+    """A database that is being opened isn't reported as away. The first user is told that everybody has to sign in from
+    then on. A viewer isn't referred to forms that only others have.
     """
     admin.opened = False
     assert "is being opened" in (await client.get("/")).text

@@ -40,7 +40,7 @@ def planned(admin: AdminServices, **wanted: object) -> BatchPlan:
 
 
 def test_a_plan_shows_what_budgets_buy_before_anything_is_spent(admin: AdminServices) -> None:
-    """A frontier with intervals, dearer points better; no job, no file and no call comes of it."""
+    """It has a frontier with intervals, on which more expensive points are better; no job, file or call is made."""
     found = planned(admin, name="sums.jsonl", budget_usd=0.01)
     assert (found.state, found.prompts, found.name, found.actor) == ("ready", 20, "sums.jsonl", "ann")
     assert found.chosen is not None and found.chosen.cost_usd.value <= 0.01
@@ -52,10 +52,10 @@ def test_a_plan_shows_what_budgets_buy_before_anything_is_spent(admin: AdminServ
     assert batch.batch_page(admin).data == [] and Files(admin.store.engine).page("default") == []
 
 
-def test_a_plan_that_is_ready_while_it_is_read_was_not_broken_off(
+def test_a_plan_that_finishes_while_it_is_read_was_not_interrupted(
     admin: AdminServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its card still says that it is being planned, and who plans it has ended by the time that is looked at."""
+    """The stored plan may still be marked as being planned although its planner has just ended."""
     made = plans.make_plan(admin, ANN, PlanWanted.model_validate({"prompts": lines(20)}))
     at_work = [one for one in threading.enumerate() if one.name == made.id]
     read_bytes = Path.read_bytes
@@ -72,8 +72,8 @@ def test_a_plan_that_is_ready_while_it_is_read_was_not_broken_off(
     assert plans.plan(admin, made.id).state == "ready"
 
 
-def test_a_plan_that_is_begun_becomes_a_job_and_its_prediction_stays(admin: AdminServices) -> None:
-    """The job has the plan's terms and the wanted budget; it is listed as a plan no more; who began it is noted."""
+def test_a_started_plan_becomes_a_job_with_its_prediction(admin: AdminServices) -> None:
+    """The job has the plan's terms, the chosen budget and who started it; it is no longer listed as a plan."""
     found = planned(admin, min_quality=0.2, deadline_s=3600)
     job = plans.begin(admin, ANN, found.id, PlanRun(budget_usd=0.5))
     assert (job.state, job.budget_usd, job.total, job.tenant) == ("validating", 0.5, 20, "default")
@@ -87,7 +87,7 @@ def test_a_plan_that_is_begun_becomes_a_job_and_its_prediction_stays(admin: Admi
         plans.begin(admin, ANN, found.id, PlanRun())
 
 
-def test_a_plan_is_a_plan_again_where_its_job_could_not_be_made(admin: AdminServices) -> None:
+def test_a_plan_can_be_started_again_if_its_job_could_not_be_made(admin: AdminServices) -> None:
     """While the database is away no job is started, and the same plan can be started later."""
     found = planned(admin)
     file = Path(str(admin.config.storage.url).removeprefix("sqlite:///"))
@@ -101,8 +101,9 @@ def test_a_plan_is_a_plan_again_where_its_job_could_not_be_made(admin: AdminServ
     assert plans.begin(admin, ANN, found.id, PlanRun()).total == 20
 
 
-def test_what_can_not_be_run_says_why(admin: AdminServices) -> None:
-    """Bad lines one by one; too small a budget with the least that would do; nothing can be begun."""
+def test_a_plan_that_cannot_run_says_why(admin: AdminServices) -> None:
+    """Bad lines are listed one by one, and too small a budget has the least that would do; the plan can't be started.
+    """
     bad = planned(admin, prompts='{"prompt": "well"}\nnot json\n{"prompt": 3}\n')
     assert bad.state == "refused" and len(bad.problems) == 2 and "line 2" in bad.problems[0]
     with pytest.raises(CallerError, match="refused"):
@@ -112,8 +113,8 @@ def test_what_can_not_be_run_says_why(admin: AdminServices) -> None:
     assert planned(admin, prompts='{"prompt": "well"}\nnot json\n', skip_bad=True).prompts == 1
 
 
-def test_what_is_no_plan_is_refused_at_once(admin: AdminServices) -> None:
-    """Refused are an unknown route, a file without prompts, too large a file, and an id that is a path."""
+def test_an_invalid_plan_is_refused_at_once(admin: AdminServices) -> None:
+    """These are an unknown route, a file without prompts, too large a file, and an id that is a path."""
     for wanted, fault in (
         ({"route": "nowhere"}, NotFound), ({"prompts": " \n"}, CallerError), ({"prompts": "x" * (33 << 20)}, TooLarge),
     ):  # fmt: skip
@@ -124,8 +125,8 @@ def test_what_is_no_plan_is_refused_at_once(admin: AdminServices) -> None:
             plans.plan(admin, id)
 
 
-def test_a_plan_that_broke_off_or_was_dropped_or_is_old_does_not_stay(admin: AdminServices) -> None:
-    """Of a gateway that ended meanwhile: refused. Dropped: gone. A month old: gone with the next plan."""
+def test_interrupted_deleted_and_old_plans_are_removed(admin: AdminServices) -> None:
+    """A plan whose gateway ended is refused, and a month-old one is removed with the next plan."""
     found = planned(admin)
     folder = admin.run_dir / plans.FOLDER / found.id
     text = (folder / plans.CARD).read_text().replace('"ready"', '"planning"')
@@ -138,8 +139,8 @@ def test_a_plan_that_broke_off_or_was_dropped_or_is_old_does_not_stay(admin: Adm
     assert [one.id for one in (planned(admin), *plans.plans(admin))].count(old.id) == 0
 
 
-def test_what_came_of_a_job_is_told_prompt_by_prompt(admin: AdminServices) -> None:
-    """In the input's order, page by page, with model, money and decision; a file that isn't there is not found."""
+def test_a_jobs_results_are_listed_by_prompt(admin: AdminServices) -> None:
+    """They are in the input's order, by the page, with model, cost and decision; a missing file is not found."""
     job = plans.begin(admin, ANN, planned(admin).id, PlanRun())
     rows = [
         {"job": job.id, "place": place, "state": "done", "tries": 1, "worst_nanousd": 0, "cost_nanousd": 1000 * place,
@@ -158,7 +159,7 @@ def test_what_came_of_a_job_is_told_prompt_by_prompt(admin: AdminServices) -> No
 
 
 async def test_the_whole_way_can_be_scripted(client: httpx.AsyncClient) -> None:
-    """Plan, look, begin over the admin API; impossible values are refused by name."""
+    """A plan is made, read and started over the admin API; invalid values are refused by name."""
     wrong = await client.post("/admin/plans", json={"prompts": lines(2), "min_quality": 2})
     assert wrong.status_code == 422 and wrong.json()["error"]["param"] == "min_quality"
     made = (await client.post("/admin/plans", json={"prompts": lines(3)})).json()

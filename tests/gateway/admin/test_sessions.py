@@ -58,10 +58,10 @@ async def signed_in(client: httpx.AsyncClient, user: str) -> dict[str, str]:
     return {"x-csrf-token": answer.json()["csrf"]}
 
 
-async def test_the_master_key_signs_in_and_the_cookie_is_kept_from_scripts_and_sites(
+async def test_the_master_key_opens_a_session_with_a_protected_cookie(
     browser: httpx.AsyncClient,
 ) -> None:
-    """HttpOnly, SameSite=Strict, a limited life; the session then opens what the key opens."""
+    """The cookie is HttpOnly, SameSite=Strict and of limited life; the session may do what the key may."""
     answer = await browser.post("/admin/session", json={"master_key": MASTER})
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=strict" in cookie and "Max-Age=43200" in cookie
@@ -70,8 +70,8 @@ async def test_the_master_key_signs_in_and_the_cookie_is_kept_from_scripts_and_s
     assert MASTER not in answer.text + cookie
 
 
-async def test_over_tls_the_cookie_is_secure_and_in_the_clear_it_is_never_sent(guarded: AdminServices) -> None:
-    """https: Secure. http to another machine: refused, with what to do about it."""
+async def test_the_cookie_is_secure_over_tls_and_never_sent_in_the_clear(guarded: AdminServices) -> None:
+    """Over https it is Secure; http from another machine is refused with a hint."""
     async with client_of(guarded, "https://gateway.example") as client:
         answer = await client.post("/admin/session", json={"master_key": MASTER})
         assert "Secure" in answer.headers["set-cookie"]
@@ -88,14 +88,16 @@ async def test_over_tls_the_cookie_is_secure_and_in_the_clear_it_is_never_sent(g
         {"user": "nobody", "password": "x"}, {"user": "", "password": ""}, {},
     ],
 )  # fmt: skip
-async def test_whatever_is_wrong_is_said_in_the_same_words(browser: httpx.AsyncClient, wrong: dict[str, str]) -> None:
+async def test_failed_sign_ins_have_one_message(browser: httpx.AsyncClient, wrong: dict[str, str]) -> None:
     """The error is the same for an unknown name and a wrong password."""
     answer = await browser.post("/admin/session", json=wrong)
     assert (answer.status_code, answer.json()["error"]["message"]) == (401, "the name or the secret is wrong")
 
 
-async def test_failed_tries_are_slowed_down_and_the_right_password_has_to_wait_too(browser: httpx.AsyncClient) -> None:
-    """After the free tries 429 with a time to wait; other users on other machines are not held up."""
+async def test_failed_sign_ins_are_slowed_down(browser: httpx.AsyncClient) -> None:
+    """After the free tries there is a 429 with a time to wait, for the right password too. Other users on other
+    machines don't wait.
+    """
     for _ in range(int(FREE_TRIES)):
         await browser.post("/admin/session", json={"user": "admin", "password": "wrong"})
     answer = await browser.post("/admin/session", json={"user": "admin", "password": PASSWORD})
@@ -103,14 +105,16 @@ async def test_failed_tries_are_slowed_down_and_the_right_password_has_to_wait_t
     assert int(answer.headers["retry-after"]) >= 1
 
 
-async def test_nobody_is_locked_out_by_others_wrong_tries(
+async def test_failed_sign_ins_of_others_lock_nobody_out(
     guarded: AdminServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind a proxy all have one address: a browser that the user has signed in with, and the master key, go on."""
-    monkeypatch.setattr(module, "TRY_EVERY_S", 1e6)  # a busy machine forgives none
+    """Behind a proxy all have one address: a browser in which the user has signed in before, and the master key, still
+    work.
+    """
+    monkeypatch.setattr(module, "TRY_EVERY_S", 1e6)  # on a busy machine no try is forgiven meanwhile
     async with client_of(guarded) as known, client_of(guarded) as new:
         await signed_in(known, "operator")
-        await signed_in(known, "admin")  # of the browser's users the last one
+        await signed_in(known, "admin")  # the browser's last user
         for user in ["operator", "admin"] * int(FREE_TRIES):
             await new.post("/admin/session", json={"user": user, "password": "wrong"})
         right = {"user": "admin", "password": PASSWORD}
@@ -120,10 +124,12 @@ async def test_nobody_is_locked_out_by_others_wrong_tries(
         assert (await new.post("/login", data={"password": MASTER})).status_code == 303
 
 
-async def test_who_holds_a_known_browser_can_not_guess_faster(
+async def test_a_known_browser_cannot_guess_faster(
     guarded: AdminServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its tries are counted too; a made up or changed mark is none, nor is one of before the password's change."""
+    """Its tries are counted, too; a made-up or changed mark doesn't count as known, nor does one from before a change
+    of password.
+    """
     monkeypatch.setattr(module, "TRY_EVERY_S", 1e6)  # a busy machine forgives none
     async with client_of(guarded) as known, client_of(guarded) as new:
         await signed_in(known, "admin")
@@ -134,7 +140,7 @@ async def test_who_holds_a_known_browser_can_not_guess_faster(
             for n in range(int(FREE_TRIES) + 1)
         ]
         assert [one.status_code for one in said] == [401] * int(FREE_TRIES) + [429]
-        await signed_in(new, "admin")  # that was nobody else's fault
+        await signed_in(new, "admin")  # the failed tries were another browser's
         for _ in range(int(FREE_TRIES)):
             await new.post("/admin/session", json={"user": "viewer", "password": "wrong"})
         number, _, mac = mark.partition(".")
@@ -152,7 +158,7 @@ async def test_who_holds_a_known_browser_can_not_guess_faster(
 async def test_events_end_with_the_session(
     guarded: AdminServices, monkeypatch: pytest.MonkeyPatch, browser: httpx.AsyncClient, how: str
 ) -> None:
-    """Whoever is signed out, removed or has been here too long hears nothing more."""
+    """After a sign-out, the user's removal or the session's expiry, the event stream ends."""
     monkeypatch.setattr(module, "TRUSTED_S", 0.0)
     csrf = await signed_in(browser, "viewer")
     hearing = asyncio.create_task(browser.get("/admin/live", timeout=PATIENCE_S))
@@ -169,7 +175,7 @@ async def test_events_end_with_the_session(
 
 
 async def test_a_change_needs_the_sessions_csrf_token(browser: httpx.AsyncClient) -> None:
-    """Without one, or with another's, nothing changes; in the header or as a form's field it is taken."""
+    """Without it, or with another session's, nothing changes. It may be in the header or in a field of the form."""
     csrf = await signed_in(browser, "operator")
     change = {"knobs": {"cost_weight": 0.9}, "version": 0}
     for headers in ({}, {"x-csrf-token": "0" * 64}, {"x-csrf-token": ""}):
@@ -181,8 +187,8 @@ async def test_a_change_needs_the_sessions_csrf_token(browser: httpx.AsyncClient
     assert (await browser.post("/admin/routes/auto/undo?version=1", content=body, headers=form)).status_code == 200
 
 
-async def test_another_sites_page_can_not_sign_anybody_in(browser: httpx.AsyncClient) -> None:
-    """A foreign Origin is refused before the secret is looked at."""
+async def test_another_sites_page_cannot_sign_in(browser: httpx.AsyncClient) -> None:
+    """A foreign Origin is refused before the secret is checked."""
     answer = await browser.post(
         "/admin/session", json={"master_key": MASTER}, headers={"origin": "https://evil.example"}
     )
@@ -193,8 +199,8 @@ async def test_another_sites_page_can_not_sign_anybody_in(browser: httpx.AsyncCl
     "told", [{"origin": "https://evil.example"}, {"origin": "null"},
              {"origin": "http://localhost:8081", "sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}]
 )  # fmt: skip
-async def test_another_sites_form_signs_nobody_in_or_out(browser: httpx.AsyncClient, told: dict[str, str]) -> None:
-    """The login page's form neither, and the session that there is goes on."""
+async def test_another_sites_form_changes_no_session(browser: httpx.AsyncClient, told: dict[str, str]) -> None:
+    """It can neither sign in nor sign out."""
     own = {"origin": "http://localhost:8081"}
     assert (await browser.post("/login", data={"password": MASTER}, headers=told)).status_code == 403
     assert COOKIE not in browser.cookies
@@ -207,8 +213,8 @@ async def test_another_sites_form_signs_nobody_in_or_out(browser: httpx.AsyncCli
 
 @pytest.mark.parametrize("path", ["/admin/session", "/admin/plans", "/batch/plans", "/login", "/keys/new"])
 @pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
-async def test_a_strangers_body_is_not_read_for_ever(browser: httpx.AsyncClient, path: str, kind: str) -> None:
-    """Nor kept: who isn't signed in is heard for a form's length; on paths for files too."""
+async def test_a_body_without_a_session_is_limited(browser: httpx.AsyncClient, path: str, kind: str) -> None:
+    """A client that isn't signed in may send no more than a form, also on paths that take files."""
     asked = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -221,8 +227,7 @@ async def test_a_strangers_body_is_not_read_for_ever(browser: httpx.AsyncClient,
     assert answer.status_code in (303, 401, 413) and asked < 10
 
 
-async def test_a_file_of_prompts_may_be_longer_than_a_form(browser: httpx.AsyncClient) -> None:
-    """Of somebody who is signed in."""
+async def test_a_signed_in_user_may_upload_a_long_file(browser: httpx.AsyncClient) -> None:
     csrf = await signed_in(browser, "operator")
     line = '{"custom_id": "%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "auto"}}'
     prompts = "\n".join(line % number for number in range(20_000))
@@ -233,7 +238,7 @@ async def test_a_file_of_prompts_may_be_longer_than_a_form(browser: httpx.AsyncC
 @pytest.mark.parametrize(
     ("role", "knob", "user"), [("viewer", 403, 403), ("operator", 200, 403), ("admin", 200, 201)]
 )
-async def test_each_role_may_what_it_includes(browser: httpx.AsyncClient, role: str, knob: int, user: int) -> None:
+async def test_each_role_includes_the_lower_ones(browser: httpx.AsyncClient, role: str, knob: int, user: int) -> None:
     """All roles read; operators also change knobs; admins also add users."""
     csrf = await signed_in(browser, role)
     assert (await browser.get("/admin/overview")).status_code == 200
@@ -244,10 +249,10 @@ async def test_each_role_may_what_it_includes(browser: httpx.AsyncClient, role: 
     assert (turned.status_code, made.status_code) == (knob, user)
 
 
-async def test_a_session_ends_with_the_sign_out_its_time_its_user_and_a_new_password(
+async def test_a_session_ends_for_every_reason(
     guarded: AdminServices, browser: httpx.AsyncClient
 ) -> None:
-    """However a session ended, the next request gets 401."""
+    """Whether by sign-out, time, the user's removal or a new password, the next request gets 401."""
     csrf = await signed_in(browser, "viewer")
     assert (await browser.delete("/admin/session", headers=csrf)).status_code == 204
     assert (await browser.get("/admin/overview")).status_code == 401
@@ -267,8 +272,8 @@ async def test_a_session_ends_with_the_sign_out_its_time_its_user_and_a_new_pass
     assert (await browser.get("/admin/overview")).status_code == 401
 
 
-async def test_the_token_itself_is_kept_nowhere(guarded: AdminServices, browser: httpx.AsyncClient) -> None:
-    """The database stores only the token's hash, and passwords as salted scrypt hashes."""
+async def test_the_token_is_stored_nowhere(guarded: AdminServices, browser: httpx.AsyncClient) -> None:
+    """The database has only the token's hash, and passwords as salted scrypt hashes."""
     await signed_in(browser, "admin")
     token = browser.cookies[COOKIE]
     data = Path(str(guarded.config.storage.url).removeprefix("sqlite:///")).read_bytes()
@@ -298,8 +303,10 @@ async def test_once_there_is_a_user_this_machine_alone_is_not_enough(admin: Admi
         assert (await client.get("/admin/session")).status_code == 401
 
 
-async def test_without_a_master_key_nobody_locks_everybody_out(admin: AdminServices) -> None:
-    """The first user is an admin, and the last admin stays one; who is alone may go, and the gateway is open again."""
+async def test_without_a_master_key_nobody_is_locked_out(admin: AdminServices) -> None:
+    """The first user is an admin, and the last admin stays one. The only user may be removed, which opens the gateway
+    again.
+    """
     async with client_of(admin) as client:
         viewer = {"name": "vera", "role": "viewer", "password": PASSWORD}
         answer = await client.post("/admin/users", json=viewer)
@@ -330,8 +337,8 @@ async def test_two_admins_who_change_one_user_at_once_do_not_overwrite_each_othe
     assert users.find_user(guarded.store, "viewer").role == "operator"  # type: ignore[union-attr]
 
 
-async def test_a_session_goes_on_while_the_database_is_away(guarded: AdminServices, browser: httpx.AsyncClient) -> None:
-    """Pages can still say what is wrong; who was not seen lately is told that the database is away."""
+async def test_a_session_works_while_the_database_is_away(guarded: AdminServices, browser: httpx.AsyncClient) -> None:
+    """Pages still report the fault; a session that wasn't used recently gets an error about the database."""
     await signed_in(browser, "viewer")
     assert (await browser.get("/admin/session")).status_code == 200
     guarded.store.engine.dispose()

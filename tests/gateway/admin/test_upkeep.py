@@ -12,8 +12,8 @@ from gateway.config import RouteConfig
 from tests.gateway.admin.traffic import explored, write
 
 
-def test_routes_without_traffic_cost_no_question(admin: AdminServices) -> None:
-    """A thousand more routes, as many statements: only those that decide anything are asked about, and all of them."""
+def test_routes_without_traffic_cost_no_query(admin: AdminServices) -> None:
+    """A thousand more routes need no more statements, and all routes with decisions are examined."""
     asked: list[str] = []
     event.listen(admin.store.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
     write(admin, *explored(40))
@@ -30,15 +30,17 @@ def test_routes_without_traffic_cost_no_question(admin: AdminServices) -> None:
 
 
 def steps(admin: AdminServices, seen: dict[str, Seen], asked: list[str]) -> int:
-    """How many statements it takes to look the one route over, and then to find that nothing has come."""
+    """The number of statements for examining one route, and for finding that it has nothing new."""
     asked.clear()
     assert upkeep.step(admin, seen, 100.0) and upkeep.step(admin, seen, 101.0)  # the learning, then the frontier
     assert not upkeep.step(admin, seen, 102.0)
     return len(asked)
 
 
-def test_what_takes_long_comes_seldom(admin: AdminServices) -> None:
-    """A route that took half a second of CPU waits a hundred; one that took nothing, half a minute."""
+def test_expensive_figures_are_computed_rarely(admin: AdminServices) -> None:
+    """A route that took half a second of CPU is examined after a hundred seconds, one that took nothing after half a
+    minute.
+    """
     write(admin, *explored(40))
     quick, slow = {"auto": Seen(checked_s=100.0)}, {"auto": Seen(checked_s=100.0, took_s=0.5)}
     assert upkeep.step(admin, quick, 140.0) and quick["auto"].checked_s == 140.0

@@ -1,4 +1,4 @@
-"""Decisions of now, as the tests of the admin pages need them."""
+"""Recent decisions for the tests of the admin pages."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def recent(number: int, **changes: Any) -> DecisionRecord:
 
 @cache
 def described(kind: str) -> tuple[str, tuple[bytes, int]]:
-    """Features' version and vector of a kind of question; making one for every decision would take seconds."""
+    """The features' version and the vector of a kind of question; computing one per decision would take seconds."""
     query = shipped_featurizer().describe(f"a question of {kind}")
     return query.features_version, packed(query.vector)
 
 
 def explored(count: int, *, seed: int = 0, chance: float = 0.5, text: bool = True) -> list[Record]:
-    """Randomised decisions of two models, all scored: the large one is right more often and dearer."""
+    """Randomised decisions between two models, all scored; the large model is right more often and more expensive."""
     rng, found = random.Random(seed), list[Record]()
     for number in range(count):
         model = "small" if rng.random() < chance else "large"

@@ -1,4 +1,4 @@
-"""What a test of the command leaves when it fails."""
+"""Ends the processes that a failed test of the command leaves behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.gateway.batch.test_kill import started
 
 @pytest.fixture
 async def commands_end() -> AsyncIterator[None]:
-    """None outlives its test: its transport would be collected in a later one, after its loop, and fail that one."""
+    """No process outlives its test: its transport would be collected in a later test, after its loop had ended, and
+    fail that one.
+    """
     yield
     for process in started:
         process._transport.close()  # type: ignore[attr-defined]  # kills it where it still runs

@@ -1,4 +1,4 @@
-"""Plans made by hand, and a job carried to its end in this process."""
+"""Plans made by hand, and a job run to its end in this process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prompts(folder: Path, bodies: Sequence[bytes], url: str = "/v1/chat/completi
 
 
 def estimates(arms: Sequence[Arm], n: int, quality: Mapping[str, float], cost_usd: Mapping[str, float]) -> Estimates:
-    """The same for every prompt, by the arm's label."""
+    """Estimates that are the same for every prompt, by the arm's label."""
     def row(values: Sequence[float]) -> Any:
         return np.tile(np.array(values, np.float32), (n, 1))
 
@@ -83,7 +83,7 @@ def plan(
 
 @dataclass(slots=True)
 class Done:
-    """A job that was carried."""
+    """The result of a job."""
 
     job: Job
     jobs: Jobs
@@ -120,7 +120,7 @@ async def carried(
     on_start: Any = None,
     **card: Any,
 ) -> Done:
-    """From its plan to its results."""
+    """Runs a job from its plan to its results."""
     jobs = open_jobs(services)
     job = new_job(jobs, made, folder, **card)
     seen: list[Any] = []

@@ -1,4 +1,4 @@
-"""Makes jobs of random estimates, and the gateway's parts that planning needs, without a server."""
+"""Jobs with random estimates, and the parts of the gateway that planning needs, without a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODELS: tuple[Mapping[str, Any], ...] = (
 
 
 def estimates(n: int, arms: int, seed: int = 0, *, barred: float = 0.1) -> Estimates:
-    """Dearer arms tend to be better; a share of the cells is barred, but every prompt has one arm at least."""
+    """More expensive arms tend to be better; a share of the cells is barred, but every prompt has at least one arm."""
     rng = np.random.default_rng(seed)
     price = np.sort(np.exp(rng.normal(0, 1.5, arms)) * 1e-4)
     skill = np.linspace(-0.5, 1.5, arms) + rng.normal(0, 0.3, arms)
@@ -52,7 +52,7 @@ def estimates(n: int, arms: int, seed: int = 0, *, barred: float = 0.1) -> Estim
 
 
 def range_usd(given: Estimates) -> tuple[float, float]:
-    """What the job costs if every prompt goes to its cheapest arm, and to its best."""
+    """The job's cost if every prompt goes to its cheapest arm, and to its best."""
     able = np.isfinite(given.cost_usd)
     best = np.where(able, given.quality, -1.0).argmax(1)
     cheapest = np.where(able, given.cost_usd, np.inf).min(1)
@@ -60,7 +60,9 @@ def range_usd(given: Estimates) -> tuple[float, float]:
 
 
 def capacities(given: Estimates, deadline_s: float, room: float = 1.0) -> tuple[Capacity, ...]:
-    """Rates of two providers with every other arm each, and calls at once; `room` 1 leaves a little."""
+    """Rates of two providers with every other arm each, and concurrent calls; a `room` of 1 leaves little spare
+    capacity.
+    """
     n, arms = len(given), len(given.arms)
     even = tuple(float(place % 2 == 0) for place in range(arms))
     odd = tuple(1.0 - part for part in even)

@@ -54,7 +54,7 @@ async def over(client: AsyncOpenAI, id: str, within_s: float = 60.0) -> Any:
 
 
 async def test_the_official_clients_batch_example_runs_unchanged(tmp_path: Path) -> None:
-    """Upload, create, retrieve until completed, read the output: OpenAI's own guide against `headgate serve`."""
+    """OpenAI's own guide works with `headgate serve`: upload, create, retrieve until completed, read the output."""
     async with ScriptedServer() as upstream:
         config = configuration(tmp_path, upstream.url)
         port, admin_port = free_port(), free_port()
@@ -89,8 +89,8 @@ async def test_the_official_clients_batch_example_runs_unchanged(tmp_path: Path)
     assert refused.status_code == 409, "a job that is over can't be paused"
 
 
-async def test_models_do_batches_without_a_route_of_that_name(tmp_path: Path) -> None:
-    """The official client names no route, only models in its lines. A route that is asked for must be there."""
+async def test_a_batch_may_name_models_and_no_route(tmp_path: Path) -> None:
+    """The official client names models in its lines. A route that is named must exist."""
     async with ScriptedServer() as upstream:
         config = configuration(tmp_path, upstream.url)
         port, admin_port = free_port(), free_port()
@@ -112,7 +112,7 @@ async def test_models_do_batches_without_a_route_of_that_name(tmp_path: Path) ->
 
 @pytest.mark.slow
 async def test_a_batch_outlives_the_worker_that_runs_it(tmp_path: Path) -> None:
-    """kill -9 of its worker: another takes the job over, every line is answered and billed once."""
+    """After kill -9 another worker takes the job over, and every line is answered and billed once."""
     async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
         config = configuration(tmp_path, upstream.url)
         port, admin_port = free_port(), free_port()
@@ -135,8 +135,8 @@ async def test_a_batch_outlives_the_worker_that_runs_it(tmp_path: Path) -> None:
     assert upstream.seen.requests - upstream.seen.repeated == 300
 
 
-async def test_a_replica_that_plans_a_job_anew_gives_every_line_its_own_answer(tmp_path: Path) -> None:
-    """It has no plan of the one that ended, and goes by a configuration that takes other lines for the same."""
+async def test_a_replica_that_plans_a_job_again_gives_every_line_its_own_answer(tmp_path: Path) -> None:
+    """It hasn't the plan of the replica that ended, and by its configuration other lines are duplicates."""
     texts = ["again", "again", *(f"word {n}" for n in range(100))]
     slow = {"small": [{"delay_s": 0.1}]}
     async with owned(tmp_path, run="one", cache="exact", scripts=slow) as (gateway, client):
@@ -156,8 +156,8 @@ async def test_a_replica_that_plans_a_job_anew_gives_every_line_its_own_answer(t
     assert asked + gateway.upstream.seen.requests == len(texts), "an answer was paid for twice"
 
 
-async def test_lines_that_became_bad_fail_no_batch_that_has_answers(tmp_path: Path) -> None:
-    """Planned anew, with its plan spoilt and one of its models gone: those lines are errors, the others go on."""
+async def test_lines_that_become_invalid_fail_alone(tmp_path: Path) -> None:
+    """The plan is lost and one of its models removed: those lines are errors, and the others are answered."""
     lines = "".join(line(f"r-{n}", f"word {n}", "large" if n > 90 else "auto") for n in range(100))
     slow: Any = {"scripts": {"small": [{"delay_s": 0.1}]}}
     async with owned(tmp_path, models=("small", "large"), **slow) as (gateway, client):
@@ -176,8 +176,8 @@ async def test_lines_that_became_bad_fail_no_batch_that_has_answers(tmp_path: Pa
     assert {json.loads(one)["error"]["code"] for one in errors} <= {"model_not_found"}
 
 
-async def test_a_worker_that_ends_asks_no_line_of_a_batch_twice(tmp_path: Path) -> None:
-    """It takes the answers of what is under way first, for as long as it may drain; its successor asks the rest."""
+async def test_a_worker_that_ends_asks_no_line_twice(tmp_path: Path) -> None:
+    """It first takes the answers that are on their way, within its drain timeout; its successor asks the rest."""
     async with ScriptedServer({"small": [{"delay_s": 4.0}]}) as upstream:
         config = configuration(tmp_path, upstream.url)
         port, admin_port = free_port(), free_port()
@@ -226,7 +226,7 @@ async def owned(
 
 
 async def test_no_tenant_sees_anothers_files_or_batches(tmp_path: Path) -> None:
-    """Every way in answers 404 to a stranger; their lists are empty."""
+    """Every path answers 404 to another tenant, whose lists are empty."""
     async with owned(tmp_path) as (gateway, client):
         file = await client.files.create(file=("in.jsonl", line("x", "hello").encode()), purpose="batch")
         batch = await client.batches.create(
@@ -251,7 +251,9 @@ async def test_no_tenant_sees_anothers_files_or_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("surface", ["chat/completions", "responses", "messages"])
 async def test_lines_may_name_their_owners_files(tmp_path: Path, surface: str) -> None:
-    """Each is asked with the file itself, held for its size; another's file and a deleted one fail their lines only."""
+    """The upstream gets the file itself, and its size is held for. Another tenant's file and a deleted one fail their
+    own lines only.
+    """
     text = b"a line of a file " * 600
 
     def line_of(custom_id: str, id: str) -> str:
@@ -285,8 +287,8 @@ async def test_lines_may_name_their_owners_files(tmp_path: Path, surface: str) -
         assert kept is not None and own.id.encode() in kept.input and base64.b64encode(text) not in kept.input
 
 
-async def test_a_line_that_can_name_no_file_is_told_by_its_number(tmp_path: Path) -> None:
-    """Before anything is spent, as any other that can't be asked."""
+async def test_a_line_without_a_valid_file_is_reported_by_its_number(tmp_path: Path) -> None:
+    """It is reported before anything is spent, like any other invalid line."""
     async with owned(tmp_path) as (gateway, client):
         turns = [{"role": "user", "content": [{"type": "file", "file": {"file_id": 7}}]}]
         lines = line("a", "hello") + line("b", "", messages=turns)
@@ -298,8 +300,9 @@ async def test_a_line_that_can_name_no_file_is_told_by_its_number(tmp_path: Path
     assert problem.line == 2 and "must be a string" in problem.message
 
 
-async def test_a_line_is_allowed_no_more_than_its_key(tmp_path: Path) -> None:
-    """What the key may not ask for, or not set, is refused in a batch's line as in a request; the rest is answered."""
+async def test_a_line_may_do_no_more_than_its_key(tmp_path: Path) -> None:
+    """A model or knob that the key may not use is refused in a line as in a request, and the other lines are answered.
+    """
     key = {"name": "a", "key": "hg-a", "models": ["auto"]}
     for knobs, headgate, status in ((True, {"route": "large"}, 404), (False, {"cost_weight": 0.0}, 403)):
         folder = tmp_path / str(status)
@@ -317,7 +320,7 @@ async def test_a_line_is_allowed_no_more_than_its_key(tmp_path: Path) -> None:
 
 
 async def test_bad_lines_fail_the_batch_before_anything_is_spent(tmp_path: Path) -> None:
-    """Each with its number and why; no call went out. With skip_bad the good ones go on."""
+    """Each has its number and the reason, and no call is made. With skip_bad the good ones are answered."""
     bad = line("a", "one") + "not json\n" + line("a", "again") + line("c", "two", model="nobody") + line("d", "three")
     async with owned(tmp_path) as (gateway, client):
         file = await client.files.create(file=("in.jsonl", bad.encode()), purpose="batch")
@@ -335,7 +338,7 @@ async def test_bad_lines_fail_the_batch_before_anything_is_spent(tmp_path: Path)
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "taken over"])
 async def test_a_batch_ends_with_its_key(tmp_path: Path, restarted: bool) -> None:
-    """Revoked in mid-run, nothing more is asked on its account, and what was answered is kept; the batch says why."""
+    """After the key is revoked no call is made; what was answered is kept, and the batch has the reason."""
     key, record = new_key("x", time.time())
     lines = "".join(line(f"r-{n}", f"word {n}") for n in range(1000))
     slow: Any = {"auth": {"master_key": "hg-master"}, "scripts": {"small": [{"delay_s": 0.05}]}}
@@ -364,8 +367,8 @@ async def test_a_batch_ends_with_its_key(tmp_path: Path, restarted: bool) -> Non
     assert len(found[0]) == job.progress.done and len(found[0]) + len(found[1]) == 1000
 
 
-async def test_a_budget_that_is_lowered_holds_for_batches_under_way(tmp_path: Path) -> None:
-    """From the next call on, as for any request."""
+async def test_a_lowered_budget_holds_for_running_batches(tmp_path: Path) -> None:
+    """It holds from the next call on, as for any request."""
     key, record = new_key("x", time.time())
     record = msgspec.structs.replace(record, budget_usd=1.0)
     slow: Any = {"auth": {"master_key": "hg-master"}, "scripts": {"small": [{"delay_s": 0.05}]}}
@@ -384,7 +387,7 @@ async def test_a_budget_that_is_lowered_holds_for_batches_under_way(tmp_path: Pa
 
 
 def keep_key(gateway: Live, record: KeyRecord) -> None:
-    """As the control process hands keys to a worker."""
+    """Give a key to the worker as the control process does."""
     services = gateway.services
     publish_keys(services.batches.run_dir, [record])
     services.current.refresh()
@@ -398,9 +401,9 @@ async def ended(jobs: Jobs, id: str) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_every_line_of_an_output_is_one(tmp_path: Path) -> None:
-    """Also to readers that break lines where JSON doesn't, as Python and the official client do; and a client says how
-    long its files are kept.
+async def test_every_line_of_an_output_is_one_line(tmp_path: Path) -> None:
+    """That holds, too, for readers that break lines where JSON doesn't, as Python and the official client do. A client
+    may set how long its files are kept.
     """
     text = "one\u2028two\u2029three\x85four"
     async with owned(tmp_path) as (_, client):
@@ -417,7 +420,7 @@ async def test_every_line_of_an_output_is_one(tmp_path: Path) -> None:
 
 
 async def indented(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """An upstream that sets its JSON in lines, as OpenAI does."""
+    """An upstream that indents its JSON over several lines, as OpenAI does."""
     with suppress(asyncio.IncompleteReadError):
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -430,8 +433,7 @@ async def indented(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     writer.close()
 
 
-async def test_an_answer_of_many_lines_is_one_of_the_output(tmp_path: Path) -> None:
-    """However its provider sets it."""
+async def test_an_indented_answer_is_one_line_of_the_output(tmp_path: Path) -> None:
     server = await asyncio.start_server(indented, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     own = [{"name": "own", "kind": "openai", "base_url": f"http://127.0.0.1:{port}/v1"}]
@@ -445,7 +447,7 @@ async def test_an_answer_of_many_lines_is_one_of_the_output(tmp_path: Path) -> N
 
 
 async def test_a_batch_can_be_cancelled_and_keeps_what_was_answered(tmp_path: Path) -> None:
-    """Cancelled mid-way: answers so far in the output, the rest in the errors, each line once."""
+    """Cancelled midway, it has the answers so far in its output and the rest in its errors, each line once."""
     lines = "".join(line(f"r-{n}", f"word {n}") for n in range(200))
     async with owned(tmp_path, scripts={"small": [{"delay_s": 0.2}]}) as (gateway, client):
         file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
@@ -462,8 +464,7 @@ async def test_a_batch_can_be_cancelled_and_keeps_what_was_answered(tmp_path: Pa
     assert 0 < len(answers) < 200 and {one["error"]["code"] for one in errors} == {"batch_cancelled"}
 
 
-async def test_an_end_that_comes_with_a_jobs_own_is_not_missed(tmp_path: Path) -> None:
-    """A worker that stops in the moment in which a job has ended looks for no other."""
+async def test_a_worker_that_stops_as_its_job_ends_takes_no_other(tmp_path: Path) -> None:
     async with live(tmp_path) as gateway:
         looking = asyncio.create_task(keep_batches(gateway.services))
         await asyncio.sleep(0.05)
@@ -473,8 +474,8 @@ async def test_an_end_that_comes_with_a_jobs_own_is_not_missed(tmp_path: Path) -
         assert looking.cancelled()
 
 
-async def test_a_paused_batch_is_let_go_and_taken_up_again(tmp_path: Path) -> None:
-    """While it rests nobody holds it; resumed, it goes on where it was."""
+async def test_a_paused_batch_is_released_and_resumed(tmp_path: Path) -> None:
+    """While it is paused no worker holds it; resumed, it continues where it was."""
     lines = "".join(line(f"r-{n}", f"word {n}") for n in range(160))
     async with owned(tmp_path, scripts={"small": [{"delay_s": 0.2}]}) as (gateway, client):
         jobs = gateway.services.batches.jobs
@@ -494,8 +495,8 @@ async def test_a_paused_batch_is_let_go_and_taken_up_again(tmp_path: Path) -> No
     assert gateway.upstream.seen.requests == 160
 
 
-async def test_requests_that_cannot_be_a_batch_are_refused(tmp_path: Path) -> None:
-    """A window, an endpoint, a purpose or a form that is none."""
+async def test_invalid_batches_are_refused(tmp_path: Path) -> None:
+    """These have an invalid window, endpoint, purpose or form."""
     async with owned(tmp_path) as (gateway, client):
         file = await client.files.create(file=("in.jsonl", b"{}"), purpose="user_data")
         good = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -515,7 +516,7 @@ async def test_requests_that_cannot_be_a_batch_are_refused(tmp_path: Path) -> No
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held since `forget_peak`."""
+    """The most memory that this process has used since `forget_peak`."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
@@ -525,7 +526,7 @@ def forget_peak() -> None:
 
 
 async def form_of(block: bytes, times: int) -> AsyncIterator[bytes]:
-    """An upload of so many blocks, none of which is kept."""
+    """An upload of this many blocks, none of which is kept in memory."""
     yield b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
     yield b'content-disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
     for _ in range(times):
@@ -533,8 +534,8 @@ async def form_of(block: bytes, times: int) -> AsyncIterator[bytes]:
     yield b"\r\n--x--\r\n"
 
 
-async def test_a_large_file_passes_without_being_held_in_memory(tmp_path: Path) -> None:
-    """Up and down, byte for byte; nothing of it stays on the disk but in the database."""
+async def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
+    """It is uploaded and downloaded byte for byte, and stored in the database only."""
     block, times = os.urandom(1 << 20), 160
     form = {"content-type": "multipart/form-data; boundary=x"}
     async with live(tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url, timeout=300) as http:
@@ -557,8 +558,8 @@ async def test_a_large_file_passes_without_being_held_in_memory(tmp_path: Path) 
         assert not list(Path(gateway.services.config.server.run_dir).rglob("tmp*"))
 
 
-async def test_a_file_larger_than_any_may_be_is_refused(tmp_path: Path) -> None:
-    """Whether it says its length or not, and whoever asks without a key is before a byte of it is read."""
+async def test_a_file_over_the_size_limit_is_refused(tmp_path: Path) -> None:
+    """That holds with and without a content length; without a key it is refused before a byte is read."""
     form = {"content-type": "multipart/form-data; boundary=x"}
     server = {"max_file_bytes": 3 << 20}
     async with live(tmp_path, server=server) as gateway, httpx.AsyncClient(base_url=gateway.url) as http:
@@ -572,8 +573,8 @@ async def test_a_file_larger_than_any_may_be_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 4096])
-def test_a_form_may_come_in_any_pieces(size: int) -> None:
-    """A fence that is cut in two is one, and what only looks like one is data."""
+def test_a_form_may_arrive_in_any_pieces(size: int) -> None:
+    """A boundary that is split is found, and text that only resembles one is data."""
     data = b"\r\n--x\r\n--boundary\r\n" * 50
     form = httpx.Request("POST", "http://x", data={"purpose": "batch"}, files={"file": ("a.jsonl", data)})
     body = form.read()
@@ -585,8 +586,8 @@ def test_a_form_may_come_in_any_pieces(size: int) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"a", b"a\r\n--x\r\nb", b"\r\n\r\n--", bytes(range(256))])
-def test_an_uploads_bytes_come_through_as_they_are(data: bytes) -> None:
-    """Line breaks, zero bytes and things like a boundary included."""
+def test_an_uploads_bytes_are_unchanged(data: bytes) -> None:
+    """They include line breaks, zero bytes and text that resembles a boundary."""
     form = httpx.Request("POST", "http://x", data={"purpose": "batch"}, files={"file": ('q"u.jsonl', data)})
     parts = read_multipart(form.headers["content-type"].encode(), form.read())
     assert parts["file"].data == data and parts["purpose"].data == b"batch"

@@ -1,4 +1,4 @@
-"""The ways of answering and what limits them."""
+"""The arms of a job, which are its ways of answering, and their limits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from tests.gateway.batch.planned import LARGE, MODELS, SMALL, config, estimates,
 DAY_S = 86_400.0
 
 
-def test_samples_gain_what_the_binary_model_says() -> None:
-    """Best of k costs k answers and is right with chance 1 - (1 - p)^k, as far as the selection finds it."""
+def test_samples_gain_what_the_binomial_model_says() -> None:
+    """Best of k costs k answers and is right with probability 1 - (1 - p)^k, as far as the selection finds the right
+    one.
+    """
     job = estimates(50, 2, 0)
     wide = with_samples(job, (2, 4), selection=1.0)
     assert [arm.label for arm in wide.arms] == ["m0", "m1", "m0 x2", "m1 x2", "m0 x4", "m1 x4"]
@@ -32,7 +34,7 @@ def test_samples_gain_what_the_binary_model_says() -> None:
 
 
 def test_samples_go_where_they_gain_most() -> None:
-    """A budget for one and a half answers each buys second samples where they gain most a dollar."""
+    """A budget of one and a half answers per prompt buys second samples where they gain most per dollar."""
     job = estimates(400, 1, 3, barred=0.0)
     wide = with_samples(job, (2,), selection=1.0)
     chosen = assign(wide, float(job.cost_usd.sum()) * 1.5)
@@ -42,8 +44,8 @@ def test_samples_go_where_they_gain_most() -> None:
     assert np.median(gain[twice]) > np.median(gain[~twice])
 
 
-def test_columns_and_joined_are_each_others_inverse() -> None:
-    """Arms can be taken apart and put together."""
+def test_columns_and_joined_are_inverses() -> None:
+    """Arms can be taken apart and put together again."""
     job = estimates(20, 4, 0)
     again = joined(columns(job, [0, 1]), columns(job, [2, 3]))
     assert again.arms == job.arms
@@ -51,8 +53,10 @@ def test_columns_and_joined_are_each_others_inverse() -> None:
         np.testing.assert_array_equal(again.arrays()[name], array)
 
 
-def test_a_providers_batch_endpoint_is_an_arm_at_its_price_and_window(tmp_path: Path) -> None:
-    """Only where the configuration says that there is one, for every deployment, and the deadline leaves the time."""
+def test_a_providers_batch_endpoint_is_an_arm(tmp_path: Path) -> None:
+    """It has its own price and window. It is available only if configured for every deployment, and if the deadline
+    leaves the time.
+    """
     offering = {"name": "up", "kind": "openai", "base_url": "http://127.0.0.1:9/v1", "batch_discount": 0.5}
     plain = {"name": "other", "kind": "openai", "base_url": "http://127.0.0.1:9/v1"}
     models = [*({"provider": "up", **model} for model in MODELS), {"provider": "other", **MODELS[1]}]
@@ -69,8 +73,8 @@ def test_a_providers_batch_endpoint_is_an_arm_at_its_price_and_window(tmp_path: 
     assert len(with_endpoints(named, chosen, DAY_S / 2).arms) == 2
 
 
-def test_limits_of_providers_routes_and_keys_become_capacities(tmp_path: Path) -> None:
-    """A model drawn from two providers takes from each its share; samples count as calls; endpoints take none."""
+def test_limits_become_capacities(tmp_path: Path) -> None:
+    """A model with two providers takes its share from each. Samples count as calls; batch endpoints take none."""
     providers = [
         {"name": "up", "kind": "openai", "base_url": "http://127.0.0.1:9/v1", "rpm": 600, "tpm": 60_000},
         {"name": "other", "kind": "openai", "base_url": "http://127.0.0.1:9/v1"},

@@ -1,4 +1,4 @@
-"""The joint assignment: within every limit, close to the best there is, honest about what can't be done."""
+"""The joint assignment keeps every limit, is close to the optimum, and reports what is impossible."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def uses(
 def test_every_limit_is_kept_and_no_barred_arm_answers(
     n: int, arms: int, seed: int, share: float, limited: bool
 ) -> None:
-    """Whatever the job, an assignment uses at most all of every limit and only arms that may answer."""
+    """An assignment never exceeds a limit, and uses only arms that may answer."""
     job = estimates(n, arms, seed)
     deadline_s, limits = (DEADLINE_S, capacities(job, DEADLINE_S)) if limited else (math.inf, ())
     budget = budget_of(job, share) * (1 + 1e-6)
@@ -64,8 +64,8 @@ def test_every_limit_is_kept_and_no_barred_arm_answers(
 
 @pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_small_job_is_assigned_as_well_as_branch_and_bound_can(seed: int, limited: bool) -> None:
-    """On 40 prompts the quality is HiGHS's optimum to a tenth of a percent, and the bound is no less."""
+def test_a_small_job_is_assigned_optimally(seed: int, limited: bool) -> None:
+    """On 40 prompts the quality is HiGHS's optimum within a tenth of a percent, and the bound is no lower."""
     job = estimates(40, 5, seed)
     deadline_s, limits = (DEADLINE_S, capacities(job, DEADLINE_S)) if limited else (math.inf, ())
     budget = budget_of(job, 0.4)
@@ -76,16 +76,15 @@ def test_a_small_job_is_assigned_as_well_as_branch_and_bound_can(seed: int, limi
     assert found.bound >= best.bound - 1e-4
 
 
-def test_a_search_that_is_cut_short_says_that_it_knows_nothing() -> None:
-    """Without a node to look at nothing is found, nothing bounded and nothing settled; infeasible is settled."""
+def test_a_search_without_a_node_knows_nothing() -> None:
+    """It finds no assignment, no bound and no proof; infeasibility is still a proof."""
     job = estimates(100, 6, 2)
     limits = capacities(job, DEADLINE_S)
     assert exact(program_of(job, budget_of(job, 0.3), DEADLINE_S, limits), nodes=0) == (None, math.inf, False)
     assert exact(program_of(job, budget_of(job, -0.1), DEADLINE_S, limits), nodes=0) == (None, math.inf, True)
 
 
-def test_an_unfinished_search_leaves_the_fast_ways_answer_and_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a search that was cut short did not see costs nobody the assignment that was there before it."""
+def test_an_unfinished_search_keeps_the_fast_assignment_and_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     job = estimates(40, 5, 1)
     limits = capacities(job, DEADLINE_S)
     budget = budget_of(job, 0.4)
@@ -104,8 +103,8 @@ def test_an_unfinished_search_leaves_the_fast_ways_answer_and_its_bound(monkeypa
     assert found.bound == pytest.approx(whole.bound)
 
 
-def test_a_search_that_saw_less_than_the_fast_way_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The better of both is taken, whatever the search was cut short at."""
+def test_the_better_of_both_assignments_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that was cut short may be worse than the fast way."""
     job = estimates(40, 5, 1)
     limits = capacities(job, DEADLINE_S)
     budget = budget_of(job, 0.4)
@@ -121,8 +120,8 @@ def test_a_search_that_saw_less_than_the_fast_way_changes_nothing(monkeypatch: p
 
 
 @pytest.mark.parametrize("limited", [False, True])
-def test_no_clock_has_a_say_in_a_plan(limited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Branch and bound is held back by nodes alone, so a slow machine makes the plan that a fast one makes."""
+def test_a_plan_does_not_depend_on_the_machines_speed(limited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Branch and bound is limited by its number of nodes and not by time."""
     told: list[set[str]] = []
     real = scipy.optimize.milp
 
@@ -141,7 +140,7 @@ def test_no_clock_has_a_say_in_a_plan(limited: bool, monkeypatch: pytest.MonkeyP
 
 
 def relaxed(program: Program) -> float:
-    """The optimum when prompts may be split between arms: the bound that the fast way approaches."""
+    """The optimum if prompts may be split between arms, which the fast way approaches."""
     rows, arms = np.nonzero(program.worth > NEVER / 2)
     once = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(program), len(rows)))
     found = scipy.optimize.linprog(
@@ -151,11 +150,11 @@ def relaxed(program: Program) -> float:
     return -float(found.fun) if found.success else -np.inf
 
 
-def test_answers_that_are_right_or_wrong_are_assigned_at_any_budget() -> None:
-    """Where all that are right are worth the same, their costs differ by less than worths of float32 can tell."""
+def test_answers_of_equal_worth_are_assigned_at_any_budget() -> None:
+    """All right answers are worth the same, and their costs differ by less than float32 can tell apart in the worth."""
     job = estimates(300, 9, 1, barred=0.0)
     right = np.random.default_rng(1).random(job.quality.shape) < 0.8
-    job = replace(job, quality=right.astype(np.float32), cost_usd=job.cost_usd[:, ::-1].copy())  # the dearest first
+    job = replace(job, quality=right.astype(np.float32), cost_usd=job.cost_usd[:, ::-1].copy())  # descending
     for share in np.geomspace(1e-3, 0.5, 60):
         budget = budget_of(job, float(share))
         assert assign(job, budget, objective=BARE).cost_usd <= budget * (1 + 1e-6)
@@ -164,7 +163,7 @@ def test_answers_that_are_right_or_wrong_are_assigned_at_any_budget() -> None:
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
 @pytest.mark.parametrize("limited", [False, True])
 def test_the_bound_meets_the_linear_program(share: float, limited: bool) -> None:
-    """On 2,000 prompts the dual bound is HiGHS's optimum with split prompts, and the gap a few prompts' worth."""
+    """On 2,000 prompts the dual bound is HiGHS's optimum with split prompts, and the gap is worth a few prompts."""
     job = estimates(2_000, 8, 3)
     deadline_s, limits = (DEADLINE_S, capacities(job, DEADLINE_S)) if limited else (math.inf, ())
     budget = budget_of(job, share)
@@ -177,7 +176,7 @@ def test_the_bound_meets_the_linear_program(share: float, limited: bool) -> None
 
 
 def test_a_cautious_plan_states_its_gap_on_predicted_quality() -> None:
-    """Caution costs predicted quality; the bound is on quality without caution, and the gap below one percent."""
+    """Caution lowers predicted quality. The bound is that without caution, and the gap is below one percent."""
     job = estimates(3_000, 6, 5)
     budget = budget_of(job, 0.4)
     bold, careful = (assign(job, budget, objective=objective) for objective in (BARE, Objective(caution=0.5)))
@@ -194,8 +193,8 @@ def test_more_money_is_never_worse() -> None:
     assert found[-1] > found[0]
 
 
-def test_money_buys_the_best_arms_where_there_is_enough() -> None:
-    """With money left over everybody gets the best arm, the cheaper of equals."""
+def test_a_large_budget_buys_the_best_arms() -> None:
+    """Every prompt gets its best arm, and of equally good ones the cheaper."""
     job = estimates(50, 4, 1, barred=0.0)
     twins = replace(job, quality=np.tile(job.quality[:, :1], (1, 4)))
     found = assign(twins, 1e9, objective=Objective(caution=0.0))
@@ -213,8 +212,8 @@ def test_floors_bind_each_prompt() -> None:
     assert (strict.quality[np.arange(200), found.arm] >= floor).all()
 
 
-def test_free_arms_answer_where_there_is_no_money() -> None:
-    """A budget of nothing is kept by arms that cost nothing."""
+def test_free_arms_need_no_budget() -> None:
+    """A budget of zero is kept by arms that cost nothing."""
     job = estimates(30, 3, 0, barred=0.0)
     cost = job.cost_usd.copy()
     cost[:, 1] = 0.0
@@ -224,7 +223,7 @@ def test_free_arms_answer_where_there_is_no_money() -> None:
 
 
 def test_an_impossible_budget_names_the_least_that_would_do() -> None:
-    """The message's budget is the cost of the cheapest arms, and with it the job can be planned."""
+    """It is the cost of the cheapest arms, and with it the job can be planned."""
     job = estimates(300, 5, 6)
     least, _ = range_usd(job)
     with pytest.raises(Impossible) as caught:
@@ -235,7 +234,7 @@ def test_an_impossible_budget_names_the_least_that_would_do() -> None:
 
 
 def test_an_impossible_deadline_names_the_least_that_would_do() -> None:
-    """A deadline that no money helps names a longer one, with which the job can be planned."""
+    """No budget makes the deadline possible; with the longer one that the error names the job can be planned."""
     job = estimates(900, 5, 6)
     limits = capacities(job, DEADLINE_S, 0.4)
     with pytest.raises(Impossible) as caught:
@@ -248,8 +247,8 @@ def test_an_impossible_deadline_names_the_least_that_would_do() -> None:
         assign(job, 1e6, deadline_s=longer_s * 0.97, capacities=limits)
 
 
-def test_least_load_is_the_linear_programs() -> None:
-    """What the dual says is needed of the tightest limit is what branch and bound can and can't keep."""
+def test_the_least_load_is_the_linear_programs() -> None:
+    """With all limits multiplied by slightly more than it branch and bound finds a plan, with slightly less none."""
     job = estimates(200, 5, 8)
     limits = capacities(job, DEADLINE_S)
     program = program_of(job, budget_of(job, 0.05), DEADLINE_S, limits)
@@ -262,8 +261,8 @@ def test_least_load_is_the_linear_programs() -> None:
     assert exact(widened(load * 0.99)) == (None, math.inf, True)
 
 
-def test_a_prompt_that_nobody_may_answer_is_an_error_of_the_caller() -> None:
-    """Such prompts must be reported line by line before; assigning refuses them."""
+def test_a_prompt_that_no_arm_may_answer_is_the_callers_error() -> None:
+    """Such prompts must be reported line by line before."""
     job = estimates(5, 2, 0, barred=0.0)
     cost = job.cost_usd.copy()
     cost[3] = np.inf
@@ -271,8 +270,8 @@ def test_a_prompt_that_nobody_may_answer_is_an_error_of_the_caller() -> None:
         assign(replace(job, cost_usd=cost), 1.0)
 
 
-def test_a_batch_endpoint_is_used_only_where_it_is_done_in_time() -> None:
-    """Half price for whoever can wait, and nobody can where the deadline comes first."""
+def test_a_batch_endpoint_is_used_only_if_it_is_done_in_time() -> None:
+    """It has half the price, and is not used if the deadline is earlier."""
     job = estimates(20, 2, 0, barred=0.0)
     arms = (job.arms[0], Arm("m0", via="batch", window_s=86_400.0))
     half = replace(
@@ -284,8 +283,8 @@ def test_a_batch_endpoint_is_used_only_where_it_is_done_in_time() -> None:
     assert (assign(half, 10.0, deadline_s=3_600.0).arm == 0).all()
 
 
-def test_an_answer_that_alone_takes_longer_than_there_is_time_is_none() -> None:
-    """Slow arms answer nothing in a hurry; where all are too slow, the least deadline is the fastest's time."""
+def test_an_answer_that_takes_longer_than_the_deadline_is_none() -> None:
+    """Slow arms aren't used; if all are too slow, the least deadline is the time of the fastest one."""
     job = estimates(30, 2, 0, barred=0.0)
     slow = replace(job, latency_s=np.tile(np.array([[2.0, 50.0]], np.float32), (30, 1)))
     assert (assign(slow, 10.0, deadline_s=10.0).arm == 0).all()
@@ -294,8 +293,8 @@ def test_an_answer_that_alone_takes_longer_than_there_is_time_is_none() -> None:
     assert caught.value.least_deadline_s == pytest.approx(2.0, rel=0.01)
 
 
-def test_a_price_per_dollar_holds_back_money_that_no_budget_holds() -> None:
-    """Without a budget each prompt weighs quality against money by itself, as a live route does."""
+def test_a_price_per_dollar_replaces_a_budget() -> None:
+    """Without a budget quality is weighed against cost for each prompt alone, as on a live route."""
     job = estimates(100, 5, 9)
     found = assign(job, math.inf, objective=replace(BARE, usd_price=2_000.0))
     worth = np.where(np.isfinite(job.cost_usd), job.quality - 2_000.0 * job.cost_usd, -np.inf)
@@ -306,8 +305,8 @@ def test_a_price_per_dollar_holds_back_money_that_no_budget_holds() -> None:
 # -- replanning
 
 
-def test_replanning_assigns_the_rest_alone() -> None:
-    """Prompts outside the rest stay unassigned; the rest keeps the money that is left."""
+def test_replanning_assigns_only_the_rest() -> None:
+    """Other prompts stay unassigned; the budget is what is left."""
     job = estimates(200, 5, 3)
     rest = np.arange(50, 150)
     budget = budget_of(job.rows(rest), 0.5)
@@ -320,8 +319,8 @@ def test_replanning_assigns_the_rest_alone() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
-def test_replanning_with_too_little_answers_as_many_as_it_can(share: float) -> None:
-    """Nothing is raised: what is not paid for is a shortfall, and nearly as many are answered as money could."""
+def test_replanning_with_too_little_answers_as_many_as_possible(share: float) -> None:
+    """Nothing is raised: the rest is reported as a shortfall, and nearly as many are answered as the budget allows."""
     job = estimates(200, 4, 5)
     cheapest = np.sort(job.cost_usd.min(1))
     budget = share * float(cheapest.sum(dtype=float))
@@ -333,15 +332,14 @@ def test_replanning_with_too_little_answers_as_many_as_it_can(share: float) -> N
     assert answered == int((found.arm != UNASSIGNED).sum())
 
 
-def test_replanning_nothing_is_nothing() -> None:
-    """An empty rest is an empty assignment."""
+def test_replanning_nothing_is_empty() -> None:
     found = replan(estimates(10, 2, 0), np.array([], np.intp), 1.0)
     assert (found.arm == UNASSIGNED).all()
     assert (found.quality, found.cost_usd, found.shortfall) == (0.0, 0.0, 0)
 
 
-def test_replanning_leaves_prompts_that_nobody_may_answer() -> None:
-    """A prompt without any arm left is part of the shortfall; the others are answered."""
+def test_replanning_leaves_prompts_without_an_arm() -> None:
+    """Such a prompt is part of the shortfall, and the others are answered."""
     job = estimates(10, 2, 0, barred=0.0)
     cost = job.cost_usd.copy()
     cost[3] = np.inf
@@ -350,8 +348,7 @@ def test_replanning_leaves_prompts_that_nobody_may_answer() -> None:
     assert found.arm[3] == UNASSIGNED
 
 
-def test_the_same_job_is_assigned_in_the_same_way_and_left_as_it_was() -> None:
-    """Assigning is pure."""
+def test_an_assignment_is_repeatable_and_changes_nothing() -> None:
     job = estimates(300, 5, 2)
     before = {name: array.copy() for name, array in job.arrays().items()}
     limits = capacities(job, DEADLINE_S)
@@ -360,8 +357,8 @@ def test_the_same_job_is_assigned_in_the_same_way_and_left_as_it_was() -> None:
     assert all((job.arrays()[name] == array).all() for name, array in before.items())
 
 
-def test_large_jobs_start_from_a_sample_and_end_on_all_rows() -> None:
-    """50,000 prompts under five limits: every limit kept, the gap below a tenth of a percent."""
+def test_large_jobs_start_from_a_sample_and_end_with_all_rows() -> None:
+    """50,000 prompts under five limits: every limit is kept, and the gap is below a tenth of a percent."""
     job = estimates(50_000, 6, 1)
     limits = capacities(job, DEADLINE_S)
     budget = budget_of(job, 0.3)
@@ -370,8 +367,8 @@ def test_large_jobs_start_from_a_sample_and_end_on_all_rows() -> None:
     assert found.gap_share < 0.01
 
 
-def test_part_of_a_long_answers_price_is_given_back() -> None:
-    """In proportion to what it costs beyond its arm's mean, up to three means; who may not answer still may not."""
+def test_long_answers_are_partly_refunded() -> None:
+    """The refund is proportional to the cost beyond the arm's mean, up to three means; barred arms stay barred."""
     some = estimates(400, 3, 5, barred=0.1)
     bare = program_of(some, 1.0, math.inf, (), objective=BARE)
     found = hardened(bare, usd_price=10.0, share=0.5)

@@ -1,4 +1,4 @@
-"""A trained cascade in a job: its climbs are foretold, planned where they gain, and asked as planned."""
+"""A trained cascade in a job: its climbs are predicted, planned where they gain, and run as planned."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cascade(rows: EstimatedRows) -> RoutedCascade:
 
 
 def job(n: int = 200) -> Estimates:
-    """Every prompt as the world's models are on the mean."""
+    """A job in which every prompt has the models' mean estimates."""
     matrix = np.ones((n, 3), np.float32)
     return Estimates(
         tuple(map(Arm, MODELS)), matrix * np.float32(LEVELS), matrix * 0.02, matrix * np.float32(COSTS_USD), matrix * 9,
@@ -47,8 +47,8 @@ def job(n: int = 200) -> Estimates:
     )  # fmt: skip
 
 
-def test_what_climbs_cost_and_give_is_foretold(rows: EstimatedRows, cascade: RoutedCascade) -> None:
-    """Over the rows that taught a rule, climbs by each opener cost and give what was foretold of them on the mean."""
+def test_the_cost_and_quality_of_climbs_are_predicted(rows: EstimatedRows, cascade: RoutedCascade) -> None:
+    """Over the training rows, climbs by each first model cost and score what was predicted for them on average."""
     space = cascade.posterior.space
     chances = cascade.posterior.before(rows.scene.prior)
     for rule in (cascade.rules[4], cascade.rules[-6]):
@@ -64,8 +64,8 @@ def test_what_climbs_cost_and_give_is_foretold(rows: EstimatedRows, cascade: Rou
             assert gains[:, at].mean() == pytest.approx(rows.scores[places, last].mean(), abs=0.03)
 
 
-def test_a_rule_keeps_what_it_foretells_in_its_file(cascade: RoutedCascade, tmp_path: Path) -> None:
-    """Read back it foretells the same; a rule without says so, and its cascade stands in no plan."""
+def test_a_rules_prediction_is_stored_in_its_file(cascade: RoutedCascade, tmp_path: Path) -> None:
+    """Read back, it predicts the same. A rule without a prediction says so, and its cascade isn't planned with."""
     save_cascade(tmp_path / "c.safetensors", cascade, version="1")
     again = load_cascade(tmp_path / "c.safetensors")
     assert isinstance(again, RoutedCascade)
@@ -79,8 +79,8 @@ def test_a_rule_keeps_what_it_foretells_in_its_file(cascade: RoutedCascade, tmp_
         old.rules[0].opened(old.posterior.space, logit(np.full((1, 3), 0.5)), part(1).prices)
 
 
-def test_a_plan_with_climbs_is_worth_more(cascade: RoutedCascade) -> None:
-    """At a budget between the cheapest and the best model climbs raise the expected quality, within the budget."""
+def test_climbs_improve_a_plan(cascade: RoutedCascade) -> None:
+    """At a budget between the cheapest and the best model they raise the expected quality within the budget."""
     plain, budget_usd = job(), 200 * 1.2e-4
     wide = with_climbs(plain, cascade, budget_usd, DEFAULT_OBJECTIVE)
     assert [arm.label for arm in wide.arms[:3]] == list(MODELS)
@@ -91,7 +91,7 @@ def test_a_plan_with_climbs_is_worth_more(cascade: RoutedCascade) -> None:
 
 
 def test_prompts_that_some_model_may_not_answer_do_not_climb(cascade: RoutedCascade) -> None:
-    """The cascade was not learnt without it; a job that lacks a model altogether has no climbs."""
+    """The cascade wasn't trained without that model; a job that lacks a model altogether has no climbs."""
     barred = job()
     barred.cost_usd[:50, 2] = np.inf
     wide = with_climbs(barred, cascade, 200 * 1.2e-4, DEFAULT_OBJECTIVE)
@@ -100,16 +100,16 @@ def test_prompts_that_some_model_may_not_answer_do_not_climb(cascade: RoutedCasc
     assert with_climbs(other, cascade, 1.0, DEFAULT_OBJECTIVE) is other
 
 
-def test_no_money_is_too_little_to_climb(cascade: RoutedCascade) -> None:
-    """Where the budget is the cheapest model's, no arm is added for nothing."""
+def test_a_minimal_budget_buys_no_climb(cascade: RoutedCascade) -> None:
+    """If the budget is the cheapest model's cost, no arm is added."""
     plain = job()
     assert with_climbs(plain, cascade, float(plain.cost_usd[:, 0].sum()) * 1.0001, DEFAULT_OBJECTIVE) is plain
 
 
-async def test_a_planned_climb_asks_a_better_model_where_the_first_is_unsure(
+async def test_a_planned_climb_escalates_unsure_answers(
     cascade: RoutedCascade, tmp_path: Path
 ) -> None:
-    """The opener is the plan's; a sure answer is kept, a doubtful one asked again, and both are paid once."""
+    """The first model is the plan's; a sure answer is kept, an unsure one escalated, and each call is paid for once."""
     save_cascade(tmp_path / "c.safetensors", cascade, version="1")
     unsure, sure = {"text": "B", "logprob": -2.5}, {"text": "A", "logprob": -0.001}
     models = [
@@ -134,7 +134,8 @@ async def test_a_planned_climb_asks_a_better_model_where_the_first_is_unsure(
 
 
 def test_a_job_is_planned_with_its_routes_cascade(cascade: RoutedCascade, tmp_path: Path) -> None:
-    """`cascade` adds the climbs of the one route's artefact; without it, and where the route promises, none."""
+    """`cascade` adds the climbs of a job's only route; there are none without it, or if the route has a quality floor.
+    """
     save_cascade(tmp_path / "c.safetensors", cascade, version="1")
     models = [
         {"name": name, "provider": "up", "logprobs": True, "output_usd_per_mtok": usd * 1e4}
@@ -155,8 +156,8 @@ def test_a_job_is_planned_with_its_routes_cascade(cascade: RoutedCascade, tmp_pa
     assert cascade_of(promised.book.find("auto")) is None
 
 
-def test_climbs_are_paid_apart_from_single_answers() -> None:
-    """What climbs cost over what was foretold doesn't correct the opener's own price."""
+def test_the_cost_of_climbs_does_not_correct_single_answers() -> None:
+    """What climbs cost beyond their prediction doesn't change the first model's own price."""
     arms = [Arm("small"), Arm("small", rule=2)]
     cost_ratios = CostRatios(arms)
     for _ in range(50):

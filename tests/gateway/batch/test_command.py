@@ -1,4 +1,4 @@
-"""`headgate batch run` and `batch status` as people use them, as real processes."""
+"""`headgate batch run` and `batch status`, as real processes."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ async def headgate(folder: Path, *words: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_a_job_ended_by_sigterm_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    """Status 1 and what is done; changed input is refused; the same words finish it; nothing is paid for again."""
+async def test_a_job_ended_by_sigterm_continues_with_the_same_command(tmp_path: Path) -> None:
+    """It ends with status 1 and its progress; changed input is refused; the same command finishes it, and nothing is
+    paid twice.
+    """
     async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
         configuration(tmp_path, upstream.url)
         prompts = write_prompts(tmp_path, 80)
@@ -67,7 +69,8 @@ async def test_a_job_ended_by_sigterm_goes_on_with_the_same_command(tmp_path: Pa
 
 
 async def test_a_plan_is_run_by_the_command_that_it_names(tmp_path: Path) -> None:
-    """What `plan` says at its end is what runs it; bad lines that were skipped are told and are errors of the job."""
+    """The last line of `plan` is the command that runs it. Skipped bad lines are reported and become errors of the job.
+    """
     async with ScriptedServer({}) as upstream:
         configuration(tmp_path, upstream.url)
         prompts = write_prompts(tmp_path, 5)
@@ -86,7 +89,7 @@ async def test_a_plan_is_run_by_the_command_that_it_names(tmp_path: Path) -> Non
 
 @asynccontextmanager
 async def gate(upstream: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """An upstream's URL behind which nobody answers until the event."""
+    """The URL of an upstream that doesn't answer until the event is set."""
     opened, port = asyncio.Event(), int(upstream.split(":")[2].split("/")[0])
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,17 +109,17 @@ async def gate(upstream: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
 
 
 async def test_two_commands_at_once_run_one_job(tmp_path: Path) -> None:
-    """With the same words: one answers the prompts, the other says who does; nothing is asked twice."""
+    """With equal arguments, one answers the prompts, and the other says which process does; nothing is asked twice."""
     async with ScriptedServer({}) as upstream, gate(upstream.url) as (url, opened):
         configuration(tmp_path, url)
         prompts = write_prompts(tmp_path, 80)
         runs = [await start(tmp_path, prompts) for _ in range(2)]
         hearing = [asyncio.create_task(run.communicate()) for run in runs]
-        await asyncio.wait(hearing, return_when=asyncio.FIRST_COMPLETED)  # else the first might be done too soon
+        await asyncio.wait(hearing, return_when=asyncio.FIRST_COMPLETED)  # else the first ends too soon
         opened.set()
         told = await asyncio.gather(*hearing)
         codes = sorted(run.returncode or 0 for run in runs)
-        if codes == [2, 2]:  # each saw the other
+        if codes == [2, 2]:  # each has seen the other
             again = await start(tmp_path, prompts)
             await again.communicate()
             codes = [again.returncode or 0, 2]
@@ -126,8 +129,8 @@ async def test_two_commands_at_once_run_one_job(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "plans").iterdir())
 
 
-def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    """Each in one line that says what is wrong; no job is begun, nothing is left of it."""
+def test_an_unwritable_output_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    """The error is one line that says what is wrong; no job is created, and nothing is left of it."""
     config = configuration(tmp_path, "http://127.0.0.1:9/v1")
     prompts, taken = write_prompts(tmp_path, 5), tmp_path / "taken.jsonl"
     taken.write_text("mine")
@@ -145,10 +148,8 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(tmp_
     assert taken.read_text() == "mine" and not list(tmp_path.glob("*.new"))
 
 
-async def test_a_full_disk_costs_no_answer(tmp_path: Path) -> None:
-    """The answers don't fit where they are to go: the command says what to do, and done again it writes them, asking
-    nobody.
-    """
+async def test_a_full_disk_loses_no_answer(tmp_path: Path) -> None:
+    """If the results don't fit, the command says what to do; repeated, it writes them without asking again."""
     async with ScriptedServer({}) as upstream:
         configuration(tmp_path, upstream.url)
         prompts, out = write_prompts(tmp_path, 60), tmp_path / "full" / "out.jsonl"
@@ -177,8 +178,10 @@ async def test_a_full_disk_costs_no_answer(tmp_path: Path) -> None:
     assert len(read(out)) == 60
 
 
-async def test_a_database_that_is_away_ends_no_job(tmp_path: Path, postgres_server: PostgresServer) -> None:
-    """Its calls go on, its end waits, in one line of each; a command that is stopped meanwhile says how to go on."""
+async def test_a_job_survives_a_database_outage(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """Its calls continue, its end waits, and each is logged in one line; a command that is stopped meanwhile says how
+    to continue.
+    """
     async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
         config, url = configuration(tmp_path, upstream.url), postgres_server.new_database()
         config.write_text(config.read_text().replace(f"sqlite:///{tmp_path}/journal.db", url))
@@ -206,8 +209,8 @@ async def test_a_database_that_is_away_ends_no_job(tmp_path: Path, postgres_serv
     assert len(read(tmp_path / "out.jsonl")) == 40
 
 
-async def test_a_job_whose_plan_is_lost_goes_on(tmp_path: Path) -> None:
-    """The run folder was cleared after a crash: the input is planned again, and what was answered stays so."""
+async def test_a_job_whose_plan_is_lost_continues(tmp_path: Path) -> None:
+    """If the run folder was cleared after a crash, the input is planned again, and earlier answers are kept."""
     async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
         configuration(tmp_path, upstream.url)
         prompts = write_prompts(tmp_path, 80)

@@ -8,8 +8,8 @@ from gateway.batch.concurrency import LEAST, ConcurrencyLimiter
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=60))
-def test_a_limit_stays_between_one_call_and_its_most(history: list[tuple[bool, int]]) -> None:
-    """Whatever answers and refusals come; a refusal's wait is always kept."""
+def test_a_limit_stays_between_one_call_and_its_maximum(history: list[tuple[bool, int]]) -> None:
+    """For any answers and refusals, a refusal's retry-after is always kept."""
     limiter, now = ConcurrencyLimiter(20), 0.0
     for good, value in history:
         now += 1.0
@@ -22,7 +22,7 @@ def test_a_limit_stays_between_one_call_and_its_most(history: list[tuple[bool, i
 
 
 def test_a_burst_of_refusals_halves_a_limit_once() -> None:
-    """Calls begun before the cut say nothing new; one begun after it does."""
+    """Refusals of calls that began before the cut are ignored; one of a call that began after it counts."""
     limiter = ConcurrencyLimiter(16)
     for _ in range(5):
         limiter.pushed_back(10.0, 9.0, 0.0)

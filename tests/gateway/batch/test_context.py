@@ -1,4 +1,4 @@
-"""A job hears what the replicas' semantic caches have learnt from each other."""
+"""A job learns what the replicas' semantic caches have learned from each other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def opened(folder: Path, redis_url: str, cache: str = "semantic") -> PlanContext
 
 
 async def tell(redis_url: str, verdicts: int) -> None:
-    """A replica that has judged so many pairs: those of a large first feature were the same."""
+    """A replica that has judged this many pairs; those with a large first feature were equal."""
     link = RedisLink(redis_url, timeout_s=5.0)
     featurizer = shipped_featurizer()
     cache = SemanticCache(MemoryStore(1), dimension=featurizer.embed("").shape[0])
@@ -44,17 +44,17 @@ async def tell(redis_url: str, verdicts: int) -> None:
     await link.close()
 
 
-def test_without_verdicts_redis_or_a_semantic_route_there_is_no_rule(
+def test_a_job_may_have_no_semantic_rule(
     tmp_path: Path, redis_server: RedisServer,
 ) -> None:
-    """Then nothing is merged by meaning."""
+    """Without verdicts, Redis or a semantic route nothing is merged by meaning."""
     assert not opened(tmp_path, redis_server.url).acceptances
     assert not opened(tmp_path, "").acceptances
     assert not opened(tmp_path, redis_server.url, "exact").acceptances
 
 
-def test_verdicts_told_on_redis_become_the_jobs_rule(tmp_path: Path, redis_server: RedisServer) -> None:
-    """Fitted to all that was judged, within the route's bound on false hits."""
+def test_verdicts_in_redis_become_the_jobs_rule(tmp_path: Path, redis_server: RedisServer) -> None:
+    """It is fitted to all judged pairs, within the route's bound on false hits."""
     asyncio.run(tell(redis_server.url, 900))
     rules = opened(tmp_path, redis_server.url).acceptances
     rule = rules["auto"]
@@ -65,6 +65,5 @@ def test_verdicts_told_on_redis_become_the_jobs_rule(tmp_path: Path, redis_serve
     assert rule.fitted is not None and rule.fitted.upper <= rule.options.eps
 
 
-def test_a_redis_that_is_away_costs_the_rule_not_the_plan(tmp_path: Path) -> None:
-    """Planning goes on without it."""
+def test_without_redis_there_is_a_plan_and_no_rule(tmp_path: Path) -> None:
     assert not opened(tmp_path, "redis://127.0.0.1:9/0").acceptances

@@ -1,4 +1,4 @@
-"""Lines that ask the same are answered once, as far as the live cache's own rules let them share an answer."""
+"""Equal lines are answered once, as far as the live cache's own rules allow."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def keys(book: RouteBook, text: str, mode: Mode = "route", **body: Any) -> tuple
 
 
 def willing() -> Acceptance:
-    """A rule that accepts any neighbour that no guard objects to."""
+    """A rule that accepts any neighbour without an objection of the guard."""
     learned = Acceptance(AcceptanceOptions(), random.Random(0))
     learned.fitted = Fitted(np.zeros(FEATURES), np.ones(FEATURES), np.zeros(FEATURES + 1), threshold=0.4, upper=0.02)
     return learned
 
 
-def test_equal_requests_share_a_key_whatever_their_order_and_metadata(tmp_path: Path) -> None:
-    """The key is the live cache's: what can't change the answer doesn't count, all else does."""
+def test_equal_requests_share_a_key(tmp_path: Path) -> None:
+    """It is the live cache's key: what can't change the answer, such as order and metadata, doesn't count."""
     book = book_of(tmp_path, "exact")
     assert keys(book, "hi", top_p=1, metadata={"row": "1"}) == keys(book, "hi", user="u", top_p=1)
     assert keys(book, "hi")[0] != keys(book, "hi ")[0]
@@ -56,20 +56,20 @@ def test_equal_requests_share_a_key_whatever_their_order_and_metadata(tmp_path: 
      {"headgate": {"cache": "no-store"}}, {"headgate": {"cache": "none"}}],
 )  # fmt: skip
 def test_requests_that_may_not_share_an_answer_have_no_key(tmp_path: Path, body: dict[str, Any]) -> None:
-    """What asks for variety, state or tools is asked every time."""
+    """Requests with variety, state or tools are always asked."""
     assert keys(book_of(tmp_path, "exact"), "hi", **body) == (b"", None)
 
 
-def test_a_route_without_a_cache_shares_nothing_unless_the_job_says_so(tmp_path: Path) -> None:
-    """Equal prompts may be meant as several samples; only the operator or the job can tell."""
+def test_a_route_without_a_cache_shares_nothing_unless_the_job_does(tmp_path: Path) -> None:
+    """Equal prompts may be meant as several samples, which only the operator or the job knows."""
     book = book_of(tmp_path, "none")
     assert keys(book, "hi") == (b"", None)
     assert keys(book, "hi", "exact")[0]
     assert keys(book_of(tmp_path, "exact"), "hi", "none") == (b"", None)
 
 
-def test_only_a_semantic_route_compares_other_words(tmp_path: Path) -> None:
-    """And only where the request itself lets its cache answer other words."""
+def test_only_a_semantic_route_merges_other_words(tmp_path: Path) -> None:
+    """The request itself must allow it, too."""
     assert keys(book_of(tmp_path, "exact"), "hi")[1] is None
     book = book_of(tmp_path, "semantic")
     assert keys(book, "hi")[1] is not None
@@ -78,8 +78,8 @@ def test_only_a_semantic_route_compares_other_words(tmp_path: Path) -> None:
     assert keys(book, "hi", temperature=0.7)[1] is None
 
 
-def test_a_repeated_key_is_found_unless_it_wants_more(tmp_path: Path) -> None:
-    """The first prompt's answer does for all that ask no higher floor."""
+def test_a_repeated_key_is_found_unless_it_has_a_higher_floor(tmp_path: Path) -> None:
+    """The first prompt's answer serves all that require no higher quality."""
     deduper = Deduper(shipped_featurizer())
     key, _ = keys(book_of(tmp_path, "exact"), "hi")
     assert deduper.find(key, None, "auto", 0.5) is None
@@ -106,13 +106,13 @@ PARAPHRASES = ("How do I reset my password?", "how can I reset my password", "Ho
                "How do I reset my password 2?", "What is the tallest mountain of Africa?")  # fmt: skip
 
 
-def test_other_words_are_the_same_where_the_routes_rule_accepts_and_no_guard_objects(tmp_path: Path) -> None:
-    """A paraphrase is merged; a negation, another number and another question are not."""
+def test_paraphrases_are_merged_if_the_rule_and_the_guard_agree(tmp_path: Path) -> None:
+    """A negation, another number and another question are not merged."""
     deduper = Deduper(shipped_featurizer(), {"auto": willing()})
     assert told(deduper, book_of(tmp_path, "semantic"), *PARAPHRASES) == [None, (0, "semantic"), None, None, None]
 
 
-def test_nothing_is_merged_by_meaning_before_the_rule_has_learnt(tmp_path: Path) -> None:
+def test_nothing_is_merged_by_meaning_before_the_rule_has_learned(tmp_path: Path) -> None:
     """Without a bound on false merges there are none."""
     book = book_of(tmp_path, "semantic")
     untaught = Acceptance(AcceptanceOptions(), random.Random(0))
@@ -120,15 +120,15 @@ def test_nothing_is_merged_by_meaning_before_the_rule_has_learnt(tmp_path: Path)
         assert told(Deduper(shipped_featurizer(), acceptances), book, *PARAPHRASES) == [None] * 5
 
 
-def test_the_routes_own_rule_is_left_as_it_was(tmp_path: Path) -> None:
-    """A job's look-ups are no traffic of the route."""
+def test_a_job_does_not_change_the_routes_rule(tmp_path: Path) -> None:
+    """A job's look-ups don't count as traffic of the route."""
     rule = willing()
     told(Deduper(shipped_featurizer(), {"auto": rule}), book_of(tmp_path, "semantic"), *PARAPHRASES)
     assert (rule.requests, rule.hits, rule.judgements) == (0, 0, 0)
 
 
-def test_blocks_without_repetitions_are_added_as_one_by_one() -> None:
-    """What is found afterwards is the same; lines without a key share nothing."""
+def test_blocks_without_repetitions_are_added_at_once() -> None:
+    """The result is the same as one by one; lines without a key are never merged."""
     one, many = Deduper(shipped_featurizer()), Deduper(shipped_featurizer())
     keys_, floors = [b"a", b"", b"b"], [0.0, 0.0, 0.5]
     for index, (key, floor) in enumerate(zip(keys_, floors, strict=True), 5):

@@ -1,4 +1,6 @@
-"""Parts of a job at a provider's batch endpoint: half the price, found again after a crash, given back when late."""
+"""Parts of a job at a provider's batch endpoint: they cost half, are found again after a crash, and are taken back when
+late.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,12 @@ COST = {LIVE.label: 4e-5, AWAY.label: 2e-5}
 def asked(folder: Path, count: int, **more: Any) -> Any:
     bodies = [chat("auto", f"say {number}", max_tokens=8) for number in range(count)]
     table = estimates([LIVE, AWAY], count, QUALITY, COST)
-    table.cost_usd[:, 0] = 1e-3  # so that the plan sends all of it away
+    table.cost_usd[:, 0] = 1e-3  # so that the plan sends every prompt there
     return plan(folder / "plan", bodies, table, **{"budget_usd": 0.01, **more})
 
 
-async def test_a_providers_batch_endpoint_answers_at_its_discount(tmp_path: Path) -> None:
-    """Every answer from one uploaded file, the money half of the live price, in the journal like any other."""
+async def test_a_batch_endpoint_answers_at_its_discount(tmp_path: Path) -> None:
+    """Every answer comes from one uploaded file, costs half the live price, and is in the journal like any other."""
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         endpoints = ProviderEndpoints(gateway.services, 0.01)
         done = await carried(gateway.services, asked(tmp_path, 30), tmp_path, endpoints=endpoints)
@@ -57,8 +59,8 @@ async def test_a_providers_batch_endpoint_answers_at_its_discount(tmp_path: Path
     assert sum(one.cost_nanousd for one in paid) == round(done.spent_usd * 1e9) == full // 2
 
 
-async def test_what_the_endpoint_fails_is_asked_one_by_one(tmp_path: Path) -> None:
-    """Lines it answers 500 come back and get live answers; none is lost, none twice."""
+async def test_lines_that_the_endpoint_fails_are_asked_one_by_one(tmp_path: Path) -> None:
+    """Lines with a 500 get live answers; none is lost, and none is answered twice."""
     scripts = {"small": [*[{"status": 500}] * 4, {}]}
     async with live(tmp_path, scripts=scripts, models=MODELS, **CHEAP) as gateway:
         endpoints = ProviderEndpoints(gateway.services, 0.01)
@@ -75,14 +77,16 @@ def naming(*ids: str) -> bytes:
 
 
 def naming_job(folder: Path, *bodies: bytes, **more: Any) -> Plan:
-    """All of it for the provider's batch endpoint."""
+    """A job that goes to the provider's batch endpoint completely."""
     table = estimates([LIVE, AWAY], len(bodies), QUALITY, COST)
     table.cost_usd[:, 0] = 1e-3
     return plan(folder / "plan", bodies, table, budget_usd=1.0, **more)
 
 
-async def test_a_prompt_that_names_a_file_goes_to_the_endpoint_with_it(tmp_path: Path) -> None:
-    """At the discount that the plan counted with, within what was held; one whose file is gone is refused for that."""
+async def test_a_prompts_file_is_sent_to_the_endpoint(tmp_path: Path) -> None:
+    """It is billed at the discount that the plan assumed, within the hold; a prompt whose file is gone fails for that
+    reason.
+    """
     text = b"what it says " * 500
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         files = gateway.services.batches.files
@@ -108,10 +112,12 @@ async def test_a_prompt_that_names_a_file_goes_to_the_endpoint_with_it(tmp_path:
     assert round(done.spent_usd * 1e9) == sum(1000 * one["input"] + 4000 * one["output"] for one in usage) // 2
 
 
-async def test_parts_are_as_large_with_their_files_as_the_provider_takes(
+async def test_the_size_of_a_part_includes_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what is in memory at once is no larger; a line that is too large alone is asked by itself."""
+    """A part and what is in memory at once stay within the provider's limit; a line that is too large alone is asked
+    live.
+    """
     monkeypatch.setattr(endpoint, "MOST_BYTES", 30_000)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         files = gateway.services.batches.files
@@ -125,8 +131,8 @@ async def test_parts_are_as_large_with_their_files_as_the_provider_takes(
     assert sorted(len(one.splitlines()) for one in sent) == [1, 1, 2] and max(map(len, sent)) <= 30_000
 
 
-async def test_a_part_is_held_for_what_its_files_may_come_to(tmp_path: Path) -> None:
-    """However many tokens the pages of a PDF have: up to what the model reads at all."""
+async def test_a_hold_covers_the_files_of_a_part(tmp_path: Path) -> None:
+    """Whatever number of tokens the pages of a PDF have, the hold is at most the model's whole context."""
     scripts = {"small": [{"input_tokens": 90_000}]}
     models = [{**MODELS[0], "context_tokens": 100_000}]
     async with live(tmp_path, scripts=scripts, models=models, **CHEAP) as gateway:
@@ -144,8 +150,8 @@ async def test_a_part_is_held_for_what_its_files_may_come_to(tmp_path: Path) -> 
     assert len(done.output) == 1 and 45_000_000 < round(done.spent_usd * 1e9) <= part.worst_nanousd
 
 
-async def test_a_database_away_holds_a_part_up_and_no_more(tmp_path: Path) -> None:
-    """Its files are read once it is back."""
+async def test_a_database_outage_only_delays_a_part(tmp_path: Path) -> None:
+    """Its files are read once the database is back."""
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         store = gateway.services.batches
         file = await asyncio.to_thread(store.files.add, ME.tenant, "user_data", "a.txt", [b"what it says"], 0.0)
@@ -167,10 +173,13 @@ async def test_a_database_away_holds_a_part_up_and_no_more(tmp_path: Path) -> No
 
 
 class Faults:
-    """Before a scripted upstream's batch endpoint: what the given faults say, until they are used up."""
+    """A proxy in front of a scripted upstream's batch endpoint that answers with the given faults until they are used
+    up.
+    """
 
     def __init__(self, batches: Any, *faults: tuple[str, str, int, bool]) -> None:
-        """Of each: the method, the end of the path, the status, and whether it was heard all the same."""
+        """Each fault: the method, the end of the path, the status, and whether the request was passed on all the same.
+        """
         self.faults, self._answer = list(faults), batches.answer
         batches.answer = self.answer
 
@@ -197,8 +206,8 @@ WAITED_FOR = {
 
 
 @pytest.mark.parametrize("faults", WAITED_FOR.values(), ids=WAITED_FOR.keys())
-async def test_a_provider_in_trouble_is_waited_for(tmp_path: Path, faults: Any, monkeypatch: Any) -> None:
-    """Its batch goes on and is billed: it is found again, and nothing is asked or made a second time."""
+async def test_a_provider_with_errors_is_waited_for(tmp_path: Path, faults: Any, monkeypatch: Any) -> None:
+    """Its batch continues and is billed: it is found again, and nothing is sent twice."""
     monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         broken = Faults(gateway.upstream.batches, *faults)
@@ -232,8 +241,8 @@ def empty(line: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "again"), [(one_of_its_own, 1), (status_as_text, 0), (no_status, 1), (no_object, 1), (empty, 1)]
 )
-async def test_a_line_that_nobody_foresaw_holds_up_no_job(tmp_path: Path, spoil: Any, again: int) -> None:
-    """What can't be read is asked of the model itself: that line alone, and every line is answered."""
+async def test_an_unreadable_line_of_the_output_is_asked_live(tmp_path: Path, spoil: Any, again: int) -> None:
+    """Only that line is asked again, and every line is answered."""
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         batches = gateway.upstream.batches
         finish = batches._finish
@@ -254,9 +263,9 @@ async def test_a_line_that_nobody_foresaw_holds_up_no_job(tmp_path: Path, spoil:
 
 
 @pytest.mark.parametrize("gone", ["/content", "/batch_scripted_0"])
-async def test_what_was_paid_and_is_gone_is_not_paid_again(tmp_path: Path, gone: str, monkeypatch: Any) -> None:
-    """The output has expired, or the provider knows the batch no more: the lines have failed, each says why, and the
-    journal counts what the plan expected them to cost.
+async def test_paid_results_that_are_gone_are_not_paid_again(tmp_path: Path, gone: str, monkeypatch: Any) -> None:
+    """If the output has expired, or the provider no longer knows the batch, the lines fail with the reason, and the
+    journal has the cost that the plan expected.
     """
     monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
@@ -273,8 +282,8 @@ async def test_what_was_paid_and_is_gone_is_not_paid_again(tmp_path: Path, gone:
     assert {one.cost_nanousd for one in paid} == {20_000} and done.spent_usd == pytest.approx(10 * 2e-5)
 
 
-async def test_a_batch_that_is_not_known_at_once_is_waited_for(tmp_path: Path, monkeypatch: Any) -> None:
-    """Some endpoints tell of a batch only a moment after they have made it."""
+async def test_a_batch_that_is_not_found_at_once_is_waited_for(tmp_path: Path, monkeypatch: Any) -> None:
+    """Some endpoints know a batch only a moment after they have made it."""
     monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         Faults(gateway.upstream.batches, *[("GET", "/batch_scripted_0", 404, False)] * 2)
@@ -284,8 +293,8 @@ async def test_a_batch_that_is_not_known_at_once_is_waited_for(tmp_path: Path, m
     assert batch["status"] == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
 
 
-async def test_a_fault_of_ours_in_a_part_gives_its_prompts_back(tmp_path: Path, monkeypatch: Any) -> None:
-    """They are asked one by one: a job that waits for a part that nobody carries would never end."""
+async def test_an_error_in_a_part_releases_its_prompts(tmp_path: Path, monkeypatch: Any) -> None:
+    """They are asked one by one; otherwise the job would wait for ever."""
     monkeypatch.setattr("gateway.batch.endpoint.peek", lambda *given: 1 / 0)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         endpoints = ProviderEndpoints(gateway.services, 0.01)
@@ -296,8 +305,8 @@ async def test_a_fault_of_ours_in_a_part_gives_its_prompts_back(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("fault", [("POST", "/files", 404, False), ("POST", "/files", 200, False)])
-async def test_an_endpoint_that_does_not_answer_is_done_without(tmp_path: Path, fault: Any, monkeypatch: Any) -> None:
-    """Nothing was handed over: the prompts are asked one by one."""
+async def test_without_an_endpoint_prompts_are_asked_one_by_one(tmp_path: Path, fault: Any, monkeypatch: Any) -> None:
+    """It doesn't answer, so nothing was handed over."""
     monkeypatch.setattr("gateway.batch.endpoint.LONGEST_POLL_S", 0.01)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         Faults(gateway.upstream.batches, *[fault] * 10)
@@ -306,8 +315,8 @@ async def test_an_endpoint_that_does_not_answer_is_done_without(tmp_path: Path, 
     assert gateway.upstream.batches.batches == {} and done.job.state == "completed" and len(done.output) == 10
 
 
-async def test_a_batch_that_is_over_before_it_is_cancelled_keeps_its_answers(tmp_path: Path) -> None:
-    """The provider refuses to cancel it: what it gave is read and paid, not asked again."""
+async def test_a_batch_that_ends_before_its_cancellation_keeps_its_answers(tmp_path: Path) -> None:
+    """The provider refuses to cancel it; its results are read and paid for, and not asked again."""
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         batches = gateway.upstream.batches
         batches.polls = 2
@@ -319,8 +328,8 @@ async def test_a_batch_that_is_over_before_it_is_cancelled_keeps_its_answers(tmp
     assert done.job.state == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
 
 
-async def test_a_database_that_is_away_holds_up_a_part_but_not_for_good(tmp_path: Path, monkeypatch: Any) -> None:
-    """Nothing goes to the provider before it is written down; once it can be, the job goes on."""
+async def test_a_part_is_sent_after_it_is_stored(tmp_path: Path, monkeypatch: Any) -> None:
+    """While the database is away nothing goes to the provider; afterwards the job continues."""
     monkeypatch.setattr("gateway.batch.endpoint.STORE_RETRY_S", 0.01)
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         put, times = Jobs.put_part, iter(range(5))
@@ -337,8 +346,8 @@ async def test_a_database_that_is_away_holds_up_a_part_but_not_for_good(tmp_path
     assert done.job.state == "completed" and len(done.output) == 10 and gateway.upstream.seen.requests == 10
 
 
-async def test_a_cancelled_job_hands_nothing_to_a_provider(tmp_path: Path) -> None:
-    """Taken over after its runner died: its prompts are not asked, in no way."""
+async def test_a_cancelled_job_sends_nothing_to_a_provider(tmp_path: Path) -> None:
+    """It is taken over after its runner died, and its prompts are not asked in any way."""
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         services, made = gateway.services, asked(tmp_path, 10)
         jobs = open_jobs(services)
@@ -351,8 +360,8 @@ async def test_a_cancelled_job_hands_nothing_to_a_provider(tmp_path: Path) -> No
         assert gateway.upstream.seen.requests == 0
 
 
-async def test_a_part_that_would_be_late_is_taken_back(tmp_path: Path) -> None:
-    """The provider dawdles; before the deadline its batch is cancelled and the prompts are answered live."""
+async def test_a_late_part_is_taken_back(tmp_path: Path) -> None:
+    """Before the deadline the slow provider's batch is cancelled and its prompts are asked live."""
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         gateway.upstream.batches.polls = 10**6
         done = await carried(
@@ -364,8 +373,8 @@ async def test_a_part_that_would_be_late_is_taken_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("forget", [False, True], ids=["known", "not yet written down"])
-async def test_a_runner_that_died_finds_its_batch_again(tmp_path: Path, forget: bool) -> None:
-    """The next runner waits for the same batch instead of paying for another, known by its id or by its part's name."""
+async def test_a_new_runner_finds_its_predecessors_batch(tmp_path: Path, forget: bool) -> None:
+    """It waits for that batch, which it finds by id or by the part's name, instead of paying for another."""
     async with live(tmp_path, models=MODELS, **CHEAP) as gateway:
         services = gateway.services
         gateway.upstream.batches.polls = 10**6

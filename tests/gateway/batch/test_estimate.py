@@ -1,4 +1,4 @@
-"""Estimates in bulk are those of the live router, prompt by prompt."""
+"""Bulk estimates equal those of the live router, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def estimated(context: PlanContext, asked: list[Request]) -> Forecasts:
 
 
 def assert_as_live(context: PlanContext, asked: list[Request], found: Forecasts, *, sd: bool = True) -> None:
-    """Every finite cell is what the route's router forecasts for that request."""
+    """Asserts that every finite cell is what the route's router forecasts for that request."""
     route = context.book.routes["auto"]
     router = route.router
     assert isinstance(router, PluginRouter | Bandit)
@@ -63,8 +63,10 @@ def assert_as_live(context: PlanContext, asked: list[Request], found: Forecasts,
 
 
 @pytest.mark.parametrize("names", [[SMALL, LARGE], [SMALL, LARGE, "never-heard-of"]])
-def test_the_shipped_router_is_asked_in_bulk(tmp_path: Path, names: list[str]) -> None:
-    """Trained models by their ridge, a pool with an unknown one by ease and price, as live."""
+def test_the_shipped_router_estimates_in_bulk(tmp_path: Path, names: list[str]) -> None:
+    """Known models are estimated by their ridge regression, a pool with an unknown one by ease and price, as in live
+    traffic.
+    """
     models = [{"provider": "up", **model} for model in MODELS]
     models.append({"provider": "up", "name": "never-heard-of", "output_usd_per_mtok": 1.0})
     context = plan_context(tmp_path, models=models, routes=[{"name": "auto", "models": names}])
@@ -76,7 +78,7 @@ def test_the_shipped_router_is_asked_in_bulk(tmp_path: Path, names: list[str]) -
 
 
 def trained(folder: Path) -> Path:
-    """An artefact that has learnt quality, costs, lengths and latencies of the two models."""
+    """An artefact that has learned quality, costs, lengths and latencies of the two models."""
     from routers.artifact import Card
     from routers.outcomes import laid_out
     from routers.registry import save_router
@@ -102,8 +104,8 @@ def trained(folder: Path) -> Path:
     return path
 
 
-def test_a_trained_artefacts_lengths_costs_and_latencies_are_used(tmp_path: Path) -> None:
-    """Everything that training left behind is in the estimates, of trained models and not of others."""
+def test_an_artefacts_lengths_costs_and_latencies_are_used(tmp_path: Path) -> None:
+    """They are used for trained models and not for others."""
     artefact = trained(tmp_path)
     models = [{"provider": "up", **model} for model in MODELS]
     models.append({"provider": "up", "name": "new", "output_usd_per_mtok": 1.0})
@@ -117,7 +119,7 @@ def test_a_trained_artefacts_lengths_costs_and_latencies_are_used(tmp_path: Path
 
 
 def test_jobs_are_estimated_by_the_weights_for_jobs(tmp_path: Path) -> None:
-    """Where a router learnt some: a live request is told another quality."""
+    """If a router learned separate weights for jobs, a live request has another estimate."""
     router = str(trained(tmp_path))
     context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": router}])
     router = context.book.routes["auto"].router
@@ -135,7 +137,7 @@ def test_jobs_are_estimated_by_the_weights_for_jobs(tmp_path: Path) -> None:
 
 
 def test_a_bandits_corrections_are_in_the_estimates(tmp_path: Path) -> None:
-    """What it has learnt since its base was trained counts in a job too."""
+    """What it has learned since its base was trained counts for a job, too."""
     router = str(trained(tmp_path))
     context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": router}])
     base = context.book.routes["auto"].router
@@ -151,16 +153,15 @@ def test_a_bandits_corrections_are_in_the_estimates(tmp_path: Path) -> None:
     assert_as_live(context, asked, estimated(context, asked))
 
 
-def test_several_answers_cost_as_many(tmp_path: Path) -> None:
-    """`n` multiplies what is written, not what is read."""
+def test_several_choices_multiply_the_output_only(tmp_path: Path) -> None:
     context = plan_context(tmp_path)
     one, three = (estimated(context, chats(context, "hello", n=n)) for n in (1, 3))
     np.testing.assert_allclose(three.output_tokens, 3 * one.output_tokens)
     assert (three.cost_usd > 2.5 * one.cost_usd).all() and (three.cost_usd <= 3 * one.cost_usd).all()
 
 
-def test_models_that_may_not_answer_are_barred_as_live(tmp_path: Path) -> None:
-    """Context, tools, and what a request may cost; the reasons are told where nobody is left."""
+def test_ineligible_models_are_barred_as_in_live_traffic(tmp_path: Path) -> None:
+    """These are bars by context, tools and cost cap; where no model is left the reasons are reported."""
     models = [{"provider": "up", **MODELS[0], "tools": False}, {"provider": "up", **MODELS[1]}]
     context = plan_context(tmp_path, models=models)
     tool = {"type": "function", "function": {"name": "f"}}
@@ -177,8 +178,8 @@ def test_models_that_may_not_answer_are_barred_as_live(tmp_path: Path) -> None:
     assert "context too short" in found.refused[2] and LARGE in found.refused[2]
 
 
-def test_a_router_that_knows_no_quality_keeps_its_say(tmp_path: Path) -> None:
-    """Rules decide which models may answer; among those, quality is the prior by price."""
+def test_rules_bar_models(tmp_path: Path) -> None:
+    """Rules decide which models may answer; among those the quality is the prior by price."""
     rules = [{"keywords": ["urgent"], "model": LARGE}, {"weights": {SMALL: 1.0, LARGE: 1.0}}]
     route = {"name": "auto", "models": [SMALL, LARGE], "router": "rules", "rules": rules}
     context = plan_context(tmp_path, routes=[route])
@@ -188,8 +189,8 @@ def test_a_router_that_knows_no_quality_keeps_its_say(tmp_path: Path) -> None:
     assert (found.quality[:, 1] > found.quality[:, 0]).all()
 
 
-def test_lines_of_several_routes_and_pinned_models_go_together(tmp_path: Path) -> None:
-    """Each line's own models have estimates, the others are barred."""
+def test_lines_of_several_routes_and_pinned_models_are_estimated_together(tmp_path: Path) -> None:
+    """Each line's own models have estimates, and the others are barred."""
     context = plan_context(tmp_path)
     asked = [*chats(context, "hi"), *chats(context, "hi", headgate={"models": [LARGE]})]
     record = json.dumps({"custom_id": "p", "body": {"model": SMALL, "messages": [{"role": "user", "content": "hi"}]}})
@@ -200,13 +201,12 @@ def test_lines_of_several_routes_and_pinned_models_go_together(tmp_path: Path) -
     assert np.isfinite(found.quality[np.isfinite(found.cost_usd)]).all()
 
 
-def test_no_requests_are_no_estimates(tmp_path: Path) -> None:
-    """A block of bad lines only."""
+def test_a_block_without_good_lines_has_no_estimates(tmp_path: Path) -> None:
     assert estimated(plan_context(tmp_path), []).quality.shape == (0, 2)
 
 
-def test_the_routes_knobs_bind_its_lines(tmp_path: Path) -> None:
-    """A route's own cap on cost bars models as live."""
+def test_the_routes_knobs_apply_to_its_lines(tmp_path: Path) -> None:
+    """A route's cost cap bars models as in live traffic."""
     context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "max_cost_usd": 1e-4}])
     assert context.book.routes["auto"].knobs == Knobs(max_cost_usd=1e-4)
     assert np.isfinite(estimated(context, chats(context, "hi")).cost_usd).tolist() == [[True, False]]

@@ -10,7 +10,9 @@ ARMS = (Arm("small"), Arm("large"), Arm("small", via="batch"))
 
 
 def test_costs_are_corrected_by_what_was_paid() -> None:
-    """Twice the prediction, seen often enough, doubles what is predicted; a model never asked follows in part."""
+    """Costs of twice the prediction, seen often enough, double the prediction; a model that was never asked follows in
+    part.
+    """
     cost_ratios = CostRatios(ARMS)
     assert cost_ratios.ratio("small") == 1.0
     for _ in range(100):
@@ -21,8 +23,8 @@ def test_costs_are_corrected_by_what_was_paid() -> None:
     assert np.isfinite(cost_ratios.ratios()).all()
 
 
-def test_the_time_left_is_that_of_the_tightest_limit() -> None:
-    """All calls at once, or one model's own pace; a model that never answered takes what was predicted."""
+def test_the_remaining_time_is_that_of_the_tightest_limit() -> None:
+    """It is the limit of all calls or one model's own pace; a model without an answer has its predicted latency."""
     small, large = ConcurrencyLimiter(8), ConcurrencyLimiter(8)
     small.answered(1.0)
     large.answered(1.0)

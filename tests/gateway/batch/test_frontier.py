@@ -1,4 +1,4 @@
-"""What budgets buy, and how sure that is."""
+"""What budgets buy, with intervals."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gateway.batch.types import Assignment, Estimates
 from tests.gateway.batch.planned import capacities, estimates, range_usd
 
 
-def test_more_money_buys_more_quality_until_it_buys_nothing() -> None:
-    """From the least budget to the one that buys the best answers, each dollar buying less."""
+def test_quality_rises_with_the_budget_until_it_ends() -> None:
+    """From the least budget to the one for the best answers, each further dollar buys less."""
     job = estimates(1_000, 6, 1)
     least, most = range_usd(job)
     points = frontier(job, math.inf, ())
@@ -29,8 +29,8 @@ def test_more_money_buys_more_quality_until_it_buys_nothing() -> None:
         assert point.quality.low <= point.quality.value <= point.quality.high
 
 
-def test_a_frontier_within_limits_begins_where_they_can_be_kept() -> None:
-    """Rate limits make the least budget larger and the best quality smaller."""
+def test_limits_narrow_a_frontier() -> None:
+    """Rate limits raise the least budget and lower the best quality."""
     job = estimates(900, 5, 6)
     free = frontier(job, math.inf, (), points=4)
     bound = frontier(job, 100.0, capacities(job, 100.0, 0.9), points=4)
@@ -39,14 +39,13 @@ def test_a_frontier_within_limits_begins_where_they_can_be_kept() -> None:
     assert bound[-1].quality.value <= free[-1].quality.value + 1e-6
 
 
-def test_limits_that_nothing_keeps_have_no_frontier() -> None:
-    """No point is shown that can't be had."""
+def test_impossible_limits_have_no_frontier() -> None:
     job = estimates(100, 5, 6)
     assert frontier(job, 100.0, capacities(job, 100.0, 0.1)) == ()
 
 
-def test_a_large_jobs_frontier_is_drawn_from_a_sample_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stands for all: costs and counts of the whole job, intervals a little wider."""
+def test_a_large_jobs_frontier_is_computed_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the costs and counts of the whole job, and slightly wider intervals."""
     job = estimates(4_000, 4, 2)
     whole = frontier(job, math.inf, (), points=4)
     monkeypatch.setattr("gateway.batch.frontier.SAMPLE", 1_000)
@@ -59,7 +58,7 @@ def test_a_large_jobs_frontier_is_drawn_from_a_sample_of_it(monkeypatch: pytest.
 
 
 def realised(job: Estimates, found: Assignment, rng: np.random.Generator) -> tuple[float, float]:
-    """Mean quality and cost of a world that errs as the intervals suppose."""
+    """Mean quality and cost in a world whose errors are those that the intervals assume."""
     rows = np.arange(len(job))
     shift, scale = rng.normal(0, job.quality_shift_sd), 1 + rng.normal(0, job.cost_shift_sd)
     chance = job.quality[rows, found.arm] + rng.normal(0, job.quality_sd[rows, found.arm]) + shift[found.arm]
@@ -68,8 +67,8 @@ def realised(job: Estimates, found: Assignment, rng: np.random.Generator) -> tup
 
 
 @pytest.mark.parametrize(("quality_shift", "cost_shift"), [(0.0, 0.0), (0.06, 0.25)])
-def test_intervals_hold_as_often_as_they_say_or_more(quality_shift: float, cost_shift: float) -> None:
-    """In 200 worlds that err as is supposed, each prompt by itself or all of a model together, 95 % or more hold."""
+def test_intervals_have_at_least_their_stated_coverage(quality_shift: float, cost_shift: float) -> None:
+    """In 200 such worlds, with independent errors per prompt or per model, 95 % or more contain the truth."""
     job = estimates(1_000, 4, 4)
     job = replace(
         job, quality=np.clip(job.quality, 0.25, 0.75),

@@ -1,4 +1,4 @@
-"""The list of jobs: one runner at a time, requests obeyed, nothing that may have been paid forgotten."""
+"""The list of jobs: one runner at a time, requests are obeyed, and nothing that may have been paid for is forgotten."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Jobs]:
     engine.dispose()
 
 
-def test_a_job_has_one_runner_until_its_lease_lapses(jobs: Jobs) -> None:
-    """The second to ask gets nothing; after the lease it gets the job, and the first can't renew it any more."""
+def test_a_job_has_one_runner_until_its_lease_expires(jobs: Jobs) -> None:
+    """Then another runner gets the job, and the first can't renew its lease."""
     job = jobs.add("t", "api", Card(source="x"), NOW)
     first = jobs.claim(job.id, "elsewhere/1/a", NOW)
     assert first is not None and jobs.claim(job.id, "elsewhere/2/b", NOW + 1) is None
@@ -54,8 +54,8 @@ def test_a_job_has_one_runner_until_its_lease_lapses(jobs: Jobs) -> None:
     assert jobs.find(job.id).state == "validating", "a runner that lost its lease changed the job"
 
 
-def test_a_dead_process_of_this_machine_holds_nothing(jobs: Jobs) -> None:
-    """Its lease is anybody's at once; a living one's and a stranger's are not."""
+def test_a_dead_process_of_this_machine_holds_no_lease(jobs: Jobs) -> None:
+    """Its lease is free at once; that of a living process or of another machine isn't."""
     dead = f"{socket.gethostname()}/{2**22 + 1}/x"
     assert is_gone(dead) and not is_gone(owner_name()) and not is_gone(f"elsewhere/{2**22 + 1}/x")
     assert not is_gone(f"{socket.gethostname()}/{os.getppid()}/x")
@@ -63,8 +63,8 @@ def test_a_dead_process_of_this_machine_holds_nothing(jobs: Jobs) -> None:
     assert jobs.claim(job.id, dead, NOW) and jobs.claim(job.id, owner_name(), NOW + 1)
 
 
-def test_wishes_are_refused_once_a_job_is_over_or_being_cancelled(jobs: Jobs) -> None:
-    """409, and the state stays."""
+def test_requests_to_a_job_that_is_over_are_refused(jobs: Jobs) -> None:
+    """They get 409, and the state stays; so does a job that is being cancelled."""
     job = jobs.add("t", "api", Card(source="x"), NOW)
     assert jobs.ask(job.id, "pause", NOW).wish == "pause" and jobs.ask(job.id, "", NOW).wish == ""
     assert jobs.ask(job.id, "cancel", NOW).state == "cancelling"
@@ -79,8 +79,8 @@ def test_wishes_are_refused_once_a_job_is_over_or_being_cancelled(jobs: Jobs) ->
         jobs.find(job.id, "another tenant")
 
 
-def test_a_jobs_end_is_seen_whole(jobs: Jobs) -> None:
-    """State, counts and release in one write, so no reader sees `completed` with the counts of an hour ago."""
+def test_a_jobs_end_is_written_at_once(jobs: Jobs) -> None:
+    """State, counts and release are one write, so no reader sees `completed` with outdated counts."""
     job = jobs.add("t", "api", Card(source="x"), NOW)
     held = jobs.claim(job.id, "elsewhere/1/a", NOW)
     assert held is not None
@@ -93,8 +93,10 @@ def test_a_jobs_end_is_seen_whole(jobs: Jobs) -> None:
     assert jobs.find(job.id).state == "completed", "it is no longer that runner's"
 
 
-def test_calls_that_no_record_ended_count_as_spent_at_worst(jobs: Jobs) -> None:
-    """Begun, no decision: at risk once, and open again; one that ended is not."""
+def test_calls_without_a_record_count_as_spent(jobs: Jobs) -> None:
+    """A call that began and has no decision counts at its worst case once, and is asked again; one with a decision
+    isn't.
+    """
     job = jobs.add("t", "api", Card(source="x"), NOW)
     begun = [JobStartRecord(job=job.id, index=n, time_s=NOW, worst_nanousd=100 + n) for n in range(3)]
     paid = {"status": 200, "cost_nanousd": 7}
@@ -106,8 +108,8 @@ def test_calls_that_no_record_ended_count_as_spent_at_worst(jobs: Jobs) -> None:
     assert jobs.find(job.id).at_risk_nanousd == 202 and jobs.spent(job.id) == 7
 
 
-def test_pages_of_jobs_and_files_cover_all_once(jobs: Jobs) -> None:
-    """Newest first, by tenant; a file's bytes come back whole."""
+def test_pages_of_jobs_and_files_have_each_once(jobs: Jobs) -> None:
+    """They are newest first, by tenant; a file's bytes are returned completely."""
     made = [jobs.add("t", "api", Card(source=str(n)), NOW + n // 2).id for n in range(7)]
     jobs.add("other", "api", Card(source="x"), NOW)
     pages, after = [], ""
@@ -123,8 +125,8 @@ def test_pages_of_jobs_and_files_cover_all_once(jobs: Jobs) -> None:
     assert b"".join(files.read(again.id)) == b"less" and len(files.page("t")) == 1
 
 
-def test_old_jobs_and_expired_files_go_and_running_ones_stay(jobs: Jobs) -> None:
-    """After keep_days the job, its answers and its parts; a file at its own end."""
+def test_old_jobs_and_expired_files_are_deleted(jobs: Jobs) -> None:
+    """After keep_days a job, its answers and its parts are deleted, and a file at its own expiry; running jobs stay."""
     old, running = (jobs.add("t", "api", Card(source="x"), NOW - 40 * 86400) for _ in range(2))
     held = jobs.claim(old.id, "elsewhere/1/a", NOW)
     assert held is not None
@@ -142,8 +144,8 @@ def test_old_jobs_and_expired_files_go_and_running_ones_stay(jobs: Jobs) -> None
 ROUTES = [{"name": "auto", "models": ["small"]}]
 
 
-async def test_a_job_pauses_goes_on_and_is_handed_from_runner_to_runner(tmp_path: Path) -> None:
-    """Paused: no call more. Stopped: handed back. Taken from its runner: that one stops without another word."""
+async def test_a_job_is_paused_resumed_and_handed_over(tmp_path: Path) -> None:
+    """Paused, it makes no further call; stopped, it is released; a runner that lost the lease stops silently."""
     bodies = [chat("auto", f"say {n}", max_tokens=8) for n in range(60)]
     table = estimates([Arm("small")], 60, {"small": 0.5}, {"small": 4e-5})
     scripts = {"small": [{"delay_s": 0.05}]}
@@ -182,11 +184,11 @@ async def test_a_job_pauses_goes_on_and_is_handed_from_runner_to_runner(tmp_path
     assert sorted(line["custom_id"] for line in lines) == sorted(f"row-{n}" for n in range(1, 61))
 
 
-async def test_a_job_stays_its_runners_while_no_call_is_under_way(
+async def test_a_job_keeps_its_runner_while_it_makes_no_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Waiting for records to be shipped, and writing a long job's results, take longer than a lease lasts: nobody else
-    gets the job, which would be asked, and paid for, by two.
+    """Shipping records and writing long results take longer than a lease lasts; another runner would ask and pay for it
+    a second time.
     """
     monkeypatch.setattr("gateway.batch.jobs.LEASE_S", 1.0)
     monkeypatch.setattr("gateway.batch.lease.BEAT_S", 0.1)
@@ -215,8 +217,8 @@ async def test_a_job_stays_its_runners_while_no_call_is_under_way(
     assert taken == [None, None] and over.state == "completed" and gateway.upstream.seen.requests == 4
 
 
-async def test_a_job_that_another_took_before_it_began_asks_nothing(tmp_path: Path) -> None:
-    """Whoever lost the lease while it waited for its records makes no call."""
+async def test_a_job_that_another_runner_took_makes_no_call(tmp_path: Path) -> None:
+    """It lost its lease while it waited for its records."""
     table = estimates([Arm("small")], 1, {"small": 0.5}, {"small": 4e-5})
     async with live(tmp_path, models=["small"], routes=ROUTES) as gateway:
         made = plan(tmp_path / "plan", [chat("auto", "say 1", max_tokens=8)], table)

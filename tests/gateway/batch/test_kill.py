@@ -1,4 +1,4 @@
-"""A job killed at any moment, as a real process against a real upstream, ends with every answer paid for once."""
+"""A job that is killed at any moment, as a real process with a real upstream, ends with every answer paid for once."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def start(folder: Path, prompts: Path, *words: str) -> asyncio.subprocess.
 async def killed_until_done(
     folder: Path, prompts: Path, server: ScriptedServer, kills: int, seed: int
 ) -> dict[str, Any]:
-    """Kill every run at a random moment of its work until `kills` have hit one; then let it end."""
+    """Kill runs at random moments until `kills` have hit one; then let the job end."""
     draw = random.Random(seed)
     hit = 0
     for _ in range(MOST_RUNS):
@@ -102,7 +102,7 @@ async def killed_until_done(
 
 
 def check(folder: Path, count: int, told: dict[str, Any], server: ScriptedServer) -> None:
-    """Every line once, money equal everywhere: the job's, the journal's, and what the upstream billed."""
+    """Checks that every line is answered once, and that the job, the journal and the upstream agree on the cost."""
     output, errors = read(folder / "out.jsonl"), read(folder / "out.errors.jsonl")
     assert errors == []
     assert sorted(line["custom_id"] for line in output) == sorted(f"c-{n}" for n in range(count))
@@ -121,7 +121,7 @@ def check(folder: Path, count: int, told: dict[str, Any], server: ScriptedServer
 
 
 async def survive(tmp_path: Path, count: int, kills: int, seed: int) -> dict[str, Any]:
-    """What the command says of a job that was killed so often, once all of it has been checked."""
+    """The job's report after this many kills; all of it is checked."""
     async with ScriptedServer({"small": [{"delay_s": 0.02}]}) as server:
         configuration(tmp_path, server.url)
         prompts = write_prompts(tmp_path, count)
@@ -130,8 +130,8 @@ async def survive(tmp_path: Path, count: int, kills: int, seed: int) -> dict[str
         return told
 
 
-async def test_a_killed_job_leaves_no_server_of_its_own(tmp_path: Path) -> None:
-    """The managed upstream that it started ends too; it would hold its models' memory for ever."""
+async def test_a_killed_job_leaves_no_server(tmp_path: Path) -> None:
+    """The managed upstream that it started ends, too; otherwise it would keep its models in memory."""
     path = configuration(tmp_path, "http://127.0.0.1:9/v1")
     answer = '{ small = [{ text = "slow", delay_s = 60.0 }] }'
     managed = f'kind = "scripted"\noptions = {{ scripts = {answer} }}'
@@ -151,8 +151,8 @@ def _listens(path: Path) -> bool:
         return one.connect_ex(str(path)) == 0
 
 
-async def test_killed_at_random_moments_a_job_pays_once_and_answers_once(tmp_path: Path) -> None:
-    """Two kills: answers, journal and the upstream's own count agree; the slow form kills twenty times."""
+async def test_a_killed_job_pays_and_answers_once(tmp_path: Path) -> None:
+    """After two kills at random moments the answers, the journal and the upstream's own count agree."""
     told = await survive(tmp_path, 50, 2, seed=1)
     assert (told["state"], told["done"], told["failed"]) == ("completed", 50, 0)
 
@@ -161,6 +161,6 @@ async def test_killed_at_random_moments_a_job_pays_once_and_answers_once(tmp_pat
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_twenty_kills(tmp_path: Path, seed: int) -> None:
-    """The long form."""
+    """The same with twenty kills."""
     told = await survive(tmp_path, 400, 20, seed)
     assert (told["state"], told["done"], told["failed"]) == ("completed", 400, 0)

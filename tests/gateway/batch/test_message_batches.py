@@ -1,4 +1,4 @@
-"""/v1/messages/batches as the official client uses them, against real gateways."""
+"""/v1/messages/batches as the official client uses it, with real gateways."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def over(sdk: Sdk, id: str, within_s: float = 60.0) -> MessageBatch:
 
 
 async def results(sdk: Sdk, id: str) -> dict[str, Any]:
-    """What each request came to, once each."""
+    """The result of each request; asserts that there is one for each."""
     if sdk.is_async:
         told = [one async for one in await sdk.client.messages.batches.results(id)]
     else:
@@ -91,7 +91,7 @@ def raw(gateway: Live, key: str = "hg-a") -> httpx.AsyncClient:
 
 
 def check(answer: httpx.Response, kind: Any) -> Any:
-    """As the official package's own type has it, with nothing that it hasn't."""
+    """Checks that a batch conforms to the official package's own type, and has no other fields."""
     assert answer.status_code == 200, answer.text
     found = TypeAdapter(kind).validate_json(answer.content)
     assert not getattr(found, "model_extra", None), found
@@ -100,7 +100,7 @@ def check(answer: httpx.Response, kind: Any) -> Any:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_the_official_clients_batch_example_runs_unchanged(tmp_path: Path, mode: str) -> None:
-    """Create, retrieve until it has ended, read the results: Anthropic's own guide, its beta client too."""
+    """Anthropic's own guide works, with its beta client too: create, retrieve until it has ended, read the results."""
     async with owned(tmp_path, auth=KEYS) as (gateway, _):
         sdk = client(gateway, mode)
         made = await sdk.do("messages.batches.create", requests=requests(12))
@@ -128,8 +128,10 @@ async def test_the_official_clients_batch_example_runs_unchanged(tmp_path: Path,
         await sdk.close()
 
 
-async def test_what_is_told_is_as_the_types_have_it(tmp_path: Path) -> None:
-    """Field by field, in every state, and each line of the results; the text holds what readers break lines at."""
+async def test_batches_and_results_conform_to_the_official_types(tmp_path: Path) -> None:
+    """Every state is checked field by field, and so is each line of the results, whose text contains other line
+    separators.
+    """
     text = "one\u2028two\x85three\nfour"
     wanted = [request("good", text), request("unknown", "x", model="nobody"), request("bad", "x", max_tokens="many")]
     async with owned(tmp_path, auth=KEYS) as (gateway, _), raw(gateway) as http:
@@ -151,7 +153,7 @@ async def test_what_is_told_is_as_the_types_have_it(tmp_path: Path) -> None:
 
 
 async def test_requests_that_fail_are_errors_of_their_own(tmp_path: Path) -> None:
-    """What the provider refuses, what the key may not ask for, and what is over the budget, which a client may set."""
+    """These are refused by the provider, not allowed for the key, or over the budget, which a client may set."""
     scripts = {"picky": [{"status": 400, "error": "no such thing"}]}
     keys = {"keys": [{"name": "a", "key": "hg-a", "models": ["small", "picky"]}]}
     async with owned(tmp_path, auth=keys, models=("small", "picky", "large"), scripts=scripts) as (gateway, _):
@@ -172,7 +174,7 @@ async def test_requests_that_fail_are_errors_of_their_own(tmp_path: Path) -> Non
 
 
 async def test_a_batch_that_cannot_run_at_all_ends_with_an_error_for_each_request(tmp_path: Path) -> None:
-    """Anthropic's API knows no failed batch: each request is told why."""
+    """Anthropic's API has no failed batch, so each request has the error."""
     async with owned(tmp_path, auth=KEYS) as (gateway, _):
         sdk = client(gateway)
         wanted = [request(f"r-{n}", "x", model="nobody") for n in range(3)]
@@ -183,8 +185,8 @@ async def test_a_batch_that_cannot_run_at_all_ends_with_an_error_for_each_reques
         assert not (gateway.services.batches.run_dir / "plans" / made.id).exists()
 
 
-async def test_more_bad_requests_than_a_plan_keeps_are_all_told_of(tmp_path: Path) -> None:
-    """Every request has its line, whatever is wrong with however many."""
+async def test_each_of_many_bad_requests_has_its_line(tmp_path: Path) -> None:
+    """A plan stores only a limited number of problems."""
     wanted = [request(f"r-{n}", "x", model="nobody") for n in range(10_050)]
     async with owned(tmp_path, auth=KEYS) as (gateway, _):
         sdk = client(gateway)
@@ -218,8 +220,8 @@ BAD_BODIES = {
 }  # fmt: skip
 
 
-async def test_what_can_be_no_batch_is_refused_at_once(tmp_path: Path) -> None:
-    """In Anthropic's shape, with the place of what is wrong; nothing of it is kept."""
+async def test_an_invalid_batch_is_refused_at_once(tmp_path: Path) -> None:
+    """The error is in Anthropic's form and says where the fault is; nothing is stored."""
     server = {"max_file_bytes": 1 << 20, "max_body_bytes": 1 << 16}
     async with live(tmp_path, models=("small",), auth=KEYS, server=server) as gateway, raw(gateway) as http:
         for body, told in BAD_BODIES.items():
@@ -255,8 +257,8 @@ def test_a_batch_has_at_most_100_000_requests() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1 << 20])
-def test_a_body_may_come_in_any_pieces(size: int) -> None:
-    """What is cut in two is read as one: escapes, brackets in texts, numbers, and characters of several bytes."""
+def test_a_body_may_arrive_in_any_pieces(size: int) -> None:
+    """Escapes, brackets within texts, numbers and multi-byte characters may be split."""
     wanted = [request(f"r-{n}", 'a"\\{[\u00e9\u2028\n ]},:' * n, temperature=0.5, top_k=n) for n in range(20)]
     whole = json.dumps({"headgate": {"x": [1, "}"]}, "requests": wanted, "n": -1.5e3}, indent=1, ensure_ascii=False)
     body, lines = whole.encode(), BytesIO()
@@ -284,8 +286,8 @@ async def body_of(text: bytes, count: int) -> AsyncIterator[bytes]:
     yield b"]}"
 
 
-async def test_a_large_body_is_neither_held_in_memory_nor_holds_others_up(tmp_path: Path) -> None:
-    """160 megabytes: few of them at once, and meanwhile the event loop goes on."""
+async def test_a_large_body_is_not_held_in_memory(tmp_path: Path) -> None:
+    """Of 160 megabytes only a few are in memory at once, and the event loop isn't blocked meanwhile."""
     text, count = b"word " * 200_000, 160
     longest = [0.0]
 
@@ -309,8 +311,8 @@ async def test_a_large_body_is_neither_held_in_memory_nor_holds_others_up(tmp_pa
         assert not list(gateway.services.batches.run_dir.rglob("tmp*"))
 
 
-async def test_a_batch_is_its_keys_own(tmp_path: Path) -> None:
-    """Any other key is told that there is none, one of the same tenant too; their lists don't meet."""
+async def test_a_batch_belongs_to_its_key(tmp_path: Path) -> None:
+    """Any other key gets 404, even of the same tenant, and doesn't see it in its list."""
     async with owned(tmp_path, auth=KEYS) as (gateway, _), raw(gateway, "hg-b") as stranger:
         sdk = client(gateway)
         made = await sdk.do("messages.batches.create", requests=requests(1))
@@ -324,7 +326,7 @@ async def test_a_batch_is_its_keys_own(tmp_path: Path) -> None:
 
 
 async def test_neither_api_sees_the_others_batches(tmp_path: Path) -> None:
-    """A batch has one shape, its own API's; to the other it isn't there, nor are the files it is made of."""
+    """A batch and its files exist only in the API that made it."""
     async with owned(tmp_path, auth=KEYS) as (gateway, other):
         sdk = client(gateway)
         made = await sdk.do("messages.batches.create", requests=requests(1))
@@ -360,7 +362,7 @@ async def test_neither_api_sees_the_others_batches(tmp_path: Path) -> None:
 async def test_a_list_is_paged_in_both_directions(
     tmp_path: Path, database: str, postgres_server: PostgresServer
 ) -> None:
-    """Newest first, as the official client goes through it; another key's batches leave no gap in a page."""
+    """It is newest first, and other keys' batches leave no gap in a page."""
     storage = {}
     if database == "postgresql":
         storage["url"] = postgres_server.new_database()
@@ -384,8 +386,10 @@ async def test_a_list_is_paged_in_both_directions(
         assert (await http.get("/v1/files")).json()["data"] == []
 
 
-async def test_a_batch_that_is_canceled_keeps_what_was_answered(tmp_path: Path) -> None:
-    """The rest is canceled. Only what has ended can be deleted, with all that was kept of it; the bill stays."""
+async def test_a_cancelled_batch_keeps_its_answers(tmp_path: Path) -> None:
+    """The other requests are cancelled. Only a batch that has ended can be deleted, with its files; its cost stays in
+    the journal.
+    """
     async with owned(tmp_path, auth=KEYS, scripts={"small": [{"delay_s": 0.2}]}) as (gateway, _):
         sdk = client(gateway)
         made = await sdk.do("messages.batches.create", requests=requests(200))
@@ -414,8 +418,8 @@ async def test_a_batch_that_is_canceled_keeps_what_was_answered(tmp_path: Path) 
         assert paid and paid > 0
 
 
-async def test_what_is_not_answered_in_time_has_expired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After 24 hours, which are shorter here; when the results are no longer kept, the batch says so."""
+async def test_requests_without_an_answer_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That happens after 24 hours, which are shortened here; once the results are deleted, the batch says so."""
     monkeypatch.setattr(message_batches, "WINDOW_S", 4.0)
     async with owned(tmp_path, auth=KEYS, scripts={"small": [{"delay_s": 2.5}]}) as (gateway, _):
         sdk = client(gateway)
@@ -434,7 +438,8 @@ async def test_what_is_not_answered_in_time_has_expired(tmp_path: Path, monkeypa
 
 
 async def test_a_message_batch_outlives_the_worker_that_runs_it(tmp_path: Path) -> None:
-    """kill -9 of its worker: another takes it over, each request is answered and billed once; operators see it."""
+    """After kill -9 another worker takes it over, each request is answered and billed once, and operators can see it.
+    """
     count = 120
     async with ScriptedServer({"small": [{"delay_s": 0.05}]}) as upstream:
         config = configuration(tmp_path, upstream.url)
@@ -465,10 +470,10 @@ async def test_a_message_batch_outlives_the_worker_that_runs_it(tmp_path: Path) 
      (502, b'{"error":{"message":"lost","type":"upstream_error"}}', "api_error", "lost"),
      (500, b"<html>", "api_error", "the upstream answered 500"), (200, b"{", "api_error", "the upstream answered 200")],
 )  # fmt: skip
-def test_an_error_has_anthropics_shape_wherever_it_comes_from(
+def test_every_error_has_anthropics_form(
     status: int, answer: bytes, kind: str, message: str
 ) -> None:
-    """A provider's batch endpoint of another API, or what stands before it, has shapes of its own."""
+    """That includes errors of another API's batch endpoint, and of a proxy in front of it."""
     item = Item(1, "done" if status == 200 else "failed", 1, 0, 0, "dec_1", "m", status, answer)
     how, line = result_line(Result(1, "a", "msgbatch_1", item, "completed"))
     told = TypeAdapter(MessageBatchIndividualResponse).validate_json(line)
@@ -476,8 +481,8 @@ def test_an_error_has_anthropics_shape_wherever_it_comes_from(
     assert (told.result.error.error.type, told.result.error.error.message) == (kind, message)
 
 
-async def test_a_batch_whose_key_is_gone_ends_with_an_error_for_each_request(tmp_path: Path) -> None:
-    """As it would for live requests; who has the key again reads them."""
+async def test_a_batch_whose_key_is_removed_ends_with_errors(tmp_path: Path) -> None:
+    """Each request has the error of a live request; the results can be read once the key is back."""
     auth = {"keys": [*KEYS["keys"], {"name": "c", "key": "hg-c"}]}
     async with live(tmp_path, models=("small",), auth=auth) as gateway, raw(gateway, "hg-c") as http:
         made = (await http.post(PATH, json={"requests": requests(2)})).json()["id"]

@@ -1,4 +1,4 @@
-"""A sample asked before the job: what it teaches, what it may cost."""
+"""A sample that is asked before the job: what it teaches, and what it may cost."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def observed(rows: range, place: int, usd: np.ndarray[Any, Any], **seen: Any) ->
     return [Observation(row, place, True, float(usd[row, place]), **seen) for row in rows]
 
 
-def test_costs_lengths_and_latencies_follow_what_was_paid() -> None:
-    """Twice the predicted cost raises every prediction of that arm nearly twice; the other arms stay."""
+def test_costs_lengths_and_latencies_follow_the_pilot() -> None:
+    """Costs of twice the prediction nearly double every prediction of that arm; the other arms stay."""
     job = estimates(100, 2, 0, barred=0.0)
     seen = [
         Observation(row, 0, True, 2 * float(job.cost_usd[row, 0]), 3 * float(job.output_tokens[row, 0]),
@@ -52,15 +52,15 @@ def test_costs_lengths_and_latencies_follow_what_was_paid() -> None:
     assert np.isnan(report.quality_shift.get("m0", np.nan))
 
 
-def test_a_few_calls_move_little() -> None:
-    """One outlier is drawn towards what was predicted."""
+def test_a_few_calls_change_little() -> None:
+    """An outlier is shrunk towards the prediction."""
     job = estimates(50, 1, 0, barred=0.0)
     fresh, _ = updated(job, [Observation(3, 0, True, 10 * float(job.cost_usd[3, 0]), 1.0, 1.0)])
     assert 1.5 < (fresh.cost_usd / job.cost_usd)[0, 0] < 4.0
 
 
-def test_quality_shifts_by_what_was_found_and_its_doubt_shrinks() -> None:
-    """An arm that fails nearly always is predicted to; the more was scored, the surer."""
+def test_quality_is_shifted_and_its_deviation_shrinks() -> None:
+    """An arm that nearly always fails gets a low estimate; the more scores, the smaller the deviation."""
     job = estimates(400, 2, 1, barred=0.0)
     few, many = (updated(job, observed(range(n), 1, job.cost_usd, score=0.0))[0] for n in (5, 300))
     shift = [float((job.quality[:, 1] - fresh.quality[:, 1]).mean()) for fresh in (few, many)]
@@ -70,8 +70,8 @@ def test_quality_shifts_by_what_was_found_and_its_doubt_shrinks() -> None:
     np.testing.assert_array_equal(many.quality[:, 0], job.quality[:, 0])
 
 
-def test_a_shift_finds_a_router_that_errs_by_a_constant() -> None:
-    """In a simulated job the posterior covers the truth it was drawn from."""
+def test_a_pilot_corrects_a_constant_error() -> None:
+    """In a simulated job the posterior covers the truth."""
     rng, covered = np.random.default_rng(2), 0
     for _ in range(60):
         job = estimates(200, 1, int(rng.integers(1e6)), barred=0.0)
@@ -83,16 +83,18 @@ def test_a_shift_finds_a_router_that_errs_by_a_constant() -> None:
     assert covered >= 52
 
 
-def test_failures_teach_nothing_but_are_counted() -> None:
-    """A call that failed says nothing of costs; what it cost is paid all the same."""
+def test_failed_calls_are_counted_and_teach_nothing() -> None:
+    """A failed call says nothing about costs, but what it cost is paid."""
     job = estimates(20, 1, 0, barred=0.0)
     fresh, report = updated(job, [Observation(1, 0, False, 0.5)])
     np.testing.assert_array_equal(fresh.cost_usd, job.cost_usd)
     assert (report.calls, report.failures, report.cost_usd, report.scored) == (1, 1, 0.5, 0)
 
 
-def test_every_drawn_prompt_is_asked_of_every_arm_that_may_answer_it() -> None:
-    """One prompt after the other, the cheapest arm first, so that a pilot cut short is still paired."""
+def test_a_pilot_asks_prompt_by_prompt() -> None:
+    """Each drawn prompt is asked of every eligible arm, the cheapest first, so that an interrupted pilot is still
+    paired.
+    """
     job = estimates(50, 3, 0, barred=0.4)
     cells = chosen_cells(job, 10, seed=1)
     rows = list(dict.fromkeys(row for row, _ in cells))
@@ -110,7 +112,7 @@ def test_every_drawn_prompt_is_asked_of_every_arm_that_may_answer_it() -> None:
     ],
 )  # fmt: skip
 def test_answers_are_compared_with_a_reference(answer: str, reference: str, right: bool) -> None:
-    """The same words, the last number, or the end of a line."""
+    """They match by the same words, the last number, or the end of a line."""
     assert agrees(answer, reference) is right
 
 
@@ -142,7 +144,7 @@ MODELS = [{"name": name, "input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0} 
 
 
 async def test_a_pilot_asks_real_models_and_scores_against_references(tmp_path: Path) -> None:
-    """What was paid, how long answers were and whether they were right is learnt; the money is in the journal."""
+    """It learns costs, lengths and scores, and its cost is in the journal."""
     async with ScriptedServer(SCRIPTS) as upstream:
         config, found = gathered(tmp_path, upstream.url, MODELS)
         fresh, report = await asyncio.to_thread(pilot_of(config, Sample(6, 1.0)), found)
@@ -158,8 +160,8 @@ async def test_a_pilot_asks_real_models_and_scores_against_references(tmp_path: 
     assert report.cost_usd == pytest.approx(paid / 1e9) and paid > 0
 
 
-async def test_a_pilot_never_spends_more_than_its_own_money(tmp_path: Path) -> None:
-    """Calls that its account can't cover are not made."""
+async def test_a_pilot_stays_within_its_budget(tmp_path: Path) -> None:
+    """Calls that it doesn't cover are not made."""
     async with ScriptedServer(SCRIPTS) as upstream:
         config, found = gathered(tmp_path, upstream.url, MODELS[:2])
         seen = await asked(config, found, Sample(20, 0.0009))
@@ -168,7 +170,7 @@ async def test_a_pilot_never_spends_more_than_its_own_money(tmp_path: Path) -> N
 
 
 async def test_an_operators_check_scores_answers(tmp_path: Path) -> None:
-    """Exit status 0 is right, 1 is wrong."""
+    """Exit status 0 counts as right, 1 as wrong."""
     check = f"{sys.executable} -c \"import sys; sys.exit('answer' not in sys.stdin.read())\""
     async with ScriptedServer(SCRIPTS) as upstream:
         config, found = gathered(tmp_path, upstream.url, MODELS[:2])

@@ -1,4 +1,4 @@
-"""A job planned from a file: what is in the plan, in its folder, and what is refused before anything is spent."""
+"""A job planned from a file: the plan, its folder, and what is refused before anything is spent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def planned(folder: Path, texts: Sequence[str] = QUESTIONS, context: PlanContext
 
 
 def test_a_plan_answers_every_prompt_within_the_budget(tmp_path: Path) -> None:
-    """Each prompt has an arm, the expected cost is within the budget, the frontier goes on to both sides."""
+    """Each prompt has an arm, the expected cost is within the budget, and the frontier extends in both directions."""
     plan = planned(tmp_path)
     assert len(plan.prompts) == 60
     assert (plan.assignment.arm >= 0).all()
@@ -50,8 +50,9 @@ def test_a_plan_answers_every_prompt_within_the_budget(tmp_path: Path) -> None:
     assert sum(count for _, count, _, _ in shares(plan)) == 60
 
 
-def test_a_plan_comes_back_from_its_folder_as_it_was(tmp_path: Path) -> None:
-    """Prompts, arrays and figures; infinite limits too; the prompts' bodies are the input's."""
+def test_a_plan_is_read_back_from_its_folder(tmp_path: Path) -> None:
+    """Prompts, arrays and figures are unchanged, infinite limits included; the prompts' bodies are read from the input.
+    """
     for deadline_s in (math.inf, 3_600.0):
         plan = planned(tmp_path, [*QUESTIONS, QUESTIONS[3]], deadline_s=deadline_s, metadata={"team": "a"})
         again = Plan.load(tmp_path / "plan")
@@ -66,7 +67,7 @@ def test_a_plan_comes_back_from_its_folder_as_it_was(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "plan").iterdir()} == {PLAN_FILE, ARRAYS_FILE, PROMPTS_FILE}
 
 
-def test_a_plan_saved_elsewhere_takes_its_prompts_along(tmp_path: Path) -> None:
+def test_a_plan_saved_elsewhere_includes_its_prompts(tmp_path: Path) -> None:
     """The folder alone is enough to run it."""
     planned(tmp_path).save(tmp_path / "copy")
     (tmp_path / "plan" / PROMPTS_FILE).unlink()
@@ -74,16 +75,16 @@ def test_a_plan_saved_elsewhere_takes_its_prompts_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"schema": 99}', "[]"])
-def test_a_folder_without_a_whole_plan_is_refused(tmp_path: Path, content: str | None) -> None:
-    """With a message, never a traceback."""
+def test_an_incomplete_plan_is_refused(tmp_path: Path, content: str | None) -> None:
+    """The error is a message and no traceback."""
     if content is not None:
         (tmp_path / PLAN_FILE).write_text(content)
     with pytest.raises(BadJob, match="plan"):
         Plan.load(tmp_path)
 
 
-def test_prompts_can_be_read_in_any_order_while_others_read(tmp_path: Path) -> None:
-    """By number, from the end, as a slice, all in order; beyond the end is an IndexError."""
+def test_prompts_can_be_read_in_any_order_and_in_parallel(tmp_path: Path) -> None:
+    """They can be read by number, from the end, as a slice, and all in order; beyond the end there is an IndexError."""
     writer = PromptWriter(tmp_path / "p.jsonl")
     for line in range(5):
         writer.add(line + 1, f"r{line}", "/v1/chat/completions", b'{"n": %d}' % line, f"t\n{line}", 0.5, "ref")
@@ -98,8 +99,8 @@ def test_prompts_can_be_read_in_any_order_while_others_read(tmp_path: Path) -> N
         prompts[5]
 
 
-def test_bad_lines_are_all_reported_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    """Every problem with its line; no plan is saved."""
+def test_all_bad_lines_are_reported_and_nothing_is_stored(tmp_path: Path) -> None:
+    """Every problem has its line; no plan is saved."""
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'"fine"\n{broken\n"also fine"\n{"prompt": "x", "model": "nope"}\n')
     with pytest.raises(BadJob) as caught:
@@ -109,8 +110,8 @@ def test_bad_lines_are_all_reported_and_nothing_is_left_behind(tmp_path: Path) -
     assert not (tmp_path / "plan").exists()
 
 
-def test_good_lines_go_on_where_bad_ones_are_skipped(tmp_path: Path) -> None:
-    """The plan knows what it left out; a repeated id is bad on its second line."""
+def test_bad_lines_may_be_skipped(tmp_path: Path) -> None:
+    """The plan has what it left out; a repeated id is bad on its second line."""
     path = tmp_path / "in.jsonl"
     path.write_bytes(
         b'{"id": "a", "prompt": "one"}\n{broken\n{"id": "a", "prompt": "two"}\n{"id": "b", "prompt": "three"}\n'
@@ -121,8 +122,8 @@ def test_good_lines_go_on_where_bad_ones_are_skipped(tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "plan").problems == plan.problems
 
 
-def test_an_input_of_nothing_but_bad_lines_is_refused_even_where_they_are_skipped(tmp_path: Path) -> None:
-    """There is nothing to run; blank lines ask nothing."""
+def test_an_input_of_only_bad_lines_is_refused(tmp_path: Path) -> None:
+    """There is nothing to run, even if bad lines are skipped; blank lines don't count."""
     for content in (b"{\n[]\n", b"\n \n"):
         path = tmp_path / "in.jsonl"
         path.write_bytes(content)
@@ -131,8 +132,8 @@ def test_an_input_of_nothing_but_bad_lines_is_refused_even_where_they_are_skippe
         assert caught.value.problems[-1].code == "empty_file"
 
 
-def test_impossible_budgets_and_deadlines_are_refused_with_what_would_do(tmp_path: Path) -> None:
-    """Before anything is spent."""
+def test_impossible_budgets_and_deadlines_name_what_would_do(tmp_path: Path) -> None:
+    """They are refused before anything is spent."""
     limited = plan_context(
         tmp_path, providers=[{"name": "up", "kind": "openai", "base_url": "http://127.0.0.1:9/v1", "rpm": 60}]
     )
@@ -150,14 +151,14 @@ def test_impossible_budgets_and_deadlines_are_refused_with_what_would_do(tmp_pat
     [({"budget_usd": -1.0}, CallerError), ({"budget_usd": math.nan}, CallerError), ({"deadline_s": 0.0}, CallerError),
      ({"reading": ReadOptions(route="nowhere")}, UnknownModel)],
 )  # fmt: skip
-def test_orders_that_make_no_sense_are_refused(tmp_path: Path, options: dict[str, Any], error: type[Exception]) -> None:
-    """Without reading the input."""
+def test_invalid_options_are_refused(tmp_path: Path, options: dict[str, Any], error: type[Exception]) -> None:
+    """They are refused before the input is read."""
     with pytest.raises(error):
         planned(tmp_path, **options)
 
 
-def test_without_a_budget_the_route_decides_what_a_dollar_is_worth(tmp_path: Path) -> None:
-    """A route that weighs cost heavily spends less; each prompt's arm is the live router's own choice."""
+def test_without_a_budget_the_routes_cost_weight_applies(tmp_path: Path) -> None:
+    """A route with a high cost weight spends less; each prompt has the live router's own choice."""
     costs = []
     for weight in (0.0, 0.8, 1.0):
         context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "cost_weight": weight}])
@@ -171,7 +172,7 @@ def test_without_a_budget_the_route_decides_what_a_dollar_is_worth(tmp_path: Pat
 
 
 def test_a_route_with_a_floor_and_no_budget_buys_the_cheapest_that_meets_it(tmp_path: Path) -> None:
-    """As the live route does."""
+    """The live route does the same."""
     free = planned(tmp_path).estimates.quality
     floor = float(np.sort(free[:, 0])[30])
     context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "min_quality": floor}])
@@ -182,7 +183,7 @@ def test_a_route_with_a_floor_and_no_budget_buys_the_cheapest_that_meets_it(tmp_
     assert 0 < (expected == 0).sum() < 60
 
 
-def test_a_models_price_alone_sets_no_rate(tmp_path: Path) -> None:
+def test_without_alternatives_there_is_no_exchange_rate(tmp_path: Path) -> None:
     """Free models, or lines that all name their model, leave nothing to trade."""
     models = [{"provider": "up", "name": name} for name in (SMALL, LARGE)]
     gathered: list[Gathered] = []
@@ -198,7 +199,7 @@ def test_a_models_price_alone_sets_no_rate(tmp_path: Path) -> None:
 
 
 def test_a_pilots_findings_and_cost_are_in_the_plan(tmp_path: Path) -> None:
-    """What it spent is taken off the budget; what it found is in the estimates and the report."""
+    """Its cost is subtracted from the budget; its findings are in the estimates and in the report."""
 
     def pilot(gathered: Gathered) -> Any:
         usd = gathered.estimates.cost_usd
@@ -215,8 +216,8 @@ def test_a_pilots_findings_and_cost_are_in_the_plan(tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "other").pilot == plan.pilot
 
 
-def test_a_floor_that_a_pilot_puts_out_of_reach_is_reported(tmp_path: Path) -> None:
-    """By line before anything of the job is spent; skipped, such a prompt gets the best that there is."""
+def test_a_floor_that_the_pilot_makes_impossible_is_reported(tmp_path: Path) -> None:
+    """It is reported by line before anything else is spent; if skipped, such a prompt gets its best arm."""
 
     def pilot(gathered: Gathered) -> Any:
         seen = [Observation(row, arm, True, 1e-4, 10.0, 1.0, 0.0) for row in range(60) for arm in (0, 1)]
@@ -236,7 +237,7 @@ def test_a_floor_that_a_pilot_puts_out_of_reach_is_reported(tmp_path: Path) -> N
 
 
 def test_batch_endpoints_and_samples_are_arms_of_the_plan(tmp_path: Path) -> None:
-    """Considered beside single live answers where asked for or configured."""
+    """They are considered beside single live answers where requested or configured."""
     provider = {"name": "up", "kind": "openai", "base_url": "http://127.0.0.1:9/v1", "batch_discount": 0.5}
     context = plan_context(tmp_path, providers=[provider], models=[{"provider": "up", **model} for model in MODELS])
     plan = planned(tmp_path, context=context, samples=(2,))

@@ -14,8 +14,10 @@ ARMS = (Arm("small"), Arm("large"), Arm("small", via="batch"))
 
 @settings(deadline=None, max_examples=40)
 @given(st.data())
-def test_every_prompt_is_taken_once_whatever_is_replanned(data: st.DataObject) -> None:
-    """Taken, put back, put off, left without money, moved between arms: in the end each once."""
+def test_every_prompt_is_taken_once(data: st.DataObject) -> None:
+    """Prompts are taken, put back, deferred, left without budget, and moved between arms; in the end each was taken
+    once.
+    """
     n = data.draw(st.integers(1, 12))
     queue = PromptQueue(ARMS[:2], np.array(data.draw(st.lists(st.integers(-1, 1), min_size=n, max_size=n)), np.int16))
     queue.fill()
@@ -46,8 +48,8 @@ def test_every_prompt_is_taken_once_whatever_is_replanned(data: st.DataObject) -
     assert ended == set(range(n))
 
 
-def test_a_closed_arm_is_passed_over_and_those_without_one_wait_for_a_plan() -> None:
-    """Lines are served in turn, as far as their arms are let."""
+def test_a_closed_arm_is_skipped() -> None:
+    """Prompts are served in order as far as their arms are open; prompts without an arm wait for a new plan."""
     queue = PromptQueue(ARMS, np.array([0, 1, 2, UNASSIGNED, 0], np.int16))
     queue.fill()
     assert [place.tolist() for _, place in queue.at_endpoints()] == [[2]]

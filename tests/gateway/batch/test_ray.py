@@ -1,4 +1,4 @@
-"""The same job on Ray Data over actors gives what the embedded engine gives."""
+"""The same job on Ray Data's actors has the results of the embedded engine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def answers(folder: Path) -> dict[str, str]:
 @pytest.mark.timeout(1200)
 @pytest.mark.xdist_group("ray")
 async def test_two_actors_give_what_the_embedded_engine_gives(tmp_path: Path) -> None:
-    """The same answers for the same money from the same number of calls."""
+    """The answers, the cost and the number of calls are the same."""
     found = {}
     async with ScriptedServer({"small": [{"delay_s": 0.005}]}) as upstream:
         for engine in ("embedded", "ray"):

@@ -1,4 +1,4 @@
-"""What each line asks, and every way in which it may be wrong."""
+"""What each line asks for, and every fault that it may have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def line(**fields: Any) -> bytes:
 
 
 def asked(**body: Any) -> bytes:
-    """A batch line of one user turn."""
+    """A batch line with one user turn."""
     return line(
         custom_id="a", method="POST", url="/v1/chat/completions",
         body={"model": "auto", "messages": [{"role": "user", "content": "hi"}], **body},
@@ -48,7 +48,7 @@ def bad(book: RouteBook, record: bytes, options: ReadOptions | None = None) -> P
 
 
 def test_a_batch_line_keeps_its_body_byte_for_byte(book: RouteBook) -> None:
-    """Nothing of a good line is written anew."""
+    """A good line is never serialised again."""
     record = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":' + (
         b'{"model" : "auto","messages":[{"role":"user","content":"hi"}],"top_p":0.10}}'
     )
@@ -57,8 +57,8 @@ def test_a_batch_line_keeps_its_body_byte_for_byte(book: RouteBook) -> None:
     assert (found.custom_id, found.line, found.route.name) == ("a", 7, "auto")
 
 
-def test_a_key_given_twice_is_found_in_every_line(book: RouteBook) -> None:
-    """Also where all of it but the messages was judged with an earlier line."""
+def test_a_duplicate_key_is_found_in_every_line(book: RouteBook) -> None:
+    """That includes lines that were judged like an earlier one except for their messages."""
     reader = LineReader(book, ReadOptions())
     twice = asked().replace(b'"content": "hi"', b'"content": "hi", "content": "ho"')
     assert isinstance(reader.judge(1, asked()), Request) and isinstance(reader.judge(2, asked()), Request)
@@ -67,8 +67,8 @@ def test_a_key_given_twice_is_found_in_every_line(book: RouteBook) -> None:
 
 
 @pytest.mark.parametrize("name", ["previous_response_id", "conversation"])
-def test_a_prompt_stands_alone(book: RouteBook, name: str) -> None:
-    """What it would continue isn't read by a job: it is refused, not answered without."""
+def test_a_prompt_may_not_continue_a_conversation(book: RouteBook, name: str) -> None:
+    """A job doesn't read stored turns, so such a line is refused."""
     body = {"model": "auto", "input": "hi"}
     record = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {**body, name: "resp_1"}}
     assert bad(book, line(**record)).code == "unsupported_parameter"
@@ -89,10 +89,10 @@ def test_a_prompt_stands_alone(book: RouteBook, name: str) -> None:
 @pytest.mark.parametrize(
     "options", [ReadOptions(), ReadOptions(floor=0.2, ignore_models=True), ReadOptions(url="/v1/embeddings")]
 )
-def test_a_usual_line_says_what_it_says_field_by_field(
+def test_the_fast_path_reads_what_the_full_path_reads(
     book: RouteBook, body: dict[str, Any], options: ReadOptions
 ) -> None:
-    """The short way for lines as documented finds what the long way does, faults included."""
+    """It reads lines in the documented form, with the same fields and the same faults."""
     usual = asked(**body)
     odd = json.dumps({**json.loads(usual), "method": "post"}).encode()
     reader = LineReader(book, options)
@@ -117,15 +117,17 @@ def test_a_usual_line_says_what_it_says_field_by_field(
     ],
 )
 def test_plain_prompts_become_chats_on_the_jobs_route(book: RouteBook, record: bytes) -> None:
-    """A bare string, a field of any usual name, or messages."""
+    """A prompt is a string, a field with a usual name, or messages."""
     found = good(book, record)
     body = json.loads(found.body)
     assert body == {"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
     assert found.call.described.text == "What is 2 + 2?"
 
 
-def test_columns_of_a_plain_prompt_shape_its_body(book: RouteBook) -> None:
-    """System, limits, temperature and model go in, numbers even where a table holds text; the reference stays out."""
+def test_columns_of_a_plain_prompt_are_in_its_body(book: RouteBook) -> None:
+    """These are the system prompt, limits, temperature and model, with numbers parsed where a table has text; the
+    reference isn't sent.
+    """
     found = good(
         book, line(prompt="hi", system="be brief", max_tokens="40", temperature=0, model=SMALL, reference=4, id="x")
     )
@@ -136,8 +138,8 @@ def test_columns_of_a_plain_prompt_shape_its_body(book: RouteBook) -> None:
     assert (found.custom_id, found.reference, found.route.name) == ("x", "4", SMALL)
 
 
-def test_lines_keep_their_model_unless_the_job_says_otherwise(book: RouteBook) -> None:
-    """A named model is pinned; a job that ignores names sends it to the route."""
+def test_lines_keep_their_model_unless_the_job_ignores_it(book: RouteBook) -> None:
+    """A named model is pinned; a job that ignores names sends the line to its route."""
     assert [model.name for model in good(book, asked(model=LARGE)).route.models] == [LARGE]
     rerouted = good(book, asked(model="gpt-unheard-of"), ReadOptions(ignore_models=True))
     assert rerouted.route.name == "auto"
@@ -145,7 +147,6 @@ def test_lines_keep_their_model_unless_the_job_says_otherwise(book: RouteBook) -
 
 
 def test_floors_come_from_the_line_then_its_knobs_then_the_job(book: RouteBook) -> None:
-    """The nearest wins."""
     job = ReadOptions(floor=0.2)
     assert good(book, asked(), job).floor == 0.2
     assert good(book, asked(headgate={"min_quality": 0.5}), job).floor == 0.5
@@ -155,7 +156,7 @@ def test_floors_come_from_the_line_then_its_knobs_then_the_job(book: RouteBook) 
 
 
 def test_knobs_narrow_the_models(book: RouteBook) -> None:
-    """A line may take away models of its route, not add any."""
+    """A line may exclude models of its route, and add none."""
     narrowed = good(book, asked(headgate={"models": [SMALL]})).route
     assert [model.name for model in narrowed.models] == [SMALL]
     assert "auto" in bad(book, asked(headgate={"models": ["elsewhere"]})).message
@@ -192,17 +193,16 @@ def test_knobs_narrow_the_models(book: RouteBook) -> None:
     ],
 )
 def test_every_fault_of_a_line_is_named(book: RouteBook, record: bytes, code: str) -> None:
-    """With the line's number and a code; nothing is raised."""
+    """It has the line's number and a code; nothing is raised."""
     assert bad(book, record).code == code
 
 
 def test_a_job_for_one_endpoint_refuses_lines_for_others(book: RouteBook) -> None:
-    """As OpenAI's batches do."""
+    """OpenAI's batches do the same."""
     assert bad(book, asked(), ReadOptions(url="/v1/embeddings")).code == "mismatched_url"
 
 
-def test_a_problem_says_its_line_and_id(book: RouteBook) -> None:
-    """As people read it."""
+def test_a_problem_has_its_line_and_id(book: RouteBook) -> None:
     assert str(bad(book, asked(model="nope"))).startswith("line 7 (a): ")
 
 
@@ -220,8 +220,8 @@ _fields = st.dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(record=st.one_of(st.binary(max_size=60), _fields.map(lambda fields: json.dumps(fields).encode())))
-def test_no_line_can_break_the_reader(book: RouteBook, record: bytes) -> None:
-    """Whatever a line holds, it is a request or a problem with that line's number."""
+def test_no_line_breaks_the_reader(book: RouteBook, record: bytes) -> None:
+    """Any line is a request or a problem with that line's number."""
     found = LineReader(book, ReadOptions()).judge(7, record)
     assert found.line == 7
 
@@ -249,8 +249,8 @@ OPTIONS = st.sampled_from([
 
 @given(st.lists(st.tuples(MESSAGES, OPTIONS), min_size=2, max_size=12))
 @settings(max_examples=60, deadline=None)
-def test_lines_judged_together_are_judged_as_each_alone(book: RouteBook, asked: list[tuple[Any, Any]]) -> None:
-    """What a reader has seen of a job saves work and changes nothing: not what is asked, not its key, no problem."""
+def test_lines_read_together_are_read_as_each_alone(book: RouteBook, asked: list[tuple[Any, Any]]) -> None:
+    """What the reader remembers of earlier lines saves work, and changes neither requests nor keys nor problems."""
     together = LineReader(book, ReadOptions())
     for number, (messages, options) in enumerate([*asked, *asked], 1):
         body = {"model": "auto", "messages": messages, **options}
@@ -268,8 +268,8 @@ def test_lines_judged_together_are_judged_as_each_alone(book: RouteBook, asked: 
         assert keys_of(found, "team", "exact", "v") == keys_of(alone, "team", "exact", "v")
 
 
-def test_lines_with_the_same_options_are_judged_once(book: RouteBook) -> None:
-    """They share a mould, unlike lines with others; a body that hides its messages in a text of its own has none."""
+def test_lines_with_the_same_options_are_checked_once(book: RouteBook) -> None:
+    """They share a template, unlike lines with other options; a body that has its messages inside a text has none."""
     reader = LineReader(book, ReadOptions())
     first, second, other = (reader.judge(1, asked(**body)) for body in ({"n": 1}, {"n": 1}, {"n": 2}))
     assert isinstance(first, Request) and isinstance(second, Request) and isinstance(other, Request)
@@ -280,8 +280,8 @@ def test_lines_with_the_same_options_are_judged_once(book: RouteBook) -> None:
     assert isinstance(last, Request) and last.mould is None
 
 
-def test_texts_that_a_line_names_count_as_its_own(book: RouteBook) -> None:
-    """As often as it names them, whether or not other lines are like it."""
+def test_repeated_texts_count_as_often_as_they_are_named(book: RouteBook) -> None:
+    """That holds whether or not other lines are alike."""
     id = "file_" + "0" * 28
     part = {"type": "file", "file": {"file_id": id}}
     reader = LineReader(book, ReadOptions(file_tokens={id: 5000}))

@@ -1,4 +1,4 @@
-"""Running a planned job against a real gateway and a real upstream."""
+"""A planned job, run with a real gateway and a real upstream."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ SMALL, LARGE = Arm("small"), Arm("large")
 QUALITY = {"small": 0.6, "large": 0.9}
 
 
-async def test_every_prompt_is_answered_once_and_the_money_is_the_journals(tmp_path: Path) -> None:
-    """Answers by custom_id, a duplicate with its prompt's answer, a spend that the journal's decisions add up to."""
+async def test_every_prompt_is_answered_once_at_the_journals_cost(tmp_path: Path) -> None:
+    """Answers have their custom_id, a duplicate has its prompt's answer, and the cost is the sum of the journal's
+    decisions.
+    """
     bodies = [chat("auto", f"say {number}", max_tokens=8) for number in range(40)]
     cost = {"small": 2e-5, "large": 4e-5}
     async with live(tmp_path, models=["small", "large"], routes=[AUTO]) as gateway:
@@ -39,7 +41,7 @@ AUTO = {"name": "auto", "models": ["small", "large"], "router": "cheapest"}
 
 
 async def test_the_plans_samples_are_drawn_and_voted_on(tmp_path: Path) -> None:
-    """Best of three: three calls a prompt, all paid, the answer that two of them gave."""
+    """With best of three each prompt has three paid calls and the answer that two of them gave."""
     scripts = {"small": [{"text": text} for text in ("Paris", "Rome", "Rome") * 10]}
     bodies = [chat("auto", f"which {number}?", max_tokens=8) for number in range(6)]
     once, thrice = Arm("small"), Arm("small", samples=3)
@@ -56,8 +58,8 @@ async def test_the_plans_samples_are_drawn_and_voted_on(tmp_path: Path) -> None:
     assert len(set(keys)) == 18, "two samples under one key would be one answer"
 
 
-async def test_a_cascade_sends_poor_answers_on_to_better_models(tmp_path: Path) -> None:
-    """With `cascade`, the planned model answers first and its doubtful answers are asked again, within the budget."""
+async def test_a_cascade_escalates_poor_answers(tmp_path: Path) -> None:
+    """With `cascade`, the planned model answers first, and unsure answers are escalated within the budget."""
     scripts = {"small": [{"text": "perhaps", "logprob": -3.0}], "large": [{"text": "surely", "logprob": -0.01}]}
     models = [{"name": "small", "logprobs": True}, {"name": "large", "logprobs": True, "output_usd_per_mtok": 9.0}]
     route = {**AUTO, "cascade": "confidence", "accept_at": 0.8}
@@ -73,8 +75,8 @@ async def test_a_cascade_sends_poor_answers_on_to_better_models(tmp_path: Path) 
     assert done.spent_usd <= 0.01
 
 
-async def test_what_a_small_budget_can_not_risk_is_told(tmp_path: Path) -> None:
-    """A planned answer may cost more than all there is: another model answers, and the job says why."""
+async def test_a_budget_below_the_worst_case_is_reported(tmp_path: Path) -> None:
+    """A planned answer may cost more than the budget, so another model answers, and the job says why."""
     models = [{"name": "small"}, {"name": "large", "output_usd_per_mtok": 50.0}]
     bodies = [chat("auto", f"say {number}", max_tokens=1000) for number in range(3)]
     cost = {"small": 1e-5, "large": 2e-5}
@@ -85,8 +87,8 @@ async def test_what_a_small_budget_can_not_risk_is_told(tmp_path: Path) -> None:
     assert done.job.progress.warning.startswith("3 prompts went to another model than planned")
 
 
-async def test_a_prompt_nobody_can_be_asked_fails_alone(tmp_path: Path) -> None:
-    """One that streams, one the upstream rejects, one over every budget: errors with reasons; the rest goes on."""
+async def test_a_prompt_that_cannot_be_answered_fails_alone(tmp_path: Path) -> None:
+    """These are a stream, one that the upstream rejects, and one over every budget; the others are answered."""
     scripts = {"small": [{"status": 400, "error": "no"}, {}]}
     bodies = [
         chat("auto", "rejected", max_tokens=8), chat("auto", "stream", stream=True),
@@ -102,10 +104,10 @@ async def test_a_prompt_nobody_can_be_asked_fails_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-async def test_a_prompt_is_held_with_the_files_that_it_names(
+async def test_a_hold_covers_the_files_of_a_prompt(
     tmp_path: Path, is_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that its budget can't risk is told so and never asked, also where its size comes out only as it is read."""
+    """A prompt whose hold doesn't fit the budget is never asked, even if its size is known only once it is read."""
     if not is_known:
         monkeypatch.setattr("gateway.batch.execute.named_in", lambda path: [])
     async with live(tmp_path, models=["small", "large"], routes=[AUTO]) as gateway:
@@ -127,16 +129,15 @@ async def test_a_prompt_is_held_with_the_files_that_it_names(
     assert [line["response"]["body"]["error"]["code"] for line in done.errors] == ["budget_exhausted"]
 
 
-def test_ids_are_found_wherever_they_stand(tmp_path: Path) -> None:
-    """Across the pieces in which a large input is read too."""
+def test_ids_are_found_across_the_pieces_of_an_input(tmp_path: Path) -> None:
     ids = [f"file_{number:028x}" for number in range(3)] + [f"file-batch_{0:028x}-output"]
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"x" * (CHUNK_BYTES - 20) + ids[0].encode() + b"y" * (CHUNK_BYTES - 34) + " ".join(ids).encode())
     assert named_in(path) == sorted(ids)
 
 
-async def test_results_come_as_parquet_where_the_name_says_so(tmp_path: Path) -> None:
-    """The same lines as rows, with model and money."""
+async def test_results_may_be_parquet(tmp_path: Path) -> None:
+    """By the file's name, the same lines are written as rows, with model and cost."""
     import pyarrow.parquet as pq
 
     bodies = [chat("auto", f"say {number}", max_tokens=8) for number in range(5)]

@@ -1,4 +1,4 @@
-"""Blocks of lines, judged and estimated in this process or in others."""
+"""Blocks of lines, read and estimated in this process or in others."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def lines(count: int) -> Iterator[Line]:
             yield number, json.dumps({"prompt": f"What is {number} + {number}?", "id": str(number)}).encode()
 
 
-def test_good_rows_have_their_estimates_beside_them(tmp_path: Path) -> None:
-    """Row i of the estimates is of the i-th good line, bad lines left out."""
+def test_estimates_belong_to_good_lines(tmp_path: Path) -> None:
+    """Row i of the estimates is the i-th good line; bad lines have none."""
     found = next(iter(scanned(scanner(tmp_path), iter([(1, b'"hi"'), (2, b"{"), (3, b'"you there"')]), 1)))
     assert found.good.lines == [1, 3]
     assert [problem.line for problem in found.problems] == [2]
@@ -40,7 +40,7 @@ def test_good_rows_have_their_estimates_beside_them(tmp_path: Path) -> None:
 
 
 def test_a_prompt_over_every_context_is_a_problem(tmp_path: Path) -> None:
-    """With its tokens and each model's reason."""
+    """It has its tokens and each model's reason."""
     found = scanner(tmp_path).scan([(1, json.dumps({"prompt": "word " * 5_000}).encode())])
     assert not len(found.good)
     assert found.problems[0].code == "context_length_exceeded"
@@ -48,7 +48,7 @@ def test_a_prompt_over_every_context_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_floor_that_no_model_reaches_is_a_problem(tmp_path: Path) -> None:
-    """Said with the best that there is."""
+    """It has the best quality that is possible."""
     found = scanner(tmp_path, ReadOptions(floor=0.999)).scan([(1, b'"hi"')])
     assert (found.problems[0].code, len(found.good)) == ("floor_unreachable", 0)
 
@@ -57,7 +57,7 @@ def test_a_floor_that_no_model_reaches_is_a_problem(tmp_path: Path) -> None:
 def test_several_processes_find_what_one_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, have_memory: bool
 ) -> None:
-    """In the same order; also where there is no shared memory for several (/dev/shm)."""
+    """The order is the same, also without shared memory (/dev/shm)."""
     count = 3 * BLOCK_LINES + 17
     alone = list(scanned(scanner(tmp_path), lines(count), 1))
     if not have_memory:
@@ -71,11 +71,11 @@ def test_several_processes_find_what_one_finds(
 
 
 def _no_shared_memory(*_: object) -> None:
-    raise FileNotFoundError(2, "No such file or directory")  # what sem_open says
+    raise FileNotFoundError(2, "No such file or directory")  # the error of sem_open
 
 
 def test_only_a_few_blocks_are_read_ahead(tmp_path: Path) -> None:
-    """A large input never lies in memory as a whole."""
+    """A large input is never in memory completely."""
     taken = 0
 
     def counted() -> Iterator[Line]:

@@ -1,4 +1,4 @@
-"""Jobs whose costs were predicted wrong, whose provider fails and pushes back: money and time are kept all the same."""
+"""Jobs with wrong cost predictions and a failing provider: budgets and deadlines are kept all the same."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ INPUT, MOST_OUTPUT = 12, 64
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One job's truth and what was believed of it, drawn from a seed."""
+    """One job's truth and its predictions, drawn from a seed."""
 
     prompts: int
     wrong: float
-    """Predicted over true cost."""
+    """Predicted divided by true cost."""
     budget_usd: float
     deadline_s: float
-    """Infinite: none."""
+    """Infinite means without a deadline."""
     scripts: dict[str, list[dict[str, Any]]]
 
 
@@ -58,7 +58,7 @@ def world(seed: int) -> World:
 
 
 def step(draw: random.Random, slowest_s: float) -> dict[str, Any]:
-    """What the upstream does next: mostly answers, of any length; now and then it fails or has had enough."""
+    """The upstream's next behaviour: mostly answers of any length, sometimes a failure or a refusal."""
     chance = draw.random()
     if chance < 0.01:
         return {"status": 500}
@@ -93,9 +93,8 @@ async def simulate(gateway: Live, folder: Path, seed: int) -> tuple[World, Done]
 
 
 def check(given: World, done: Done, gateway: Live) -> None:
-    """The budget held, every line once, a deadline met or its shortfall said before.
-
-    A process that this machine did not let run for a quarter of the job's time can't have said anything in it.
+    """Checks that the budget held, that every line was answered once, and that the deadline was met or a shortfall
+    reported before. A process that couldn't run for a quarter of the job's time had no chance to report it.
     """
     assert done.spent_usd <= given.budget_usd, f"spent {done.spent_usd} of {given.budget_usd}"
     assert gateway.services.ledger.overrun_nanousd == 0
@@ -113,18 +112,18 @@ def check(given: World, done: Done, gateway: Live) -> None:
 
 @dataclass(slots=True)
 class Sum:
-    """What became of all jobs."""
+    """Totals of all jobs."""
 
     jobs: int = 0
     whole: int = 0
     expired: int = 0
     over_budget: int = 0
     used: list[float] = field(default_factory=list)
-    """Shares of the budget, where it was short."""
+    """Shares of the budget that were used, where it was short."""
 
 
 async def run_jobs(tmp_path: Path, seeds: Sequence[int]) -> Sum:
-    """Each checked by itself."""
+    """Runs and checks each job."""
     found = Sum()
     async with live(tmp_path, models=MODELS, routes=ROUTES, scripts={}) as gateway:
         for seed in seeds:
@@ -140,8 +139,8 @@ async def run_jobs(tmp_path: Path, seeds: Sequence[int]) -> Sum:
     return found
 
 
-async def test_simulated_jobs_keep_their_budgets_and_say_when_they_will_be_late(tmp_path: Path) -> None:
-    """Twelve of them; the slow form runs two hundred."""
+async def test_simulated_jobs_keep_their_budgets_and_report_delays(tmp_path: Path) -> None:
+    """Twelve jobs are simulated; the slow form simulates two hundred."""
     found = await run_jobs(tmp_path, range(12))
     assert (found.jobs, found.over_budget) == (12, 0)
 
@@ -150,7 +149,7 @@ async def test_simulated_jobs_keep_their_budgets_and_say_when_they_will_be_late(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(4))
 async def test_two_hundred_simulated_jobs(tmp_path: Path, part: int) -> None:
-    """Not one over its budget."""
+    """None exceeds its budget."""
     found = await run_jobs(tmp_path, range(part * 50, part * 50 + 50))
     used = np.mean(found.used) if found.used else math.nan
     print(f"jobs {part * 50} on: {found.whole} whole, {found.expired} expired, short budgets used to {used:.1%}")

@@ -1,4 +1,4 @@
-"""Lines out of files: numbered, bounded, whatever the file is like."""
+"""Lines of files: numbered and bounded, whatever the file contains."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def read(path: Path, most: int = MOST, kind: str = "") -> list[tuple[int, object
 
 
 def test_json_lines_are_numbered_and_blank_ones_count(tmp_path: Path) -> None:
-    """A byte order mark is no part of the first line; blank lines keep their numbers."""
+    """A byte order mark isn't part of the first line; blank lines count."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": 2}')
     assert read(path) == [(1, {"a": 1}), (4, {"a": 2})]
 
 
-def test_a_line_that_is_too_long_is_reported_and_passed_over(tmp_path: Path) -> None:
-    """It is never held whole; the lines after it keep their numbers."""
+def test_a_line_that_is_too_long_is_reported_and_skipped(tmp_path: Path) -> None:
+    """It is never in memory completely; the lines after it keep their numbers."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'"short"\n' + b'"' + b"x" * 5_000 + b'"\n"after"\n' + b"y" * 3_000)
     found = read(path, most=100)
@@ -43,8 +43,9 @@ def test_a_line_that_is_too_long_is_reported_and_passed_over(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
-def test_csv_rows_begin_on_the_line_they_are_reported_on(tmp_path: Path) -> None:
-    """A cell may hold line breaks; an empty cell says nothing; a row of another width is reported."""
+def test_csv_rows_are_numbered_by_their_first_line(tmp_path: Path) -> None:
+    """A cell may contain line breaks; an empty cell counts as absent; a row with another number of cells is reported.
+    """
     path = tmp_path / "a.csv"
     path.write_text('prompt,id\n"two\nlines",a\nalone\n"say ""hi""",\n')
     found = read(path)
@@ -54,7 +55,7 @@ def test_csv_rows_begin_on_the_line_they_are_reported_on(tmp_path: Path) -> None
 
 
 def test_csv_that_is_not_utf_8_is_reported_by_row(tmp_path: Path) -> None:
-    """Bytes that are no text make one row bad, not the file."""
+    """Invalid bytes make one row bad, and not the file."""
     path = tmp_path / "a.csv"
     path.write_bytes(b"prompt\nfine\n\xff\xfe\nfine again\n")
     found = read(path)
@@ -63,15 +64,15 @@ def test_csv_that_is_not_utf_8_is_reported_by_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("header", ["prompt,prompt", "prompt,"])
 def test_a_csv_header_must_name_each_column_once(tmp_path: Path, header: str) -> None:
-    """Otherwise which cell is meant would be a guess."""
+    """Otherwise the name would be ambiguous."""
     path = tmp_path / "a.csv"
     path.write_text(f"{header}\na,b\n")
     with pytest.raises(BadJob, match="column"):
         read(path)
 
 
-def test_tabs_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
-    """Every kind of file gives the same lines; nulls say nothing."""
+def test_tabs_and_parquet_have_the_same_rows(tmp_path: Path) -> None:
+    """Every kind of file gives the same lines; nulls count as absent."""
     rows = [{"prompt": "a", "floor": 0.5}, {"prompt": "b"}]
     table = pyarrow.table({"prompt": ["a", "b"], "floor": [0.5, None]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
@@ -82,8 +83,8 @@ def test_tabs_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_files_that_are_not_there_empty_or_no_parquet_are_refused(tmp_path: Path) -> None:
-    """Before anything else happens, with a code that says which."""
+def test_missing_empty_and_invalid_files_are_refused(tmp_path: Path) -> None:
+    """The code says which of them it is."""
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "wrong.parquet").write_bytes(b"no parquet at all")
     for name, code in (("none.jsonl", "no_file"), ("empty.jsonl", "empty_file"), ("wrong.parquet", "invalid_parquet")):
@@ -92,8 +93,8 @@ def test_files_that_are_not_there_empty_or_no_parquet_are_refused(tmp_path: Path
         assert caught.value.problems[0].code == code
 
 
-def test_a_file_without_a_telling_name_is_known_by_its_first_bytes(tmp_path: Path) -> None:
-    """Parquet says so itself; all else is taken for JSON lines."""
+def test_a_file_without_a_known_extension_is_recognised_by_its_first_bytes(tmp_path: Path) -> None:
+    """Parquet has a mark; everything else is read as JSON lines."""
     table = pyarrow.table({"prompt": ["a"]})
     pyarrow.parquet.write_table(table, tmp_path / "upload")
     (tmp_path / "other").write_text('"a"\n')
@@ -107,7 +108,7 @@ _cells = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(_cells, max_size=6))
 def test_any_text_survives_csv(tmp_path_factory: pytest.TempPathFactory, rows: list[str]) -> None:
-    """What a CSV writer writes is read back as it was."""
+    """What a CSV writer wrote is read back unchanged."""
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -121,8 +122,8 @@ def test_any_text_survives_csv(tmp_path_factory: pytest.TempPathFactory, rows: l
     [("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip"), ("a.csv", b"PK\x03\x04...", "ZIP"),
      ("a", "{}".encode("utf-16"), "UTF-16"), ("a.ndjson", b"\x28\xb5\x2f\xfd.", "zstd")],
 )  # fmt: skip
-def test_what_is_no_plain_text_is_named_once(tmp_path: Path, name: str, content: bytes, said: str) -> None:
-    """Instead of each of its lines being told to be broken."""
+def test_a_binary_file_is_reported_once(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    """Otherwise each of its lines would be reported as broken."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadJob, match=said):
         list(lines_of(tmp_path / name, max_line_bytes=1000))

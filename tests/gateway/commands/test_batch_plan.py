@@ -1,4 +1,4 @@
-"""`headgate batch plan` as it is called: tables, JSON, a plot, and exit status 2 for whatever can't be planned."""
+"""`headgate batch plan` as a command: tables, JSON, a plot, and exit status 2 for what can't be planned."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def told(*arguments: str, status: int = 0) -> Any:
 
 
 def test_a_plan_is_shown_before_anything_is_spent(home: Path) -> None:
-    """Cost and quality with intervals, who answers, what other budgets buy, where the plan lies."""
+    """It has cost and quality with intervals, the models, what other budgets buy, and the plan's folder."""
     result = RUN.invoke(app, ["batch", "plan", "in.jsonl", "--budget", "$0.02", "--deadline", "1h"])
     assert result.exit_code == 0, result.output
     words = ("39 prompts", "1 that repeat", "expected cost", "expected quality", "What budgets buy", "chosen", SMALL)
@@ -62,8 +62,8 @@ def test_a_plan_is_shown_before_anything_is_spent(home: Path) -> None:
     assert Plan.load(home / "in.plan").budget_usd == 0.02
 
 
-def test_a_plan_for_programs_and_its_plot(home: Path) -> None:
-    """One JSON object with everything but the prompts; a picture where it was asked for."""
+def test_a_plan_has_a_json_form_and_a_plot(home: Path) -> None:
+    """The JSON is one object with everything except the prompts; the plot is made if requested."""
     found = told("in.jsonl", "--budget", "0.02", "--out", "there", "--plot", "plot.png")
     assert found["ok"] and found["prompts"] == 39
     assert found["duplicates"] == {"exact": 1, "semantic": 0}
@@ -78,16 +78,16 @@ def test_a_plan_for_programs_and_its_plot(home: Path) -> None:
     assert Plan.load(home / "there").source == "in.jsonl"
 
 
-def test_a_budget_far_beyond_the_job_does_not_flatten_its_picture(home: Path) -> None:
-    """It is told in the legend; the frontier keeps the width."""
+def test_a_large_budget_does_not_flatten_the_plot(home: Path) -> None:
+    """It is written in the legend, and the frontier keeps its width."""
     for budget, beyond in (("1000", True), ("0.01", False)):
         with rc_context({"svg.fonttype": "none"}):
             told("in.jsonl", "--budget", budget, "--out", f"plan{budget}", "--plot", "plot.svg")
         assert ("beyond the right edge" in (home / "plot.svg").read_text()) == beyond
 
 
-def test_bad_lines_are_listed_by_number_and_end_the_command(home: Path) -> None:
-    """On a screen and as JSON; with --skip-bad the rest is planned."""
+def test_bad_lines_are_listed_by_number(home: Path) -> None:
+    """They end the command, on a screen and as JSON; with --skip-bad the rest is planned."""
     with (home / "in.jsonl").open("a") as file:
         file.write('{broken\n{"prompt": "x", "model": "nope"}\n')
     result = RUN.invoke(app, ["batch", "plan", "in.jsonl", "--budget", "1"])
@@ -99,8 +99,8 @@ def test_bad_lines_are_listed_by_number_and_end_the_command(home: Path) -> None:
     assert told("in.jsonl", "--budget", "1", "--skip-bad")["prompts"] == 39
 
 
-def test_what_is_impossible_is_said_with_what_would_do(home: Path) -> None:
-    """A budget or a deadline that nothing keeps ends the command with status 2."""
+def test_an_impossible_plan_names_what_would_do(home: Path) -> None:
+    """An impossible budget or deadline ends the command with status 2."""
     found = told("in.jsonl", "--budget", "0.000001", status=2)
     assert 0 < found["least_budget_usd"] < 0.02 and not found["ok"]
     found = told("in.jsonl", "--budget", "1", "--deadline", "20s", status=2)
@@ -118,8 +118,8 @@ def test_the_command_of_the_package_says_what_is_impossible_in_one_line(home: Pa
     assert "possible with a budget" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_problems_go_where_no_program_reads_the_plan(home: Path) -> None:
-    """An input that can't be read is told on standard error, by one line for the file and not one for each of its."""
+def test_problems_are_written_to_standard_error(home: Path) -> None:
+    """An unreadable input has one line for the file, and not one for each of its lines."""
     (home / "packed.jsonl").write_bytes(gzip.compress((home / "in.jsonl").read_bytes()))
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "batch", "plan", "packed.jsonl"],
@@ -129,8 +129,8 @@ def test_problems_go_where_no_program_reads_the_plan(home: Path) -> None:
     assert done.stderr == "packed.jsonl: compressed by gzip; give it as plain UTF-8 text\n"
 
 
-def test_what_a_library_prints_is_no_part_of_the_json(capfd: pytest.CaptureFixture[str]) -> None:
-    """Whoever reads standard output reads one JSON object."""
+def test_output_of_libraries_is_not_in_the_json(capfd: pytest.CaptureFixture[str]) -> None:
+    """Standard output is one JSON object."""
     with _clean_stdout(True):
         ctypes.CDLL(None).puts(b"chatter")
     print("{}", flush=True)
@@ -138,8 +138,7 @@ def test_what_a_library_prints_is_no_part_of_the_json(capfd: pytest.CaptureFixtu
     assert (shown.out, shown.err) == ("{}\n", "chatter\n")
 
 
-def test_floors_samples_and_models_are_taken_from_the_words(home: Path) -> None:
-    """What the options say is in the plan."""
+def test_options_for_floors_samples_and_models_are_in_the_plan(home: Path) -> None:
     found = told("in.jsonl", "--samples", "2,3", "--min-quality", "0.3", "--dedupe", "none", "--concurrency", "4")
     assert [arm["samples"] for arm in found["arms"]] == [1, 1, 2, 2, 3, 3]
     assert found["prompts"] == 40
@@ -152,8 +151,8 @@ def test_floors_samples_and_models_are_taken_from_the_words(home: Path) -> None:
     [["--samples", "1"], ["--samples", "x"], ["--dedupe", "maybe"], ["--deadline", "soon"], ["--deadline", "-3h"],
      ["--budget", "lots"], ["--budget", "-1"], ["--min-quality", "2"], ["--route", "nowhere"], ["--pilot", "5"]],
 )  # fmt: skip
-def test_words_that_make_no_sense_are_refused(home: Path, words: list[str]) -> None:
-    """With exit status 2 or an error of ours; nothing is planned."""
+def test_invalid_options_are_refused(home: Path, words: list[str]) -> None:
+    """The exit status is 2, and nothing is planned."""
     result = RUN.invoke(app, ["batch", "plan", "in.jsonl", *words])
     assert result.exit_code != 0
     assert not (home / "in.plan" / "plan.json").exists()
@@ -166,8 +165,8 @@ def test_a_pilot_asks_before_it_spends(home: Path) -> None:
     assert "may spend up to $0.02" in result.output
 
 
-def test_a_pilot_that_nobody_answers_changes_nothing_but_is_told(home: Path) -> None:
-    """Failures cost nothing here and are counted."""
+def test_a_failed_pilot_changes_nothing(home: Path) -> None:
+    """Its failures cost nothing here, and are counted."""
     found = told("in.jsonl", "--budget", "1", "--pilot", "2", "--yes")
     pilot = found["pilot"]
     assert pilot["calls"] == pilot["failures"] >= 2

@@ -59,8 +59,8 @@ def test_other_cascades_are_trained_by_name(folder: Path, tmp_path: Path, plan: 
     assert load_cascade(tmp_path / "c.safetensors").best_single == found["best_single_quality"]
 
 
-def test_certify_gives_or_refuses(folder: Path):
-    """A modest floor is certified on these rows; an extreme one refused with a reason."""
+def test_certify_gives_or_refuses_a_certificate(folder: Path):
+    """A modest floor is certified on these rows; an extreme one is refused with a reason."""
     given = run("certify", "--data", folder, "--floor", 0.7, "--depth", 1)
     assert given["certified"] and given["rows"] == 240 and given["issued"]
     refused = run("certify", "--data", folder, "--floor", 1.0, "--confidence", 0.9999, "--depth", 1)
@@ -74,8 +74,8 @@ def test_guarantee_counts_breaches(folder: Path):
 
 
 @pytest.mark.parametrize("more", [["--floor", "0"], ["--tasks", "nothing"]])
-def test_bad_arguments_end_with_one_message(folder: Path, more: list[str]):
-    """A floor outside its range and a task nobody has are the caller's errors."""
+def test_invalid_arguments_end_with_one_message(folder: Path, more: list[str]):
+    """These are a floor outside its range and an unknown task."""
     with pytest.raises(CallerError):
         CliRunner().invoke(
             app, ["cascade", "certify", "--data", str(folder), "--router", "linear", *more], catch_exceptions=False
@@ -90,8 +90,8 @@ def test_a_table_is_printed_without_json(folder: Path):
     assert "cost_ratio" in found.stdout and "{" not in found.stdout
 
 
-def test_floors_say_where_every_promise_stands(tmp_path: Path):
-    """Before anything was measured: collecting, and why."""
+def test_floors_show_the_state_of_every_certificate(tmp_path: Path):
+    """Before anything was measured it is "collecting", with the reason."""
     file = tmp_path / "headgate.toml"
     file.write_text(f"""
 [storage]
@@ -122,8 +122,8 @@ min_quality = 0.97
     assert told["state"] == "collecting" and told["reference"] == "large" and "50" in told["why"]
 
 
-def test_floors_of_nobody_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty screen leaves open whether anything was looked at."""
+def test_without_floors_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty screen would not show whether anything was examined."""
     monkeypatch.chdir(tmp_path)
     migrate("sqlite:///headgate.db")
     Path("headgate.toml").touch()

@@ -1,4 +1,4 @@
-"""The journal's commands refuse what would spoil the gateway, in one line and before anything is kept."""
+"""The journal's commands refuse invalid values in one line, before anything is stored."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def run(*words: str) -> Result:
 @pytest.mark.parametrize(
     "words", [("--budget-period", "fortnight"), ("--rpm", "0"), ("--tpm", "-5")],
 )
-def test_a_key_that_could_not_be_served_is_refused(words: tuple[str, ...]) -> None:
-    """A limit or period that no worker understands is refused by name; no worker hears of the key."""
+def test_an_invalid_limit_or_period_is_refused(words: tuple[str, ...]) -> None:
+    """The error has its name, and no worker gets the key."""
     found = run("keys", "create", "app", *words)
     assert found.exit_code == 2 and words[0] in found.output
     assert read_settings("run").keys == ()
@@ -62,8 +62,7 @@ def test_a_key_that_could_not_be_served_is_refused(words: tuple[str, ...]) -> No
     "words",
     [("--budget-usd", "nan"), ("--budget-usd", "-1"), ("--budget-usd", "1e300"), ("--model", "atuo"), ("--tenant", "")],
 )
-def test_a_key_with_a_senseless_budget_or_model_is_refused(words: tuple[str, ...]) -> None:
-    """So is a budget that is no amount, and a model that nobody serves."""
+def test_an_invalid_budget_or_model_of_a_key_is_refused(words: tuple[str, ...]) -> None:
     with pytest.raises(CallerError, match=words[0]):
         run("keys", "create", "app", *words)
     assert read_settings("run").keys == ()
@@ -71,7 +70,7 @@ def test_a_key_with_a_senseless_budget_or_model_is_refused(words: tuple[str, ...
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 201])
 def test_a_key_without_a_readable_name_is_refused(name: str) -> None:
-    """Nobody could tell it from others; no worker hears of it."""
+    """It couldn't be told apart from others, and no worker gets it."""
     with pytest.raises(CallerError, match=r"^NAME: "):
         run("keys", "create", name)
     assert read_settings("run").keys == ()
@@ -79,7 +78,9 @@ def test_a_key_without_a_readable_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("words", [("--budget-usd", "1"), ("--rpm", "5"), ("--tpm", "5")])
 def test_a_limit_that_workers_cannot_share_is_refused(words: tuple[str, ...]) -> None:
-    """Without Redis each of two would grant it whole: told when the key is made, or when two are to start."""
+    """Without Redis each of two workers would grant all of it; it is refused when the key is made, or when two workers
+    are to start.
+    """
     assert run("keys", "create", "app", *words).exit_code == 0
     file = Path("headgate.toml")
     started = subprocess.run(
@@ -104,7 +105,7 @@ def test_a_second_key_of_a_name_is_refused_and_the_first_stays() -> None:
 
 
 def test_listed_keys_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole: names, tenants and budgets that are cut tell nobody which key is whose."""
+    """Names, tenants and budgets are not cut."""
     monkeypatch.setenv("COLUMNS", "80")
     run("keys", "create", "checkout", "--tenant", "storefront", "--budget-usd", "1500")
     listed = run("keys", "list").output
@@ -113,7 +114,7 @@ def test_listed_keys_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_rotated_key_keeps_its_id_and_shows_no_hash() -> None:
-    """The secret alone is new. What is not a length of time, too long a grace and an unknown key are refused."""
+    """Only the secret is new. An invalid or too long grace period, and an unknown key, are refused."""
     assert run("keys", "create", "app").exit_code == 0
     (key,) = read_settings("run").keys
     told = run("keys", "rotate", key.id, "--grace", "90m")
@@ -131,7 +132,7 @@ def test_a_rotated_key_keeps_its_id_and_shows_no_hash() -> None:
 
 
 def test_a_file_that_is_no_artefact_is_not_promoted() -> None:
-    """It is refused by name, and the route goes on as it was."""
+    """It is refused by name, and the route keeps its version."""
     with pytest.raises(CallerError, match=r"not an artefact.*nothing was promoted"):
         run("promote", "auto", "headgate.toml")
     with pytest.raises(CallerError, match=r"^typo\.safetensors: no such file"):
@@ -140,13 +141,13 @@ def test_a_file_that_is_no_artefact_is_not_promoted() -> None:
 
 
 def test_an_empty_export_says_why() -> None:
-    """Nothing to export is no fault, but a reader is told what counts."""
+    """It is no error, but the message says which decisions are exported."""
     found = run("export", "--out", "outcomes")
     assert found.exit_code == 0 and "0 queries, 0 outcomes; only scored decisions are exported" in found.output
 
 
-def test_an_export_of_a_route_that_never_was_is_refused() -> None:
-    """A route that the configuration lost is exported as long as the journal has it."""
+def test_an_export_of_an_unknown_route_is_refused() -> None:
+    """A route that was removed from the configuration is exported as long as the journal has it."""
     store = open_store("sqlite:///journal.db")
     with store.engine.begin() as connection:
         write_records(connection, [replace(decision(1), route="gone"), feedback(1, 1.0)])
@@ -155,16 +156,16 @@ def test_an_export_of_a_route_that_never_was_is_refused() -> None:
     assert "1 queries" in run("export", "--route", "gone", "--out", "outcomes").output
 
 
-def test_a_journal_in_no_folder_is_told_with_the_folder() -> None:
-    """The file would be made, its folder is not."""
+def test_a_journal_in_a_missing_folder_is_refused() -> None:
+    """The file would be created, but not its folder."""
     path = Path("headgate.toml")
     path.write_text(path.read_text().replace("journal.db", "nowhere/journal.db"))
     with pytest.raises(ConfigError, match=r"storage\.url: nowhere is no folder"):
         run("keys", "list")
 
 
-def test_an_export_of_one_model_alone_says_what_training_lacks() -> None:
-    """Traffic that always went to the same model teaches nothing of the others."""
+def test_an_export_of_one_model_warns_about_training() -> None:
+    """Traffic that always went to one model teaches nothing about the others."""
     store = open_store("sqlite:///journal.db")
     with store.engine.begin() as connection:
         write_records(connection, [decision(1), feedback(1, 1.0)])
@@ -180,8 +181,8 @@ def test_an_export_of_one_model_alone_says_what_training_lacks() -> None:
     ("lies_there", "fault"),
     [(b"", "unable to open database file"), (b"no database" * 100, "file is not a database")],
 )
-def test_a_database_that_is_away_is_told_in_one_line(words: str, lies_there: bytes, fault: str) -> None:
-    """What can't be used is named by its key in the configuration, without its URL and without a trace."""
+def test_a_database_that_is_away_is_reported_in_one_line(words: str, lies_there: bytes, fault: str) -> None:
+    """The message names the key in the configuration, and has neither the URL nor a traceback."""
     Path("journal.db").write_bytes(lies_there) if lies_there else Path("journal.db").mkdir()
     Path("prompts.jsonl").write_text('{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "hi"}]}}\n')
     done = headgate(*words.split())
@@ -189,15 +190,15 @@ def test_a_database_that_is_away_is_told_in_one_line(words: str, lies_there: byt
     assert done.code == 2
 
 
-def test_a_migration_says_what_it_did() -> None:
-    """The revisions that it applied, and the next time that there was nothing to do."""
+def test_a_migration_reports_what_it_did() -> None:
+    """It lists the applied revisions, or says that there was nothing to do."""
     first, second = run("migrate"), run("migrate")
     assert first.output.startswith("applied 0001, ") and first.output.endswith("; the schema is up to date\n")
     assert second.output == "the schema is up to date\n"
 
 
-def test_an_explained_decision_says_how_it_ended(tmp_path: Path) -> None:
-    """Status, and an error where there was one; brackets in names are text."""
+def test_an_explained_decision_has_its_status(tmp_path: Path) -> None:
+    """It has an error where there was one; brackets in names are not markup."""
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
     far = {"why": "far", "similarity": 0.25}
     with store.engine.begin() as connection:
@@ -216,7 +217,7 @@ def test_an_explained_decision_says_how_it_ended(tmp_path: Path) -> None:
 
 
 def test_an_explained_decision_fits_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its figures go on below; none is cut short."""
+    """Its figures continue on the next line, and none is cut."""
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
     with store.engine.begin() as connection:
         write_records(connection, [decision(1)])

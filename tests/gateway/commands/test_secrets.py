@@ -1,4 +1,4 @@
-"""Commands that look at the journal need none of the secrets that serving needs; what serves refuses without them."""
+"""Commands that only read the journal need no secrets for serving; commands that serve do."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def headgate(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     ["migrate", "versions", "keys list", "keys create app --rpm 5", "export --out found", "batch status",
      "cascade floors"],
 )  # fmt: skip
-def test_a_command_on_the_database_needs_only_the_databases_secret(words: str) -> None:
-    """With it the command works; without it that secret alone is asked for."""
+def test_a_command_on_the_database_needs_only_its_secret(words: str) -> None:
+    """Without it the error names that secret alone."""
     done = headgate(*words.split(), HG_DATABASE="journal")
     assert done.returncode == 0, done.stderr
     refused = headgate(*words.split())
@@ -80,8 +80,8 @@ def test_an_unknown_decision_is_looked_for_without_secrets() -> None:
 
 
 @pytest.mark.parametrize("words", ["whatif --cost-weight 0.5", "limits", "replay dec_1"])
-def test_what_reads_shared_figures_needs_redis_too(words: str) -> None:
-    """And nothing else; the value of one that is there is still checked."""
+def test_a_command_that_reads_counters_needs_redis_too(words: str) -> None:
+    """It needs no other secret; one that is set is still validated."""
     refused = headgate(*words.split(), HG_DATABASE="journal").stderr
     assert "storage.redis_url" in refused and "HG_REDIS" in refused and "HG_MASTER" not in refused
     wrong = headgate(*words.split(), HG_DATABASE="journal", HG_REDIS="memcached://x").stderr
@@ -89,8 +89,8 @@ def test_what_reads_shared_figures_needs_redis_too(words: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["serve", "check-config", "batch run prompts.jsonl"])
-def test_what_serves_refuses_without_any_of_its_secrets(words: str) -> None:
-    """Every one that is missing is named at once."""
+def test_serving_needs_every_secret(words: str) -> None:
+    """All missing ones are named at once."""
     refused = headgate(*words.split(), HG_DATABASE="journal")
     assert refused.returncode == 2
     for name in ("HG_MASTER", "HG_ACME", "HG_TEAM", "HG_REDIS", "HG_EMBED", "HG_KEY"):

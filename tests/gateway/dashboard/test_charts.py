@@ -1,4 +1,4 @@
-"""Charts: well-formed, with their figures in words, whatever the data."""
+"""Charts are well-formed and have their figures in words, whatever the data."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_frontier_is_well_formed(rows: list[tuple[float, float, float | None]]
 
 
 def test_small_marks_are_well_formed() -> None:
-    """Interval, shares, sparkline, calibration."""
+    """These are interval, shares, sparkline and calibration."""
     for drawn in (
         whisker(0.1, -0.2, 0.4), whisker(0, 0, 0), share_bar("Who", [Part("a", 0.25), Part("b", 0.75)]),
         sparkline("Errors", [(0, 1.0), (60, None), (120, 2.0)], "count"),
@@ -91,7 +91,7 @@ def test_small_marks_are_well_formed() -> None:
 
 
 def test_a_scale_maps_its_ends_to_the_plots() -> None:
-    """Pixels grow downward; a span of nothing stands in the middle."""
+    """Pixels grow downward; an empty range is in the middle."""
     scale = Scale(10.0, 20.0, 200.0)
     assert (scale(10.0), scale(20.0), scale.down(20.0)) == (0.0, 200.0, 0.0)
     assert Scale(5.0, 5.0)(5.0) == 50.0

@@ -1,4 +1,4 @@
-"""What everybody can read: the contrast of the style's colours, light and dark (WCAG 2.2, 1.4.3 and 1.4.11)."""
+"""The contrast of the style's colours, light and dark (WCAG 2.2, 1.4.3 and 1.4.11)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_text_and_shapes_stand_out(theme: int) -> None:
-    """Text at least 4.5 to 1 on every ground it stands on; lines of charts and edges of fields 3 to 1."""
+def test_text_and_shapes_have_enough_contrast(theme: int) -> None:
+    """Text has at least 4.5 to 1 on every background, lines of charts and edges of fields 3 to 1."""
     weak = [
         (one, ground)
         for least, pairs in ((4.5, TEXT), (3.0, SHAPES))

@@ -1,4 +1,4 @@
-"""Lists that are taken away as files: all of their rows, as they were filtered, and harmless to a spreadsheet."""
+"""Lists that are downloaded: all rows, filtered as on the page, and harmless in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def read(answer: httpx.Response) -> list[dict[str, str]]:
     return list(csv.DictReader(StringIO(answer.text, newline="")))
 
 
-async def test_decisions_are_taken_away_as_they_are_filtered(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """More than a page of them, newest first; money as a number, times as UTC, what is unknown empty."""
+async def test_decisions_are_downloaded_as_they_are_filtered(admin: AdminServices, client: httpx.AsyncClient) -> None:
+    """There are more than a page of them, newest first, with amounts as numbers, times in UTC, and empty cells for
+    unknown values.
+    """
     write(admin, *(recent(n, route="code" if n % 2 else "auto") for n in range(2400)))
     rows = read(await client.get("/decisions.csv"))
     assert len(rows) == 2400 and rows[0]["id"] == "dec_0" and rows[0]["time"].endswith("Z")
@@ -36,14 +38,14 @@ async def test_decisions_are_taken_away_as_they_are_filtered(admin: AdminService
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t=", "\r=", "\n=", "\uff1d", "\uff20"])
 async def test_no_cell_is_a_formula(admin: AdminServices, client: httpx.AsyncClient, sign: str) -> None:
-    """Whatever a route is called; signs of full width are signs to some spreadsheets."""
+    """That holds for any name of a route; some spreadsheets also read full-width signs."""
     write(admin, recent(1, route=f"{sign}HYPERLINK(1)"))
     (row,) = read(await client.get("/decisions.csv"))
     assert row["route"].startswith("'")
 
 
-async def test_the_audit_log_is_taken_away_whole(admin: AdminServices, client: httpx.AsyncClient) -> None:
-    """Lines of one moment too; and no cell is a formula."""
+async def test_the_audit_log_is_downloaded_completely(admin: AdminServices, client: httpx.AsyncClient) -> None:
+    """Lines of equal times are included, and no cell is a formula."""
     notes = [AuditRecord(id=f"aud_{n}", time_s=NOON_S, actor="me", action="key.create", target="=1+1", detail={"n": n})
              for n in range(1005)]  # fmt: skip
     write(admin, *notes)

@@ -1,4 +1,4 @@
-"""Forms into the admin API's shapes."""
+"""Forms converted to the admin API's shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.errors import CallerError
         ({"surprise": "1"}, "Surprise: ", "surprise"),
     ],
 )
-def test_what_is_wrong_is_said_of_its_field(sent: dict[str, str], said: str, param: str) -> None:
+def test_errors_are_shown_beside_their_field(sent: dict[str, str], said: str, param: str) -> None:
     """The error is a sentence, and has the field's name so that the page can mark the field."""
     with pytest.raises(CallerError) as refused:
         shaped(Knobs, sent)
@@ -43,7 +43,7 @@ def test_boxes_and_lists() -> None:
 
 @pytest.mark.parametrize("version", ["-1", "one", "1.5", "٣", "9" * 30])
 def test_a_version_that_no_page_showed_is_refused(version: str) -> None:
-    """A form that was tampered with, or cut: said, never a failure of the gateway's."""
+    """A form that was tampered with or truncated gets an error, and isn't a failure of the gateway."""
     assert seen({"version": "12"}) == 12 and seen({}) == 0
     with pytest.raises(CallerError, match="out of date"):
         seen({"version": version})

@@ -16,12 +16,12 @@ from gateway.journal.store import Store
 
 
 def sentence(text: str) -> bool:
-    """Whole, on one line: no first line of something longer, no name with blanks for underscores."""
+    """Whether the text is a whole sentence on one line, and no function's name with blanks for underscores."""
     return text[:1].isupper() and text.endswith(".") and "\n" not in text
 
 
-def test_every_path_of_the_data_plane_is_told_in_a_sentence() -> None:
-    """/openapi.json is read by people too: two operations that do different things are told differently."""
+def test_every_path_of_the_data_plane_has_a_sentence() -> None:
+    """People read /openapi.json, too, so different operations have different sentences."""
     told: dict[str, set[str]] = {}
     for path, methods in json.loads(document())["paths"].items():
         for method, operation in methods.items():
@@ -31,8 +31,8 @@ def test_every_path_of_the_data_plane_is_told_in_a_sentence() -> None:
     assert [paths for paths in told.values() if len(paths) > 1] == [{"/v1/rerank", "/v2/rerank"}, *same]
 
 
-def test_every_operation_of_the_api_is_told_with_what_is_sent(tmp_path: Path) -> None:
-    """None is left out; fields have a type, a place and whether they are needed; nothing is told without words."""
+def test_every_operation_is_documented_with_its_fields(tmp_path: Path) -> None:
+    """None is left out; each field has a type, a place, whether it is required, and a description."""
     config = Config(providers=[], models=[], routes=[])
     app = make_admin(AdminServices(config, Store(open_engine(f"sqlite:///{tmp_path}/none.db")), ShipState()))
     told = operations_of(app.openapi())

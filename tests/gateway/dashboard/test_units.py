@@ -27,7 +27,7 @@ from gateway.dashboard.units import DASH, GAP, MINUS
         (units.trimmed("$0.500"), "$0.50"), (units.trimmed("1,200.0"), "1,200"),
     ],
 )  # fmt: skip
-def test_figures_are_told_with_their_unit(told: str, expected: str) -> None:
+def test_figures_have_their_unit(told: str, expected: str) -> None:
     """Numbers are rounded to their significant digits."""
     assert told == expected
 
@@ -39,14 +39,13 @@ def test_what_is_not_known_is_a_dash(unit: str) -> None:
 
 
 @given(st.floats(min_value=-1e12, max_value=1e12))
-def test_every_number_reads_back_as_about_itself(value: float) -> None:
-    """Three significant digits, whatever its size."""
+def test_numbers_keep_three_significant_digits(value: float) -> None:
     text = units.number(value).replace(MINUS, "-").replace(",", "")
     assert float(text) == pytest.approx(value, rel=6e-3, abs=1e-300)
 
 
 @given(st.floats(min_value=0, max_value=4e9))
-def test_times_are_told_from_now(time_s: float) -> None:
+def test_times_are_relative_to_now(time_s: float) -> None:
     """Past times are "ago", future ones "in"."""
     told = units.ago(time_s, 2e9)
     assert re.fullmatch(r"just now|\d+\u202f(s|min|h|d) ago|in \d+\u202f(s|min|h|d)", told)

@@ -17,6 +17,6 @@ from gateway.dashboard.words import usage_words
         ({}, ""),
     ],
 )  # fmt: skip
-def test_usage_is_told_in_words(usage: dict[str, int], words: str) -> None:
-    """Tokens together, and each kind of what is billed by the piece."""
+def test_usage_is_described_in_words(usage: dict[str, int], words: str) -> None:
+    """It has all tokens together, and each kind of what is billed by the piece."""
     assert usage_words(usage) == words

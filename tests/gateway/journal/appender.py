@@ -1,4 +1,6 @@
-"""A process that appends as fast as it can and says which records were acknowledged: FOLDER NAME."""
+"""A process that appends as fast as it can and prints which records were acknowledged; its arguments are FOLDER and
+NAME.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.postgres_server import PostgresServer
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file to copy: migrating takes longer than most tests."""
+    """A file to copy, because migrating takes longer than most tests."""
     path = tmp_path_factory.mktemp("template") / "journal.db"
     migrate(f"sqlite:///{path}")
     return path
@@ -25,7 +25,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: PostgresServer) -> str:
-    """A database to empty before each test."""
+    """A database that is emptied before each test."""
     url = postgres_server.new_database()
     migrate(url)
     return url
@@ -55,7 +55,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
-    """The store on it."""
+    """The store on that database."""
     store = Store(open_engine(database_url))
     yield store
     store.close()

@@ -1,4 +1,4 @@
-"""Records that the tests write."""
+"""Records that the tests store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ NOON_S = 1_700_049_600.0
 
 
 def decision(number: int, **changes: Any) -> DecisionRecord:
-    """The decision of that number: chosen small with .8, answered after 0.2 s for 1000 nano-dollars."""
+    """The decision with this number: `small` was chosen with probability .8 and answered after 0.2 s for 1000
+    nano-dollars.
+    """
     fields: dict[str, Any] = {
         "id": f"dec_{number}",
         "time_s": NOON_S + number,

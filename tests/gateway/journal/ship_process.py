@@ -1,4 +1,4 @@
-"""A shipper that can be killed: FOLDER URL."""
+"""A shipper that can be killed; its arguments are FOLDER and URL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.journal.ship import Shipper
 
 
 def main(folder: str, url: str) -> None:
-    """Says when it is about to begin, so that the killer can aim."""
+    """Prints a line when it is about to begin, so that the killer can time its signal."""
     shipper = Shipper(Path(folder), open_engine(url), read_bytes=20_000)
     sys.stdout.write("ready\n")
     sys.stdout.flush()

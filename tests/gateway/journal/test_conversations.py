@@ -22,8 +22,8 @@ def made(store: Store, *names: str) -> Conversations:
     return kept
 
 
-def test_items_keep_their_order_and_their_own_names(store: Store) -> None:
-    """Of two of one name the second gets another; what is deleted leaves no gap that anything falls into."""
+def test_items_keep_their_order_and_names(store: Store) -> None:
+    """The second of two items with one name gets another name; deleting an item changes no other's place."""
     kept = made(store, "a", "b")
     (again, fresh) = kept.append("conv_1", "acme", [item("a"), item("c")], 2.0)
     assert again.id != "a" and fresh.id == "c"
@@ -39,8 +39,8 @@ def test_items_keep_their_order_and_their_own_names(store: Store) -> None:
         kept.remove("conv_1", "acme", "b", 5.0)
 
 
-def test_what_is_refused_changes_nothing(store: Store) -> None:
-    """Beyond the limits, of another tenant, or deleted."""
+def test_a_refused_change_changes_nothing(store: Store) -> None:
+    """It exceeds the limits, is another tenant's, or its conversation is deleted."""
     kept = made(store, "a")
     for limits in (Limits(1, 1000), Limits(9, 20)):
         with pytest.raises(CallerError):
@@ -61,8 +61,8 @@ def test_what_is_refused_changes_nothing(store: Store) -> None:
     assert kept.forget(0.5) == 0 and kept.forget(10.0) == 1 and not kept.items("conv_1")
 
 
-def test_many_who_add_at_once(store: Store) -> None:
-    """Nobody's items are lost, and none lie between another's."""
+def test_concurrent_additions_are_all_stored(store: Store) -> None:
+    """No items are lost, and each addition's items stay together."""
     kept = made(store)
     with ThreadPoolExecutor(8) as threads:
         turns = [[item(f"{number} {part}") for part in "abc"] for number in range(24)]

@@ -1,4 +1,4 @@
-"""What streams of the background told, in both databases."""
+"""Events of background streams, in both databases."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from gateway.journal.events import Events
 from gateway.journal.store import Store
 
 
-def test_events_are_told_from_any_place_on(store: Store) -> None:
-    """Each once, however they were written; of another tenant none, and none when they are removed."""
+def test_events_are_read_from_any_position(store: Store) -> None:
+    """Each is read once, however they were written; another tenant reads none, and none are left after their removal.
+    """
     kept, told = Events(store.engine), [b"data: %d\n\n" % number for number in range(10)]
     assert kept.since("resp_1", "acme", 0) == ([], True) and kept.known("resp_1", "acme") == (0, False)
     for _ in range(2):

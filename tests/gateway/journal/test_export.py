@@ -24,8 +24,8 @@ def outcomes(folder: Path) -> dict[tuple[str, str], dict[str, object]]:
     return {(row["query_id"], row["model"]): row for row in rows}
 
 
-def test_what_is_exported_can_be_learnt_from(tmp_path: Path, store: Store, database_url: str) -> None:
-    """The reader of outcome data accepts the export and finds scores, costs, confidences and propensities."""
+def test_an_export_can_be_trained_on(tmp_path: Path, store: Store, database_url: str) -> None:
+    """The reader of outcome data accepts it and finds scores, costs, confidences and propensities."""
     write(store, *(decision(number, prompt_text=f"q{number}") for number in range(10)))
     used = {"input": 10, "cache_write_1h": 4, "output": 5, "web_search": 3}
     tried = attempt("large", usage=used)
@@ -45,7 +45,7 @@ def test_what_is_exported_can_be_learnt_from(tmp_path: Path, store: Store, datab
 def test_unscored_cached_and_failed_decisions_are_left_out(
     tmp_path: Path, store: Store, database_url: str
 ) -> None:
-    """No score, no model, no answer, no query: no row; nor a decision of before or of another route."""
+    """Decisions without a score, model, answer or query have no row, nor do older ones or those of another route."""
     write(
         store,
         decision(1),
@@ -63,10 +63,10 @@ def test_unscored_cached_and_failed_decisions_are_left_out(
     assert [row["query_id"] for row in read_table(tmp_path / "queries.parquet").to_pylist()] == ["dec_6"]
 
 
-def test_only_scored_decisions_are_read_whole(
+def test_only_scored_decisions_are_read_completely(
     tmp_path: Path, store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few of a long journal are: by somebody, or by a judge alone. What has a label but no score is none of them."""
+    """In a long journal these are few: scored by a person or a judge. One with a label and no score isn't read."""
     read: list[str] = []
 
     def decoded(payload: str) -> DecisionRecord:
