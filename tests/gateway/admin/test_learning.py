@@ -137,7 +137,7 @@ def test_alarms_are_counted_and_listed(admin: AdminServices) -> None:
     assert "unlabelled" in kinds and admin.alarms == len(kinds)
 
 
-async def test_figures_are_computed_after_a_database_outage(admin: AdminServices, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_figures_survive_a_database_outage(admin: AdminServices, monkeypatch: pytest.MonkeyPatch) -> None:
     """That holds, too, if the outage begins while a route is examined."""
     failures = [DatabaseAway()]
 
