@@ -83,10 +83,10 @@ def test_only_scored_decisions_are_read_completely(
     assert sorted(read) == ["dec_20", "dec_3", "dec_4"]
 
 
-def test_a_cascades_kept_answer_has_the_feedback_and_a_judged_rung_its_judgement(
+def test_feedback_scores_the_kept_answer_and_a_judge_the_rejected_one(
     tmp_path: Path, store: Store, database_url: str
 ) -> None:
-    """Feedback speaks of the answer the client saw; a rung sent back is scored only by a judge."""
+    """Feedback is about the answer that the client saw; a rejected rung is scored only by a judge."""
     judged = attempt("small", evidence=EvidenceRecord(judged=0.1, confidence=0.2))
     climb = {"plan": ("small", "large"), "answered_model": "large"}
     write(store, decision(1, **climb, attempts=(judged, attempt("large"))), feedback(1, 1.0))
@@ -103,7 +103,7 @@ def test_a_cascades_kept_answer_has_the_feedback_and_a_judged_rung_its_judgement
 def test_a_fallback_has_no_propensity_and_retries_are_paid(
     tmp_path: Path, store: Store, database_url: str
 ) -> None:
-    """Nothing chose a fallback; what failed attempts on a model cost is part of what it cost."""
+    """No router chose the fallback; failed attempts on a model are part of its cost."""
     failed = attempt("small", failure="timeout")
     tries = (failed, attempt("spare", failure="reset"), attempt("spare"))
     write(store, decision(1, answered_model="spare", attempts=tries), feedback(1, 1.0))
@@ -113,8 +113,8 @@ def test_a_fallback_has_no_propensity_and_retries_are_paid(
     assert (row["cost_usd"], row["answer_cost_usd"]) == (2e-6, 1e-6)
 
 
-def test_equal_texts_lie_on_one_side(tmp_path: Path, store: Store, database_url: str) -> None:
-    """A query asked many times is all train or all test; both sides exist; pages join."""
+def test_equal_texts_are_in_one_split(tmp_path: Path, store: Store, database_url: str) -> None:
+    """A query that was asked many times is only in train or only in test; both splits exist, also across pages."""
     write(store, *(decision(number, prompt_text=f"q{number % 40}") for number in range(1200)))
     write(store, *(feedback(number, 1.0) for number in range(1200)))
     assert export(database_url, tmp_path).queries == 1200
@@ -138,6 +138,6 @@ def test_equal_texts_lie_on_one_side(tmp_path: Path, store: Store, database_url:
 def test_the_most_trusted_then_the_latest_score_counts(
     said: list[tuple[str, float | None, float]], score: float | None
 ) -> None:
-    """user before check before judge before any other; of one source the latest that has a score."""
+    """A user's score precedes a check's, a judge's and any other; of one source the latest score counts."""
     rows = [{"source": source, "score": value, "time_s": time_s} for source, value, time_s in said]
     assert settle_score(rows) == score

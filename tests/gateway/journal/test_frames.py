@@ -9,8 +9,8 @@ payloads = st.lists(st.binary(max_size=40) | st.just(MARKER * 3), max_size=8)
 
 
 @given(payloads)
-def test_what_was_framed_is_read(contents: list[bytes]) -> None:
-    """Payloads come back in order, even those that contain the marker, and cover the file."""
+def test_framed_payloads_are_read_back(contents: list[bytes]) -> None:
+    """Payloads are read in order, even if they contain the marker, and cover the file."""
     data = b"".join(map(framed, contents))
     frames = list(read_frames(data, final=True))
     assert [frame.payload for frame in frames] == contents
@@ -20,7 +20,9 @@ def test_what_was_framed_is_read(contents: list[bytes]) -> None:
 
 @given(payloads.filter(bool), st.data())
 def test_a_torn_tail_waits_or_is_set_aside(contents: list[bytes], data: st.DataObject) -> None:
-    """A cut file gives every whole frame; the rest is still being written, or damage once nobody writes."""
+    """Every complete frame of a truncated file is read; the rest is still being written, or is damaged if nobody writes
+    any more.
+    """
     whole = b"".join(map(framed, contents))
     kept = b"".join(map(framed, contents[:-1]))
     torn = whole[: data.draw(st.integers(len(kept) + 1, len(whole) - 1))]
@@ -32,8 +34,8 @@ def test_a_torn_tail_waits_or_is_set_aside(contents: list[bytes], data: st.DataO
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), min_size=3, max_size=8), st.data())
-def test_damage_costs_only_the_frame_it_hits(contents: list[bytes], data: st.DataObject) -> None:
-    """One flipped bit anywhere in a frame loses that frame, and no other."""
+def test_damage_loses_one_frame(contents: list[bytes], data: st.DataObject) -> None:
+    """One flipped bit anywhere in a frame loses that frame and no other."""
     victim = data.draw(st.integers(0, len(contents) - 2))
     start = sum(len(framed(payload)) for payload in contents[:victim])
     at = start + data.draw(st.integers(0, len(framed(contents[victim])) - 1))
@@ -44,8 +46,8 @@ def test_damage_costs_only_the_frame_it_hits(contents: list[bytes], data: st.Dat
 
 
 @given(payloads, st.integers(0, 200))
-def test_reading_from_an_offset_gives_offsets_in_the_file(contents: list[bytes], base: int) -> None:
-    """`base` shifts where frames lie and nothing else."""
+def test_offsets_count_from_the_files_beginning(contents: list[bytes], base: int) -> None:
+    """`base` shifts the positions of frames and nothing else."""
     data = b"".join(map(framed, contents))
     plain = [(frame.start + base, frame.end + base) for frame in read_frames(data, final=True)]
     assert [(frame.start, frame.end) for frame in read_frames(data, final=True, base=base)] == plain

@@ -1,4 +1,4 @@
-"""What the admin pages ask of the journal, on SQLite and PostgreSQL alike."""
+"""The queries of the admin pages to the journal, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def write(store: Store) -> None:
         write_records(connection, [*records, feedback(3, 0.5, tenant="other"), feedback(4, None, label="nice")])
 
 
-def test_the_latest_of_a_route_come_in_order_with_their_scores(store: Store) -> None:
-    """The newest so many, oldest first; of what was said, the score that counts."""
+def test_a_routes_latest_decisions_have_their_scores(store: Store) -> None:
+    """The newest ones are returned, oldest first, each with the score that counts."""
     write(store)
     found = latest_scored(store.engine, "auto", limit=1000)
     assert [record.id for record, _ in found] == [f"dec_{n}" for n in range(60) if n % 5]
@@ -39,8 +39,10 @@ def test_the_latest_of_a_route_come_in_order_with_their_scores(store: Store) -> 
     assert len(latest_scored(store.engine, "auto", limit=99, since_s=NOON_S + 55)) == 4
 
 
-def test_no_more_is_read_than_makes_so_many_rounds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Page by page from the latest, until enough of them can be learnt from; others come along."""
+def test_reading_stops_after_enough_rounds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are read from the latest back until enough decisions can be learned from; the others on these pages are
+    returned, too.
+    """
     monkeypatch.setattr(recent, "PAGE_ROWS", 4)
     records = [decision(n, route="auto", model="small" if n % 2 else "") for n in range(60)]
     with store.engine.begin() as connection:
@@ -50,8 +52,8 @@ def test_no_more_is_read_than_makes_so_many_rounds(store: Store, monkeypatch: py
     assert len(latest_scored(store.engine, "auto", limit=10, rounds=99)) == 10
 
 
-def test_a_search_is_answered_by_an_index_alone(store: Store) -> None:
-    """Filters together and alone, newest first."""
+def test_a_search_needs_an_index_only(store: Store) -> None:
+    """Each filter alone and all together give decisions newest first."""
     write(store)
     both = search(store, DecisionFilter(tenant="other", outcome="error"), None, 100)
     assert [row["id"] for row in both.rows] == [f"dec_{n}" for n in range(59, -1, -1) if n % 21 == 0]
@@ -63,8 +65,8 @@ def test_a_search_is_answered_by_an_index_alone(store: Store) -> None:
     assert [row["cost_nanousd"] for row in dear.rows] == [59, 58]
 
 
-def test_sums_are_read_in_any_grouping(store: Store) -> None:
-    """In SQL or after one reading of fine groups: the same numbers, by route, tenant and in all."""
+def test_sums_agree_in_any_grouping(store: Store) -> None:
+    """By route, by tenant and in total they are the same, whether grouped in SQL or after reading fine groups."""
     write(store)
     span = (86400, DAY_S, DAY_S + 86400)
     (total,) = sums(store, *span)
@@ -83,7 +85,7 @@ def test_sums_are_read_in_any_grouping(store: Store) -> None:
 
 
 def test_an_insight_replaces_the_one_before(store: Store) -> None:
-    """Read alone or with all of its kind."""
+    """It can be read alone or with all of its kind."""
     keep_insight(store, "frontier", "auto", {"points": [1]})
     keep_insight(store, "frontier", "auto", {"points": [2]})
     keep_insight(store, "labels", "auto", [])
@@ -92,8 +94,8 @@ def test_an_insight_replaces_the_one_before(store: Store) -> None:
     assert list(insights_of(store, "frontier")) == ["auto"] and insight(store, "frontier", "code") is None
 
 
-def test_of_writers_of_one_version_one_succeeds(store: Store) -> None:
-    """Each expects the same version to be in force; the others are told, and left no audit line."""
+def test_of_concurrent_writers_of_one_version_one_succeeds(store: Store) -> None:
+    """Each expects the same version to be in force; the others get a conflict and leave no audit line."""
     told: list[str] = []
 
     def one(number: int) -> None:
@@ -117,8 +119,8 @@ def test_of_writers_of_one_version_one_succeeds(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("age_days", "spans"), [(0, {60, 3600, 86400}), (3, {3600, 86400}), (70, {86400})])
-def test_sums_stay_as_long_as_their_grain_says(store: Store, age_days: int, spans: set[int]) -> None:
-    """Minutes two days, hours two months, days for good."""
+def test_sums_are_kept_by_their_resolution(store: Store, age_days: int, spans: set[int]) -> None:
+    """Minutes are kept for two days, hours for two months, and days for ever."""
     write(store)
     store.forget_old(NOON_S + age_days * 86400 + 60)
     kept = {span for span in (60, 3600, 86400) if sums(store, span, 0, 2**40)[0]["requests"]}

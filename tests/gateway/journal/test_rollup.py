@@ -23,7 +23,7 @@ EXPLORING = (
 
 
 def traffic() -> list[DecisionRecord]:
-    """One of each kind, over two minutes, routes and tenants."""
+    """One decision of each kind, over two minutes, routes and tenants."""
     return [
         decision(0, ttft_s=0.05),
         decision(1, status=502, attempts=(attempt("small", failure="timeout", cost_nanousd=300),), answered_model="",
@@ -53,8 +53,8 @@ def write(store: Store, records: list[DecisionRecord]) -> None:
         write_records(connection, records)
 
 
-def test_every_span_adds_up_to_the_same(store: Store) -> None:
-    """Minutes, hours and days hold the same sums, and so do the tenants together."""
+def test_sums_agree_at_every_resolution(store: Store) -> None:
+    """Minutes, hours and days have the same sums, and so have all tenants together."""
     write(store, traffic())
     for name in ("requests", "errors", "cost_nanousd", "cascade_nanousd", "judge_nanousd", "input_cost"):
         sums = {span_s: total(rows(store, span_s=span_s, tenant=""), name) for span_s in (60, 3600, 86400)}
@@ -63,8 +63,8 @@ def test_every_span_adds_up_to_the_same(store: Store) -> None:
         assert apart == sums[60]
 
 
-def test_searches_and_buckets_still_to_come_are_no_tokens(store: Store) -> None:
-    """Writes for an hour are; what a record of another version tells beside them hurts nothing."""
+def test_searches_are_not_counted_as_tokens(store: Store) -> None:
+    """One-hour cache writes are; unknown buckets in a record of another version are ignored."""
     usage = {"input": 10, "cache_write_1h": 7, "output": 5, "web_search": 3, "to_come": 9}
     write(store, [decision(1, attempts=(attempt("small", usage=usage),))])
     (day,) = rows(store, span_s=86400, tenant="")
@@ -74,8 +74,8 @@ def test_searches_and_buckets_still_to_come_are_no_tokens(store: Store) -> None:
     assert (minute["input_tokens"], minute["output_tokens"]) == (17, 5)
 
 
-def test_each_kind_of_decision_is_counted_as_what_it_is(store: Store) -> None:
-    """Errors, hits, escalations, explored choices, judging; what was spent twice; the answers' tokens."""
+def test_each_kind_of_decision_is_counted(store: Store) -> None:
+    """These are errors, hits, escalations, explored choices, judging, double spending, and the answers' tokens."""
     write(store, traffic())
     day = rows(store, span_s=86400, tenant="")
     counted = {name: total(day, name) for name in (
@@ -91,16 +91,15 @@ def test_each_kind_of_decision_is_counted_as_what_it_is(store: Store) -> None:
     assert sum(total(day, name) for name in TTFT) == 1
 
 
-def test_a_record_that_comes_twice_is_counted_once(store: Store) -> None:
-    """Shipping again changes nothing."""
+def test_a_record_that_is_shipped_twice_is_counted_once(store: Store) -> None:
     write(store, traffic())
     before = rows(store)
     write(store, traffic())
     assert rows(store) == before
 
 
-def test_decisions_of_before_are_added_up_once(store: Store) -> None:
-    """Whatever was stored without sums gets the very same sums later, in batches, and none twice."""
+def test_decisions_without_sums_are_added_later(store: Store) -> None:
+    """Decisions from before there were sums get the same sums, in batches, and each only once."""
     write(store, traffic())
     wanted, flags = rows(store), stored_flags(store)
     with store.engine.begin() as connection:
@@ -122,15 +121,15 @@ def stored_flags(store: Store) -> dict[str, int]:
     ("place", "flags"),
     [(0, 0), (1, ERROR), (2, CACHED), (3, ESCALATED), (4, EXPLORED)],
 )
-def test_what_a_decision_came_to_is_in_its_bits(place: int, flags: int) -> None:
-    """One bit per kind, told by name."""
+def test_a_decisions_kinds_are_bits(place: int, flags: int) -> None:
+    """There is one bit per kind, each with a name."""
     record = traffic()[place]
     assert flags_of(record) == flags
     assert len(named(flags)) == bool(flags)
 
 
 def test_chance_alone_is_no_exploration() -> None:
-    """A router without estimates that splits traffic explores nothing, and neither does the likeliest choice."""
+    """A router that splits traffic without estimates explores nothing, and the most likely choice isn't exploration."""
     blind = tuple(CandidateRecord(model=name, probability=p) for name, p in (("small", 0.2), ("large", 0.8)))
     assert flags_of(decision(1, candidates=blind)) == 0
     assert flags_of(decision(2, candidates=EXPLORING)) == 0
@@ -138,8 +137,8 @@ def test_chance_alone_is_no_exploration() -> None:
 
 @settings(deadline=None)
 @given(st.floats(0, 1e-3), st.floats(0, 1e-3), st.integers(0, 10**6))
-def test_exploring_costs_no_more_than_was_paid(likely_usd: float, chosen_usd: float, cost_nanousd: int) -> None:
-    """However wrong the estimates are, the parts of the spend stay parts of it."""
+def test_exploration_costs_at_most_what_was_paid(likely_usd: float, chosen_usd: float, cost_nanousd: int) -> None:
+    """However wrong the estimates are, the parts of the cost add up to it."""
     candidates = (
         CandidateRecord(model="small", quality=0.7, cost_usd=likely_usd, probability=0.9),
         CandidateRecord(model="large", quality=0.9, cost_usd=chosen_usd, probability=0.1),
@@ -150,6 +149,6 @@ def test_exploring_costs_no_more_than_was_paid(likely_usd: float, chosen_usd: fl
     assert extra is not None and 0 <= extra <= cost_nanousd
 
 
-def test_noon_is_a_whole_minute() -> None:
-    """The fixtures' clock starts where a minute does, so traffic() spans two."""
+def test_the_fixtures_begin_at_a_whole_minute() -> None:
+    """Therefore traffic() covers two minutes."""
     assert NOON_S % 60 == 0

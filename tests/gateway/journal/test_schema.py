@@ -18,15 +18,15 @@ from gateway.journal.write import _decision_row
 
 
 def test_migrations_make_exactly_the_tables(empty_database_url: str) -> None:
-    """What the migrations build and what the code expects don't differ; a second run does nothing."""
+    """The migrated schema equals the one in the code; a second run does nothing."""
     assert migrate(empty_database_url) == ["0001", "0002", "0003", "0004", "0005", "0006", "0007"]
     assert migrate(empty_database_url) == []
     with open_engine(empty_database_url).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_a_server_that_was_not_migrated_is_refused_with_the_command_to_run(empty_database_url: str) -> None:
-    """The message names the key and the command; an embedded file is migrated by itself."""
+def test_an_unmigrated_server_is_refused_with_the_command(empty_database_url: str) -> None:
+    """The message names the key and the command; an embedded file is migrated automatically."""
     with pytest.raises(ConfigError, match="headgate migrate"):
         check_schema(open_engine(empty_database_url))
     if empty_database_url.startswith("sqlite"):
@@ -37,7 +37,7 @@ def test_a_server_that_was_not_migrated_is_refused_with_the_command_to_run(empty
 
 
 def test_the_schema_of_a_newer_release_is_accepted(database_url: str) -> None:
-    """Migrations only expand, so an old replica still runs while a new one has migrated."""
+    """Migrations only extend the schema, so an old replica keeps running while a new one has migrated."""
     engine = open_engine(database_url)
     with engine.begin() as connection:
         before = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
@@ -51,7 +51,7 @@ def test_the_schema_of_a_newer_release_is_accepted(database_url: str) -> None:
 
 
 def test_replicas_that_start_together_migrate_once(empty_database_url: str) -> None:
-    """Three at once: one does the work, the others find it done, none fails."""
+    """One of three migrates, the others find it done, and none fails."""
     done: list[list[str]] = []
     threads = [threading.Thread(target=lambda: done.append(migrate(empty_database_url))) for _ in range(3)]
     for thread in threads:
@@ -72,14 +72,14 @@ def test_replicas_that_start_together_migrate_once(empty_database_url: str) -> N
         "DELETE FROM keys",
     ],
 )
-def test_a_migration_that_would_destroy_is_refused(statement: str) -> None:
-    """Whatever a script asks for, the connection it runs on says no."""
+def test_a_destructive_migration_is_refused(statement: str) -> None:
+    """The connection that it runs on refuses any destructive statement."""
     with pytest.raises(ConfigError, match="destroy"):
         schema._refuse_destruction(None, None, statement)
 
 
 def test_a_destructive_step_leaves_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guard holds in a real migration run, which is rolled back."""
+    """In a real migration run the step is refused and rolled back."""
     url = f"sqlite:///{tmp_path}/journal.db"
     migrate(url)
 
@@ -95,20 +95,20 @@ def test_a_destructive_step_leaves_the_data(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("url", ["mysql://x/y", "nonsense"])
 def test_other_databases_are_refused(url: str) -> None:
-    """Only SQLite and PostgreSQL, said with the key's path."""
+    """Only SQLite and PostgreSQL are accepted; the error has the key's path."""
     with pytest.raises(ConfigError, match=r"storage\.url"):
         open_engine(url)
 
 
 def test_each_latency_has_its_bucket() -> None:
-    """Bounds are inclusive upper bounds; what is above the last one is in the last column."""
+    """Bounds are inclusive upper bounds; latencies above the last one are in the last column."""
     assert len(LATENCY_COLUMNS) == len(LATENCY_BOUNDS_S) + 1
     assert latency_bucket(0.0) == latency_bucket(0.01) == 0
     assert latency_bucket(0.011) == 1
     assert latency_bucket(1e9) == len(LATENCY_COLUMNS) - 1
 
 
-def test_a_row_stands_in_its_table_s_order() -> None:
-    """Rows go to SQLite's driver as tuples, so a value in another place would land in another column."""
+def test_a_rows_values_are_in_its_tables_order() -> None:
+    """SQLite's driver gets rows as tuples, so another order would store values in other columns."""
     row = _decision_row(DecisionRecord(id="dec_1", time_s=1.0))
     assert list(row) == [column.name for column in decisions.c]

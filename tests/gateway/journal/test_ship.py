@@ -37,8 +37,8 @@ def requests_counted(store: Store) -> int:
     return sum(row["requests"] for row in store.stats(0, NOON_S + 10**9, step_s=86400))
 
 
-def test_records_move_once_and_finished_segments_go(tmp_path: Path, store: Store) -> None:
-    """A pass ships what is there; a live segment stays, a finished one is deleted after its commit."""
+def test_records_are_shipped_once_and_finished_segments_deleted(tmp_path: Path, store: Store) -> None:
+    """A live segment stays; a finished one is deleted after its commit."""
     spool, shipper = Spool(tmp_path), Shipper(tmp_path, store.engine)
     spool.append(decision(1))
     assert shipper.ship_all() == 1
@@ -54,8 +54,8 @@ def test_records_move_once_and_finished_segments_go(tmp_path: Path, store: Store
     assert shipper.state.waiting_bytes == 0
 
 
-def test_what_waits_is_what_the_store_lacks(tmp_path: Path, store: Store) -> None:
-    """A live segment that is wholly shipped leaves nothing waiting; while the database is away all that comes waits."""
+def test_waiting_records_are_those_not_yet_stored(tmp_path: Path, store: Store) -> None:
+    """A live segment that was shipped completely leaves none; while the database is away all new ones wait."""
     spool, shipper = Spool(tmp_path), Shipper(tmp_path, store.engine)
     spool.append(decision(1))
     assert shipper.try_pass() and shipper.state.waiting_bytes == 0
@@ -71,7 +71,7 @@ def segment_bytes(folder: Path) -> int:
 
 
 def test_small_reads_ship_records_larger_than_a_read(tmp_path: Path, store: Store) -> None:
-    """A record longer than the read size is neither lost nor taken for damage."""
+    """A record longer than the read size is shipped, and not taken for damage."""
     spool = Spool(tmp_path)
     for number in range(5):
         spool.append(decision(number, prompt_text="x" * 5000 * number))
@@ -81,8 +81,10 @@ def test_small_reads_ship_records_larger_than_a_read(tmp_path: Path, store: Stor
     assert shipper.state.quarantined == 0
 
 
-def test_damage_and_strangers_are_set_aside(tmp_path: Path, store: Store) -> None:
-    """A flipped byte, garbage, a foreign record, a later release's: all go to .bad, the rest is shipped."""
+def test_damaged_and_foreign_records_are_set_aside(tmp_path: Path, store: Store) -> None:
+    """A flipped byte, garbage, a foreign record and one of a later release are written to .bad, and the rest is
+    shipped.
+    """
     spool = Spool(tmp_path)
     for number in range(3):
         spool.append(decision(number))
@@ -106,8 +108,8 @@ def test_damage_and_strangers_are_set_aside(tmp_path: Path, store: Store) -> Non
     "poison",
     [{"time_s": float("nan")}, {"cost_nanousd": 2**63}, {"time_s": 1e300}],
 )
-def test_a_record_no_row_can_hold_stops_nothing(tmp_path: Path, store: Store, poison: dict[str, Any]) -> None:
-    """The batch around it is shipped, it is set aside, and no counter has counted it."""
+def test_a_record_that_no_row_can_hold_is_set_aside(tmp_path: Path, store: Store, poison: dict[str, Any]) -> None:
+    """The rest of its batch is shipped, and no counter includes it."""
     spool = Spool(tmp_path)
     for record in (decision(1), decision(2, **poison), decision(3)):
         assert spool.append(record)
@@ -119,8 +121,8 @@ def test_a_record_no_row_can_hold_stops_nothing(tmp_path: Path, store: Store, po
     assert len(list(tmp_path.glob("*.bad"))) == 1
 
 
-def test_only_one_shipper_works_on_a_folder(tmp_path: Path, store: Store) -> None:
-    """A second one's passes do nothing until the first has gone."""
+def test_one_shipper_works_on_a_folder(tmp_path: Path, store: Store) -> None:
+    """A second one does nothing until the first has ended."""
     spool = Spool(tmp_path)
     spool.append(decision(1))
     first, second = Shipper(tmp_path, store.engine), Shipper(tmp_path, store.engine)
@@ -132,7 +134,7 @@ def test_only_one_shipper_works_on_a_folder(tmp_path: Path, store: Store) -> Non
 
 
 def read_acknowledged(process: subprocess.Popen[str], least: int) -> list[str]:
-    """Kills the process after it has acknowledged `least` records; all that it had acknowledged."""
+    """Kills the process after it has acknowledged `least` records; returns all that it acknowledged."""
     assert process.stdout is not None
     lines = [process.stdout.readline().strip() for _ in range(least)]
     process.kill()
@@ -142,7 +144,7 @@ def read_acknowledged(process: subprocess.Popen[str], least: int) -> list[str]:
 
 
 def test_no_acknowledged_record_is_missing_after_kill_9(tmp_path: Path, store: Store) -> None:
-    """Two workers killed in full flight while a shipper ships: each acknowledged record is stored, once."""
+    """Two workers are killed while a shipper ships: each acknowledged record is stored once."""
     folder = tmp_path / "spool"
     folder.mkdir()
     shipper, stop = Shipper(folder, store.engine), threading.Event()
@@ -163,10 +165,10 @@ def test_no_acknowledged_record_is_missing_after_kill_9(tmp_path: Path, store: S
     shipper.close()
 
 
-def test_a_shipper_killed_at_random_points_neither_loses_nor_repeats(
+def test_a_killed_shipper_neither_loses_nor_repeats(
     tmp_path: Path, store: Store, database_url: str
 ) -> None:
-    """Killed again and again in mid-pass: in the end each record is stored and counted exactly once."""
+    """It is killed again and again at random points; in the end each record is stored and counted exactly once."""
     spool = Spool(tmp_path, segment_bytes=100_000)
     rng = random.Random(7)
     module = [sys.executable, "-m", "tests.gateway.journal.ship_process", str(tmp_path), database_url]
@@ -176,7 +178,7 @@ def test_a_shipper_killed_at_random_points_neither_loses_nor_repeats(
             spool.append(decision(round_number * 500 + number))
         process = subprocess.Popen(module, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        select.select([], [], [], rng.random() * 0.08)  # the point of death is what varies
+        select.select([], [], [], rng.random() * 0.08)  # the moment of the kill varies
         process.kill()
         process.wait()
         process.stdout.close()
@@ -194,7 +196,7 @@ def test_a_shipper_killed_at_random_points_neither_loses_nor_repeats(
 def test_a_fault_at_any_step_of_a_batch_is_survived(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Whatever fails, before or after it took effect, the next pass ends with each record counted once."""
+    """Whether the step failed before or after it took effect, after the next pass each record is counted once."""
     spool = Spool(tmp_path)
     for number in range(3):
         spool.append(decision(number))
@@ -224,7 +226,7 @@ def test_a_fault_at_any_step_of_a_batch_is_survived(
     assert list(tmp_path.glob("*.seg")) == []
 
 
-def test_a_database_that_goes_away_and_comes_back_loses_nothing(
+def test_a_database_outage_loses_nothing(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
     """While the server is down records wait in the spool and can be found there; then they are shipped."""
@@ -249,7 +251,7 @@ def test_a_database_that_goes_away_and_comes_back_loses_nothing(
 
 
 async def test_a_decision_is_found_before_and_after_it_is_shipped(tmp_path: Path, store: Store) -> None:
-    """By any of its names, in the spool and in the store, and never across tenants."""
+    """It is found by any of its ids, in the spool and in the store, and never by another tenant."""
     spool, shipper = Spool(tmp_path), Shipper(tmp_path, store.engine)
     spool.append(decision(1))
     for _ in range(2):
@@ -261,7 +263,7 @@ async def test_a_decision_is_found_before_and_after_it_is_shipped(tmp_path: Path
 
 
 async def test_a_spooled_decision_is_found_while_the_database_is_away(tmp_path: Path) -> None:
-    """What is in a spool needs no database; what isn't is answered 503, not 404."""
+    """A decision that isn't in a spool gets 503 then, not 404."""
     store = Store(open_engine(f"sqlite:///{tmp_path}/missing/journal.db"))
     spool = Spool(tmp_path)
     spool.append(decision(1))
@@ -272,7 +274,7 @@ async def test_a_spooled_decision_is_found_while_the_database_is_away(tmp_path: 
 
 
 async def test_a_deleted_response_is_gone_at_once(tmp_path: Path, store: Store) -> None:
-    """A deletion that is still spooled hides the response that is already stored."""
+    """A deletion that is still in the spool hides the stored response."""
     spool, shipper = Spool(tmp_path), Shipper(tmp_path, store.engine)
     made = ResponseRecord(id="resp_1", time_s=1.0, tenant="acme", output=b"{}")
     spool.append(made)
@@ -286,8 +288,8 @@ async def test_a_deleted_response_is_gone_at_once(tmp_path: Path, store: Store) 
     assert find_response(lambda: store, tmp_path, "resp_1", "acme") is None
 
 
-def test_a_deletion_that_is_shipped_first_hides_what_is_still_spooled(tmp_path: Path, store: Store) -> None:
-    """Two workers' spools: the one that deletes may be shipped and gone before the one that made it."""
+def test_a_deletion_hides_a_response_that_is_shipped_later(tmp_path: Path, store: Store) -> None:
+    """The spool of the worker that deletes may be shipped before that of the worker that made the response."""
     maker, deleter = Spool(tmp_path / "here"), Spool(tmp_path / "there")
     maker.append(ResponseRecord(id="resp_1", time_s=1.0, tenant="acme", output=b"{}"))
     deleter.append(ResponseRecord(id="resp_1", time_s=2.0, tenant="acme", deleted=True))
@@ -298,8 +300,8 @@ def test_a_deletion_that_is_shipped_first_hides_what_is_still_spooled(tmp_path: 
     assert find_response(lambda: store, tmp_path / "here", "resp_1", "acme") is None
 
 
-def test_a_chain_is_found_wherever_its_turns_lie(tmp_path: Path, store: Store) -> None:
-    """In the store and in spools, one after the other; deleted ones on the way are in it, a missing one ends it."""
+def test_a_chain_is_found_wherever_its_turns_are(tmp_path: Path, store: Store) -> None:
+    """They may be in the store and in spools; deleted turns are included, and a missing one ends the chain."""
 
     def turn(number: int, **changes: Any) -> ResponseRecord:
         previous = f"resp_{number - 1}" if number else ""
@@ -328,7 +330,7 @@ def test_a_chain_is_found_wherever_its_turns_lie(tmp_path: Path, store: Store) -
 
 
 def test_restored_spend_counts_spooled_and_stored_once(tmp_path: Path, store: Store) -> None:
-    """A restarted worker's ledger sees all that was spent, wherever its record lies."""
+    """A restarted worker's ledger includes all spending, wherever its record is."""
     spool, shipper = Spool(tmp_path), Shipper(tmp_path, store.engine)
     totals = []
     for number in range(4):
@@ -342,8 +344,8 @@ def test_restored_spend_counts_spooled_and_stored_once(tmp_path: Path, store: St
     assert totals == [{"key_1": 1000 * n, "key_2": 7 * n} for n in (1, 2, 3, 4)]
 
 
-def test_the_listing_shows_what_was_shipped(tmp_path: Path, store: Store) -> None:
-    """From a worker's append to the dashboard's list."""
+def test_the_list_shows_what_was_shipped(tmp_path: Path, store: Store) -> None:
+    """A record goes from a worker's append to the dashboard's list."""
     spool = Spool(tmp_path)
     spool.append(decision(1))
     Shipper(tmp_path, store.engine).ship_all()
@@ -351,10 +353,12 @@ def test_the_listing_shows_what_was_shipped(tmp_path: Path, store: Store) -> Non
     assert (row["id"], row["answered_model"], row["cost_nanousd"]) == ("dec_1", "small", 1000)
 
 
-def test_a_database_that_only_reads_loses_nothing_and_is_left(
+def test_a_read_only_database_is_left(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
-    """A standby, by a connection from before the failover: the next pass goes by a new one, to whoever writes now."""
+    """A connection from before a failover may lead to a standby: nothing is lost, and the next pass connects to the new
+    primary.
+    """
     url = postgres_server.new_database()
     migrate(url)
     name = url.rpartition("/")[2]

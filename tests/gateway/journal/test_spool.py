@@ -37,8 +37,8 @@ def test_appended_records_can_be_read_at_once(tmp_path: Path) -> None:
     assert records_in(tmp_path) == [decision(1), feedback(1, 0.5)]
 
 
-def test_segments_turn_by_size_and_by_age(tmp_path: Path) -> None:
-    """A full or an old segment is closed and a new one begun; nothing is lost at the turn."""
+def test_segments_are_rotated_by_size_and_by_age(tmp_path: Path) -> None:
+    """A full or old segment is closed and a new one begun; nothing is lost."""
     now = [0.0]
     spool = Spool(tmp_path, segment_bytes=2000, segment_age_s=60.0, clock=lambda: now[0])
     for number in range(10):
@@ -53,7 +53,7 @@ def test_segments_turn_by_size_and_by_age(tmp_path: Path) -> None:
     )
 
 
-def test_a_segment_is_locked_as_long_as_it_is_written(tmp_path: Path) -> None:
+def test_a_segment_is_locked_while_it_is_written(tmp_path: Path) -> None:
     """A reader tells a live segment from a finished one by its lock."""
     spool = Spool(tmp_path)
     spool.append(decision(1))
@@ -64,8 +64,8 @@ def test_a_segment_is_locked_as_long_as_it_is_written(tmp_path: Path) -> None:
         fcntl.flock(segment, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def test_a_full_spool_drops_counts_alarms_and_recovers(tmp_path: Path) -> None:
-    """At the bound records are dropped, never raised about; when there is room again writing goes on."""
+def test_a_full_spool_drops_and_counts_records(tmp_path: Path) -> None:
+    """Nothing is raised, an alarm is logged, and once there is room records are written again."""
     now = [0.0]
     spool = Spool(tmp_path, segment_bytes=1000, max_bytes=3000, clock=lambda: now[0])
     results = [spool.append(decision(number)) for number in range(20)]
@@ -80,8 +80,8 @@ def test_a_full_spool_drops_counts_alarms_and_recovers(tmp_path: Path) -> None:
     assert spool.alarm == ""
 
 
-def test_a_segment_goes_on_while_no_other_can_be_begun(tmp_path: Path) -> None:
-    """No file descriptor is left, or the folder is read-only: what is open takes records yet, and turns later."""
+def test_a_segment_is_kept_while_no_other_can_be_begun(tmp_path: Path) -> None:
+    """Without a free file descriptor, or in a read-only folder, the open segment is written to and rotated later."""
     now = [0.0]
     spool = Spool(tmp_path, segment_bytes=2000, segment_age_s=60.0, clock=lambda: now[0])
     assert spool.append(decision(0))
@@ -100,8 +100,10 @@ def test_a_segment_goes_on_while_no_other_can_be_begun(tmp_path: Path) -> None:
     assert sorted(record.id for record in records_in(tmp_path) if record) == sorted(f"dec_{n}" for n in range(11))
 
 
-def test_a_deleted_segment_is_put_back_and_shipped_once(tmp_path: Path) -> None:
-    """With its folder or alone, half shipped or not, written to later or only closed: each record is stored once."""
+def test_a_deleted_segment_is_restored_and_shipped_once(tmp_path: Path) -> None:
+    """Whether it was deleted alone or with its folder, half shipped or not, written to again or only closed, each
+    record is stored once.
+    """
     now, run = [0.0], tmp_path / "run"
     spool = Spool(run / "spool", clock=lambda: now[0])
     engine = open_engine(f"sqlite:///{tmp_path}/journal.db")
@@ -132,7 +134,7 @@ def test_a_deleted_segment_is_put_back_and_shipped_once(tmp_path: Path) -> None:
 
 
 def test_a_short_write_leaves_no_torn_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that takes half a record gets it taken back, and the next record is whole."""
+    """If a full disk takes half a record, that half is removed, and the next record is complete."""
     spool = Spool(tmp_path)
     spool.append(decision(1))
     real = os.write
@@ -144,8 +146,8 @@ def test_a_short_write_leaves_no_torn_frame(tmp_path: Path, monkeypatch: pytest.
     assert spool.lost == 1
 
 
-def test_a_record_that_cannot_be_encoded_is_dropped_not_raised(tmp_path: Path) -> None:
-    """The request that made it goes on."""
+def test_a_record_that_cannot_be_encoded_is_dropped(tmp_path: Path) -> None:
+    """The request that made it isn't affected."""
     spool = Spool(tmp_path)
     odd: dict[str, Any] = {"why": object()}
     assert not spool.append(decision(1, cache_why=odd))
@@ -154,10 +156,10 @@ def test_a_record_that_cannot_be_encoded_is_dropped_not_raised(tmp_path: Path) -
     assert records_in(tmp_path) == [decision(3)]
 
 
-async def test_feedback_is_forced_to_disk_before_it_is_acknowledged(
+async def test_feedback_is_synced_before_it_is_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fdatasync has returned for the record's own segment before the answer."""
+    """fdatasync has returned for the record's own segment before the answer is sent."""
     synced: list[str] = []
     real = os.fdatasync
 
@@ -173,10 +175,10 @@ async def test_feedback_is_forced_to_disk_before_it_is_acknowledged(
     assert len(records_in(tmp_path)) == 4
 
 
-async def test_feedback_that_cannot_be_kept_is_refused(
+async def test_feedback_that_cannot_be_stored_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full spool or a failing disk answers 503, never a false acknowledgement."""
+    """With a full spool or a failing disk the answer is 503."""
     with pytest.raises(HeadgateError) as full:
         await record_feedback(Spool(tmp_path, max_bytes=0), feedback(1, 0.5))
     assert (full.value.status, full.value.code) == (503, "journal_unavailable")
@@ -191,10 +193,10 @@ async def test_feedback_that_cannot_be_kept_is_refused(
 
 
 @pytest.mark.parametrize("changes", [{"score": 1.5}, {"score": float("nan")}, {"decision_id": ""}])
-async def test_feedback_that_says_nothing_usable_is_the_callers_fault(
+async def test_invalid_feedback_is_refused(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """A score outside 0..1 or no id at all is refused and not written."""
+    """A score outside [0, 1], or no id, is the client's error, and nothing is written."""
     spool = Spool(tmp_path)
     score = changes.pop("score", 0.5)
     with pytest.raises(CallerError):

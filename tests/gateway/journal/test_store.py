@@ -32,8 +32,8 @@ def write(store: Store, *records: Record) -> None:
         write_records(connection, records)
 
 
-def test_a_decision_comes_back_whole_by_any_of_its_names(store: Store) -> None:
-    """Decision, response and request id all find the record that was written."""
+def test_a_decision_is_found_by_any_of_its_ids(store: Store) -> None:
+    """Decision, response and request id find the record that was written."""
     record = decision(
         1, vector=b"\x00\x3c\x01", prompt_text='quotes " and \x00 and 🙂', thresholds=(0.5, None)
     )
@@ -44,15 +44,15 @@ def test_a_decision_comes_back_whole_by_any_of_its_names(store: Store) -> None:
     assert store.decision("dec_2") is None
 
 
-def test_unknown_numbers_come_back_as_none(store: Store) -> None:
+def test_unknown_numbers_are_null(store: Store) -> None:
     """NaN means unknown, and JSON has no NaN."""
     write(store, decision(1, latency_s=0.1, ttft_s=math.nan))
     found = store.decision("dec_1")
     assert found is not None and found.ttft_s is None
 
 
-def test_names_with_a_zero_byte_are_kept_without_it(store: Store) -> None:
-    """PostgreSQL's text can't hold one: columns go without, the record itself keeps what was sent."""
+def test_zero_bytes_are_removed_from_columns(store: Store) -> None:
+    """PostgreSQL's text can't hold them; the record itself keeps what was sent."""
     record = decision(1, request_id="re\x00q", model="a\x00", answered_model="a\x00", tenant="ac\x00me")
     write(store, record)
     found = store.decision("req", tenant="acme")
@@ -61,7 +61,7 @@ def test_names_with_a_zero_byte_are_kept_without_it(store: Store) -> None:
 
 
 def test_a_decision_of_another_tenant_is_not_found(store: Store) -> None:
-    """Looking up with a tenant never crosses it."""
+    """A tenant finds no decision of another."""
     write(store, decision(1))
     assert store.decision("dec_1", tenant="other") is None
     assert store.decision("chatcmpl-1", tenant="other") is None
@@ -69,7 +69,7 @@ def test_a_decision_of_another_tenant_is_not_found(store: Store) -> None:
 
 
 def test_writing_twice_changes_nothing(store: Store) -> None:
-    """Counters count a decision once however often it is written, in one batch or in two."""
+    """Counters count a decision once, however often it is written, in one batch or in several."""
     write(store, decision(1), decision(1))
     write(store, decision(1), decision(2))
     (row,) = store.stats(NOON_S - 60, NOON_S + 60)
@@ -78,8 +78,8 @@ def test_writing_twice_changes_nothing(store: Store) -> None:
     assert (account["requests"], account["cost_nanousd"]) == (2, 2000)
 
 
-def test_pages_of_decisions_join_without_gap_or_overlap(store: Store) -> None:
-    """Keyset pages walk all decisions once, newest first, even where times are equal."""
+def test_pages_of_decisions_have_each_once(store: Store) -> None:
+    """Keyset pages have all decisions newest first, even where times are equal."""
     write(store, *(decision(number, time_s=NOON_S + number // 3) for number in range(10)))
     seen, before = [], None
     while page := store.decisions(DecisionFilter(), before=before, limit=3):
@@ -91,7 +91,7 @@ def test_pages_of_decisions_join_without_gap_or_overlap(store: Store) -> None:
 
 
 def test_filters_narrow_the_list(store: Store) -> None:
-    """Each field of the filter asks its own column."""
+    """Each field of the filter selects by its own column."""
     write(store, decision(1), decision(2, route="code"), decision(3, status=502, tenant="b"))
     assert [row["id"] for row in store.decisions(DecisionFilter(route="code"))] == ["dec_2"]
     assert [row["id"] for row in store.decisions(DecisionFilter(tenant="b"))] == ["dec_3"]
@@ -100,8 +100,8 @@ def test_filters_narrow_the_list(store: Store) -> None:
     assert len(store.decisions(DecisionFilter(answered_model="small", key_id="key_1"))) == 3
 
 
-def test_the_counters_hold_what_a_dashboard_shows(store: Store) -> None:
-    """Requests, errors, hits, escalations, money, tokens and latencies per minute, route and model."""
+def test_the_counters_hold_what_the_dashboard_shows(store: Store) -> None:
+    """There are requests, errors, hits, escalations, cost, tokens and latencies per minute, route and model."""
     write(
         store,
         decision(1),
@@ -119,22 +119,22 @@ def test_the_counters_hold_what_a_dashboard_shows(store: Store) -> None:
 
 
 def test_stats_of_a_longer_step_sum_the_minutes(store: Store) -> None:
-    """A step of an hour is the sum of its minutes."""
+    """An hour is the sum of its minutes."""
     write(store, *(decision(number, time_s=NOON_S + 60 * number) for number in range(5)))
     (row,) = store.stats(NOON_S, NOON_S + 3600, step_s=3600)
     assert row["requests"] == 5
     assert row["time_s"] == NOON_S
 
 
-def test_spend_starts_at_its_hour(store: Store) -> None:
-    """Spend before the hour asked for is left out; accounts are kept apart."""
+def test_spend_is_summed_from_an_hour_on(store: Store) -> None:
+    """Earlier spending is left out, and accounts are separate."""
     write(store, decision(1, time_s=NOON_S - 3600), decision(2), decision(3, key_id="key_2", cost_nanousd=5))
     rows = store.spend_since(NOON_S + 30)
     assert [(row["key_id"], row["cost_nanousd"]) for row in rows] == [("key_1", 1000), ("key_2", 5)]
 
 
-def test_feedback_finds_its_decision_by_any_id_and_in_any_order(store: Store) -> None:
-    """Feedback names a response or request id, and may be shipped before its decision."""
+def test_feedback_finds_its_decision_by_any_id(store: Store) -> None:
+    """It may have a response or request id, and may be shipped before its decision."""
     by_response = feedback(1, 1.0, decision_id="", response_id="chatcmpl-1")
     by_request = feedback(2, 0.0, decision_id="", request_id="req_2")
     write(store, by_response, decision(1), by_request)
@@ -142,8 +142,8 @@ def test_feedback_finds_its_decision_by_any_id_and_in_any_order(store: Store) ->
     assert [row["decision_id"] for row in store.feedback()] == ["dec_2", "dec_1"]
 
 
-def test_pages_of_feedback_and_audit_join_where_times_are_equal(store: Store) -> None:
-    """Rows of one and the same moment that end a page are not skipped by the next."""
+def test_pages_of_feedback_and_audit_have_each_once(store: Store) -> None:
+    """Rows of one moment at the end of a page are not skipped by the next page."""
     notes = [AuditRecord(id=f"aud_{i}", time_s=NOON_S, actor="me", action="key.create", target="") for i in range(5)]
     write(store, *(feedback(i, 1.0, time_s=NOON_S) for i in range(5)), *notes)
     for rows_of in (store.feedback, store.audit_log):
@@ -154,7 +154,7 @@ def test_pages_of_feedback_and_audit_join_where_times_are_equal(store: Store) ->
         assert len(seen) == len(set(seen)) == 5
 
 
-def test_feedback_of_another_tenant_attaches_to_nothing(store: Store) -> None:
+def test_feedback_of_another_tenant_is_not_attached(store: Store) -> None:
     """Clients choose request ids, so two tenants may use the same one."""
     stranger = feedback(1, 0.0, decision_id="", request_id="req_1", tenant="other")
     write(store, decision(1), stranger)
@@ -163,8 +163,8 @@ def test_feedback_of_another_tenant_attaches_to_nothing(store: Store) -> None:
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_who_guesses_a_decisions_id_cannot_score_it(store: Store, early: bool) -> None:
-    """Ids are numbered: another tenant's word on one attaches to nothing, also if it came before the decision."""
+def test_a_guessed_decision_id_cannot_be_scored(store: Store, early: bool) -> None:
+    """Ids can be guessed: another tenant's feedback isn't attached, even if it came before the decision."""
     stranger, own = feedback(1, 0.0, tenant="other"), feedback(2, 1.0, decision_id="dec_1")
     for record in (stranger, own, decision(1)) if early else (decision(1), stranger, own):
         write(store, record)
@@ -174,7 +174,7 @@ def test_who_guesses_a_decisions_id_cannot_score_it(store: Store, early: bool) -
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("names", [{}, {"decision_id": "", "request_id": "req_1"}])
 def test_the_operator_may_score_any_tenants_answer(store: Store, early: bool, names: dict[str, str]) -> None:
-    """Feedback of no tenant takes that of the decision it names, by whichever id."""
+    """Feedback without a tenant gets the tenant of its decision, whichever id it has."""
     said = feedback(1, 0.5, tenant="", **names)
     for record in (said, decision(1)) if early else (decision(1), said):
         write(store, record)
@@ -182,16 +182,16 @@ def test_the_operator_may_score_any_tenants_answer(store: Store, early: bool, na
     assert (row["id"], row["tenant"], row["score"]) == ("fb_1", decision(1).tenant, 0.5)
 
 
-def test_the_later_feedback_of_an_id_stays(store: Store) -> None:
-    """A corrected score replaces the older one, whichever is shipped first."""
+def test_later_feedback_of_the_same_id_replaces_the_earlier(store: Store) -> None:
+    """The later one counts, whichever is shipped first."""
     write(store, feedback(1, 0.2, time_s=NOON_S + 9))
     write(store, feedback(1, 1.0, time_s=NOON_S + 3))
     (row,) = store.feedback(decision_id="dec_1")
     assert (row["id"], row["score"], row["time_s"]) == ("fb_1", 0.2, NOON_S + 9)
 
 
-def test_a_response_is_its_tenants_and_a_deletion_is_final(store: Store) -> None:
-    """Stored responses never cross tenants; a late copy can't bring a deleted one back."""
+def test_a_deletion_of_a_response_is_final(store: Store) -> None:
+    """Stored responses are visible to their tenant only, and a late copy doesn't restore a deleted one."""
     made = ResponseRecord(id="resp_1", time_s=1.0, tenant="acme", input=b'["hi"]', output=b'{"id":"resp_1"}')
     gone = ResponseRecord(id="resp_1", time_s=2.0, tenant="acme", deleted=True)
     write(store, made)
@@ -221,7 +221,7 @@ def ids_of(store: Store) -> set[str]:
 
 
 def test_a_chain_is_read_in_one_query(store: Store) -> None:
-    """However long it is, of its tenant only; one that loops back ends."""
+    """It may be of any length, contains its tenant's turns only, and a cycle ends it."""
     write(store, *(turn(number, number - 1 if number else None) for number in range(500)), turn(900, 7))
     queries: list[str] = []
     sa.event.listen(store.engine, "before_cursor_execute", lambda *told: queries.append(told[2]))
@@ -233,8 +233,8 @@ def test_a_chain_is_read_in_one_query(store: Store) -> None:
     assert set(store.response_chain("resp_700", "other")) == {"resp_700"}
 
 
-def test_a_deleted_turn_stays_for_those_that_follow_it(store: Store) -> None:
-    """Hidden, and emptied when nobody's conversation needs it any more; a copy that comes late is as hidden."""
+def test_a_deleted_turn_stays_for_its_successors(store: Store) -> None:
+    """It is hidden, and its content is removed once no conversation needs it; a late copy is hidden, too."""
     gone = [ResponseRecord(id=f"resp_{n}", time_s=50.0 + n, tenant="acme", deleted=True) for n in range(4)]
     write(store, turn(0), turn(1, 0), gone[0])
     write(store, gone[2])
@@ -252,8 +252,8 @@ def test_a_deleted_turn_stays_for_those_that_follow_it(store: Store) -> None:
         assert set(connection.execute(sa.select(responses.c.input, responses.c.output)).all()) == {("", "")}
 
 
-def test_retention_leaves_the_turns_of_a_conversation_in_use(store: Store) -> None:
-    """However old; branches that nobody has taken since then go, and all of it when the last turn is old."""
+def test_retention_keeps_the_turns_of_a_used_conversation(store: Store) -> None:
+    """Old turns stay; unused branches are deleted, and everything once the last turn is old."""
     day_s = 86400.0
     old = [turn(n, n - 1 if n else None) for n in range(1200)]
     write(store, *old, turn(1200, 5), turn(1201, 1200), turn(2000, 9, time_s=40 * day_s))
@@ -262,8 +262,8 @@ def test_retention_leaves_the_turns_of_a_conversation_in_use(store: Store) -> No
     assert store.forget_old(71 * day_s) == 11
 
 
-def test_keys_are_kept_hashed_and_changes_are_noted(store: Store) -> None:
-    """The plaintext is nowhere; a name is unique among live keys; each change leaves an audit line."""
+def test_keys_are_stored_hashed_and_changes_audited(store: Store) -> None:
+    """The plaintext is nowhere, a name is unique among valid keys, and each change adds an audit line."""
     key = KeyRecord(id="key_1", name="ci", key_hash=hash_key("hg-secret"), prefix="hg-s", created_s=1.0)
     store.add_key(key, actor="admin")
     with pytest.raises(ValueError, match="ci"):
@@ -277,8 +277,8 @@ def test_keys_are_kept_hashed_and_changes_are_noted(store: Store) -> None:
     assert "hg-secret" not in str(store.audit_log()) + str(store.keys())
 
 
-def test_two_replicas_make_no_two_keys_of_one_name(store: Store, database_url: str) -> None:
-    """Both look before either has made its key: the second waits, and is told that the name is taken."""
+def test_two_replicas_cannot_make_keys_of_one_name(store: Store, database_url: str) -> None:
+    """Both look before either has made its key; the second waits and gets an error."""
 
     both = Barrier(2)
 
@@ -305,7 +305,7 @@ def test_two_replicas_make_no_two_keys_of_one_name(store: Store, database_url: s
 
 
 def test_a_change_of_a_key_never_undoes_its_revocation(store: Store) -> None:
-    """Who began to change it before it was revoked ends after it: both are kept."""
+    """The change began before the revocation and ends after it; both are stored."""
     store.add_key(KeyRecord(id="key_1", name="ci", key_hash="x", prefix="", created_s=1.0), actor="admin")
 
     def slowly(key: KeyRecord) -> KeyRecord:
@@ -320,7 +320,7 @@ def test_a_change_of_a_key_never_undoes_its_revocation(store: Store) -> None:
 
 
 def test_settings_keep_every_version(store: Store) -> None:
-    """A saved setting adds a version; older ones can be read."""
+    """A saved setting adds a version, and older ones can be read."""
     assert store.setting("routes") is None
     assert store.save_setting("routes", {"auto": 0.5}, "admin") == 1
     assert store.save_setting("routes", {"auto": 0.7}, "admin") == 2
@@ -330,7 +330,7 @@ def test_settings_keep_every_version(store: Store) -> None:
 
 
 def test_at_most_one_version_of_a_router_is_live(store: Store) -> None:
-    """Promoting one retires the one before."""
+    """Promoting one version retires the one before."""
     store.save_router_version(RouterVersion("knn", "1", 1.0, "live"), "admin")
     store.save_router_version(RouterVersion("knn", "2", 2.0, "candidate", metrics={"aiq": 0.7}), "admin")
     store.save_router_version(RouterVersion("knn", "2", 2.0, "live", metrics={"aiq": 0.7}), "admin")
@@ -339,8 +339,8 @@ def test_at_most_one_version_of_a_router_is_live(store: Store) -> None:
     assert store.router_versions("knn")[0].metrics == {"aiq": 0.7}
 
 
-def test_retention_forgets_decisions_but_not_money(store: Store) -> None:
-    """Old decisions, feedback and responses go; spend, keys and audit stay."""
+def test_retention_keeps_spending(store: Store) -> None:
+    """Old decisions, feedback and responses are deleted; spending, keys and audit lines stay."""
     write(
         store,
         *(decision(number) for number in range(5)),
@@ -355,7 +355,7 @@ def test_retention_forgets_decisions_but_not_money(store: Store) -> None:
     assert len(store.audit_log()) == 1
 
 
-def test_dashboard_questions_are_answered_from_indexes(store: Store) -> None:
+def test_dashboard_queries_use_indexes(store: Store) -> None:
     """No query of the list or the look-ups reads all decisions."""
     write(store, *(decision(number) for number in range(3)))
     with store.engine.connect() as connection:
@@ -372,13 +372,15 @@ def test_dashboard_questions_are_answered_from_indexes(store: Store) -> None:
         assert "decisions_" in plan
 
 
-def test_records_have_no_kind_the_store_forgets() -> None:
-    """Each kind of the union is one that write_records handles."""
+def test_every_kind_of_record_is_stored() -> None:
+    """Each kind of the union is handled by write_records."""
     assert set(Record.__args__) == {DecisionRecord, FeedbackRecord, ResponseRecord, AuditRecord, JobStartRecord}
 
 
 def test_a_jobs_prompt_is_counted_once_and_keeps_its_first_answer(store: Store) -> None:
-    """A start, a lost try, an answer shipped twice and a late one: one row, every call's cost in it once."""
+    """A start, a lost attempt, an answer that was shipped twice and a late one make one row with every call's cost
+    once.
+    """
     replace = msgspec.structs.replace
     started = JobStartRecord(job="job_1", index=3, time_s=NOON_S, worst_nanousd=900)
     lost = replace(decision(1), job="job_1", job_index=3, job_final=False, status=429, cost_nanousd=5)

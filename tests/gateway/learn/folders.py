@@ -1,4 +1,4 @@
-"""Outcome folders written by tests: texts whose words decide which model is right."""
+"""Outcome folders written by tests: texts whose words determine which model is right."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_folder(
     models: tuple[str, ...] = ("small", "middle", "large"),
     priced: bool = True,
 ) -> Path:
-    """Queries of two kinds, 70 % train; `small` is as good as `large` on the easy ones."""
+    """Queries of two kinds, 70 % in train; `small` is as good as `large` on the easy ones."""
     rng = np.random.default_rng(seed)
     queries: dict[str, list] = {"query_id": [], "text": [], "task": [], "split": []}
     outcomes: dict[str, list] = {"query_id": [], "model": [], "score": [], "cost_usd": []}

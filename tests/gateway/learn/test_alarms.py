@@ -1,4 +1,4 @@
-"""Alarms go off when something is wrong with learning, and not in a healthy run."""
+"""Alarms are raised when something is wrong with learning, and not in a healthy run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.gateway.learn.world import Town
 EVEN = Weighted({"small": 1.0, "middle": 1.0, "large": 1.0})
 KNOBS = Knobs(cost_weight=0.5)
 CALIBRATED = {"small": 0.55, "middle": 0.7, "large": 0.935}
-"""Each model's mean in the town."""
+"""Each model's mean score in the town."""
 
 
 def serving(seed: int) -> PluginRouter:
@@ -29,7 +29,7 @@ def serving(seed: int) -> PluginRouter:
 
 
 def expecting(rows: list[Scored], expected: dict[str, float]) -> list[Scored]:
-    """The same rounds of a router that expects these of its models."""
+    """The same rounds with a router that expects these scores of its models."""
 
     def told(record: DecisionRecord) -> DecisionRecord:
         candidates = [replace(one, quality=expected.get(one.model)) for one in record.candidates]
@@ -38,8 +38,8 @@ def expecting(rows: list[Scored], expected: dict[str, float]) -> list[Scored]:
     return [(told(record), score) for record, score in rows]
 
 
-def test_a_healthy_run_raises_none() -> None:
-    """Of 60 looks at five runs of 2,400 requests each, a third of them scored, none sees anything wrong."""
+def test_a_healthy_run_raises_no_alarm() -> None:
+    """In none of 60 looks at five runs of 2,400 requests each, a third of them scored."""
     seen = Counter[str]()
     for seed in range(5):
         rows = Town(9000 + seed).decisions(serving(500 + seed), 2400, knobs=KNOBS, labelled=0.3)
@@ -48,24 +48,26 @@ def test_a_healthy_run_raises_none() -> None:
     assert not seen
 
 
-def test_a_run_of_right_answers_is_no_fault_of_calibration() -> None:
-    """30 right answers of a model that is right in 88 of 100 come about by chance in every fiftieth log."""
+def test_a_run_of_right_answers_is_no_calibration_alarm() -> None:
+    """30 right answers in a row of a model that is right in 88 of 100 happen by chance in every fiftieth log."""
     rows = expecting(Town(1).decisions(Weighted({"large": 1.0}), 400), {"large": 0.88})
     right = [row for row in rows if row[1] == 1.0]
     assert not calibration(log_of(right[:32]))
     assert [one.model for one in calibration(log_of(right))] == ["large"]
 
 
-def test_a_router_that_expects_too_much_is_told() -> None:
-    """Of poems alone the small model is right in one of five; and none is told where expectations hold."""
+def test_overestimated_scores_raise_an_alarm() -> None:
+    """On poems alone the small model is right one time in five; with true estimates there is no alarm."""
     rows = Town(2).decisions(EVEN, 900)
     assert not calibration(log_of(expecting(rows, CALIBRATED)))
     assert [one.model for one in calibration(log_of(expecting(rows, {**CALIBRATED, "small": 0.8})))] == ["small"]
 
 
 @pytest.mark.parametrize("how", ["cascade", "fallback"])
-def test_another_models_answers_say_nothing_of_calibration(how: str) -> None:
-    """A cascade keeps a model's better answers and asks another for the rest; a fallback answers in its place."""
+def test_calibration_ignores_other_models_answers(how: str) -> None:
+    """A cascade keeps a model's better answers and asks another for the rest, and a fallback answers in a model's
+    place.
+    """
     rows = expecting(Town(3).decisions(EVEN, 900), CALIBRATED)
     if how == "cascade":
         answered = [(replace(record, plan=(record.model, "large")), 1.0) for record, _ in rows]
@@ -77,8 +79,10 @@ def test_another_models_answers_say_nothing_of_calibration(how: str) -> None:
         assert not changes(log_of(late)), "the model did not change: another one answered"
 
 
-def test_a_models_change_is_seen_and_chance_is_not() -> None:
-    """In none of 400 logs of a model that stays right in 95 of 100; in each of 40 in which it falls to half of them."""
+def test_a_models_change_is_detected_and_chance_is_not() -> None:
+    """No alarm is raised in 400 logs of a model that stays right in 95 of 100; there is one in each of 40 logs in which
+    it falls to half of them.
+    """
     rng = np.random.default_rng(0)
     log = log_of(expecting(Town(4).decisions(Weighted({"small": 1.0}), 600), {"small": 0.9}))
     right = (rng.random((400, 600)) < 0.95).astype(float)
@@ -88,8 +92,10 @@ def test_a_models_change_is_seen_and_chance_is_not() -> None:
 
 
 @pytest.mark.parametrize(("right", "seen"), [(0.95, 190), (0.9, 175)])
-def test_a_good_models_fall_is_seen_within_forty_answers(right: float, seen: int) -> None:
-    """By .35, in at least so many of 200 logs; in at most two of 400 in which nothing fell (of 1,000 it is one)."""
+def test_a_good_models_fall_is_detected_within_forty_answers(right: float, seen: int) -> None:
+    """A fall of .35 is detected in at least this many of 200 logs; a false alarm is raised in at most two of 400 (in
+    one of 1,000).
+    """
     rng = np.random.default_rng(8)
     log = log_of(expecting(Town(4).decisions(Weighted({"small": 1.0}), 600), {"small": 0.9}))
     score = (rng.random((400, 600)) < right).astype(float)
@@ -98,8 +104,8 @@ def test_a_good_models_fall_is_seen_within_forty_answers(right: float, seen: int
     assert sum(bool(changes(dataclasses.replace(log, score=one))) for one in score[:200]) >= seen
 
 
-def test_a_router_is_stale_only_while_none_is_trained() -> None:
-    """A gate that finds nothing better every 200 rounds is learning that is alive."""
+def test_a_router_is_stale_only_without_training() -> None:
+    """A candidate every 200 rounds that the gate refuses counts as learning."""
     log = log_of(Town(5).decisions(EVEN, 1500))
     since_s, lately_s = log.records[0].time_s, log.records[1400].time_s
     assert "stale" in {one.kind for one in raised(log, version_since_s=since_s)}
@@ -107,7 +113,7 @@ def test_a_router_is_stale_only_while_none_is_trained() -> None:
 
 
 class Poems(Town):
-    """Nobody asks for sums any more."""
+    """The town, when nobody asks for sums any more."""
 
     def question(self) -> tuple[str, str]:
         while True:
@@ -116,7 +122,7 @@ class Poems(Town):
                 return kind, text
 
 
-def test_requests_that_move_are_told() -> None:
-    """Where only poems come instead of poems and sums."""
+def test_a_shift_of_requests_raises_an_alarm() -> None:
+    """Only poems come instead of poems and sums."""
     before, after = Town(6).decisions(EVEN, 600), Poems(7).decisions(EVEN, 600)
     assert "feature drift" in {one.kind for one in raised(log_of([*before, *after]))}

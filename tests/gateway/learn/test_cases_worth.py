@@ -1,4 +1,4 @@
-"""What solved cases are worth, from rounds in which chance decided whether they were shown."""
+"""The value of solved cases, from rounds in which chance decided whether they were shown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROUNDS = Town(1).decisions(Weighted({"small": 1.0}), 3000)
 
 
 def drawn(n: int, seed: int, share: float = 0.1, *, gain: float = 0.0, right: float = 0.7, **more: Any) -> list[Scored]:
-    """Rounds that cases were found for: right with that chance without them, with `gain` more after them."""
+    """Rounds with cases: right with probability `right` without showing them, and `gain` more with."""
     rng = np.random.default_rng(seed)
     withheld, luck = rng.random(n) < share, rng.random(n)
     return [
@@ -42,7 +42,7 @@ def drawn(n: int, seed: int, share: float = 0.1, *, gain: float = 0.0, right: fl
 
 
 def with_scores(log: Log, score: np.ndarray, withheld: np.ndarray, share: float) -> Log:
-    """The same log with others' scores, as drawn."""
+    """The same log with other scores, as drawn."""
     shown = [
         replace(one, cases_shown=0 if none else 3, cases_withheld=share)
         for one, none in zip(log.records, withheld.tolist(), strict=True)
@@ -50,8 +50,8 @@ def with_scores(log: Log, score: np.ndarray, withheld: np.ndarray, share: float)
     return dataclasses.replace(log, score=score, records=tuple(shown))
 
 
-def test_the_gain_is_the_difference_of_both_sides() -> None:
-    """Plain means, their difference, and counts."""
+def test_the_gain_is_the_difference_of_both_groups() -> None:
+    """There are plain means, their difference, and counts."""
     rows = drawn(1000, 0, gain=0.2)
     found = scores_by_cases(log_of(rows))
     sides = {none: [score for record, score in rows if (record.cases_shown == 0) == none] for none in (True, False)}
@@ -62,8 +62,9 @@ def test_the_gain_is_the_difference_of_both_sides() -> None:
 
 
 @pytest.mark.parametrize(("right", "gain", "n"), [(0.5, 0.0, 300), (0.97, 0.0, 250), (0.8, 0.15, 400)])
-def test_the_interval_holds_the_truth_as_often_as_it_says(right: float, gain: float, n: int) -> None:
-    """In at least 92 of 100 logs, also where the few without cases are nearly all right."""
+def test_the_interval_has_its_stated_coverage(right: float, gain: float, n: int) -> None:
+    """It contains the truth in at least 92 of 100 logs, also where the few rounds without cases are nearly all right.
+    """
     rng, log, held = np.random.default_rng(5), log_of(drawn(n, 0)), []
     for _ in range(250):
         withheld = rng.random(n) < 0.1
@@ -74,8 +75,10 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(right: float, gain: fl
     assert len(held) > 200 and np.mean(held) >= 0.92
 
 
-def test_a_share_that_was_changed_distorts_nothing() -> None:
-    """Most were withheld while questions were easy, few since they are hard: plain means would call cases harmful."""
+def test_a_changed_share_causes_no_bias() -> None:
+    """Most cases were withheld while questions were easy and few since they are hard, so plain means would call cases
+    harmful.
+    """
     easy, hard = drawn(1500, 1, 0.9, right=0.9), drawn(3000, 2, 0.1, right=0.3)[1500:]
     found = scores_by_cases(log_of([*easy, *hard]))
     plain = [np.mean([s for r, s in [*easy, *hard] if bool(r.cases_shown) is shown]) for shown in (True, False)]
@@ -92,8 +95,10 @@ def test_a_share_that_was_changed_distorts_nothing() -> None:
         {"cases_shown": 0, "cases_withheld": 1.0}, {"cache": "hit"}, {"job": "job_1"}, {"status": 499},
     ],
 )  # fmt: skip
-def test_rounds_that_chance_did_not_decide_are_left_out(changes: dict[str, Any]) -> None:
-    """None were found, they were certain, or the answer is of no round: a cache's, a job's, one nobody waited for."""
+def test_rounds_without_a_random_choice_are_left_out(changes: dict[str, Any]) -> None:
+    """There were no cases, they were certain to be shown, or the answer came from a cache, a batch job or after the
+    client had left.
+    """
     rows = drawn(400, 3, gain=-0.4)
     others = [(replace(record, **changes), 1.0) for record, _ in drawn(800, 4)[400:]]
     assert scores_by_cases(log_of([*rows, *others])) == scores_by_cases(log_of(rows))
@@ -102,8 +107,8 @@ def test_rounds_that_chance_did_not_decide_are_left_out(changes: dict[str, Any])
     assert scores_by_cases(alone) == CasesWorth() and harmless_p(alone) == 1.0
 
 
-def test_whatever_model_of_a_cascade_answered_the_request_counts() -> None:
-    """Left to answers of the first model, those that needed no second would be compared: another question."""
+def test_every_models_answers_in_a_cascade_count() -> None:
+    """With only the first model's answers, the comparison would leave out the requests that needed a second one."""
     rows = drawn(400, 6)
     climbed = [
         (replace(record, plan=("small", "large"), answered_model="large" if score else "small"), score)
@@ -113,19 +118,19 @@ def test_whatever_model_of_a_cascade_answered_the_request_counts() -> None:
 
 
 def test_few_rounds_give_no_interval() -> None:
-    """Means and counts all the same."""
+    """There are means and counts all the same."""
     found = scores_by_cases(log_of(drawn(40, 9)))
     assert found.gained is None and found.shown is not None and 0 < found.withheld_rounds < 10
 
 
-def test_records_of_before_are_read_as_shown_nothing() -> None:
-    """What an earlier release wrote holds neither field."""
+def test_older_records_count_as_shown_nothing() -> None:
+    """Records of an earlier release have neither field."""
     old = msgspec.json.decode(b'{"t": "decision.1", "id": "dec_1", "time_s": 1.0}', type=DecisionRecord)
     assert old.cases_shown is None and old.cases_withheld == 0.0
 
 
-def test_cases_that_harm_raise_an_alarm() -> None:
-    """It says by how much and what to do; not where the route shows none any more."""
+def test_harmful_cases_raise_an_alarm() -> None:
+    """It says by how much and what to do, and isn't raised if the route no longer shows cases."""
     log = log_of(drawn(1500, 10, gain=-0.3))
     (alarm,) = [one for one in raised(log) if one.kind == "harmful cases"]
     assert -0.45 < alarm.value < -0.15 and "`solved`" in alarm.message
@@ -133,8 +138,8 @@ def test_cases_that_harm_raise_an_alarm() -> None:
 
 
 @pytest.mark.parametrize(("share", "right"), [(0.1, 0.7), (0.1, 0.98), (0.5, 0.5)])
-def test_cases_without_effect_or_with_a_good_one_raise_none(share: float, right: float) -> None:
-    """At no look at any of 12 logs that grow, nor at 12 more in which cases help a little."""
+def test_harmless_cases_raise_no_alarm(share: float, right: float) -> None:
+    """There is none at any look at 12 growing logs without an effect, nor at 12 in which cases help a little."""
     rng, log = np.random.default_rng(11), log_of(drawn(2000, 0))
     for gain in (0.0, 0.02):
         for _ in range(12):
@@ -167,16 +172,16 @@ def cases_of(rows: list[Scored], folder: Path, *, solved: bool) -> Config:
 
 
 @pytest.mark.parametrize("solved", [True, False])
-def test_the_learning_loop_raises_it_while_the_route_shows_cases(tmp_path: Path, solved: bool) -> None:
-    """Who has followed the advice hears it no more."""
+def test_the_learning_loop_raises_the_alarm_while_cases_are_shown(tmp_path: Path, solved: bool) -> None:
+    """Once cases are switched off, the alarm ends."""
     config = cases_of(drawn(600, 10, gain=-0.6), tmp_path, solved=solved)
     loop = Loop.opened(config, "auto")
     assert ("harmful cases" in {one.kind for one in loop.step(2e9).alarms}) == solved
     loop.store.close()
 
 
-def test_the_command_that_collects_cases_tells_what_they_gained(tmp_path: Path) -> None:
-    """With its interval and the counts; nothing is known before anything was scored."""
+def test_the_command_that_collects_cases_reports_their_gain(tmp_path: Path) -> None:
+    """It has an interval and counts; without scores it is unknown."""
     config = cases_of(drawn(600, 0, gain=0.2), tmp_path, solved=True)
     file = tmp_path / "headgate.toml"
     file.write_text(f'[server]\nrun_dir = "{tmp_path}"\n[storage]\nurl = "{config.storage.url}"\n')
@@ -192,8 +197,8 @@ def test_the_command_that_collects_cases_tells_what_they_gained(tmp_path: Path) 
     assert told["scored_with_cases"] == 0 and told["score_gained_by_cases_so_far"] is None
 
 
-def test_looking_again_and_again_makes_no_false_alarm_likelier() -> None:
-    """The value at the end is the least of all looks: of 400 logs without effect at most 5 % fall to 0.05."""
+def test_repeated_looks_raise_no_false_alarms() -> None:
+    """The final p-value is the least of all looks: of 400 logs without an effect at most 5 % fall to 0.05."""
     rng, log = np.random.default_rng(12), log_of(drawn(1000, 0))
     least = []
     for _ in range(400):

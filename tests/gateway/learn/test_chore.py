@@ -1,4 +1,4 @@
-"""The control process takes the loop's steps, and keeps what they did."""
+"""The control process runs the steps of the learning loop and records what they did."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def turned(street: Street, every_s: float) -> LearningChore:
 
 
 def test_a_route_learns_when_it_is_due(tmp_path: Path) -> None:
-    """Nothing happens before its time; then a turn trains a candidate, and what it did is kept."""
+    """Nothing happens before its time; then a step trains a candidate and is recorded."""
     street = Street(tmp_path)
     for _ in range(3):
         street.round(80)
@@ -42,16 +42,16 @@ def test_a_route_learns_when_it_is_due(tmp_path: Path) -> None:
     street.store.close()
 
 
-def test_a_route_that_does_not_ask_learns_nothing(tmp_path: Path) -> None:
-    """Without `learn_every_s` the chore leaves a route alone."""
+def test_a_route_without_learning_is_left_alone(tmp_path: Path) -> None:
+    """It has no `learn_every_s`."""
     street = Street(tmp_path)
     chore = turned(street, 0.0)
     assert not chore.look(0.0) and not chore.look(1e9)
     street.store.close()
 
 
-def test_waiting_is_told_once_and_alarms_at_once(tmp_path: Path) -> None:
-    """A loop that waits doesn't fill the store; a new alarm is kept and logged."""
+def test_waiting_is_recorded_once_and_alarms_at_once(tmp_path: Path) -> None:
+    """A loop that waits doesn't fill the store; a new alarm is stored and logged."""
     store = open_store(configured(tmp_path).storage.url)
     waits = StepReport(WAITS, "3 scored rounds")
     note(store, "auto", waits)
@@ -91,7 +91,7 @@ learn_every_s = 0.2
 
 
 async def test_a_served_gateway_learns_by_itself(tmp_path: Path) -> None:
-    """With nothing but feedback over HTTP, the control process trains a candidate and puts it in the shadow."""
+    """From feedback over HTTP alone the control process trains a candidate and makes it the shadow."""
     port, rng = free_port(), random.Random(3)
     path = tmp_path / "headgate.toml"
     path.write_text(CONFIG.format(port=port, admin=free_port(), folder=tmp_path))

@@ -24,7 +24,7 @@ from tests.gateway.learn.world import PRICE, Town
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A route whose journal holds 400 scored decisions of an even draw."""
+    """A route whose journal has 400 scored decisions of a uniform draw."""
     lines = [f'[server]\nrun_dir = "{tmp_path}/run"\n[storage]\nurl = "sqlite:///{tmp_path}/j.db"\n'
              '[[providers]]\nname = "up"\nkind = "openai"\nbase_url = "http://127.0.0.1:1/v1"\n']
     lines += [f'[[models]]\nname = "{name}"\nprovider = "up"\ninput_usd_per_mtok = {usd}\n'
@@ -50,7 +50,7 @@ def told(config: Path, *words: str) -> tuple[int, str]:
 
 
 def test_whatif_answers_for_a_knob(config: Path) -> None:
-    """Each figure has an interval; the JSON says how much the log could tell."""
+    """Each figure has an interval, and the JSON says how much the log supports."""
     code, output = told(config, "whatif", "--cost-weight", "0.9", "--json")
     assert code == 0, output
     answer = json.loads(output)
@@ -61,7 +61,7 @@ def test_whatif_answers_for_a_knob(config: Path) -> None:
 
 
 def test_whatif_starts_from_the_knobs_in_force(config: Path, tmp_path: Path) -> None:
-    """What was turned on the dashboard counts, not what the file still says; secrets of providers are not asked for."""
+    """A knob changed on the dashboard counts, and not the file's; providers' secrets aren't needed."""
     config.write_text(config.read_text().replace('kind = "openai"', 'kind = "openai"\napi_key = "${NOT_SET_HERE}"'))
     _, output = told(config, "whatif", "--cost-weight", "0.95", "--json")
     wanted = json.loads(output)["shares"]["then"]
@@ -75,21 +75,21 @@ def test_whatif_starts_from_the_knobs_in_force(config: Path, tmp_path: Path) -> 
 
 
 def test_whatif_shows_a_table(config: Path) -> None:
-    """Without --json a person reads it."""
+    """The output without --json is a table."""
     code, output = told(config, "whatif", "--models", "small,middle")
     assert code == 0 and "would be" in output and "large 33% -> 0%" in output.replace("\n", " ")
 
 
-def test_learn_takes_one_turn(config: Path) -> None:
-    """One step from the journal alone: a candidate is trained, passes the gate and goes into the shadow."""
+def test_learn_takes_one_step(config: Path) -> None:
+    """From the journal alone a candidate is trained, passes the gate and becomes the shadow."""
     code, output = told(config, "learn", "--once", "--json")
     assert code == 0, output
     assert json.loads(output)["action"] == "shadow", output
 
 
 @pytest.mark.parametrize(("words", "kind"), [((), "knn"), (("--router", "linear"), "linear")])
-def test_learn_trains_what_the_route_says(config: Path, tmp_path: Path, words: tuple[str, ...], kind: str) -> None:
-    """The route's `learn_router`, as the gateway's own loop does, where no other is asked for."""
+def test_learn_trains_the_routes_own_router(config: Path, tmp_path: Path, words: tuple[str, ...], kind: str) -> None:
+    """Without an option it is the route's `learn_router`, as in the gateway's own loop."""
     config.write_text(config.read_text() + 'learn_router = "knn"\n')
     code, output = told(config, "learn", "--once", "--json", *words)
     assert code == 0, output
@@ -99,8 +99,8 @@ def test_learn_trains_what_the_route_says(config: Path, tmp_path: Path, words: t
     assert load_router(Path(version.artifact)).name == kind
 
 
-def test_limits_are_told_per_model(config: Path) -> None:
-    """Every answer of the journal took 100 tokens, so each model's best limit is the next one above."""
+def test_limits_are_reported_per_model(config: Path) -> None:
+    """Every answer in the journal took 100 tokens, so each model's best limit is the next one above."""
     code, output = told(config, "limits", "--json")
     assert code == 0, output
     models = {one["model"]: one for one in json.loads(output)}
@@ -121,7 +121,7 @@ def test_limits_are_told_per_model(config: Path) -> None:
         (("learn", "--router", "knnn", "--once"), "router 'knnn' does not learn"),
     ],
 )
-def test_what_cannot_be_answered_is_refused(config: Path, words: tuple[str, ...], said: str) -> None:
-    """A clear sentence, and a status that isn't zero."""
+def test_an_impossible_question_is_refused(config: Path, words: tuple[str, ...], said: str) -> None:
+    """The error is a clear sentence, and the exit status isn't zero."""
     code, output = told(config, *words)
     assert code != 0 and said in output

@@ -1,4 +1,4 @@
-"""Data, artefacts and places that are damaged: one line that says what to do, and what was there before stays."""
+"""Damaged data, artefacts and folders: one line says what to do, and what was there before stays."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ FULL = (
 
 
 def changed(folder: Path, name: str, column: str, value: object) -> Path:
-    """The folder with one column all of that value."""
+    """The folder with one column set to a single value."""
     table = pq.read_table(write_folder(folder, 60) / f"{name}.parquet").to_pydict()
     pq.write_table(pa.table({**table, column: [value] * len(table["query_id"])}), folder / f"{name}.parquet")
     return folder
 
 
-def test_training_says_what_to_do_about_a_model_that_nobody_scored(tmp_path: Path) -> None:
-    """As in the first export of a young journal, where the other models were hardly asked."""
+def test_training_explains_a_model_without_scores(tmp_path: Path) -> None:
+    """This is the first export of a young journal, in which the other models were rarely asked."""
     data = write_folder(tmp_path / "data", 60)
     table = pq.read_table(data / "outcomes.parquet").to_pydict()
     first = [int(query[1:]) % 10 < 7 for query in table["query_id"]]
@@ -45,8 +45,8 @@ def test_training_says_what_to_do_about_a_model_that_nobody_scored(tmp_path: Pat
     assert code == 2 and "model 'large' has no score on the training rows; score some of its answers" in said
 
 
-def test_an_artefact_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path: Path) -> None:
-    """The error names the file; no draft is left beside it."""
+def test_a_full_disk_leaves_the_old_artefact(tmp_path: Path) -> None:
+    """The error names the file, and no partial file remains."""
     data, out = write_folder(tmp_path / "data", 60), tmp_path / "out" / "router.safetensors"
     out.parent.mkdir()
     words = ("train", "--data", data, "--router", "linear", "--out", out)
@@ -58,8 +58,8 @@ def test_an_artefact_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path: 
 
 
 @pytest.mark.parametrize("place", [".", "nowhere/router.safetensors", "/proc/router.safetensors"])
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, place: str) -> None:
-    """Even where the data is no good, which reading it would tell."""
+def test_an_unwritable_output_is_refused_before_the_work(tmp_path: Path, place: str) -> None:
+    """That holds even if the data is invalid, which is found only by reading it."""
     for words in (("train", "--out"), ("evaluate", "--plot"), ("cascade", "train", "--out")):
         code, _, said = headgate(*words, tmp_path / place, "--data", tmp_path / "nothing")
         assert code == 2 and len(said.splitlines()) == 1, said
@@ -67,15 +67,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["frontier.zzz", "frontier"])
-def test_a_picture_that_nobody_can_draw_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
-    """Even where the data is no good; the kinds that there are are named."""
+def test_an_unknown_picture_format_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    """The error names the known ones, even if the data is invalid."""
     for words in (("evaluate", "--data", tmp_path), ("batch", "plan", tmp_path / "nothing.jsonl")):
         code, _, said = headgate(*words, "--plot", tmp_path / name)
         assert code == 2 and len(said.splitlines()) == 1 and "must end in one of" in said and "svg" in said, said
 
 
-def test_training_says_in_json_what_it_can_tell(tmp_path: Path) -> None:
-    """Where every answer is right there is no order to be right about: null, for JSON has no NaN."""
+def test_undefined_figures_are_null(tmp_path: Path) -> None:
+    """If every answer is right there is no ranking to measure, and JSON has no NaN."""
     data = changed(tmp_path / "data", "outcomes", "score", 1.0)
     words = ("train", "--data", data, "--router", "linear", "--out", tmp_path / "r.safetensors", "--json")
     code, out, _ = headgate(*words)
@@ -87,7 +87,7 @@ def test_training_says_in_json_what_it_can_tell(tmp_path: Path) -> None:
     [("split", "test", "none is left to train on"), ("cost_usd", float("inf"), r"cost_usd: inf is not in [0, inf)")],
 )
 def test_data_that_teaches_nothing_is_refused(tmp_path: Path, column: str, value: object, said: str) -> None:
-    """With what is wrong of it."""
+    """The error says what is wrong with it."""
     name = "queries" if column == "split" else "outcomes"
     data = changed(tmp_path / "data", name, column, value)
     code, _, told = headgate("train", "--data", data, "--router", "linear", "--out", tmp_path / "r.safetensors")
@@ -95,7 +95,7 @@ def test_data_that_teaches_nothing_is_refused(tmp_path: Path, column: str, value
 
 
 def test_an_artefact_of_another_release_is_refused(tmp_path: Path) -> None:
-    """Parameters that this one doesn't know are said to be; no worker dies of them."""
+    """Its unknown parameters are named, and no worker ends because of it."""
     path = tmp_path / "other.safetensors"
     card, arrays = load_artifact(DEFAULT_ARTIFACT)
     quality = {**card.parameters["quality"], "of_the_future": 1}

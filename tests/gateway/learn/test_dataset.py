@@ -1,4 +1,4 @@
-"""Rounds and training data out of decisions and what was said of them."""
+"""Rounds and training data from decisions and their feedback."""
 
 from __future__ import annotations
 
@@ -54,23 +54,21 @@ def seen(record: DecisionRecord, **evidence: object) -> DecisionRecord:
         ({}, ""),
     ],
 )
-def test_each_check_says_what_is_wrong(evidence: dict[str, object], said: str) -> None:
-    """An answer's own evidence is read as a verdict on it."""
+def test_each_check_gives_its_verdict(evidence: dict[str, object], said: str) -> None:
+    """An answer's own evidence is read as a verdict."""
     record, _ = decisions(1)[0]
     assert failed_check(seen(record, **evidence)) == said
     assert failed_check(replace(record, status=502)) == "no answer"
 
 
 def test_feedback_outranks_checks() -> None:
-    """What somebody said stays, whatever the checks found."""
+    """An explicit score stays, whatever the checks found."""
     rows = [(seen(record, refused=True), 1.0) for record, _ in decisions(20)]
     assert all(score == 1.0 for _, score in scored_by_checks(rows))
 
 
-def test_asking_again_at_once_says_the_answer_was_no_good() -> None:
-    """The same question of the same caller within two minutes counts against the first answer, not the
-    last.
-    """
+def test_a_repeated_question_counts_against_the_first_answer() -> None:
+    """It is the same question of the same caller within two minutes; the last answer isn't affected."""
     record = seen(decisions(1)[0][0], checks_passed=True)
     soon, later = replace(record, time_s=record.time_s + 5), replace(record, time_s=record.time_s + 5000)
     other = replace(soon, tenant="another")
@@ -80,21 +78,21 @@ def test_asking_again_at_once_says_the_answer_was_no_good() -> None:
 
 
 @pytest.mark.parametrize("evidence", [{}, {"refused": False}])
-def test_that_nothing_failed_does_not_make_an_answer_good(evidence: dict[str, object]) -> None:
-    """Where nobody scores an answer and no check looks at what it says, nothing is known of its worth."""
+def test_passed_checks_alone_are_no_score(evidence: dict[str, object]) -> None:
+    """Without feedback, and without a check of the content, an answer's quality is unknown."""
     rows = [(seen(record, **evidence), None) for record, _ in decisions(9)]
     rows.append((replace(rows[0][0], id="dec_failed", status=502), None))
     assert not any(score is not None for _, score in scored_by_checks(rows))
 
 
-def test_checks_alone_score_where_they_look_at_answers() -> None:
-    """Without any feedback an answer is worth what its checks say."""
+def test_checks_of_the_content_score_without_feedback() -> None:
     found = scored_by_checks([(seen(record, schema_valid=i > 2), None) for i, (record, _) in enumerate(decisions(9))])
     assert [score for _, score in found] == [0.0] * 3 + [1.0] * 6
 
 
 def test_failed_checks_do_not_outnumber_feedback() -> None:
-    """Where a tenth is scored, about a tenth of the failures is: the mean score stays what it is."""
+    """If a tenth of the answers is scored, about a tenth of the failed checks counts, so the mean score doesn't change.
+    """
     rows: list[Scored] = []
     for i, (record, _) in enumerate(decisions(2000)):
         broken = i % 4 == 0
@@ -104,8 +102,8 @@ def test_failed_checks_do_not_outnumber_feedback() -> None:
     assert np.mean(scores) == pytest.approx(0.75, abs=0.06)
 
 
-def test_scores_that_come_late_are_read(tmp_path: Path) -> None:
-    """With 1,000 rounds since the latest scored one the log holds the scored ones, and of the later ones the latest."""
+def test_late_scores_are_read(tmp_path: Path) -> None:
+    """With 1,000 rounds since the latest scored one, the log has the scored ones and the latest of the later ones."""
     store = open_store(f"sqlite:///{tmp_path}/journal.db")
     records = [record for record, _ in decisions(1600)]
     said = [FeedbackRecord(id=one.id, time_s=9e9, decision_id=one.id, tenant="t", score=1.0) for one in records[:600]]
@@ -118,8 +116,8 @@ def test_scores_that_come_late_are_read(tmp_path: Path) -> None:
 
 
 def test_a_log_is_read_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a route's figures cost to read does not grow with its journal: of older decisions no record is read, be the
-    scored ones late or long ago.
+    """The cost doesn't grow with the journal: no record of an older decision is read, whether scores are late or long
+    ago.
     """
     read: list[str] = []
 
@@ -145,8 +143,8 @@ def test_a_log_is_read_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert 200 <= len(read) <= 200 + recent.PAGE_ROWS
 
 
-def test_what_is_no_round_is_left_out() -> None:
-    """Cache hits, clients that left and choices without chances don't count, but are counted."""
+def test_decisions_without_a_choice_are_no_rounds() -> None:
+    """Cache hits, clients that left and choices without probabilities are left out and counted."""
     (a, _), (b, _), (c, _), (d, _) = decisions(4)
     rows = [(replace(a, cache="hit"), 1.0), (replace(b, status=499), 1.0), (replace(c, candidates=()), 1.0), (d, 1.0)]
     log = log_of(rows)
@@ -155,22 +153,22 @@ def test_what_is_no_round_is_left_out() -> None:
         log_of(rows[:3])
 
 
-def test_what_a_batch_job_planned_is_no_round() -> None:
-    """Chance had no part in it, so it must not speak of other settings of the route."""
+def test_planned_decisions_of_a_batch_job_are_no_rounds() -> None:
+    """They weren't drawn, so they say nothing about other settings of the route."""
     rows = decisions(20)
     mixed = rows + [(replace(record, id=f"job_{i}", job="batch_1"), score) for i, (record, score) in enumerate(rows)]
     assert len(log_of(mixed)) == 20
 
 
 def test_logged_probabilities_are_the_routers() -> None:
-    """Every row sums to one and the chosen model's entry is the recorded propensity."""
+    """Every row sums to 1, and the chosen model's probability is the recorded propensity."""
     log = log_of(decisions(40))
     assert np.allclose(log.logged.sum(1), 1.0)
     assert np.allclose(log.rounds(log.cost_usd).propensity, [record.propensity for record in log.records])
 
 
 def test_training_data_credits_the_model_that_answered() -> None:
-    """A later rung's answer is a score of that rung's model, at its own attempt's cost."""
+    """An escalated answer scores the model that gave it, at that attempt's cost."""
     rows = decisions(30)
     record, _ = rows[0]
     second = replace(record.attempts[0], model="large", cost_nanousd=7_000)
@@ -181,8 +179,8 @@ def test_training_data_credits_the_model_that_answered() -> None:
     assert x.shape[0] == 30
 
 
-def test_equal_queries_lie_in_one_half() -> None:
-    """Nothing is judged on a query that was trained on."""
+def test_equal_queries_are_in_one_half() -> None:
+    """Nothing is evaluated on a query that was trained on."""
     log = log_of([(replace(record, prompt_text=f"q{i % 9}"), score) for i, (record, score) in enumerate(decisions(90))])
     first = halves_of_queries(log)
     one, two = log.rows(first), log.rows(~first)
@@ -190,8 +188,8 @@ def test_equal_queries_lie_in_one_half() -> None:
     assert len(one) + len(two) == 90 and len(one) and len(two)
 
 
-def test_exported_outcomes_are_a_log_again() -> None:
-    """A folder with one answer per query and its propensity can be asked as the journal is."""
+def test_exported_outcomes_can_be_used_as_a_log() -> None:
+    """A folder with one answer per query and its propensity gives the same answers as the journal."""
     data = laid_out(
         {"query_id": ["a", "b"], "text": ["one", "two"]},
         {"query_id": ["a", "b"], "model": ["x", "y"], "score": [1.0, 0.0], "propensity": [0.25, 0.5]},
@@ -200,14 +198,14 @@ def test_exported_outcomes_are_a_log_again() -> None:
     assert np.allclose(log.logged, [[0.25, 0.75], [0.5, 0.5]]) and log.action.tolist() == [0, 1]
 
 
-def test_rows_that_are_all_the_same_have_no_axes() -> None:
-    """Zeros, never NaN: one question asked again and again must not spoil every figure."""
+def test_equal_rows_have_no_axes() -> None:
+    """The projection is zero and never NaN, even if one question is asked again and again."""
     axes = main_axes(np.ones((50, 16)), 8)
     assert np.array_equal(axes, np.zeros_like(axes))
 
 
-def test_a_long_batch_job_leaves_the_rounds_before_it(tmp_path: Path) -> None:
-    """However many lines it had: what was learnt from requests is still read, by commands and by the dashboard."""
+def test_a_long_batch_job_leaves_earlier_rounds_readable(tmp_path: Path) -> None:
+    """However many lines it had, commands and dashboard still read the requests before it."""
     url = f"sqlite:///{tmp_path}/journal.db"
     migrate(url)
     rows = [record for record, _ in decisions(20)]

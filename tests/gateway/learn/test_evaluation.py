@@ -48,8 +48,8 @@ def asked(*arguments: str) -> dict:
     return json.loads(result.output)
 
 
-def test_the_report_keeps_its_contract(folder: Path) -> None:
-    """Every policy has every figure with its interval, and the operating point both of its own."""
+def test_the_report_has_every_figure(folder: Path) -> None:
+    """Every policy has every figure with its interval, and the operating point has its own two."""
     report = asked("evaluate", "--data", str(folder), "--router", "linear")
     assert report["n_queries"] == 72
     assert report["models"] == ["large", "middle", "small"]
@@ -60,18 +60,18 @@ def test_the_report_keeps_its_contract(folder: Path) -> None:
 
 
 def test_a_router_that_reads_the_query_beats_the_zero_router(folder: Path) -> None:
-    """On texts that tell hard from easy, AIQ rises and money is saved."""
+    """Where texts tell hard from easy questions, AIQ rises and money is saved."""
     report, _, _ = evaluated("default", folder, resamples=20)
     assert report["router"]["aiq"]["value"] > report["zero_router"]["aiq"]["value"] + 0.02
     assert report["router"]["cost_saved_95"]["value"] > 0.2
     assert report["operating_point"]["cost_ratio"]["value"] < 0.95
 
 
-def test_training_and_evaluating_the_artefact_agree(folder: Path, tmp_path: Path) -> None:
-    """An artefact trained on the training rows scores what the router by name does."""
+def test_an_artefact_scores_as_its_router_by_name(folder: Path, tmp_path: Path) -> None:
+    """It was trained on the same training rows."""
     out = tmp_path / "linear.safetensors"
     found = asked("train", "--data", str(folder), "--router", "linear", "--out", str(out))
-    assert found["n_train"] == 148  # of 168, twenty are also asked in the test
+    assert found["n_train"] == 148  # of 168 queries twenty are also in the test split
     assert found["metrics"]["brier"] < found["metrics"]["brier_of_means"]
     assert load_router(out).name == "linear"
     by_file = asked("evaluate", "--data", str(folder), "--router", str(out))
@@ -80,7 +80,7 @@ def test_training_and_evaluating_the_artefact_agree(folder: Path, tmp_path: Path
 
 
 def rewritten(folder: Path, target: Path, **columns: Callable[[int, Any], Any]) -> Path:
-    """The folder with some columns of its tables changed, given row and value."""
+    """The folder with some columns of its tables replaced by a function of row and value."""
     target.mkdir()
     for name in ("queries", "outcomes"):
         table = pq.read_table(folder / f"{name}.parquet").to_pydict()
@@ -90,9 +90,9 @@ def rewritten(folder: Path, target: Path, **columns: Callable[[int, Any], Any]) 
     return target
 
 
-def test_no_test_query_is_known_by_heart(folder: Path, tmp_path: Path) -> None:
-    """A training query that is a test query too, but for case and spaces, is left out and told; where most queries
-    recur all are kept, and that is told.
+def test_queries_of_the_test_split_are_not_trained_on(folder: Path, tmp_path: Path) -> None:
+    """A training query that equals a test query up to case and spaces is left out and reported; if most queries recur,
+    all are kept, and that is reported.
     """
     test = [one for one in pq.read_table(folder / "queries.parquet").to_pylist() if one["split"] == "test"]
 
@@ -113,14 +113,14 @@ def test_no_test_query_is_known_by_heart(folder: Path, tmp_path: Path) -> None:
 
 
 def test_equal_queries_share_a_fold() -> None:
-    """Nothing is foretold of a row by what was learnt from its double, unless there is hardly any other."""
+    """No row is predicted from its duplicate, unless there is hardly any other row."""
     fold = folds([*"abcdefgh" * 3, *range(30)], 4, 0)
     assert (fold[:8] == fold[8:16]).all() and (fold[:8] == fold[16:24]).all() and len(set(fold.tolist())) == 4
     assert len(set(folds(["same"] * 20, 4, 0).tolist())) == 4
 
 
-def test_what_the_comparison_leaves_out_is_told(folder: Path, tmp_path: Path) -> None:
-    """A model that was seldom priced, and queries with a gap."""
+def test_left_out_data_is_reported(folder: Path, tmp_path: Path) -> None:
+    """This is a model that rarely has a cost, and queries with a gap."""
     gaps = {0, 5, *range(1, 600, 3)}
     holes = rewritten(folder, tmp_path / "holes", cost_usd=lambda row, usd: None if row in gaps else usd)
     report = asked("evaluate", "--data", str(holes), "--router", "knn")
@@ -129,8 +129,8 @@ def test_what_the_comparison_leaves_out_is_told(folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("score", [1.0, 0.0])
-def test_where_nothing_differs_there_is_no_number(folder: Path, tmp_path: Path, score: float) -> None:
-    """All answers right, or wrong, and free: what is not defined is null, not NaN, nor an interval without a value."""
+def test_undefined_figures_are_null(folder: Path, tmp_path: Path, score: float) -> None:
+    """If all answers are right or wrong, or free, the value is null, and so is its interval."""
     flat = rewritten(folder, tmp_path / "flat", score=lambda *_: score, cost_usd=lambda *_: 0.0)
     output = RUN.invoke(app, ["evaluate", "--data", str(flat), "--router", "knn", "--resamples", "5", "--json"]).output
     report = json.loads(output, parse_constant=pytest.fail)
@@ -139,8 +139,8 @@ def test_where_nothing_differs_there_is_no_number(folder: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
-def test_figures_do_not_depend_on_the_unit_of_money(folder: Path, tmp_path: Path, factor: float) -> None:
-    """A thousand times cheaper or dearer models are routed between alike."""
+def test_figures_do_not_depend_on_the_unit_of_cost(folder: Path, tmp_path: Path, factor: float) -> None:
+    """Models a thousand times cheaper or more expensive are routed in the same way."""
     other = rewritten(folder, tmp_path / "other", cost_usd=lambda _, usd: usd * factor)
     (mine, theirs) = (asked("evaluate", "--data", str(one), "--router", "linear") for one in (folder, other))
     for name in ("router", "task_mean", "oracle"):
@@ -149,8 +149,10 @@ def test_figures_do_not_depend_on_the_unit_of_money(folder: Path, tmp_path: Path
     assert ratios[1] == pytest.approx(ratios[0], abs=0.02)
 
 
-def test_costs_may_be_stated(folder: Path, tmp_path: Path) -> None:
-    """As millions of active parameters, say, where the data has no prices; models without one are left out."""
+def test_costs_may_be_given(folder: Path, tmp_path: Path) -> None:
+    """They may be, for example, millions of active parameters if the data has no prices; models without one are left
+    out.
+    """
     bare = write_folder(tmp_path / "bare", priced=False)
     stated = asked("evaluate", "--data", str(bare), "--router", "domain", "--costs", "small=8,middle=14,large=70")
     assert stated["cost"] == "as stated per call" and stated["best_single"]["cost_saved_99"]["value"] == 0.0
@@ -169,8 +171,8 @@ def test_another_folder_may_train(folder: Path, tmp_path: Path) -> None:
     assert (report["n_queries"], report["n_train"]) == (240, 132)
 
 
-def test_what_one_pair_taught_routes_another(folder: Path, tmp_path: Path) -> None:
-    """With --trained-on the strong model's scores are those of the stronger stand-in, and prices stay its own."""
+def test_one_pair_of_models_may_stand_for_another(folder: Path, tmp_path: Path) -> None:
+    """With --trained-on the strong model has the scores of the stronger stand-in, and prices of its own."""
     two = tmp_path / "two"
     two.mkdir()
     table = pq.read_table(folder / "outcomes.parquet")
@@ -192,7 +194,7 @@ def test_what_one_pair_taught_routes_another(folder: Path, tmp_path: Path) -> No
 
 
 def test_two_models_without_prices_get_apgr(tmp_path: Path) -> None:
-    """Without costs, calls to the strong model are counted."""
+    """Without costs the calls to the strong model are counted."""
     pair = write_folder(tmp_path / "pair", models=("small", "large"), priced=False)
     report = asked("evaluate", "--data", str(pair), "--router", "linear")
     assert report["cost"].startswith("share of calls")
@@ -201,16 +203,16 @@ def test_two_models_without_prices_get_apgr(tmp_path: Path) -> None:
     assert {"cpt50", "cpt80"} <= report["router"].keys()
 
 
-def test_models_tasks_and_rows_can_be_chosen(folder: Path) -> None:
-    """A part of the pool, of the tasks, of the training rows."""
+def test_models_tasks_and_rows_can_be_selected(folder: Path) -> None:
+    """These are a part of the pool, of the tasks and of the training rows."""
     report, _, _ = evaluated("linear", folder, models=["small", "large"], tasks=["hard"], limit=30, resamples=20)
     assert report["models"] == ["small", "large"]
     assert report["n_train"] == 30
     assert report["n_queries"] < 72
 
 
-def test_the_table_is_for_people(folder: Path, tmp_path: Path) -> None:
-    """Without --json the figures come as lines, and --plot leaves a picture."""
+def test_the_report_has_a_table_and_a_plot(folder: Path, tmp_path: Path) -> None:
+    """The output without --json has lines of figures, and --plot writes a picture."""
     picture = tmp_path / "frontier.png"
     result = RUN.invoke(
         app, ["evaluate", "--data", str(folder), "--router", "task-mean", "--resamples", "20", "--plot", str(picture)]
@@ -221,8 +223,8 @@ def test_the_table_is_for_people(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", [("--router", "linear", "--beside", "knn"), ("--cascade", "routing")])
-def test_the_picture_shows_what_the_table_tells(tmp_path: Path, what: tuple[str, ...]) -> None:
-    """Each policy by its name, also a cascade's and those beside it; the models; what the axes count."""
+def test_the_plot_shows_what_the_table_shows(tmp_path: Path, what: tuple[str, ...]) -> None:
+    """Every policy has its name, cascades and other routers included; so have the models and the axes."""
     log = logged(160)
     write(replace(log, data=replace(log.data, splits=np.where(np.arange(160) < 80, "train", "test"))), tmp_path)
     picture = tmp_path / "frontier.svg"
@@ -249,15 +251,15 @@ def test_the_picture_shows_what_the_table_tells(tmp_path: Path, what: tuple[str,
         (["--router", "linear", "--models", "small"], "1 model"),
     ],
 )
-def test_a_bad_call_says_what_is_wrong(folder: Path, arguments: list[str], message: str) -> None:
-    """One line on standard error, exit code 2."""
+def test_invalid_arguments_are_one_line(folder: Path, arguments: list[str], message: str) -> None:
+    """It is on standard error, with exit status 2."""
     result = RUN.invoke(app, ["evaluate", "--data", str(folder), *arguments])
     assert result.exit_code == 2
     assert message in result.output
 
 
 def test_data_without_a_test_split_is_refused(tmp_path: Path) -> None:
-    """Nothing to report on is an error, not an empty report."""
+    """There is nothing to report on, which is an error."""
     import pyarrow.parquet as pq
 
     folder = write_folder(tmp_path / "d")
@@ -267,8 +269,8 @@ def test_data_without_a_test_split_is_refused(tmp_path: Path) -> None:
         evaluated("linear", folder)
 
 
-def test_other_routers_stand_beside_it(folder: Path) -> None:
-    """Each with its figures on the same rows and the paired difference; the table has a column of it; one that does not
+def test_other_routers_are_compared(folder: Path) -> None:
+    """Each has its figures on the same rows and the paired difference, in a column of the table; a router that doesn't
     learn is refused.
     """
     words = ["evaluate", "--data", str(folder), "--router", "linear", "--beside", "linear,factor"]
@@ -284,8 +286,8 @@ def test_other_routers_stand_beside_it(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_work_is_seen_on_a_terminal_and_leaves_the_output_alone(folder: Path, tmp_path: Path, command: str) -> None:
-    """A bar on standard error while it lasts."""
+def test_progress_is_shown_on_a_terminal_only(folder: Path, tmp_path: Path, command: str) -> None:
+    """There is a bar on standard error, and the output has no trace of it."""
     screen, terminal = pty.openpty()
     words = ("--out", str(tmp_path / "r.safetensors")) if command == "train" else ("--resamples", "5")
     done = subprocess.Popen(
@@ -294,7 +296,7 @@ def test_work_is_seen_on_a_terminal_and_leaves_the_output_alone(folder: Path, tm
     )  # fmt: skip
     os.close(terminal)
     seen = b""
-    with suppress(OSError):  # EIO: nobody writes to it any more
+    with suppress(OSError):  # EIO: the other end is closed
         while part := os.read(screen, 4096):
             seen += part
     os.close(screen)
@@ -302,16 +304,15 @@ def test_work_is_seen_on_a_terminal_and_leaves_the_output_alone(folder: Path, tm
     assert {"train": b"training", "evaluate": b"evaluating"}[command] in seen
 
 
-def test_training_says_what_came_of_it_and_what_to_do_next(folder: Path, tmp_path: Path) -> None:
-    """In sentences, for people."""
+def test_training_reports_its_result_and_the_next_step(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "linear.safetensors"
     told = RUN.invoke(app, ["train", "--data", str(folder), "--router", "linear", "--out", str(out)]).output
     assert f"{out}: from 148 queries, for large, middle, small" in told and "brier of means" in told
     assert f"headgate promote ROUTE {out}" in told
 
 
-def test_a_log_of_one_answer_a_query_names_the_command_that_values_it(tmp_path: Path) -> None:
-    """As an export of the journal is: no query was answered by all models."""
+def test_a_log_with_one_answer_per_query_names_the_right_command(tmp_path: Path) -> None:
+    """In an export of the journal no query was answered by all models, so another command values it."""
     import pyarrow.parquet as pq
 
     path = write_folder(tmp_path / "log")

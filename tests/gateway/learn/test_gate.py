@@ -1,4 +1,4 @@
-"""Whether a candidate may replace the incumbent, beside known truths."""
+"""Whether a candidate may replace the incumbent, against known true values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE, SMALL = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 
 
 def world(count: int, seed: int = 0) -> Log:
-    """Large, right .95 of the time, and small, right .5 of it, by even chance."""
+    """`large` is right .95 of the time and `small` .5, chosen with equal probability."""
     records = explored(count, seed=seed, chance=0.5, text=False)
     pairs = zip(records[::2], records[1::2], strict=True)
     return log_of([(record, said.score) for record, said in pairs])  # type: ignore[union-attr, misc]
@@ -33,8 +33,8 @@ def everywhere(log: Log, chances: np.ndarray) -> np.ndarray:
     ("knobs", "same"),
     [(Knobs(cost_weight=0.3),) * 2, (Knobs(cost_weight=0.9),) * 2, (Knobs(min_quality=0.5), Knobs(cost_weight=0.5))],
 )
-def test_an_answer_is_worth_what_the_router_would_choose_by(knobs: Knobs, same: Knobs) -> None:
-    """Quality and money as the decision rule weighs them; with a floor alone, as the default weight does."""
+def test_an_answers_worth_is_the_routers_objective(knobs: Knobs, same: Knobs) -> None:
+    """Quality and cost are weighed as by the decision rule; with a quality floor alone, by the default weight."""
     log = replace(world(20), cost_usd=np.linspace(0.0, 0.04, 20))
     unknown = [float("nan")] * 20
     given = Forecast([""] * 20, log.score.tolist(), unknown, log.cost_usd.tolist(), unknown, unknown)
@@ -42,16 +42,16 @@ def test_an_answer_is_worth_what_the_router_would_choose_by(knobs: Knobs, same: 
     assert np.isfinite(worth(log, Knobs(cost_weight=1.0), 0.0)).all()
 
 
-def test_the_reference_is_what_the_dearest_model_costs() -> None:
-    """On average, where it was chosen; one dollar where all is free."""
+def test_the_reference_cost_is_the_most_expensive_models() -> None:
+    """It is the mean where that model was chosen; one dollar if all models are free."""
     log = world(200)
     dear = replace(log, cost_usd=np.where(log.action == 1, np.arange(200) / 100, 0.5))
     assert reference_of(dear) == pytest.approx(dear.cost_usd[log.action == 1].mean())
     assert reference_of(replace(log, cost_usd=np.zeros(200))) == 1.0
 
 
-def test_the_better_candidate_passes_and_the_worse_does_not() -> None:
-    """By the difference of what both are worth, the truth within; what came before exploration is left out."""
+def test_a_better_candidate_passes_and_a_worse_one_does_not() -> None:
+    """The interval of the difference contains the truth; rounds from before exploration are left out."""
     log = world(600)
     before = np.arange(600) < 200
     mute = replace(log, logged=np.where(before[:, None], SMALL, log.logged), action=np.where(before, 1, log.action))
@@ -67,8 +67,8 @@ def test_the_better_candidate_passes_and_the_worse_does_not() -> None:
     assert not alike.passed and alike.difference is not None and alike.difference.value == 0.0
 
 
-def test_a_candidate_that_is_no_better_passes_as_seldom_as_it_says() -> None:
-    """In about 5 % of logs in which both models are right as often."""
+def test_an_equal_candidate_rarely_passes() -> None:
+    """It passes in about 5 % of the logs in which both models are equally good."""
     log, rng, passed = world(300), np.random.default_rng(0), 0
     for _ in range(120):
         score = (rng.random(300) < 0.7).astype(float)
@@ -76,8 +76,8 @@ def test_a_candidate_that_is_no_better_passes_as_seldom_as_it_says() -> None:
     assert 0.01 <= passed / 120 <= 0.05 + 2 * (0.05 * 0.95 / 120) ** 0.5
 
 
-def test_what_the_log_cannot_tell_passes_nothing() -> None:
-    """Nobody scored anything; the candidate does what was never tried."""
+def test_nothing_passes_without_evidence() -> None:
+    """There are no scores, or the candidate does what was never tried."""
     log = world(300)
     silent = judge(log, everywhere(log, LARGE), everywhere(log, SMALL), np.full(300, np.nan))
     assert not silent.passed and "nobody scored" in silent.reason
@@ -86,8 +86,8 @@ def test_what_the_log_cannot_tell_passes_nothing() -> None:
     assert not refused.passed and refused.refusal is not None and refused.difference is None
 
 
-def test_two_differences_together_are_those_of_all_rounds() -> None:
-    """Two parts of a sample of even spread, each with its interval, pool to the mean of the whole."""
+def test_two_differences_are_pooled() -> None:
+    """Those of two parts of a sample with equal variance pool to the mean of the whole."""
     whole = np.tile([0.0, 1.0], 150) + np.repeat([0.3, -0.1], [100, 200])
     parts = [mean_interval(part, effective=1e9) for part in (whole[:100], whole[100:])]
     assert pooled(*parts) == pytest.approx(whole.mean(), abs=1e-3)

@@ -30,38 +30,38 @@ def keep(folder: Path, *words: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_best_alone_comes_first(folder: Path) -> None:
-    """One model: the best; its worth is that of the test rows, its distance from all loaded has an interval."""
+def test_a_single_model_is_the_best_one(folder: Path) -> None:
+    """Its worth is that of the test rows, and its distance from all models has an interval."""
     one, *_ = keep(folder)
     assert one["models"] == ["large"] and 0.7 < one["quality"] < 1.0
     assert COSTS["large"] < one["spent"]["cost_usd"] < 2 * COSTS["large"]
     assert abs(one["against_all"]) <= one["half_width"]
 
 
-def test_a_limit_of_cost_brings_a_second(folder: Path) -> None:
-    """Within half of the best model's cost two together beat what fits alone, and the limit is kept."""
+def test_a_cost_limit_selects_a_second_model(folder: Path) -> None:
+    """Within half of the best model's cost two models together beat any that fits alone, and the limit is kept."""
     most = 0.75e-3
     one, two = keep(folder, "--mean-cost-usd", str(most), "--most", "2")
     assert one["models"] != ["large"] and "large" in two["models"]
     assert two["expected"] > one["expected"] + 0.05 and two["spent"]["cost_usd"] < 1.15 * most
 
 
-def test_of_models_that_are_worth_as_much_the_cheapest_is_kept(folder: Path) -> None:
-    """All answers are right, whoever gives them."""
+def test_of_equally_good_models_the_cheapest_is_kept(folder: Path) -> None:
+    """All models are always right."""
     table = pq.read_table(folder / "outcomes.parquet")
     rows = [row | {"score": 1.0} for row in table.to_pylist()]
     pq.write_table(type(table).from_pylist(rows), folder / "outcomes.parquet")
     assert [one["models"] for one in keep(folder)] == [["small"]]
 
 
-def test_memory_is_kept(folder: Path) -> None:
-    """What does not fit beside another is not loaded with it."""
+def test_the_memory_limit_is_kept(folder: Path) -> None:
+    """A model that doesn't fit beside another isn't selected with it."""
     sizes = ("--sizes", "small=1,middle=2,large=4", "--memory-gb", "4.5")
     assert all(set(one["models"]) in ({"large"}, {"small", "middle"}) for one in keep(folder, *sizes))
 
 
 def test_a_missing_outcome_is_left_out(folder: Path) -> None:
-    """The figures are of the rows that are known; where most are not, the estimate stands alone."""
+    """The figures are of the complete rows; if most are incomplete, there is only the estimate."""
     table = pq.read_table(folder / "outcomes.parquet")
     rows = [r for r in table.to_pylist() if r["model"] != "large" or int(r["query_id"][1:]) % 10 != 8]
     pq.write_table(type(table).from_pylist(rows), folder / "outcomes.parquet")
@@ -83,11 +83,11 @@ def test_a_missing_outcome_is_left_out(folder: Path) -> None:
         (["--router", "nobody"], "nobody"),
     ],
 )
-def test_what_cannot_be_kept_is_told(folder: Path, words: list[str], said: str) -> None:
+def test_invalid_limits_are_refused(folder: Path, words: list[str], said: str) -> None:
     result = CliRunner().invoke(app, ["keep", "--data", str(folder), *words])
     assert result.exit_code == 2 and said in result.stderr
 
 
-def test_a_person_reads_it(folder: Path) -> None:
+def test_the_report_is_readable_text(folder: Path) -> None:
     result = CliRunner().invoke(app, ["keep", "--data", str(folder), "--most", "2"])
     assert result.exit_code == 0 and result.output.startswith("1: quality 0.") and "against all loaded" in result.output

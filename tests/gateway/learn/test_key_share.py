@@ -1,4 +1,4 @@
-"""What one key says moves what a route learns no further than its share."""
+"""The influence of one key on what a route learns is bounded by its share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVEN = Weighted({"small": 1.0, "middle": 1.0, "large": 1.0})
 
 
 def of_keys(rows: list[Scored], keys: str) -> list[Scored]:
-    """The same decisions, in turns by keys; key x says that only the small model is ever right."""
+    """The same decisions with alternating keys; key x claims that only the small model is ever right."""
     return [
         (msgspec.structs.replace(record, key_id=key), float(record.model == "small") if key == "x" else score)
         for (record, score), key in zip(rows, keys * len(rows), strict=False)
@@ -35,7 +35,7 @@ def shares(log: Log) -> dict[str, float]:
 
 
 def preferred(router: Router, n: int = 100) -> float:
-    """Share of the small model, where nobody explores."""
+    """The small model's share, without exploration."""
     town = Town(77)
     knobs = Knobs(cost_weight=0.0, explore=False)
     return sum(
@@ -47,8 +47,10 @@ def preferred(router: Router, n: int = 100) -> float:
     ("keys", "most", "loudest"),
     [("xxxxxxxab", 0.3, 0.34), ("xxxxa", 0.5, 0.5), ("xxxxab", 0.4, 0.4), ("xab", 0.5, 0.34)],
 )
-def test_no_key_says_more_than_its_share(keys: str, most: float, loudest: float) -> None:
-    """Others keep all they said; a share that so few keys can't keep is an equal one; the lot is always the same."""
+def test_no_key_exceeds_its_share(keys: str, most: float, loudest: float) -> None:
+    """Other keys keep all scores; a share that so few keys can't keep becomes an equal one; the choice is always the
+    same.
+    """
     log = log_of(of_keys(Town(1).decisions(EVEN, 450), keys))
     found = bounded(log, most)
     assert loudest - 0.01 < max(shares(found).values()) <= loudest + 1e-9
@@ -61,8 +63,10 @@ def test_no_key_says_more_than_its_share(keys: str, most: float, loudest: float)
 @pytest.mark.parametrize(
     ("keys", "most", "told"), [("xxxxxxab", 0.4, 0.4), ("xxxxab", 0.2, 1 / 3), ("xxxxa", 0.3, 0.5), ("xab", 0.5, 1 / 3)]
 )
-def test_a_worker_hears_a_key_as_often_as_its_share(keys: str, most: float, told: float) -> None:
-    """Others whole; and when the loud key falls silent for as long as words are compared, its words count again."""
+def test_a_worker_learns_a_keys_feedback_up_to_its_share(keys: str, most: float, told: float) -> None:
+    """Other keys' feedback counts fully. When the busy key has been silent for the whole window, its feedback counts
+    again.
+    """
     record, shares, n = Town(5).decisions(EVEN, 1)[0][0], KeyShares(most), 3000
     said = [msgspec.structs.replace(record, id=f"dec_{i}", key_id=keys[i % len(keys)]) for i in range(n)]
     heard = [one.key_id for one in said if shares.heard(one)][100:]
@@ -73,8 +77,8 @@ def test_a_worker_hears_a_key_as_often_as_its_share(keys: str, most: float, told
     assert all(shares.heard(one) for one in said[: len(keys)] if one.key_id == "x")
 
 
-def test_a_key_that_speaks_alone_and_a_route_without_a_bound_keep_all() -> None:
-    """Nobody's scores are taken back."""
+def test_a_single_key_and_a_route_without_a_bound_keep_all() -> None:
+    """No score is discarded."""
     alone = log_of(of_keys(Town(2).decisions(EVEN, 50), "a"))
     several = log_of(of_keys(Town(2).decisions(EVEN, 50), "xxxa"))
     assert bounded(alone, 0.1).labelled.all() and bounded(several, 1.0).labelled.all()
@@ -82,17 +86,17 @@ def test_a_key_that_speaks_alone_and_a_route_without_a_bound_keep_all() -> None:
     assert all(keys.heard(record) for record in alone.records)
 
 
-def test_false_scores_of_a_busy_key_turn_no_retraining() -> None:
-    """Two of three scores lie. With the bound the small model is preferred for sums at most, where it is as good as
-    others are, and not for poems, where it is seldom right.
+def test_false_scores_of_a_busy_key_do_not_change_training() -> None:
+    """Two of three scores are false. With the bound the small model is preferred for sums at most, where it is as good
+    as the others, and not for poems, where it is rarely right.
     """
     log = log_of(of_keys(Town(3).decisions(EVEN, 2000), "xxxxxxxxxxxxxxxxabcdefgh"))
     assert preferred(trained(log, "linear", "1", 0.1).router) > 0.9
     assert preferred(trained(bounded(log, 0.2), "linear", "1", 0.1).router) < 0.6
 
 
-def test_false_scores_of_a_busy_key_turn_no_bandit() -> None:
-    """The same of what a worker hears while it serves."""
+def test_false_scores_of_a_busy_key_do_not_change_a_bandit() -> None:
+    """The same holds for what a worker learns while it serves."""
     found = {}
     for most in (1.0, 0.2):
         bandit = open_router("bandit", explore=0.1)

@@ -15,7 +15,7 @@ from tests.gateway.admin.traffic import explored
 
 
 def world(count: int, seed: int = 0, chance: float = 0.5) -> Log:
-    """Two models by chance: large is right .95, small .5 of the time."""
+    """Two models chosen at random: `large` is right .95 and `small` .5 of the time."""
     records = explored(count, seed=seed, chance=chance, text=False)
     pairs = zip(records[::2], records[1::2], strict=True)
     return log_of([(record, said.score) for record, said in pairs])  # type: ignore[union-attr, misc]
@@ -30,8 +30,8 @@ def policies(log: Log) -> dict[float, Array]:
     return {share: always(log, share) for share in (0.0, 0.2, 0.5, 1.0)}
 
 
-def test_the_promise_is_broken_as_seldom_as_it_says() -> None:
-    """Over many journals: a certified setting misses the true floor in no more than 5 %, two standard errors on top."""
+def test_the_promise_is_broken_as_rarely_as_stated() -> None:
+    """Over many journals a certified setting is below the true floor in at most 5 %, plus two standard errors."""
     floor, broken, certified = 0.85, 0, 0
     for seed in range(30):
         log = world(300, seed=seed)
@@ -45,13 +45,13 @@ def test_the_promise_is_broken_as_seldom_as_it_says() -> None:
 
 
 def seldom_scored(log: Log, shares: tuple[float, float], seed: int = 0) -> Log:
-    """Only that share of each model's answers was scored."""
+    """Only this share of each model's answers was scored."""
     spoken = np.random.default_rng(seed).random(len(log)) < np.array(shares)[log.action]
     return replace(log, score=np.where(spoken, log.score, np.nan))
 
 
-def test_a_reference_that_is_seldom_scored_lowers_no_bar() -> None:
-    """Scores come of the small model's answers ten times as often: no floor is certified for it, nor told as kept."""
+def test_a_rarely_scored_reference_does_not_lower_the_floor() -> None:
+    """The small model's answers are scored ten times as often; no floor is certified for it or reported as kept."""
     for seed in range(5):
         log = seldom_scored(world(1500, seed=seed), (0.1, 1.0))
         found = certify_knob(log, policies(log), 0, 0.9, 0.95)
@@ -63,8 +63,8 @@ def test_a_reference_that_is_seldom_scored_lowers_no_bar() -> None:
     assert isinstance(refused, Unsupported) and "no answer of large was scored" in refused.reason
 
 
-def test_decisions_from_before_the_reference_was_tried_do_not_count() -> None:
-    """A route that begins to explore can be certified by what it explored."""
+def test_decisions_before_the_references_first_one_do_not_count() -> None:
+    """A route that begins to explore can be certified from what it explored."""
     log = world(1200, seed=9)
     first = np.arange(len(log)) < 400
     mute = replace(
@@ -75,8 +75,8 @@ def test_decisions_from_before_the_reference_was_tried_do_not_count() -> None:
     assert found.cost_weight == rest.cost_weight and found.rows == pytest.approx(rest.rows, abs=30)
 
 
-def test_too_little_data_is_refused_with_what_is_missing_and_so_is_the_impossible() -> None:
-    """Few rows: how many would do. A reference that was never tried: that it must be explored."""
+def test_too_little_data_and_an_impossible_floor_are_refused() -> None:
+    """With few rows the refusal says how many would do; without the reference it says that it must be explored."""
     few = certify_knob(world(30), policies(world(30)), 0, 0.9, 0.95)
     assert isinstance(few, Unsupported) and few.rows_needed == 50
     some = certify_knob(world(80), policies(world(80)), 0, 0.9, 0.95)
@@ -90,7 +90,7 @@ def test_too_little_data_is_refused_with_what_is_missing_and_so_is_the_impossibl
 
 
 def test_the_decisions_that_a_refusal_asks_for_are_about_enough() -> None:
-    """With half as many the same setting passes in few journals, with half as many again in most."""
+    """With half as many the same setting passes in few journals, with one and a half times as many in most."""
 
     def asked(count: int, seed: int = 0) -> int:
         found = certify_knob(log := world(count, seed=seed), {0.1: always(log, 0.1)}, 0, 0.9, 0.95)
@@ -103,13 +103,13 @@ def test_the_decisions_that_a_refusal_asks_for_are_about_enough() -> None:
 
 
 def test_coverage_is_the_share_of_the_references_quality() -> None:
-    """Half small, half large: about (.95 + .5) / 2 of .95, and the interval holds it."""
+    """With half of the answers from each model it is about (.95 + .5) / 2 of .95, and the interval contains that."""
     found = coverage(world(2000, seed=4), 0)
     assert found is not None and found.low <= 0.7625 <= found.high and found.half_width < 0.1
     assert coverage(world(10), 0) is None
 
 
-def test_the_interval_of_coverage_is_that_of_resampled_decisions() -> None:
+def test_the_interval_of_coverage_is_that_of_a_bootstrap() -> None:
     """The delta method and the bootstrap agree within a sixth."""
     log, rng = world(600, seed=8), np.random.default_rng(0)
     drawn = [coverage(log.rows(rng.integers(0, 600, 600)), 0) for _ in range(150)]
@@ -118,8 +118,8 @@ def test_the_interval_of_coverage_is_that_of_resampled_decisions() -> None:
     assert found.half_width == pytest.approx(1.96 * np.std([one.value for one in drawn if one]), rel=1 / 6)
 
 
-def test_drift_withdraws_where_quality_sank_and_is_silent_where_it_did_not() -> None:
-    """Far below the floor: withdrawn. At it: nothing."""
+def test_drift_withdraws_only_where_quality_fell() -> None:
+    """Far below the floor the certificate is withdrawn; at the floor nothing happens."""
     sunk = world(3000, seed=5)
     assert drifted(sunk, 0, 1.0, float("nan")) == "withdrawn"
     assert drifted(sunk, 0, 0.7, float("nan")) == "valid"
@@ -127,8 +127,8 @@ def test_drift_withdraws_where_quality_sank_and_is_silent_where_it_did_not() -> 
     assert drifted(sunk, 0, 0.7, usual) == "valid" and drifted(sunk, 0, 0.7, usual + 0.2) == "tighten"
 
 
-def test_chance_is_no_better_than_chance() -> None:
-    """A log that was drawn blindly saves nothing; without enough scores nothing is said."""
+def test_random_routing_saves_nothing_against_chance() -> None:
+    """Without enough scores nothing is reported."""
     found = against_blind(world(1500, seed=6))
     assert not isinstance(found, Refusal)
     assert found.saved_usd.low <= 0.0 <= found.saved_usd.high
@@ -139,9 +139,9 @@ def test_chance_is_no_better_than_chance() -> None:
     assert isinstance(never, Refusal) and "never tried" in never.reason
 
 
-def test_a_route_that_reads_its_queries_gains_on_chance() -> None:
-    """Each model answers one half of the queries: four in five go where they are answered. One of two that is chosen
-    blindly is right half the time, and the route pays the dearer one's price for as many more.
+def test_routing_by_the_query_saves_against_chance() -> None:
+    """Each model answers one half of the questions, and four in five go to the right one. A random choice between two
+    models is right half the time, and would need the more expensive model for as many more.
     """
     rng, log = np.random.default_rng(0), world(1500)
     kind = rng.integers(0, 2, 1500)
@@ -155,8 +155,8 @@ def test_a_route_that_reads_its_queries_gains_on_chance() -> None:
     assert found.saved_usd.value == pytest.approx(0.0, abs=0.6)
 
 
-def test_what_is_asked_for_next_is_what_nobody_labelled_yet() -> None:
-    """Best first, nothing twice, nothing that is labelled; a model without labels comes before one with many."""
+def test_the_most_informative_unlabelled_answers_come_first() -> None:
+    """None is listed twice, none that is labelled, and a model without labels comes before one with many."""
     log = world(400, seed=7)
     known = log.action == 0
     suggested = to_label(log, known, 30)
@@ -165,5 +165,5 @@ def test_what_is_asked_for_next_is_what_nobody_labelled_yet() -> None:
     assert [one.gain for one in suggested] == sorted((one.gain for one in suggested), reverse=True)
     half = np.arange(len(log)) % 2 == 0
     fresh = [log.action[one.place] for one in to_label(log, half & known, 40)]
-    assert np.mean(fresh) > 0.5  # 1: the model of which nothing is known
+    assert np.mean(fresh) > 0.5  # 1 is the model without scores
     assert to_label(log, np.ones(len(log), bool), 5) == []

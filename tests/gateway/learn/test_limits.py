@@ -1,4 +1,4 @@
-"""Limits of answers, told from the journal."""
+"""Output limits of answers, learned from the journal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VECTOR = described("how long is a river")
 
 
 def answered(n: int, *, limit: int, seed: int = 0, mean: float = 100.0, score: float = 1.0) -> list[Scored]:
-    """Answers that need an exponential number of tokens; those that need more are cut at `limit` and are no good."""
+    """Answers that need an exponential number of tokens; those that need more than `limit` are truncated and wrong."""
     rng = np.random.default_rng(seed)
     rows: list[Scored] = []
     for i, need in enumerate(np.ceil(rng.exponential(mean, n)).astype(int).tolist()):
@@ -37,8 +37,10 @@ def told(log: Log, weight: float = 0.0) -> Limits:
     return found
 
 
-def test_cut_answers_count_as_unfinished() -> None:
-    """Though half of all answers were cut at 64 tokens, the share that finishes within 128 is estimated right."""
+def test_truncated_answers_count_as_unfinished() -> None:
+    """Although half of all answers were truncated at 64 tokens, the share that finishes within 128 is estimated
+    rightly.
+    """
     found = told(log_of(answered(600, limit=64) + answered(600, limit=4096, seed=1)))
     assert found.answers == 1200 and 250 < found.cut < 400
     share = dict(zip(found.tokens, found.finished, strict=True))
@@ -46,14 +48,14 @@ def test_cut_answers_count_as_unfinished() -> None:
     assert share[128] == pytest.approx(1 - np.exp(-1.28), abs=0.05)
 
 
-def test_without_a_price_more_tokens_are_never_worse() -> None:
-    """Quality alone asks for the longest limit that anybody needed; a price for tokens asks for a shorter one."""
+def test_without_a_price_the_longest_limit_is_best() -> None:
+    """Quality alone needs the longest answer's limit; a price for tokens gives a shorter one."""
     log = log_of(answered(400, limit=4096, score=0.3))
     free, dear = told(log), told(log, 0.9)
     assert list(free.worth) == sorted(free.worth)
     assert dear.best is not None and free.best is not None and dear.best < free.best
 
 
-def test_few_answers_name_no_best_limit() -> None:
-    """They are shown, and that is all."""
+def test_few_answers_give_no_best_limit() -> None:
+    """Their figures are shown all the same."""
     assert told(log_of(answered(LEAST_ANSWERS - 1, limit=4096))).best is None

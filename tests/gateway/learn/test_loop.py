@@ -1,4 +1,4 @@
-"""The closed loop: from a router that knows nothing, through a gate that refuses what is worse, to recovery from a
+"""The closed loop: from a router that knows nothing, past a gate that refuses what is worse, to the recovery from a
 model that turned bad.
 """
 
@@ -61,7 +61,8 @@ def configured(folder: Path) -> Config:
 
 
 class Street:
-    """A town whose journal is written into a real store, decided by whatever serves the route."""
+    """A town whose journal is written into a real store; its requests are decided by the router that serves the route.
+    """
 
     def __init__(self, folder: Path, seed: int = 3) -> None:
         self.config = configured(folder)
@@ -73,7 +74,7 @@ class Street:
         return open_route_router(self.config.routes[0], read_settings(self.config.server.run_dir))
 
     def round(self, n: int = 100, heard: Callable[[float], bool] = lambda _: True, ahead_s: float = 0.0) -> StepReport:
-        """`heard`: which scores are given; `ahead_s`: by how much the clock is wrong."""
+        """One round of requests. `heard` selects the scores that are given; `ahead_s` is the error of the clock."""
         rows = self.town.decisions(self.router(), n, knobs=KNOBS)
         rows = [(msgspec.structs.replace(record, time_s=record.time_s + ahead_s), score) for record, score in rows]
         said = [
@@ -99,7 +100,7 @@ class Street:
 
 
 def certain(knobs: Knobs) -> Knobs:
-    """The same knobs without exploration: what the router thinks best."""
+    """The same knobs without exploration, which show the router's best choice."""
     return Knobs(cost_weight=knobs.cost_weight, explore=False)
 
 
@@ -111,7 +112,7 @@ def street(tmp_path: Path) -> Iterator[Street]:
 
 
 def best_worth(truth: dict[str, dict[str, float]]) -> float:
-    """Of the policy that knows the town: for each kind the model of highest worth."""
+    """The worth of the optimal policy, which knows each kind's best model."""
     total = 0.0
     for scores in truth.values():
         total += max(scores[model] - 0.2 * PRICE[model] / PRICE["large"] for model in scores) / len(truth)
@@ -119,8 +120,8 @@ def best_worth(truth: dict[str, dict[str, float]]) -> float:
 
 
 def test_the_loop_learns_refuses_and_recovers(street: Street, tmp_path: Path) -> None:
-    """From nothing to 95 % of what is possible, by way of shadow and canary; a bad candidate is refused; a model that
-    turns bad is noticed and routed around.
+    """It reaches 95 % of the optimum by way of shadow and canary, refuses a bad candidate, and routes around a model
+    that turns bad.
     """
     start = street.worth(street.router())
     told = street.until(turns.PROMOTED)
@@ -153,7 +154,7 @@ def test_the_loop_learns_refuses_and_recovers(street: Street, tmp_path: Path) ->
 
 
 def favourite(street: Street) -> str:
-    """Which model answers most sums now."""
+    """The model that answers most sums now."""
     router, picks = street.router(), Counter[str]()
     for i in range(60):
         query = described(f"What is {1234 + 97 * i} + {8765 - 31 * i}? Answer with the number only.")
@@ -162,7 +163,7 @@ def favourite(street: Street) -> str:
 
 
 def spoilt_artifact(street: Street, folder: Path) -> Path:
-    """Trained on scores turned upside down."""
+    """A router trained on inverted scores."""
     data, x = training_data(log_of(street.town.decisions(Weighted(), 300)))
     spoilt = replace(data, scores=1.0 - data.scores)
     learned = fit_learned(estimator_named("linear"), spoilt, x, shipped_featurizer().layout)
@@ -173,7 +174,7 @@ def spoilt_artifact(street: Street, folder: Path) -> Path:
 
 
 def test_a_bad_canary_is_rolled_back(street: Street, tmp_path: Path) -> None:
-    """A candidate that slipped through does its harm to a share of the traffic, briefly, and is gone."""
+    """It decides a share of the traffic for a short time only."""
     street.round()
     version = street.loop.versions.add("auto", spoilt_artifact(street, tmp_path), actor="somebody")
     mark(street.store, version, "canary", 1e9, label="linear@bad")
@@ -201,17 +202,15 @@ def around(value: float, half_width: float) -> Interval:
     ],
     ids=["beyond doubt", "early", "the gate saw more", "no gate", "the gate saw less", "by the margin", "no worse"],
 )
-def test_a_canary_in_doubt_is_judged_with_the_gate(
+def test_a_canary_in_doubt_is_judged_with_the_gates_result(
     canary: Interval, gate: Interval | None, settled: bool, gone: bool
 ) -> None:
-    """What the gate saw counts by its precision, but never against a canary that is worse beyond doubt or by the
-    margin.
-    """
+    """That result counts by its precision, but never for a canary that is certainly worse, or worse by the margin."""
     assert failed(canary, gate, 0.05, settled=settled) is gone
 
 
-def test_what_the_gate_saw_stays_with_the_version(street: Street, tmp_path: Path) -> None:
-    """Through every later mark; a version that somebody put there by hand has none."""
+def test_the_gates_result_stays_with_the_version(street: Street, tmp_path: Path) -> None:
+    """It survives every later change of state; a version that was added by hand has none."""
     version = street.loop.versions.add("auto", spoilt_artifact(street, tmp_path), actor="somebody")
     assert gated(version) is None
     verdict = GateVerdict(True, "", around(0.1, 0.05))
@@ -222,8 +221,8 @@ def test_what_the_gate_saw_stays_with_the_version(street: Street, tmp_path: Path
 
 
 @pytest.mark.parametrize("refused", [True, False])
-def test_after_a_refusal_it_asks_again_soon(street: Street, refused: bool) -> None:
-    """With 60 new rounds the gate is asked again, though a next training would wait for 200."""
+def test_after_a_refusal_the_gate_is_asked_again_soon(street: Street, refused: bool) -> None:
+    """60 new rounds are enough for the gate, though a new training needs 200."""
     since_s = 1e9 + 200.0 * 140
     street.store.save_setting("learn.auto", {"trained_until_s": since_s, "refused": refused}, "test")
     assert (street.round(200).action == turns.WAITS) is not refused
@@ -238,10 +237,10 @@ def test_after_a_refusal_it_asks_again_soon(street: Street, refused: bool) -> No
     ],
     ids=["none", "bad answers only", "good answers only"],
 )
-def test_what_cannot_tell_models_apart_promotes_nothing(
+def test_nothing_is_promoted_without_scores_of_both_kinds(
     street: Street, heard: Callable[[float], bool], told: str
 ) -> None:
-    """Without scores, or with those of one kind alone, the cheapest model would look as good as any."""
+    """Otherwise the cheapest model would look as good as any."""
     reports = [street.round(heard=heard) for _ in range(9)]
     assert not street.loop.versions.list("auto")
     assert told in reports[-1].reason
@@ -250,7 +249,7 @@ def test_what_cannot_tell_models_apart_promotes_nothing(
 
 
 def test_a_clock_that_was_ahead_stops_no_learning(street: Street) -> None:
-    """What was made and noted three days ahead counts from the moment that the clock is right again."""
+    """What was recorded three days ahead counts from the moment that the clock is right again."""
     street.until(turns.SHADOW)
     ahead_s = 3 * 86400.0
     assert street.round(ahead_s=ahead_s).action == turns.CANARY
@@ -260,8 +259,8 @@ def test_a_clock_that_was_ahead_stops_no_learning(street: Street) -> None:
     assert any(street.round().action != turns.WAITS for _ in range(4))
 
 
-def test_scores_that_come_late_are_counted_once_they_are_there(street: Street) -> None:
-    """What was trained on ends with the latest scored round: those before today's are new when they are scored."""
+def test_late_scores_count_as_new_rounds(street: Street) -> None:
+    """The training ended with the latest scored round, so earlier unscored rounds are new once they are scored."""
     for _ in range(6):
         told = street.round()
         if told.action == turns.SHADOW:
@@ -278,7 +277,7 @@ def test_scores_that_come_late_are_counted_once_they_are_there(street: Street) -
 
 
 def test_a_canary_begun_by_hand_is_judged_too(street: Street, tmp_path: Path) -> None:
-    """Nobody noted what its decisions are labelled with; its artefact says it."""
+    """Its label isn't recorded, and is read from its artefact."""
     street.round()
     version = street.loop.versions.add("auto", spoilt_artifact(street, tmp_path), actor="somebody")
     mark(street.store, version, "canary", 1e9)
@@ -286,8 +285,8 @@ def test_a_canary_begun_by_hand_is_judged_too(street: Street, tmp_path: Path) ->
     assert len(street.until(turns.ROLLED_BACK)) <= 4
 
 
-def test_a_canary_that_is_called_as_what_serves_ends(street: Street, tmp_path: Path) -> None:
-    """Whose answers are whose can't be told, so it would wait for ever for its own."""
+def test_a_canary_with_the_incumbents_label_ends(street: Street, tmp_path: Path) -> None:
+    """Their answers can't be told apart, so it would never be judged."""
     street.round()
     (tmp_path / "other").mkdir()
     serving, tried = (
@@ -302,8 +301,8 @@ def test_a_canary_that_is_called_as_what_serves_ends(street: Street, tmp_path: P
     assert read_settings(street.config.server.run_dir).canaries == {}
 
 
-def test_a_busy_keys_scores_count_as_its_route_says(street: Street) -> None:
-    """Four of five scores are one key's; with at most half it keeps as many as the other gave."""
+def test_a_busy_keys_scores_count_up_to_its_share(street: Street) -> None:
+    """Four of five scores are one key's; with a share of at most half it keeps as many as the other key gave."""
     rows = [
         (msgspec.structs.replace(record, key_id="busy" if i % 5 else "other"), score)
         for i, (record, score) in enumerate(street.town.decisions(Weighted(), 50))
@@ -321,12 +320,12 @@ def test_a_busy_keys_scores_count_as_its_route_says(street: Street) -> None:
 
 
 def test_an_empty_journal_only_waits(street: Street) -> None:
-    """Nothing logged, nothing done."""
+    """Without decisions nothing is done."""
     assert street.loop.step(1e9).action == turns.WAITS
 
 
 async def test_feedback_over_http_reaches_the_router(tmp_path: Path) -> None:
-    """Requests and feedback over HTTP, the loop beside: the promoted version serves the running gateway."""
+    """With the loop running beside the requests, the promoted version serves the running gateway."""
     route = {"name": "auto", "models": list(PRICE), "router": "linear", "cost_weight": 0.5, "explore": 0.4}
     models = [{"name": name, "input_usd_per_mtok": usd, "output_usd_per_mtok": 4 * usd} for name, usd in PRICE.items()]
     terms = LoopThresholds(min_scored=150, shadow_rounds=30, canary_share=0.5, canary_rounds=25, patience=60)
@@ -363,7 +362,7 @@ def body(text: str) -> dict[str, object]:
 
 
 async def ask(client: httpx.AsyncClient, town: Town) -> None:
-    """One question, and what its answer was worth."""
+    """Sends one question; returns what its answer was worth."""
     kind, text = town.question()
     answer = await client.post("/v1/chat/completions", json=body(text))
     assert answer.status_code == 200, answer.text

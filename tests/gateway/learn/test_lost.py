@@ -1,4 +1,4 @@
-"""A promoted router whose file goes: gateways go on by the configuration's, say so, and raise an alarm."""
+"""The file of a promoted router is lost: the configured router answers, and an alarm is raised."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.live import served
 from tests.ports import free_port
 
 
-async def test_a_restarting_worker_does_without_it(tmp_path: Path) -> None:
-    """Killed after the file went, the worker comes back and answers by the configured router; readyz, metrics and the
-    admin's alarms say what is lost; promoted again, all is well.
+async def test_a_restarting_worker_serves_without_the_file(tmp_path: Path) -> None:
+    """A worker killed after the loss answers by the configured router. readyz, the metrics and the admin API's alarms
+    report the loss, until the version is promoted again.
     """
     port, admin_port = free_port(), free_port()
     async with ScriptedServer() as upstream:
@@ -63,8 +63,8 @@ async def test_a_restarting_worker_does_without_it(tmp_path: Path) -> None:
         store.close()
 
 
-def test_what_was_never_served_is_still_refused(tmp_path: Path) -> None:
-    """A version that is lost stops no other change; a new one that can't be opened is refused, the old one stays."""
+def test_a_lost_version_blocks_no_other_change(tmp_path: Path) -> None:
+    """A new version that can't be opened is still refused, and the old one stays."""
     config, lost = configured(tmp_path), tmp_path / "gone.safetensors"
     run_dir = tmp_path / "run"
     change_settings(run_dir, lambda now: type(now)(routers={"auto": str(lost)}))
@@ -83,8 +83,8 @@ def test_what_was_never_served_is_still_refused(tmp_path: Path) -> None:
     assert services.book is before
 
 
-def test_a_candidate_that_is_gone_does_not_stop_the_loop(tmp_path: Path) -> None:
-    """It is given up, its canary ends, and the loop waits for another; so it does where what serves is gone."""
+def test_the_loop_gives_up_a_lost_candidate(tmp_path: Path) -> None:
+    """Its canary ends, and the loop waits for another one; the same holds if the live version is lost."""
     street = Street(tmp_path)
     street.round(80)
     for state in ("shadow", "canary"):

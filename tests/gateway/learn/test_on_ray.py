@@ -1,4 +1,4 @@
-"""Training and evaluation on Ray give the very figures of the embedded engine."""
+"""Training and evaluation on Ray give exactly the figures of the embedded engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("ray", reason="the extra `ray` is not installed: pip install
 @pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 async def test_an_engine_changes_no_figure(command: str, tmp_path: Path) -> None:
-    """Folds as tasks while training, resamples too while evaluating: every number is the same."""
+    """On Ray folds are tasks in training, and resamples in evaluation."""
     folder = write_folder(tmp_path)
     words = [command, "--data", str(folder), "--router", "linear"]
     words += ["--out", str(tmp_path / "router.safetensors")] if command == "train" else ["--resamples", "120"]

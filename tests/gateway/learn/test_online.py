@@ -1,4 +1,4 @@
-"""Bandits that learn while they serve: over HTTP, across workers and replicas, over restarts."""
+"""Bandits that learn while they serve: over HTTP, across workers and replicas, and across restarts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SCRIPTS = {"default": [{"text": "so"}]}
 
 
 def question(i: int) -> tuple[str, str]:
-    """Poem or sum, and its text."""
+    """A poem or a sum: the kind and its text."""
     kind, texts = (("poem", POEMS), ("sum", SUMS))[i % 2]
     word = ("rose", "wolf", "lark", "star", "tree", "rain")[i // 4 % 6]
     return kind, texts[i // 2 % 2].format(word if kind == "poem" else i // 4 % 6 + 3)
@@ -75,7 +75,7 @@ async def taught(gateway: Live, rounds: int) -> None:
 
 
 async def preferred(gateway: Live, n: int = 24) -> dict[str, float]:
-    """Share of the large model by kind, where nobody explores."""
+    """The large model's share by kind, without exploration."""
     route = gateway.services.book.find("auto")
     share: dict[str, list[bool]] = {"poem": [], "sum": []}
     for i in range(n):
@@ -88,7 +88,7 @@ async def preferred(gateway: Live, n: int = 24) -> dict[str, float]:
 
 
 def expected(gateway: Live, model: str) -> dict[str, float]:
-    """Quality that the route's router expects of a model, by kind."""
+    """The quality that the route's router expects of a model, by kind."""
     route = gateway.services.book.find("auto")
     bandit = bandit_of(route.router)
     assert bandit is not None
@@ -106,9 +106,7 @@ def known(gateway: Live) -> float:
 
 
 async def test_a_bandit_learns_from_feedback_over_http(tmp_path: Path) -> None:
-    """After some rounds of feedback the small model is expected to write poems and to fail at sums; propensities stay
-    exact.
-    """
+    """After some rounds the small model is expected to write poems and to fail at sums; propensities stay exact."""
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
         gateway.services.draws = iter(random.Random(1).random, None)
         await taught(gateway, 240)
@@ -127,8 +125,8 @@ async def test_a_bandit_learns_from_feedback_over_http(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shared", ["files", "redis"])
-async def test_what_one_replica_heard_the_other_knows(tmp_path: Path, shared: str) -> None:
-    """Two gateways share one run directory, or one Redis: each adds the other's sums to its own."""
+async def test_replicas_share_what_they_learned(tmp_path: Path, shared: str) -> None:
+    """Two gateways share a run directory or a Redis, and each adds the other's sums to its own."""
     for url in redis(tmp_path, shared):
         extra = {"storage": {"redis_url": url}} if url else {}
         async with (
@@ -144,8 +142,8 @@ async def test_what_one_replica_heard_the_other_knows(tmp_path: Path, shared: st
                 chore.cancel()
 
 
-async def test_a_redis_that_lost_its_data_costs_no_knowledge(tmp_path: Path) -> None:
-    """Whoever still knows says it again, also what runs that are gone had learnt, so that the next one hears all."""
+async def test_a_redis_that_lost_its_data_loses_no_knowledge(tmp_path: Path) -> None:
+    """The replicas publish their sums again, those of ended ones included, so a new replica gets all."""
     for url in redis(tmp_path, "redis"):
         extra: dict[str, Any] = {"storage": {"redis_url": url}}
 
@@ -186,7 +184,7 @@ def redis(folder: Path, shared: str) -> Iterator[str]:
 
 
 async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
-    """What was learnt before a stop is there after it, once."""
+    """What was learned before a stop is there afterwards, once."""
     for rounds in (6, 12):
         async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
             chore = asyncio.create_task(gateway.services.online.run())
@@ -197,7 +195,7 @@ async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
-    """New settings make new routers; the bandit goes on."""
+    """New settings make new routers, with the learned sums."""
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
         await taught(gateway, 6)
         reload(gateway.services)
@@ -207,8 +205,8 @@ async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
 
 
 async def test_models_come_and_go(tmp_path: Path) -> None:
-    """What is said of a model that left the route since is taken and teaches nothing, the others go on learning, and a
-    new one is tried at once.
+    """Feedback on a model that has left the route is accepted and ignored; the other models go on learning, and a new
+    one is tried at once.
     """
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway, httpx.AsyncClient() as client:
 
@@ -235,8 +233,8 @@ async def test_models_come_and_go(tmp_path: Path) -> None:
         assert known(gateway) == small + 11
 
 
-def test_what_was_learnt_upon_one_training_says_nothing_upon_another(tmp_path: Path) -> None:
-    """Though both trainings are called the same; the same one keeps its own, wherever its file lies."""
+def test_what_was_learned_on_one_training_is_not_used_on_another(tmp_path: Path) -> None:
+    """The trainings have the same label; the same training keeps its sums wherever its file is."""
     base = open_router("default")
     assert isinstance(base, PluginRouter)
     keys = []
@@ -249,8 +247,8 @@ def test_what_was_learnt_upon_one_training_says_nothing_upon_another(tmp_path: P
     assert keys[0] != keys[1] == keys[2]
 
 
-async def test_a_later_word_replaces_the_former(tmp_path: Path) -> None:
-    """Feedback given twice counts once, as it was said last; another tenant's is not heard."""
+async def test_later_feedback_replaces_the_earlier(tmp_path: Path) -> None:
+    """Feedback given twice counts once, with its last score; another tenant's is ignored."""
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
         async with httpx.AsyncClient() as client:
             answer = await ask(client, gateway, "hello there")
@@ -272,10 +270,12 @@ async def test_a_later_word_replaces_the_former(tmp_path: Path) -> None:
         assert np.allclose(bandit.state.quality, once.quality, atol=1e-3)
 
 
-async def test_feedback_is_taken_while_the_database_is_away(
+async def test_feedback_is_accepted_while_the_database_is_away(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a decision that this worker does not remember: acknowledged at once, learnt from when the journal is back."""
+    """If the worker doesn't remember its decision, it is acknowledged at once and learned from when the journal is
+    back.
+    """
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
         services, online = gateway.services, gateway.services.online
         async with httpx.AsyncClient() as client:
@@ -298,9 +298,7 @@ JSON = {"type": "json_schema", "json_schema": {"name": "so", "schema": {"type": 
 
 
 async def test_without_feedback_checks_teach(tmp_path: Path) -> None:
-    """Where nobody says anything, an answer is worth something that keeps the schema asked for, and nothing that
-    doesn't.
-    """
+    """An answer that conforms to the requested schema counts as good, another one as bad."""
     scripts = {"large": [{"text": "so"}], "small": [{"text": "{}"}]}
     route = {**ROUTE, "cost_weight": 0.0, "explore": 0.5, "retries": 0}
     async with live(tmp_path, scripts=scripts, models=MODELS, routes=[route]) as gateway:
@@ -312,9 +310,9 @@ async def test_without_feedback_checks_teach(tmp_path: Path) -> None:
         assert max(found.values()) < 0.5
 
 
-async def test_silence_teaches_nothing(tmp_path: Path) -> None:
-    """A route whose answers nobody scores and no check looks at stays with what its base expects: it drifts neither to
-    the cheapest model nor away from what answers, and tries the others as before.
+async def test_without_scores_nothing_is_learned(tmp_path: Path) -> None:
+    """Without feedback and checks the estimates stay the base's: the router drifts neither to the cheapest model nor
+    away from the one that answers, and explores as before.
     """
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
         before = expected(gateway, "small"), expected(gateway, "large")
@@ -325,8 +323,8 @@ async def test_silence_teaches_nothing(tmp_path: Path) -> None:
         assert (expected(gateway, "small"), expected(gateway, "large")) == before
 
 
-async def test_cascades_do_not_teach(tmp_path: Path) -> None:
-    """An answer that a cascade kept is one of its model's better ones: nothing is learnt from it."""
+async def test_kept_answers_of_cascades_teach_nothing(tmp_path: Path) -> None:
+    """They are a model's better answers only."""
     models = [{**one, "logprobs": True} for one in MODELS]
     route = {**ROUTE, "cascade": "confidence"}
     async with live(tmp_path, scripts=SCRIPTS, models=models, routes=[route]) as gateway:
@@ -343,8 +341,8 @@ async def test_cascades_do_not_teach(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shared", ["files", "redis"])
-async def test_whoever_asks_from_outside_hears_what_was_learnt(tmp_path: Path, shared: str) -> None:
-    """A what-if values the bandit that answers, not the one that knew nothing."""
+async def test_a_what_if_uses_what_the_bandit_has_learned(tmp_path: Path, shared: str) -> None:
+    """It values the bandit that answers now, and not the one from before its learning."""
     for url in redis(tmp_path, shared):
         extra = {"storage": {"redis_url": url}} if url else {}
         async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra) as gateway:

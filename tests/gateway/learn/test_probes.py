@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_new_model_is_asked_its_first_queries(folder: Path, tmp_path: Path) -> None:
-    """A model without outcomes gets as many as are needed to judge it, on queries that others answered, and no more."""
+    """It gets as many as needed to judge it, no more, and on queries that others answered."""
     out = tmp_path / "plan.csv"
     arguments = ["probe", "--data", str(folder), "--models", "small,large,new", "--out", str(out), "--json"]
     result = CliRunner().invoke(app, arguments)
@@ -50,7 +50,7 @@ def test_a_new_model_is_asked_its_first_queries(folder: Path, tmp_path: Path) ->
 
 
 def test_a_contender_is_asked_further(folder: Path) -> None:
-    """With every model heard, outcomes go to who may yet be best, never twice the same and never one that is known."""
+    """Once every model has outcomes, further ones are bought of those that may be best, and none that is known."""
     plan = plan_of(folder, cells=40)
     assert 0 < len(plan.cells) <= 40
     assert {model for _, model in plan.cells} == {"middle"}
@@ -59,8 +59,8 @@ def test_a_contender_is_asked_further(folder: Path) -> None:
     assert not known & set(plan.cells)
 
 
-def test_queries_that_nobody_answered_may_be_bought(folder: Path) -> None:
-    """A table that only begins is no error here, though no router can be trained on it."""
+def test_queries_without_any_outcome_may_be_bought(folder: Path) -> None:
+    """An empty table is no error here, although no router can be trained on it."""
     rows = [row for row in pq.read_table(folder / "outcomes.parquet").to_pylist() if int(row["query_id"][1:]) < 3]
     pq.write_table(pq.read_table(folder / "outcomes.parquet").from_pylist(rows), folder / "outcomes.parquet")
     plan = plan_of(folder, cells=1000)
@@ -69,14 +69,14 @@ def test_queries_that_nobody_answered_may_be_bought(folder: Path) -> None:
     ]
 
 
-def test_a_person_reads_it(folder: Path) -> None:
-    """Without --json there is a line per model and what comes of it."""
+def test_the_report_is_readable_text(folder: Path) -> None:
+    """The output without --json has a line per model and one on the next step."""
     result = CliRunner().invoke(app, ["probe", "--data", str(folder), "--models", "small,large"])
     assert result.exit_code == 0 and "best so far: large" in result.output and "0 outcomes to buy" in result.output
 
 
 @pytest.mark.parametrize("models", [["large"], ["large", "large"], ["x", "y"]])
 def test_nothing_to_choose_between_is_refused(folder: Path, models: list[str]) -> None:
-    """One model, one twice, or models that nobody asked."""
+    """These are a single model, one named twice, and models without outcomes."""
     with pytest.raises(DataError, match="models"):
         plan_of(folder, models)

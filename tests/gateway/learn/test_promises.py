@@ -1,4 +1,4 @@
-"""A quality floor on a live gateway: measured, certified, kept, watched, withdrawn."""
+"""A quality floor on a live gateway: measured, certified, kept, monitored, withdrawn."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def store(config: Config) -> Iterator[Store]:
 
 
 def rounds(n: int, at_s: float, *, right: float = 1.0, seed: int = 0, router: str = "cheapest@1") -> list[Any]:
-    """Measured decisions a second apart; sure first answers are the same as the reference's with chance `right`."""
+    """Measured decisions a second apart; confident first answers equal the reference's with probability `right`."""
     rng = np.random.default_rng(seed)
     made: list[Any] = []
     for i in range(n):
@@ -75,13 +75,15 @@ def put(store: Store, records: list[Any]) -> None:
 
 
 def stepped(promises: Promises, now_s: float) -> dict[str, Any]:
-    """Where the one route stands after a step."""
+    """The state of the only route's floor after a step."""
     promises.step(now_s)
     return promises.keepers[0].told()
 
 
-def test_enough_measurements_become_a_certificate_that_workers_get(config: Config, store: Store) -> None:
-    """First a refusal that says how many are missing, then a threshold in the workers' settings, remembered."""
+def test_enough_measurements_become_a_certificate(config: Config, store: Store) -> None:
+    """First there is a refusal with the number of missing rows, then a threshold in the workers' settings, which is
+    stored.
+    """
     put(store, rounds(30, 1000.0))
     promises = Promises(config, store)
     first = stepped(promises, 2000.0)
@@ -97,8 +99,8 @@ def test_enough_measurements_become_a_certificate_that_workers_get(config: Confi
     json.dumps(again)
 
 
-def test_a_model_that_turned_bad_withdraws_the_promise(config: Config, store: Store) -> None:
-    """Audits contradict the certificate: workers lose the threshold, and only new measurements count."""
+def test_a_model_that_turned_bad_withdraws_the_certificate(config: Config, store: Store) -> None:
+    """Audits contradict it: workers lose the threshold, and only new measurements count."""
     put(store, rounds(400, 1000.0))
     promises = Promises(config, store)
     assert stepped(promises, 2000.0)["state"] == "valid"
@@ -111,8 +113,8 @@ def test_a_model_that_turned_bad_withdraws_the_promise(config: Config, store: St
     assert stepped(promises, 5000.0)["state"] == "valid"
 
 
-def test_comparisons_are_found_by_their_time(config: Config, store: Store) -> None:
-    """Not by going through all decisions of the route at every step: of a route's requests few are compared."""
+def test_comparisons_are_found_by_an_index(config: Config, store: Store) -> None:
+    """Few of a route's requests are compared, and the others aren't read at every step."""
     asked: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
@@ -128,7 +130,7 @@ def test_comparisons_are_found_by_their_time(config: Config, store: Store) -> No
 
 
 def test_another_router_needs_another_certificate(config: Config, store: Store) -> None:
-    """What was measured under one router says nothing of the questions that another sends to the small model."""
+    """Another router sends other questions to the small model."""
     put(store, rounds(400, 1000.0))
     promises = Promises(config, store)
     promises.step(2000.0)
@@ -137,11 +139,11 @@ def test_another_router_needs_another_certificate(config: Config, store: Store) 
     assert told["state"] == "withdrawn" and "router changed" in told["why"]
 
 
-def test_coverage_counts_what_was_kept_since(
+def test_coverage_counts_kept_answers_since_the_certificate(
     config: Config, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests and comparisons since the certificate, with an interval; a restart forgets nothing. Where only the
-    latest are counted, since when is told.
+    """It has requests, comparisons and an interval, and survives a restart. If only the latest are counted, the report
+    says since when.
     """
     put(store, rounds(400, 1000.0))
     Promises(config, store).step(2000.0)
@@ -174,8 +176,9 @@ async def ask(gateway: Live, n: int) -> list[httpx.Response]:
         ]
 
 
-async def test_a_live_route_measures_certifies_and_then_keeps_small_answers(tmp_path: Path) -> None:
-    """Before: the reference answers all. After enough comparisons: the small model's sure answers are kept."""
+async def test_a_live_route_measures_certifies_and_keeps_small_answers(tmp_path: Path) -> None:
+    """At first the reference answers everything; after enough comparisons the small model's confident answers are kept.
+    """
     scripts = {"small": [{"text": "Seven.", "logprob": -0.01}], "large": [{"text": "seven"}]}
     async with live(tmp_path, scripts=scripts, models=MODELS, routes=[{**ROUTE, "measured_share": 0.9}]) as gateway:
         services = gateway.services
@@ -194,7 +197,7 @@ async def test_a_live_route_measures_certifies_and_then_keeps_small_answers(tmp_
 
 
 def keep(services: Any, now_s: float) -> dict[str, Any]:
-    """What the control process does: ship, then one step."""
+    """Does the control process's work: ships the spool and runs one step."""
     store = open_store(services.config.storage.url)
     shipper = Shipper(services.spool_dir, store.engine)
     shipper.ship_all()

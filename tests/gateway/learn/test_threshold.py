@@ -1,4 +1,4 @@
-"""What another threshold of a cascade would have done."""
+"""The effect of another cascade threshold."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from tests.gateway.learn.world import Town
 
 
 def climbed(n: int, thresholds: tuple[float, ...], seed: int = 0) -> Log:
-    """A journal of small -> large cascades whose threshold was one of those, at random. The first answer
-    is right as often as it is confident; the second is right nine times in ten and costs ten times as
-    much.
+    """A journal of small -> large cascades, each with one of these thresholds at random. The first answer is right with
+    its confidence; the second is right nine times in ten and costs ten times as much.
     """
     rng = np.random.default_rng(seed)
     rows: list[Scored] = []
@@ -39,8 +38,8 @@ def climbed(n: int, thresholds: tuple[float, ...], seed: int = 0) -> Log:
 
 
 @pytest.mark.parametrize("accept_at", [0.35, 0.6])
-def test_a_threshold_between_those_tried_is_valued(accept_at: float) -> None:
-    """Where thresholds varied, twins tell what the other side is worth; the truth lies inside."""
+def test_a_threshold_between_tried_ones_is_valued(accept_at: float) -> None:
+    """Requests with the other threshold give the missing outcome; the interval contains the truth."""
     answer = at_threshold(climbed(3000, (0.2, 0.8)), accept_at)
     quality = 0.9 * accept_at + (1 - accept_at**2) / 2
     figure = answer.figures["quality"].then
@@ -49,15 +48,15 @@ def test_a_threshold_between_those_tried_is_valued(accept_at: float) -> None:
     assert answer.then_shares["kept"] == pytest.approx(1 - accept_at, abs=0.04)
 
 
-def test_a_raised_threshold_never_tried_is_refused() -> None:
-    """Nobody saw what the second model says to answers that were always kept."""
+def test_a_higher_threshold_than_any_tried_is_refused() -> None:
+    """The second model's answers to requests that were always kept are unknown."""
     answer = at_threshold(climbed(500, (0.3,)), 0.7)
     assert set(answer.refusals) == {"quality", "cost_usd", "latency_s"}
     assert answer.refusals["quality"].explored_calls == 30
 
 
-def test_a_lowered_threshold_is_known_in_cost_but_not_in_quality() -> None:
-    """The first answer was there and had its price; nobody scored it."""
+def test_a_lower_threshold_has_a_known_cost_and_no_quality() -> None:
+    """The first answer and its price are known, but it wasn't scored."""
     answer = at_threshold(climbed(500, (0.7,)), 0.4)
     assert set(answer.refusals) == {"quality"}
     assert answer.figures["cost_usd"].then.value == pytest.approx(1e-6 + 1e-5 * 0.4, rel=0.2)
@@ -65,6 +64,6 @@ def test_a_lowered_threshold_is_known_in_cost_but_not_in_quality() -> None:
 
 
 def test_the_threshold_in_force_changes_nothing() -> None:
-    """Asking about what is so answers exactly what was."""
+    """The predicted figures are those of the log."""
     answer = at_threshold(climbed(300, (0.5,)), 0.5)
     assert all(figure.difference.value == 0.0 for figure in answer.figures.values()) and not answer.refusals

@@ -1,5 +1,5 @@
-"""A town with two kinds of question and three models, whose journal can be written without a gateway: the
-truth about every model on every kind is known.
+"""A town with two kinds of questions and three models, whose journal can be written without a gateway: every model's
+quality on every kind is known.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Town:
         self.rng = np.random.default_rng(self.seed)
 
     def question(self) -> tuple[str, str]:
-        """Kind and text."""
+        """The kind and text of a question."""
         rng = self.rng
         if rng.random() < 0.5:
             a, b = rng.integers(10, 10_000, 2)
@@ -86,7 +86,7 @@ class Town:
         return record, score if self.rng.random() < labelled else None
 
     def worth(self, router: Router, knobs: Knobs, n: int = 400) -> tuple[float, float]:
-        """Mean quality and dollars of a policy, from the truth, exploration included."""
+        """True mean quality and cost in dollars of a policy, exploration included."""
         quality = cost = 0.0
         town = Town(self.seed + 1000, self.truth)
         for _ in range(n):
