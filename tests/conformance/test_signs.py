@@ -16,7 +16,7 @@ from gateway.wire.relay import PING
 from gateway.wire.sse import COMMENT
 from tests.live import Live, live
 
-SLOW = {"slow": [{"text": "one two three", "gap_s": 0.4}]}
+SLOW = {"slow": [{"text": "one two three", "gap_s": 0.2}]}
 MODELS = [{"name": name, "provider": name, "upstream_name": "slow"} for name in ("up", "claude")]
 QUESTION = [{"role": "user", "content": "hi"}]
 ASKED = {
@@ -26,7 +26,7 @@ ASKED = {
 
 
 @asynccontextmanager
-async def signing(tmp_path: Path, every_s: float = 0.1) -> AsyncIterator[Live]:
+async def signing(tmp_path: Path, every_s: float = 0.03) -> AsyncIterator[Live]:
     server = {"stream_keepalive_s": every_s, "cors_origins": ["https://page.example.org"]}
     auth = {"master_key": "k"}
     async with live(tmp_path, scripts=SLOW, models=MODELS, server=server, auth=auth) as gateway:
@@ -36,7 +36,7 @@ async def signing(tmp_path: Path, every_s: float = 0.1) -> AsyncIterator[Live]:
         assert gateway.services.driver.streams.passing == set()
 
 
-async def told(gateway: Live, path: str, model: str, **headers: str) -> bytes:
+async def streamed(gateway: Live, path: str, model: str, **headers: str) -> bytes:
     body = {"model": model, "stream": True, **ASKED[path]}
     async with httpx.AsyncClient(timeout=60, headers={"authorization": "Bearer k", **headers}) as client:
         answer = await client.post(f"{gateway.url}/v1/{path}", json=body)
@@ -46,20 +46,20 @@ async def told(gateway: Live, path: str, model: str, **headers: str) -> bytes:
 
 @pytest.mark.parametrize("path", ASKED)
 async def test_silence_is_filled_between_events(tmp_path: Path, path: str) -> None:
-    """They have each API's own form, whatever the upstream's, also for browsers, and never split an event."""
+    """The comments have the form of the client's API, also for browsers, and never split an event."""
     sign = PING if path == "messages" else COMMENT
     async with signing(tmp_path) as gateway:
-        asked = [told(gateway, path, model) for model in ("up", "claude")]
-        for text in await asyncio.gather(*asked, told(gateway, path, "up", origin="https://page.example.org")):
+        asked = [streamed(gateway, path, model) for model in ("up", "claude")]
+        for text in await asyncio.gather(*asked, streamed(gateway, path, "up", origin="https://page.example.org")):
             assert text.count(sign) >= 2
             parts = text.split(sign)
             assert all(part.endswith(b"\n\n") for part in parts if part)
             assert b"three" in text
 
 
-async def test_none_where_none_is_wanted(tmp_path: Path) -> None:
+async def test_an_interval_of_zero_sends_no_comment(tmp_path: Path) -> None:
     async with signing(tmp_path, every_s=0.0) as gateway:
-        assert COMMENT not in await told(gateway, "chat/completions", "up")
+        assert COMMENT not in await streamed(gateway, "chat/completions", "up")
 
 
 async def test_the_official_sdks_read_over_them(tmp_path: Path) -> None:

@@ -91,6 +91,13 @@ class Gateway:
         while select.select([self.notified], [], [], 0)[0]:
             self.told()
 
+    def reload(self) -> None:
+        """Reload, and return once it is done or refused."""
+        self.forget()
+        os.kill(self.pid, signal.SIGHUP)
+        while self.told() != "READY=1":
+            pass
+
     def change(self, **settings: Any) -> None:
         write_config(self.folder, port=self.port, admin_port=self.admin_port, **settings)
 
@@ -119,21 +126,26 @@ def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def gateway(supervisor: Gateway) -> Gateway:
-    """It answers "small" in all its workers, whatever the test before has left."""
+    """A gateway that answers "small" in both workers, whatever the previous test has left."""
     blocked = supervisor.folder / "run" / "config.trial.new"
     if blocked.is_dir():
         blocked.rmdir()
     supervisor.change(answer="small")
-    wanted, in_force = supervisor.folder / "headgate.toml", supervisor.folder / "run" / "config.toml"
-    while in_force.read_bytes() != wanted.read_bytes() or refused(supervisor)[0] != "ok":
-        supervisor.forget()
-        os.kill(supervisor.pid, signal.SIGHUP)
-        while supervisor.told() != "READY=1":
-            pass
+    file, in_force = supervisor.folder / "headgate.toml", supervisor.folder / "run" / "config.toml"
+    while in_force.read_bytes() != file.read_bytes():
+        supervisor.reload()
     while len(workers_of(supervisor.pid)) != 2 or said_by_all(supervisor.port) != {"small"}:
         time.sleep(0.05)
     supervisor.forget()
     return supervisor
+
+
+@pytest.fixture
+def accepted(gateway: Gateway) -> Gateway:
+    """The same gateway, whose last reload was not refused. Each reload starts processes, so few tests ask for one."""
+    while refused(gateway)[0] != "ok":
+        gateway.reload()
+    return gateway
 
 
 class Load:
@@ -201,6 +213,15 @@ async def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(gateway: 
     told = await asyncio.to_thread(gateway.told)
     assert told.startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert await asyncio.to_thread(gateway.told) == "READY=1"
+
+
+async def test_a_reload_moves_no_run_folder(accepted: Gateway) -> None:
+    """What is spooled in the one would never be shipped: refused, and it shows."""
+    before = workers_of(accepted.pid)
+    accepted.change(answer="large", run_dir=f"{accepted.folder}/elsewhere")
+    os.kill(accepted.pid, signal.SIGHUP)
+    await shown(accepted, ("refused", "degraded", "1.0"))
+    assert workers_of(accepted.pid) == before and not (accepted.folder / "elsewhere").exists()
 
 
 async def test_fewer_workers_leave_no_connection_unanswered(gateway: Gateway) -> None:
@@ -321,15 +342,6 @@ async def test_a_reload_that_finds_no_room_changes_nothing(gateway: Gateway) -> 
     blocked.rmdir()
 
 
-async def test_a_reload_moves_no_run_folder(gateway: Gateway) -> None:
-    """What is spooled in the one would never be shipped: refused, and it shows."""
-    before = workers_of(gateway.pid)
-    gateway.change(answer="large", run_dir=f"{gateway.folder}/elsewhere")
-    os.kill(gateway.pid, signal.SIGHUP)
-    await shown(gateway, ("refused", "degraded", "1.0"))
-    assert workers_of(gateway.pid) == before and not (gateway.folder / "elsewhere").exists()
-
-
 @pytest.mark.slow
 async def test_nobody_waits_for_a_worker_that_cannot_start(gateway: Gateway) -> None:
     """A worker that dies at its start again and again leaves its share of the connections to the others."""
@@ -424,30 +436,30 @@ def refused(gateway: Gateway) -> tuple[str, str, str]:
     return told["reload"], told["status"], figure
 
 
-async def test_a_spoilt_model_beside_a_sound_one_changes_nothing_and_shows(gateway: Gateway) -> None:
+async def test_a_spoilt_model_beside_a_sound_one_changes_nothing_and_shows(accepted: Gateway) -> None:
     """As a file that is no TOML does: the admin port says that the last reload was refused, until one is done."""
-    spoilt = gateway.folder / "spoilt"
+    spoilt = accepted.folder / "spoilt"
     sound = shipped_models()["tiny-small"]
     shutil.copytree(sound, spoilt, dirs_exist_ok=True)
     weights = next(iter(spoilt.glob("*.safetensors")))
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    await shown(gateway, ("ok", "ready", "0.0"))
-    gateway.change(answer="large")
-    file = gateway.folder / "headgate.toml"
+    await shown(accepted, ("ok", "ready", "0.0"))
+    accepted.change(answer="large")
+    file = accepted.folder / "headgate.toml"
     with file.open("a") as config:
         config.write(f'[[providers]]\nname = "home"\nkind = "local"\n'
                      f'options = {{ models = {{ good = "{sound}", bad = "{spoilt}" }} }}\n')  # fmt: skip
-    await reloaded(gateway)
-    assert said_by_all(gateway.port) == {"small"}
-    await shown(gateway, ("refused", "degraded", "1.0"))
+    await reloaded(accepted)
+    assert said_by_all(accepted.port) == {"small"}
+    await shown(accepted, ("refused", "degraded", "1.0"))
     weights.write_bytes(whole)
-    await reloaded(gateway)
-    assert said_by_all(gateway.port) == {"large"}
-    await shown(gateway, ("ok", "ready", "0.0"))
+    await reloaded(accepted)
+    assert said_by_all(accepted.port) == {"large"}
+    await shown(accepted, ("ok", "ready", "0.0"))
     file.write_text("[server\n")
-    os.kill(gateway.pid, signal.SIGHUP)
-    await shown(gateway, ("refused", "degraded", "1.0"))
+    os.kill(accepted.pid, signal.SIGHUP)
+    await shown(accepted, ("refused", "degraded", "1.0"))
 
 
 async def shown(gateway: Gateway, wanted: tuple[str, str, str]) -> None:

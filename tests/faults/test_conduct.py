@@ -138,7 +138,7 @@ async def test_a_late_first_byte_is_hedged(tmp_path: Path, stream: bool) -> None
 
 async def test_a_hedge_that_fails_leaves_the_first_its_time(tmp_path: Path) -> None:
     """If the hedge fails, the first attempt may still answer."""
-    scripts = {"m": [{"delay_s": 3, "text": "patience"}, {"status": 500}]}
+    scripts = {"m": [{"delay_s": 1, "text": "patience"}, {"status": 500}]}
     async with live(tmp_path, scripts=scripts, models=priced("m"), routes=route("m", hedge_after_s=0.05)) as gateway:
         heard = await chat(gateway)
         (record,) = decisions(gateway)
