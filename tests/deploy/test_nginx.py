@@ -80,8 +80,8 @@ async def test_whole_answers_and_streams_come_through(before: tuple[str, Live], 
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_stream_arrives_while_it_is_made(before: tuple[str, Live], path: str) -> None:
-    """nginx buffers nothing: what was sent arrives while the upstream is silent. When the client leaves, nginx closes its
-    own connection, and the upstream's answer is not waited for.
+    """nginx buffers nothing: what was sent arrives while the upstream is silent. When the client leaves, nginx closes
+    its own connection, and the upstream's answer is not waited for.
     """
     url, gateway = before
     chat = {**CHAT, "model": "endless", "stream": True}
