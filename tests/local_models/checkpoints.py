@@ -1,4 +1,4 @@
-"""Random tiny checkpoints of each family, written by transformers, to compare the engine with."""
+"""Tiny random checkpoints of each family, written by transformers, with which the engine is compared."""
 
 import random
 import shutil
@@ -56,7 +56,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine said to one request."""
+    """The answer of an engine to one request."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -65,12 +65,12 @@ class Answer:
 
 
 def oracle(variant: str, **more: Any) -> Any:
-    """The model as transformers computes it, its weights random but fixed."""
+    """The model as transformers computes it; its weights are random with a fixed seed."""
     family, changes = VARIANTS[variant]
     config = getattr(transformers, f"{family}Config")(**{**_BASE, **changes, **more})
     torch.manual_seed(sum(map(ord, variant)))
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():  # biases and norms start as zeros and ones, which would hide a mistake in them
+    with torch.no_grad():  # biases and norms start as zeros and ones, which would hide mistakes in them
         for name, parameter in model.named_parameters():
             if name.endswith(".bias") or "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -94,7 +94,7 @@ def generated(model: Any, prompt: list[int], tokens: int) -> list[int]:
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=tokens,
             do_sample=False,
-            eos_token_id=-1,  # never ends
+            eos_token_id=-1,  # it never ends before
         )
     return output[0, len(prompt) :].tolist()
 
@@ -123,8 +123,7 @@ def prompts(count: int, seed: int, longest: int = 90, vocabulary: int = 96) -> l
 
 
 def run(engine: Engine, requests: list[Request], audit: bool = True) -> dict[str, Answer]:
-    """Serve all requests to their ends; asserts one `Finished` each, last of its events, and no leaked
-    block."""
+    """Serve all requests to their ends. Asserts one `Finished` each, as its last event, and no leaked block."""
     for request in requests:
         engine.add(request)
     said: dict[str, list[Delta]] = {request.id: [] for request in requests}
@@ -149,5 +148,5 @@ def _answer(deltas: list[Delta], last: Finished) -> Answer:
 
 
 def greedy(name: str, prompt: list[int], tokens: int = 16, **options: Any) -> Request:
-    """A request for exactly `tokens` likeliest tokens with their log-probabilities."""
+    """A request for exactly this many most likely tokens, with their log-probabilities."""
     return Request(name, tuple(prompt), tokens, ignore_end=True, top_logprobs=0, **options)

@@ -20,21 +20,21 @@ if find_spec("torch") and find_spec("transformers"):
     import torch
 
     torch.set_num_threads(1)
-else:  # the base install has neither: what needs them is not collected
+else:  # the base install has neither, so tests that need them are not collected
     here = Path(__file__).parent
     collect_ignore = [path.name for path in here.glob("test_*.py") if path.name not in _WITHOUT_TORCH]
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The Unix socket of a server of the shipped models, started as a supervisor starts it."""
+    """The Unix socket of a server with the shipped models, started as a supervisor starts it."""
     with serving(tmp_path_factory.mktemp("serve") / "models.sock", {"kv_tokens": 8192}) as socket:
         yield socket
 
 
 @contextmanager
 def serving(socket: Path, options: dict[str, int]) -> Iterator[str]:
-    """A server with these options, until the block ends."""
+    """A server with these options, stopped at the end of the block."""
     command = [sys.executable, "-m", "local_models", "--uds", str(socket), "--options", json.dumps(options)]
     process = subprocess.Popen(command)
     try:
@@ -42,12 +42,12 @@ def serving(socket: Path, options: dict[str, int]) -> Iterator[str]:
         yield str(socket)
     finally:
         process.terminate()
-        # uvicorn drains, then ends by the signal that was sent.
+        # uvicorn drains connections, and then ends by the signal that was sent
         assert process.wait(120) in (0, -signal.SIGTERM)
 
 
 def wait_until_healthy(socket: Path, process: "subprocess.Popen[bytes]") -> None:
-    """Return once the server answers; fail when it ends or takes too long."""
+    """Return once the server answers; fail if it ends or takes too long."""
     deadline_s = time.monotonic() + 120
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://local") as client:
         while process.poll() is None and time.monotonic() < deadline_s:

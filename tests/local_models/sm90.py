@@ -1,4 +1,4 @@
-"""Kernels as compiled for an H100 or H200, without one: PTX, binary and resources."""
+"""Kernels as compiled for an H100 or H200 without having one: PTX, binary and resources."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def compiled_attention(window: int) -> Any:
 
 def _compiled(function: Any, aligned: dict[str, str], others: dict[str, str], constants: dict[str, int],
               stages: int) -> Any:  # fmt: skip
-    """`aligned`: the types of arguments that 16 divides."""
+    """`aligned`: the types of arguments that are divisible by 16."""
     types = {**aligned, **others, **dict.fromkeys(constants, "constexpr")}
     divisible = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(fn=function, signature=types, constexprs=constants, attrs=divisible)

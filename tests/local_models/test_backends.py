@@ -1,4 +1,4 @@
-"""Profiles of engines that speak OpenAI's dialect."""
+"""Profiles of inference engines with an OpenAI API."""
 
 import httpx
 import pytest
@@ -41,13 +41,13 @@ LLAMA = "llamacpp:requests_processing 1\nllamacpp:requests_deferred 4\n"
     ],
 )
 def test_load_is_read_from_each_engines_page(engine: str, page: str, load: Load) -> None:
-    """Ranks add up, ratios average, other models and broken lines are passed over, silence is None."""
+    """Ranks are summed, ratios averaged, other models and broken lines skipped, and a missing figure is None."""
     model = {"vllm": "qwen", "sglang": "m"}.get(engine)
     assert PROFILES[engine].read_load(page, model) == load
 
 
 async def test_our_own_page_is_read(http: httpx.AsyncClient) -> None:
-    """The profile of our server reads the page our server writes."""
+    """The profile of our own server reads the page that the server writes."""
     profile = PROFILES["headgate"]
     assert (await http.get(profile.health_path)).status_code == 200
     page = (await http.get(profile.metrics_path or "")).text
@@ -55,8 +55,8 @@ async def test_our_own_page_is_read(http: httpx.AsyncClient) -> None:
     assert load.waiting == load.running == 0 and load.kv_use == 0
 
 
-def test_a_wish_an_engine_would_ignore_is_refused() -> None:
-    """transformers serve takes stop and n without heeding them; defaults pass."""
+def test_a_field_that_an_engine_ignores_is_refused() -> None:
+    """transformers serve accepts stop and n and ignores them; their defaults are accepted."""
     profile = PROFILES["transformers-serve"]
     assert profile.adapt({"n": 1, "stop": None, "logprobs": False}) == {"n": 1, "stop": None, "logprobs": False}
     with pytest.raises(RequestRefused, match="stop"):
@@ -66,15 +66,15 @@ def test_a_wish_an_engine_would_ignore_is_refused() -> None:
 
 
 def test_a_field_is_sent_by_the_engines_own_name() -> None:
-    """llama-server's limit is called max_tokens; the caller's body is left alone."""
+    """llama-server's limit is called max_tokens; the caller's body isn't changed."""
     body = {"max_completion_tokens": 5, "messages": []}
     assert PROFILES["llama-server"].adapt(body) == {"max_tokens": 5, "messages": []}
     assert body == {"max_completion_tokens": 5, "messages": []}
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_profile_says_where_health_stands(name: str) -> None:
-    """A path each, and metrics either by name or not at all."""
+def test_every_profile_has_a_health_path(name: str) -> None:
+    """Its metrics page has named figures, or there is none."""
     profile = PROFILES[name]
     assert profile.health_path.startswith("/")
     assert (profile.metrics_path is None) == (not profile.waiting)

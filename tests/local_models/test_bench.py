@@ -10,7 +10,7 @@ from local_models.bench import admission_case
 
 
 def test_known_lengths_are_admitted_best() -> None:
-    """Every round has figures of its own and the same answers' lengths known take the fewest steps."""
+    """Every round has figures of its own, and knowing the answers' lengths takes the fewest steps."""
     told = admission_case(60, 2)
     for worst, known in zip(told["steps"]["worst case"], told["steps"]["true lengths"], strict=True):
         assert known < worst

@@ -1,12 +1,12 @@
-"""What guesses save, counted in short."""
+"""What speculative tokens save, in the short form of the benchmark."""
 
 from __future__ import annotations
 
 from local_models.bench_guesses import guess_cases
 
 
-def test_the_likeliest_guesses_yield_more_than_those_in_turn() -> None:
-    """At one budget, greedy and sampled; what is kept is what the best rule of acceptance would keep."""
+def test_the_likeliest_guesses_save_more_than_those_in_order() -> None:
+    """At the same budget, greedy and sampled; as many are kept as under the best rule of acceptance."""
     for row in guess_cases(40, 2, (2,)):
         tokens, guesses = row["tokens_a_pass"], row["guesses_a_pass"]
         assert tokens["likeliest first"]["value"] > tokens["in turn"]["value"] > 1.0

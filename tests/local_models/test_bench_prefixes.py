@@ -1,4 +1,4 @@
-"""What a prefix cache could find at best."""
+"""The most that a prefix cache could find."""
 
 import itertools
 import random
@@ -20,39 +20,40 @@ from local_models.tiers import name_of
 
 
 def whole(number: int, blocks: int) -> list[int]:
-    """A prompt of so many blocks that begins like no prompt of another number."""
+    """A prompt of this many blocks that shares no beginning with a prompt of another number."""
     return [number] * (blocks * SIZE)
 
 
 def asked(numbers: list[int], blocks: int = 1) -> list[Asked]:
-    """Prompts of whole blocks and one token more."""
+    """Prompts of whole blocks and one further token."""
     return [Asked([*whole(number, blocks), 999], 1, True, ((0.1, 9),)) for number in numbers]
 
 
 @pytest.mark.parametrize("kind", ["shared", "turns"])
 @pytest.mark.parametrize("blocks", [30, 200])
-def test_no_rule_finds_more_than_is_possible(kind: str, blocks: int) -> None:
-    """Each rule of eviction stays below the bound of a cache that knows the future, and that below an unbounded one."""
+def test_no_eviction_rule_finds_more_than_is_possible(kind: str, blocks: int) -> None:
+    """Each rule finds at most as much as a cache that knows the future, and that at most as much as an unbounded one.
+    """
     trace = prefix_trace(kind, 5, 120)
     best = best_by_future(trace, blocks)
     assert max(hit_rate(trace, blocks, None), hit_rate(trace, blocks, 1.0)) <= best + 1e-9
     assert best <= hit_rate(trace, 10_000, None) + 1e-9
 
 
-def test_with_memory_for_all_everything_is_found() -> None:
-    """The bound of a cache that forgets nothing is what an unbounded one finds."""
+def test_with_memory_for_everything_all_is_found() -> None:
+    """The bound of a cache that evicts nothing is what an unbounded one finds."""
     trace = prefix_trace("shared", 6, 80)
     assert best_by_future(trace, 10_000) == pytest.approx(hit_rate(trace, 10_000, None))
 
 
-def test_the_bound_that_knows_the_future_is_the_best_of_all_schedules() -> None:
-    """On short traces of single blocks: as good as the best of every choice of what to keep."""
+def test_the_bound_that_knows_the_future_is_optimal() -> None:
+    """On short traces of single blocks it equals the best of every choice of what to keep."""
     rng = random.Random(3)
     for _ in range(20):
         numbers = [rng.randrange(4) for _ in range(7)]
         again = [(numbers[:at][::-1].index(number), at) for at, number in enumerate(numbers) if number in numbers[:at]]
         spans = [(at - 1 - gap, at) for gap, at in again]
-        room = 1  # beside the request's own two blocks
+        room = 1  # in addition to the request's own two blocks
         kept = (
             [span for span, take in zip(spans, choice, strict=True) if take]
             for choice in itertools.product((False, True), repeat=len(spans))
@@ -65,8 +66,8 @@ def test_the_bound_that_knows_the_future_is_the_best_of_all_schedules() -> None:
         assert best_by_future(asked(numbers), 3) * (SIZE + 1) * len(numbers) == pytest.approx(most * SIZE)
 
 
-def test_the_odds_bound_counts_what_may_be_asked_again() -> None:
-    """One useful block held, asked for next time with one chance in ten."""
+def test_the_expected_bound_counts_what_may_be_asked_again() -> None:
+    """One useful block is cached, and requested next time with a probability of one in ten."""
     trace = asked([1, 2])
     assert best_by_odds(trace[:1], 1) == 0.0
     assert best_by_odds(trace, 1) == pytest.approx(SIZE * 0.1 / (2 * (SIZE + 1)))
@@ -74,25 +75,30 @@ def test_the_odds_bound_counts_what_may_be_asked_again() -> None:
     assert best_by_odds([trace[0], one_off, trace[1]], 1) == pytest.approx(SIZE * 0.1 / (3 * SIZE + 2))
 
 
-def test_what_is_asked_again_outlives_what_is_not() -> None:
-    """With memory for a tenth of what is asked again, the cache finds at least twice what LRU does on shared
-    beginnings, and no less on conversations, on average."""
+def test_repeated_prompts_outlive_others() -> None:
+    """With memory for a tenth of what is repeated, the cache finds at least twice what LRU does on shared beginnings,
+    and on average no less on conversations.
+    """
     for kind, factor in (("shared", 2.0), ("turns", 1.0)):
         traces = [prefix_trace(kind, seed, 400) for seed in (21, 22)]
         ours, lru = (sum(hit_rate(trace, 30, alpha) for trace in traces) for alpha in (1.0, None))
         assert ours >= factor * lru
 
 
-def test_an_engine_finds_what_the_count_says() -> None:
-    """What an engine whose first tokens are timed finds of a trace is what the count finds; nothing without sharing."""
+def test_an_engine_finds_what_the_simulation_says() -> None:
+    """A real engine, whose first tokens are timed, finds as many cached blocks of a trace as the simulation; without
+    sharing it finds none.
+    """
     told = first_token_case("shared", 12)
     blocks = told["kv_tokens"] // SIZE
     assert told["hit_rate"]["no cache"] == 0 and min(figure["value"] for figure in told["ms"].values()) > 0
     assert told["hit_rate"]["marconi"] == pytest.approx(hit_rate(prefix_trace("shared", 1, 12), blocks, 1.0), abs=0.02)
 
 
-def test_leading_blocks_are_dropped_first_and_the_rest_is_used() -> None:
-    """Pensieve's order within a conversation; one that rested long goes as a whole before one asked just now."""
+def test_leading_blocks_are_dropped_first() -> None:
+    """Within a conversation this is Pensieve's order; a conversation that was idle for long is dropped before one used
+    just now.
+    """
     kept = LeadingFirst(3)
     first, second = whole(1, 3), whole(2, 3)
     names = {1: [b""], 2: [b""]}
@@ -111,8 +117,8 @@ def test_leading_blocks_are_dropped_first_and_the_rest_is_used() -> None:
     assert kept.get(names[2][1:]) == [None] * 3 and kept.get(names[1][1:]) == [] and kept.beyond == 0
 
 
-def test_both_orders_of_dropping_are_laid_beside_each_other() -> None:
-    """With intervals over rounds; with room for all of it neither order matters."""
+def test_both_orders_of_dropping_are_compared() -> None:
+    """Figures have intervals over rounds; with memory for everything the order doesn't matter."""
     rows = prefix_cases(60, 2)
     assert len(rows) == 4
     for row in rows:

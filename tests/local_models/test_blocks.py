@@ -1,4 +1,4 @@
-"""Blocks, the prefix tree, and what is forgotten first."""
+"""Blocks, the prefix tree, and the order of eviction."""
 
 import random
 
@@ -12,7 +12,7 @@ SIZE = 4
 
 
 def filled(blocks: BlockPool, ids: list[int], salt: str = "", ends_turn: bool = False) -> BlockTable:
-    """A table whose tokens are all computed and offered to the tree."""
+    """A table whose tokens are all computed and in the prefix tree."""
     taken = blocks.take(ids, len(ids), salt)
     assert taken is not None
     blocks.commit(taken[0], ids, len(ids), ends_turn=ends_turn)
@@ -20,14 +20,14 @@ def filled(blocks: BlockPool, ids: list[int], salt: str = "", ends_turn: bool = 
 
 
 def remember(blocks: BlockPool, ids: list[int], *, ends_turn: bool = False) -> None:
-    """Compute a prompt and leave it to the tree."""
+    """Compute a prompt and add it to the tree."""
     blocks.release(filled(blocks, ids, ends_turn=ends_turn))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([None, 1.0]))
-def test_any_order_of_use_keeps_every_block_owned_once(seed: int, copy: float, alpha: float | None) -> None:
-    """Taking, growing, committing and releasing in any order: the audit holds, and the end frees all."""
+def test_every_block_has_one_owner(seed: int, copy: float, alpha: float | None) -> None:
+    """Blocks are taken, grown, committed and released in any order: the audit passes, and in the end all are free."""
     rng = random.Random(seed)
     blocks = BlockPool(24, SIZE, alpha=alpha, copy_while_free=copy)
     held: list[tuple[BlockTable, list[int]]] = []
@@ -57,8 +57,8 @@ def test_any_order_of_use_keeps_every_block_owned_once(seed: int, copy: float, a
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 1.0]))
-def test_what_is_called_cached_is_there(seed: int, copy: float) -> None:
-    """Slots said to be cached hold the tokens computed for that very prefix, shared or copied."""
+def test_cached_slots_hold_their_prefix(seed: int, copy: float) -> None:
+    """Slots that are reported as cached hold the tokens of that exact prefix, shared or copied."""
     rng = random.Random(seed)
     blocks = BlockPool(32, SIZE, copy_while_free=copy)
     slots: dict[int, tuple[int, ...]] = {}
@@ -79,8 +79,8 @@ def test_what_is_called_cached_is_there(seed: int, copy: float) -> None:
         blocks.release(table)
 
 
-def test_a_prompt_starts_where_an_equal_beginning_ended() -> None:
-    """Full blocks are shared; of the block where prompts part, the common tokens are copied."""
+def test_a_prompt_starts_at_the_end_of_the_common_prefix() -> None:
+    """Full blocks are shared; of the block in which prompts differ, the common tokens are copied."""
     blocks = BlockPool(16, 8, copy_while_free=1.0)
     remember(blocks, [1] * 8 + [2, 3, 4, 5, 6, 7, 8, 9])
     table, copies = blocks.take([1] * 8 + [2, 3, 4, 5, 6, 0, 0], 16) or pytest.fail("no room")
@@ -89,23 +89,23 @@ def test_a_prompt_starts_where_an_equal_beginning_ended() -> None:
 
 
 def test_the_last_token_is_always_computed() -> None:
-    """A prompt that is cached whole still computes one token, whose scores are wanted."""
+    """A prompt that is completely cached still computes one token for its scores."""
     blocks = BlockPool(8, SIZE)
     remember(blocks, [1] * 8)
     table, _ = blocks.take([1] * 8, 8) or pytest.fail("no room")
     assert table.cached_tokens <= 7
 
 
-def test_blocks_of_a_sequence_lie_in_a_row_while_they_can() -> None:
-    """A fresh sequence gets one run, and grows behind it when the next block is free."""
+def test_blocks_of_a_sequence_are_contiguous_if_possible() -> None:
+    """A new sequence gets one run of blocks, and grows into the next block if that is free."""
     blocks = BlockPool(8, SIZE)
     table, _ = blocks.take([1] * 9, 9) or pytest.fail("no room")
     assert blocks.grow(table, 16)
     assert table.blocks == [0, 1, 2, 3]
 
 
-def test_no_room_is_said_and_changes_nothing() -> None:
-    """A sequence too large for what is left gets no block at all."""
+def test_a_lack_of_blocks_changes_nothing() -> None:
+    """A sequence too large for the free blocks gets none."""
     blocks = BlockPool(4, SIZE)
     table = filled(blocks, [1] * 12)
     assert blocks.take([2] * 8, 8) is None
@@ -114,9 +114,8 @@ def test_no_room_is_said_and_changes_nothing() -> None:
     blocks.audit([table])
 
 
-def test_one_off_prompts_go_before_what_was_asked_twice() -> None:
-    """Marconi's admission: a flood of prompts seen once leaves a prefix seen twice where it is; LRU loses
-    it."""
+def test_single_prompts_are_evicted_before_repeated_ones() -> None:
+    """This is Marconi's admission: many prompts seen once don't evict a prefix seen twice, which LRU would."""
 
     def survives(alpha: float | None) -> bool:
         blocks = BlockPool(12, SIZE, alpha=alpha)
@@ -131,13 +130,13 @@ def test_one_off_prompts_go_before_what_was_asked_twice() -> None:
     assert survives(1.0) and not survives(None)
 
 
-def test_a_conversation_outlives_one_off_prompts() -> None:
-    """What an answer ended is kept longer for the next turn than a prompt that was only asked."""
+def test_a_conversation_outlives_single_prompts() -> None:
+    """A prefix that ends in an answer is kept longer for the next turn than a prompt alone."""
 
     def cached(ends_turn: bool) -> int:
         blocks = BlockPool(8, SIZE)
         for at in range(20):
-            remember(blocks, [50 + at] * 8)  # the cache's usual lifetime
+            remember(blocks, [50 + at] * 8)  # the usual lifetime in the cache
         remember(blocks, [1] * 12, ends_turn=ends_turn)
         for at in range(3):
             remember(blocks, [10 + at] * 8)
@@ -147,8 +146,8 @@ def test_a_conversation_outlives_one_off_prompts() -> None:
     assert cached(ends_turn=True) == 12 > cached(ends_turn=False)
 
 
-def test_what_once_was_popular_ages() -> None:
-    """A prefix seen often, but not for very long, gives way in the end."""
+def test_popularity_decays() -> None:
+    """A prefix that was requested often, long ago, is evicted in the end."""
     blocks = BlockPool(12, SIZE)
     for at in range(6):
         remember(blocks, [*[1] * 16, 5 + at])

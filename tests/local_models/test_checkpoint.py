@@ -1,4 +1,4 @@
-"""Folders that are no models, and why."""
+"""Folders that are not valid models, and the error for each."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def edit_tokenizer(folder: Path, more: dict[str, int], fewer: tuple[str, ...] = 
 
 
 def test_an_untouched_folder_loads(folder: Path) -> None:
-    """The copy is a model."""
+    """The copy of a shipped model loads."""
     assert Decoder.load(folder).shape.parameters > 50_000
 
 
@@ -79,15 +79,15 @@ def test_an_untouched_folder_loads(folder: Path) -> None:
         (lambda f: edit_weights(f, lambda w: w.pop("model.norm.weight")), r"model\.norm\.weight"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said(folder: Path, damage: Callable[[Path], Any], says: str) -> None:
-    """Missing, broken, foreign or contradicting files are an error at load that names them."""
+def test_an_invalid_folder_is_refused_by_file(folder: Path, damage: Callable[[Path], Any], says: str) -> None:
+    """Its files are missing, broken, of another kind, or contradict each other."""
     damage(folder)
     with pytest.raises(CheckpointError, match=says):
         Decoder.load(folder)
 
 
 def test_a_truncated_file_is_an_error(folder: Path) -> None:
-    """Half of the weights are none."""
+    """A file with half of the weights is refused."""
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -95,7 +95,7 @@ def test_a_truncated_file_is_an_error(folder: Path) -> None:
 
 
 def test_a_changed_byte_is_found_by_the_manifest(folder: Path) -> None:
-    """A shipped model that was tampered with is not served."""
+    """A shipped model with changed weights is not served."""
     shutil.copy(shipped_models()["tiny-small"] / "manifest.json", folder / "manifest.json")
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -106,7 +106,7 @@ def test_a_changed_byte_is_found_by_the_manifest(folder: Path) -> None:
 
 
 def test_weights_in_several_files_are_one_model(folder: Path) -> None:
-    """A sharded checkpoint loads as its index says."""
+    """A sharded checkpoint is loaded by its index."""
     weights = load_file(folder / "model.safetensors")
     names = sorted(weights)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -135,8 +135,8 @@ def end_token(folder: Path) -> str:
         (lambda f: (f / "chat_template.jinja").write_text("{% for"), "chat template .* cannot be read"),
     ],
 )
-def test_a_tokenizer_that_does_not_match_is_an_error(folder: Path, damage: Callable[[Path], Any], says: str) -> None:
-    """One of another model, a broken one and a template that is none are told at load, not by the first request."""
+def test_an_invalid_tokenizer_is_an_error(folder: Path, damage: Callable[[Path], Any], says: str) -> None:
+    """One of another model, a broken one and an invalid chat template are reported when the model is loaded."""
     damage(folder)
     with pytest.raises(CheckpointError, match=says):
         Engine.load(folder)

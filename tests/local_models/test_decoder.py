@@ -1,4 +1,4 @@
-"""The forward pass against transformers' own, for every family and switch."""
+"""The forward pass equals transformers' own, for every family and option."""
 
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from tests.local_models.checkpoints import VARIANTS, generated, greedy, prompts,
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_answers_equal_transformers(variant: str, tmp_path: Path) -> None:
-    """Token for token what `generate` gives, for prompts served together in chunks and longer than the
-    window."""
+    """The tokens are those of `generate`, for prompts that are served together in chunks and are longer than the
+    window.
+    """
     model = write_folder(variant, tmp_path)
     engine = Engine.load(tmp_path, EngineOptions(kv_tokens=2048, step_tokens=48, block_tokens=16))
     asked = prompts(8, seed=len(variant))
@@ -23,7 +24,7 @@ def test_greedy_answers_equal_transformers(variant: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3-wide-heads", "mistral-window"])
 def test_scores_equal_transformers(variant: str, tmp_path: Path) -> None:
-    """Log-probabilities agree to rounding, not only the likeliest token."""
+    """All log-probabilities agree up to rounding."""
     model = write_folder(variant, tmp_path)
     engine = Engine.load(tmp_path, EngineOptions(kv_tokens=1024))
     prompt = prompts(1, seed=3, longest=60)[0]

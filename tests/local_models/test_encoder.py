@@ -1,4 +1,4 @@
-"""Encoders: transformers' vectors, whatever the batch, and over HTTP as OpenAI's client expects."""
+"""Encoders: vectors equal transformers', whatever the batch, also over HTTP with OpenAI's client."""
 
 import asyncio
 import json
@@ -39,8 +39,8 @@ def write_encoder(folder: Path, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
-def test_vectors_are_those_of_transformers(pooling: str, activation: str, tmp_path: Path) -> None:
-    """Texts of many lengths in one batch, each as the reference computes it alone."""
+def test_vectors_equal_transformers(pooling: str, activation: str, tmp_path: Path) -> None:
+    """Texts of many lengths are encoded in one batch and compared with the reference one by one."""
     model = write_encoder(tmp_path, hidden_act=activation)
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
@@ -54,7 +54,7 @@ def test_vectors_are_those_of_transformers(pooling: str, activation: str, tmp_pa
 
 
 def test_a_vector_does_not_depend_on_its_batch(tmp_path: Path) -> None:
-    """Together and alone, bit for bit."""
+    """Together and alone the vectors are equal bit for bit."""
     write_encoder(tmp_path)
     encoder = Encoder(tmp_path)
     texts = prompts(16, seed=2, longest=60)
@@ -62,8 +62,8 @@ def test_a_vector_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     assert all(torch.equal(encoder.embed([ids])[0], row) for ids, row in zip(texts, together, strict=True))
 
 
-def test_what_cannot_be_embedded_is_refused(tmp_path: Path) -> None:
-    """Too long a text; a folder without weights, with a part of them, or of another pooling."""
+def test_invalid_inputs_and_folders_are_refused(tmp_path: Path) -> None:
+    """These are a text that is too long, and a folder without weights, with a part of them, or with another pooling."""
     write_encoder(tmp_path)
     with pytest.raises(PromptTooLong, match="129 tokens exceed 128"):
         Encoder(tmp_path).embed([[5] * 129])
@@ -83,8 +83,10 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path) -> None:
     assert is_encoder(tmp_path) and not is_encoder(shipped_models()["tiny-small"]) and not is_encoder(tmp_path / "x")
 
 
-async def test_a_damaged_model_takes_no_other_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Who asks for it hears so, and the log says why; the rest of the server's models answer. None left: no server."""
+async def test_a_damaged_model_affects_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Requests for it get an error, the log says why, and the server's other models answer. Without any model the
+    server doesn't start.
+    """
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     for folder in (whole, damaged):
         folder.mkdir()
@@ -109,7 +111,9 @@ async def test_a_damaged_model_takes_no_other_along(tmp_path: Path, caplog: pyte
 
 
 async def test_embeddings_are_served_in_batches(tmp_path: Path) -> None:
-    """Forty requests at once take a few batches and each gets its own vectors; what is no encoder's is refused."""
+    """Forty concurrent requests take a few batches, each gets its own vectors, and requests that an encoder can't serve
+    are refused.
+    """
     write_encoder(tmp_path)
     app = _app({"models": {"mini": str(tmp_path)}})
     texts = prompts(40, seed=3, longest=30)
@@ -140,8 +144,8 @@ async def test_embeddings_are_served_in_batches(tmp_path: Path) -> None:
         assert [card["id"] for card in (await client.get("/v1/models")).json()["data"]] == ["mini"]
 
 
-async def test_a_vector_without_numbers_fails_its_own_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two requests in one batch the one whose sums are none is an error, the other has its vector."""
+async def test_a_vector_with_nan_fails_its_own_request_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests share a batch, and one gets an error."""
     write_encoder(tmp_path)
     served = ServedEncoder("e", tmp_path)
     exact = served.encoder.embed
@@ -157,7 +161,7 @@ async def test_a_vector_without_numbers_fails_its_own_request(tmp_path: Path, mo
 
 
 def test_another_models_tokenizer_is_an_error(tmp_path: Path) -> None:
-    """One whose ids go beyond the encoder's words is told at load."""
+    """Ids beyond the encoder's vocabulary are reported when it is loaded."""
     write_encoder(tmp_path)
     held = json.loads((tmp_path / "tokenizer.json").read_text())
     held["model"]["vocab"]["zz"] = 4000

@@ -1,4 +1,4 @@
-"""The engine: answers that depend on nothing but their request, and ends that always come, once."""
+"""The engine: an answer depends on its own request only, and every request ends exactly once."""
 
 import random
 
@@ -15,12 +15,12 @@ from tests.local_models.checkpoints import Answer, codec, decoder, engine, greed
 
 
 def alone(requests: list[Request], **options: object) -> dict[str, Answer]:
-    """Each request's answer from an engine that serves nothing else."""
+    """Each request's answer from an engine that serves no other request."""
     return {request.id: run(engine(**options), [request])[request.id] for request in requests}
 
 
 def some_requests(count: int, seed: int) -> list[Request]:
-    """Greedy and sampled requests of many lengths, some of which begin alike."""
+    """Greedy and sampled requests of many lengths, some with a common beginning."""
     rng = random.Random(seed)
     asked = prompts(count, seed)
     shared = prompts(1, seed + 1, longest=60)[0]
@@ -33,7 +33,7 @@ def some_requests(count: int, seed: int) -> list[Request]:
 
 
 def assert_same(one: dict[str, Answer], other: dict[str, Answer]) -> None:
-    """Equal tokens and log-probabilities equal to the last bit."""
+    """Asserts equal tokens, and log-probabilities that are equal to the last bit."""
     for name in one:
         assert one[name].ids == other[name].ids
         assert one[name].logprobs == other[name].logprobs
@@ -41,7 +41,7 @@ def assert_same(one: dict[str, Answer], other: dict[str, Answer]) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_answer_does_not_depend_on_its_batch(dtype: str) -> None:
-    """Sixteen requests together give bit for bit what each gives alone."""
+    """Sixteen concurrent requests get the same bits as each alone."""
     requests = some_requests(16, seed=2)
 
     def fresh() -> Engine:
@@ -52,15 +52,15 @@ def test_an_answer_does_not_depend_on_its_batch(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("step_tokens", [5, 33, 512])
-def test_an_answer_does_not_depend_on_how_prompts_are_cut(step_tokens: int) -> None:
+def test_an_answer_does_not_depend_on_the_chunks_of_its_prompt(step_tokens: int) -> None:
     """Chunked prefill changes no bit."""
     requests = some_requests(8, seed=3)
     assert_same(run(engine(step_tokens=step_tokens), requests), alone(requests))
 
 
 @pytest.mark.parametrize("copy_while_free", [0.0, 1.0])
-def test_an_answer_does_not_depend_on_what_is_cached(copy_while_free: float) -> None:
-    """A prefix copied or shared from the tree gives what computing it gives."""
+def test_an_answer_does_not_depend_on_the_cache(copy_while_free: float) -> None:
+    """A prefix that is copied or shared gives the same result as computing it."""
     requests = some_requests(8, seed=4)
     warm = engine(copy_while_free=copy_while_free)
     run(warm, requests)
@@ -69,7 +69,7 @@ def test_an_answer_does_not_depend_on_what_is_cached(copy_while_free: float) -> 
     assert_same(again, alone(requests))
 
 
-def test_an_answer_survives_being_put_aside() -> None:
+def test_an_answer_survives_preemption() -> None:
     """With too little memory sequences are preempted and computed again, with the same result."""
     requests = [greedy(str(at), prompt, 60) for at, prompt in enumerate(prompts(6, seed=5, longest=30))]
     small = Engine(decoder(), codec(), EngineOptions(kv_tokens=192), predict=lambda request: 1)
@@ -80,8 +80,8 @@ def test_an_answer_survives_being_put_aside() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32))
-def test_any_mix_of_trouble_ends_every_request_once(seed: int) -> None:
-    """Cancellations, deadlines, stop strings, little memory: one ending each, and no block is left behind."""
+def test_every_request_ends_once(seed: int) -> None:
+    """With cancellations, deadlines, stop strings and little memory each has one end, and no block is leaked."""
     rng = random.Random(seed)
     clock = [0.0]
     troubled = Engine(
@@ -119,8 +119,8 @@ def test_any_mix_of_trouble_ends_every_request_once(seed: int) -> None:
     assert troubled.blocks.free == troubled.blocks.count
 
 
-def test_what_can_never_fit_is_refused_at_once() -> None:
-    """More tokens than the context or the memory holds is the client's error, and harms nobody."""
+def test_a_request_that_never_fits_is_refused_at_once() -> None:
+    """More tokens than the context or the memory can hold are the client's error, and other requests continue."""
     small = engine(kv_tokens=64)
     with pytest.raises(PromptTooLong, match="exceed 64 tokens"):
         small.add(greedy("a", [5] * 40, 30))
@@ -130,14 +130,14 @@ def test_what_can_never_fit_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("ids", [[], [97], [-1]])
-def test_a_prompt_that_is_none_is_refused(ids: list[int]) -> None:
-    """No tokens, or ids outside the vocabulary."""
+def test_an_invalid_prompt_is_refused(ids: list[int]) -> None:
+    """It has no tokens, or ids outside the vocabulary."""
     with pytest.raises(RequestRefused):
         engine().add(greedy("a", ids))
 
 
-def test_a_full_line_is_said() -> None:
-    """Beyond the longest waiting line a request is refused, those in line are served."""
+def test_a_full_queue_refuses() -> None:
+    """Beyond the maximum length of the queue a request is refused; the waiting ones are served."""
     full = engine(most_waiting=2)
     first = [greedy(name, [5, 6]) for name in "ab"]
     for request in first:
@@ -148,8 +148,10 @@ def test_a_full_line_is_said() -> None:
         full.step()
 
 
-def test_a_full_line_says_when_it_moves_on() -> None:
-    """As long as it has stood still at first; then as it went recently, and longer the longer nothing comes out."""
+def test_a_full_queue_estimates_the_wait() -> None:
+    """At first the estimate is the time without progress; then it follows the recent rate, and grows while nothing
+    ends.
+    """
     now = [100.0]
     full = engine(most_waiting=2, most_running=1)
     full._clock = lambda: now[0]
@@ -173,8 +175,8 @@ def test_a_full_line_says_when_it_moves_on() -> None:
     assert wait_s() > 10.0
 
 
-def test_scores_that_are_not_numbers_end_one_request_only() -> None:
-    """NaN in one sequence's scores is that request's error; its neighbour finishes."""
+def test_nan_scores_end_one_request_only() -> None:
+    """It gets an error, and its neighbour finishes."""
     broken = engine()
     compute = broken.runner.decoder.logits
 
@@ -196,8 +198,8 @@ def test_scores_that_are_not_numbers_end_one_request_only() -> None:
     assert run(broken, [greedy("well", [5, 6])])["well"].last.reason == "length"
 
 
-def test_a_cancelled_request_is_heard_of_once() -> None:
-    """Cancelling ends it now; cancelling again says nothing."""
+def test_a_request_is_cancelled_once() -> None:
+    """Cancelling ends it immediately; cancelling again has no effect."""
     some = engine()
     some.add(greedy("a", [5, 6], 50))
     some.step()
@@ -207,8 +209,8 @@ def test_a_cancelled_request_is_heard_of_once() -> None:
     some.audit()
 
 
-def test_a_deadline_is_kept_while_waiting_too() -> None:
-    """A request that never ran ends when its time is up."""
+def test_a_deadline_holds_while_waiting() -> None:
+    """A request that never ran ends at its deadline."""
     now_s = [0.0]
     some = Engine(decoder(), codec(), EngineOptions(kv_tokens=64, most_running=1), clock=lambda: now_s[0])
     some.add(greedy("runs", [5], 40))
@@ -221,18 +223,18 @@ def test_a_deadline_is_kept_while_waiting_too() -> None:
 
 
 def test_a_conversation_starts_where_its_last_turn_ended() -> None:
-    """The next turn's prompt, which holds the last answer, computes only what is new."""
+    """The next prompt contains the last answer, and only what is new is computed."""
     some = engine()
     first = prompts(1, seed=9, longest=80)[0] + [7] * 20
     answer = run(some, [greedy("one", first, 30)])["one"]
     second = [*first, *answer.ids, 9, 9, 9]
     usage = run(some, [greedy("two", second)])["two"].last.usage
-    # All but the new words, and the last answered token, which was never computed.
+    # all except the new words and the last answered token, which was never computed
     assert usage.cached_tokens == len(first) + 29 - (len(first) + 29) % 16
 
 
-def test_salts_share_nothing() -> None:
-    """A prefix cached for one tenant is computed again for another."""
+def test_salts_share_no_prefix() -> None:
+    """A prefix that is cached for one tenant is computed again for another."""
     some = engine()
     prompt = [5] * 64
     run(some, [greedy("a", prompt, salt="one")])
@@ -241,7 +243,7 @@ def test_salts_share_nothing() -> None:
 
 
 def test_usage_is_exact() -> None:
-    """Tokens in and out, with the end mark counted."""
+    """Input and output tokens are counted, the end token included."""
     ids = codec().encode_chat([{"role": "user", "content": "table friday 7pm for two"}])
     answer = run(engine("tiny-large"), [Request("a", tuple(ids), 64)])["a"]
     assert answer.text == '{"n":2,"day":"fri","h":19}' and answer.last.reason == "stop"
@@ -250,9 +252,8 @@ def test_usage_is_exact() -> None:
     assert usage.queue_s >= 0 and usage.prefill_s > 0 and usage.decode_s > 0
 
 
-def test_an_answer_is_scored_as_it_was_said() -> None:
-    """Scoring an engine's own answer gives the log-probabilities it said, bit for bit; nonsense scores
-    lower."""
+def test_the_score_of_an_answer_is_its_log_probability() -> None:
+    """Scoring an engine's own answer gives its log-probabilities bit for bit; nonsense scores lower."""
     some = engine("tiny-large")
     prompt = codec().encode_chat([{"role": "user", "content": "table friday 7pm for two"}])
     said = run(some, [greedy("a", prompt, 26)])["a"]
@@ -262,8 +263,8 @@ def test_an_answer_is_scored_as_it_was_said() -> None:
         some.score(prompt, [])
 
 
-def test_without_invariance_answers_are_still_the_likeliest() -> None:
-    """The faster products change rounding only: the same greedy tokens."""
+def test_without_invariance_greedy_answers_are_equal() -> None:
+    """The faster products change rounding only."""
     requests = [greedy(str(at), prompt, 12) for at, prompt in enumerate(prompts(6, seed=7))]
     options = EngineOptions(kv_tokens=2048, invariant=False)
     free = Engine.load(shipped_models()["tiny-large"], options)
@@ -274,8 +275,8 @@ def test_without_invariance_answers_are_still_the_likeliest() -> None:
 
 
 @pytest.mark.parametrize("ids", [[], [5, 999_999], [-1], [7] * 2000])
-def test_a_text_that_cannot_be_computed_is_refused(ids: list[int]) -> None:
-    """Nothing, ids that are no tokens, more than the context holds: a typed refusal, and the engine goes on."""
+def test_an_invalid_text_is_refused(ids: list[int]) -> None:
+    """No tokens, invalid ids and a text beyond the context raise a typed error, and the engine continues."""
     some = engine()
     with pytest.raises(RequestRefused):
         some.embed(ids)
@@ -284,8 +285,8 @@ def test_a_text_that_cannot_be_computed_is_refused(ids: list[int]) -> None:
     assert float(some.embed([5, 6]).norm()) == pytest.approx(1.0)
 
 
-def test_a_text_without_numbers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Embedding and scoring by a model whose sums are none: told, not passed on as NaN."""
+def test_nan_scores_and_vectors_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedding and scoring by a model with NaN raise an error."""
     some = engine()
     monkeypatch.setattr(some.runner, "embed", lambda ids: torch.full((4,), float("nan")))
     monkeypatch.setattr(some.runner, "score", lambda prompt, answer: [-1.0, float("nan")])

@@ -1,4 +1,4 @@
-"""Fine-tuning an encoder on outcomes, and reading it as the gateway does."""
+"""Fine-tuning an encoder on outcomes, and serving it in the gateway."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXTS = ("write a poem about the sea", "solve the sum of two")
 
 
 def outcomes(folder: Path, n: int = 48) -> Path:
-    """The small model is right on poems only; the last rows are for testing, and one score is not known."""
+    """The small model is right on poems only; the last rows are for testing, and one score is missing."""
     folder.mkdir()
     ids = [f"q{i}" for i in range(n)]
     splits = ["train" if i < n - 8 else "test" for i in range(n)]
@@ -37,14 +37,14 @@ def outcomes(folder: Path, n: int = 48) -> Path:
 
 
 def test_training_rows_alone_are_read(tmp_path: Path) -> None:
-    """Test rows stay unseen; a score nobody gave is a gap."""
+    """Test rows aren't used, and a missing score is a gap."""
     rows = read_rows(outcomes(tmp_path / "data"))
     assert len(rows.texts) == 40 and rows.scores.shape == (40, 2)
     assert torch.isfinite(rows.scores).all()
 
 
-def test_a_fine_tuned_encoder_tells_apart_what_models_tell_apart(tmp_path: Path) -> None:
-    """The loss falls, and the folder is served as any other, with vectors that lie further apart than before."""
+def test_a_fine_tuned_encoder_separates_what_models_separate(tmp_path: Path) -> None:
+    """The loss falls, and the folder is served like any other, with vectors that are further apart than before."""
     source, target = encoder(tmp_path / "encoder"), tmp_path / "tuned"
     losses: list[float] = []
     scorer = finetuned(
@@ -61,8 +61,8 @@ def test_a_fine_tuned_encoder_tells_apart_what_models_tell_apart(tmp_path: Path)
     assert likeness[1] < likeness[0] - 0.05
 
 
-def test_what_is_served_is_what_was_trained(tmp_path: Path) -> None:
-    """The gateway's numpy encoder gives the vectors that the trained one gives."""
+def test_the_served_encoder_equals_the_trained_one(tmp_path: Path) -> None:
+    """The gateway's numpy encoder gives the vectors of the trained one."""
     source, target = encoder(tmp_path / "encoder"), tmp_path / "tuned"
     scorer = finetuned(read_rows(outcomes(tmp_path / "data")), source, FinetuningSettings())
     save_encoder(scorer, source, target)
@@ -77,7 +77,7 @@ def test_what_is_served_is_what_was_trained(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    """What couldn't be served is not trained."""
+    """An encoder that couldn't be served isn't trained."""
     folder = encoder(tmp_path / "e", model_type="gpt2")
     with pytest.raises(ValueError, match="BERT"):
         finetuned(read_rows(outcomes(tmp_path / "data")), folder, FinetuningSettings())

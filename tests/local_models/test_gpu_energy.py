@@ -1,4 +1,4 @@
-"""A GPU's energy, as its driver's library tells it."""
+"""A GPU's energy, as reported by its driver's library."""
 
 import subprocess
 from pathlib import Path
@@ -19,13 +19,13 @@ int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *mj) {
 
 
 def test_without_a_driver_there_is_no_figure() -> None:
-    """No library, no joules."""
+    """Without the library there are no joules."""
     assert read_gpu_joules(library="libno-such-driver.so.1") is None
 
 
 @pytest.mark.skipif(which("cc") is None, reason="no C compiler")
-def test_the_drivers_counter_is_told_in_joules(tmp_path: Path) -> None:
-    """A library with NVML's three functions: millijoules of 64 bits become joules; a GPU that is none has none."""
+def test_the_drivers_counter_is_converted_to_joules(tmp_path: Path) -> None:
+    """A library with NVML's three functions counts millijoules in 64 bits; an unknown GPU has no figure."""
     source, library = tmp_path / "nvml.c", tmp_path / "libnvml.so"
     source.write_text(_DRIVER)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)

@@ -18,7 +18,7 @@ from tests.local_models.checkpoints import codec, greedy, run
 
 
 def answers(folder: Path, n: int = 150, **columns: list[object]) -> Path:
-    """A teacher who always says the last number, which the student has never been taught to do."""
+    """A teacher that always answers with the last number, which the student was never trained to do."""
     rng = random.Random(0)
     folder.mkdir()
     ids = [f"q{place}" for place in range(n)]
@@ -37,8 +37,8 @@ def _schema(columns: dict[str, list[object]]) -> pa.Schema:
     return pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
 
 
-def test_the_student_says_what_its_teacher_said(tmp_path: Path) -> None:
-    """On questions it never saw, after a short course; the folder is one that the engine serves."""
+def test_the_student_answers_as_its_teacher(tmp_path: Path) -> None:
+    """That holds for new questions after a short training; the engine serves the folder."""
     learnt = read_answers(answers(tmp_path / "data"), "teacher")
     assert (len(learnt.train), len(learnt.held_out)) == (130, 20)
     small, out, losses = shipped_models()["tiny-small"], tmp_path / "student", list[float]()
@@ -53,8 +53,8 @@ def test_the_student_says_what_its_teacher_said(tmp_path: Path) -> None:
     assert hits / len(learnt.held_out) >= found["after"] - 0.05
 
 
-def test_answers_known_to_be_wrong_are_not_learnt(tmp_path: Path) -> None:
-    """A score below a half keeps an answer out; too few answers, or none at all, are refused."""
+def test_wrong_answers_are_not_learned(tmp_path: Path) -> None:
+    """A score below .5 excludes an answer; too few answers, or none, are refused."""
     scores: list[object] = [0.0 if place % 10 == 0 else 1.0 for place in range(150)]
     assert len(read_answers(answers(tmp_path / "a", score=scores), "teacher").train) == 117
     with pytest.raises(ValueError, match="0 answers of 'nobody'"):

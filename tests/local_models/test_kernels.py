@@ -1,4 +1,4 @@
-"""GPU kernels without a GPU: computed by Triton's interpreter, and compiled for sm_90."""
+"""GPU kernels without a GPU: run by Triton's interpreter, and compiled for sm_90."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-# In a process of its own: whether kernels are interpreted is decided when they are defined.
+# in a process of its own, because whether kernels are interpreted is decided when they are defined
 _INTERPRETED = """
 import torch
 from local_models.grouped import joined
@@ -53,7 +53,7 @@ open(sys.argv[2], "wb").write(kernel.asm["cubin"])
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> str:
-    """Standard output of a fresh interpreter."""
+    """The standard output of a new interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment},
@@ -65,15 +65,16 @@ def run_python(code: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_products_are_those_of_the_expanded_weights() -> None:
-    """Four and eight bits, one row and many, more than a program holds: equal to the dense product in
-    float64."""
+def test_products_equal_those_of_the_dequantized_weights() -> None:
+    """With four and eight bits, one row and many, and more than a program holds, they equal the dense product in
+    float64.
+    """
     assert run_python(_INTERPRETED, TRITON_INTERPRET="1").strip() == "exact"
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_the_kernel_compiles_for_sm90_as_meant(bits: int, tmp_path: Path) -> None:
-    """Tensor cores and asynchronous copies are used, nothing spills out of the registers."""
+def test_the_kernel_compiles_for_sm90(bits: int, tmp_path: Path) -> None:
+    """It uses tensor cores and asynchronous copies, and no register is spilled."""
     binary = tmp_path / "kernel.cubin"
     ptx = run_python(_COMPILED, str(bits), str(binary), TRITON_CACHE_DIR=str(tmp_path))
     assert "sm_90" in ptx and "mma.sync" in ptx and "cp.async" in ptx

@@ -1,4 +1,4 @@
-"""How long an answer will be."""
+"""Predicting the length of an answer."""
 
 import random
 
@@ -13,13 +13,12 @@ def request(ids: list[int], most: int = 400) -> Request:
     return Request("a", tuple(ids), most)
 
 
-def test_nothing_is_guessed_from_nothing() -> None:
-    """Until enough answers were seen the whole allowance is reserved."""
+def test_without_data_the_whole_limit_is_reserved() -> None:
+    """That holds until enough answers were seen."""
     assert LengthPredictor().predict(request([1, 2, 3])) == 400
 
 
-def test_short_and_long_kinds_are_told_apart() -> None:
-    """Prompts of a kind whose answers are short are given little room, others much."""
+def test_kinds_of_prompts_with_short_and_long_answers_are_separated() -> None:
     rng = random.Random(0)
     predictor = LengthPredictor()
 
@@ -34,8 +33,8 @@ def test_short_and_long_kinds_are_told_apart() -> None:
 
 
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=80), st.integers(1, 5000), st.integers(1, 5000))
-def test_a_prediction_stays_within_the_allowance(ids: list[int], most: int, said: int) -> None:
-    """At least one token, at most what was asked for."""
+def test_a_prediction_stays_within_the_limit(ids: list[int], most: int, said: int) -> None:
+    """It is at least one token, and at most the requested limit."""
     predictor = LengthPredictor(trust_after=0)
     predictor.learn(request(ids, most), said)
     assert 1 <= predictor.predict(request(ids, most)) <= most

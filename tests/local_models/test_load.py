@@ -1,4 +1,4 @@
-"""Many streams at once, with everything that goes wrong among them."""
+"""Many concurrent streams with every kind of failure."""
 
 import asyncio
 import os
@@ -20,8 +20,9 @@ def resident_bytes() -> int:
 
 
 async def stream(worker: Worker, name: str, rng: random.Random, at: int) -> str:
-    """One client: it may ask the impossible (the first does), leave early (the second does), or set a deadline;
-    says how it ended."""
+    """One client: it may send an impossible request (the first does), disconnect early (the second does), or set a
+    deadline; returns how it ended.
+    """
     asked = prompts(1, rng.randrange(2**32), longest=120)[0]
     impossible = at == 0 or rng.random() < 0.05
     leaves_after = 1 if at == 1 else rng.randint(1, 20) if rng.random() < 0.2 else None
@@ -51,9 +52,9 @@ async def stream(worker: Worker, name: str, rng: random.Random, at: int) -> str:
 
 
 async def test_sixty_four_streams_leave_nothing_behind() -> None:
-    """Cancellations, deadlines and impossible requests among 64 streams: every client hears an ending, no
-    block leaks, and memory does not grow from round to round. HEADGATE_SOAK_ROUNDS makes it as long as one
-    likes."""
+    """With cancellations, deadlines and impossible requests every client gets an end, no block is leaked, and memory
+    doesn't grow from round to round. HEADGATE_SOAK_ROUNDS sets the number of rounds.
+    """
     worker = Worker(engine(kv_tokens=2048, draft_tokens=2))
     worker.start()
     rng = random.Random(0)
@@ -76,7 +77,7 @@ async def test_sixty_four_streams_leave_nothing_behind() -> None:
 
 @pytest.mark.parametrize("streams", [4])
 async def test_a_killed_server_leaves_no_client_waiting(streams: int, tmp_path: Path) -> None:
-    """When the process dies in mid-answer every open stream breaks at once, for the caller to fail over."""
+    """When the process is killed every open stream breaks at once, so the caller can fail over."""
     import signal
     import subprocess
     import sys

@@ -1,4 +1,4 @@
-"""Checksums of model folders, the shipped ones first."""
+"""Checksums of model folders, among them the shipped ones."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_shipped_models_are_what_their_manifests_say() -> None:
+def test_the_shipped_models_match_their_manifests() -> None:
     """Both shipped folders verify."""
     models = shipped_models()
     assert {"tiny-small", "tiny-large"} <= models.keys()
@@ -25,7 +25,7 @@ def test_the_shipped_models_are_what_their_manifests_say() -> None:
 
 
 def test_an_untouched_folder_verifies(folder: Path) -> None:
-    """Nothing changed, nothing raised."""
+    """Nothing was changed, and nothing is raised."""
     assert verify_manifest(folder)
 
 
@@ -43,7 +43,7 @@ def test_a_folder_without_manifest_is_not_verified(tmp_path: Path) -> None:
     ],
 )
 def test_a_changed_truncated_or_missing_file_is_named(folder: Path, change, says: str) -> None:
-    """Each kind of damage raises and names the file."""
+    """Each kind of damage raises an error that names the file."""
     change(folder / "a.bin")
     with pytest.raises(ManifestError, match=rf"a\.bin.*{says}"):
         verify_manifest(folder)
@@ -51,7 +51,7 @@ def test_a_changed_truncated_or_missing_file_is_named(folder: Path, change, says
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema":1}'])
 def test_a_broken_manifest_is_an_error(folder: Path, text: str) -> None:
-    """A manifest that can't be read is not the same as none."""
+    """An unreadable manifest is not treated as a missing one."""
     (folder / "manifest.json").write_text(text)
     with pytest.raises(ManifestError, match="no manifest"):
         verify_manifest(folder)

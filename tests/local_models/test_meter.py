@@ -1,4 +1,4 @@
-"""What a local answer costs."""
+"""The cost of a local answer."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ pieces = st.lists(
 
 
 def taught(steps: int = 600, noise: float = 0.0) -> StepMeter:
-    """A meter that has seen steps of known true cost."""
+    """A meter that has observed steps of known true cost."""
     rng = np.random.default_rng(0)
     meter = StepMeter()
     for _ in range(steps):
@@ -33,15 +33,15 @@ def taught(steps: int = 600, noise: float = 0.0) -> StepMeter:
 
 @given(pieces, st.floats(0, 100))
 def test_shares_add_up_to_the_step(batch: list[Piece], amount: float) -> None:
-    """Nothing is lost or invented, and no share is negative."""
+    """Nothing is lost or added, and no share is negative."""
     shares = StepMeter().split(batch, amount)
     assert sum(shares) == pytest.approx(amount)
     assert all(share >= 0 for share in shares)
 
 
 @pytest.mark.parametrize(("noise", "within"), [(0.0, 0.02), (0.2, 0.2)])
-def test_what_a_step_takes_is_learnt(noise: float, within: float) -> None:
-    """Steps of any company and prompt are foreseen, from noisy timings too."""
+def test_the_time_of_a_step_is_learned(noise: float, within: float) -> None:
+    """Steps with any batch and prompt are predicted, from noisy timings too."""
     meter = taught(noise=noise)
     for decoding, context, prompt in ((1, 100, 0), (8, 3000, 0), (4, 1000, 256), (12, 200, 64)):
         x = np.array([1.0, prompt, decoding, prompt + decoding * context])
@@ -50,7 +50,7 @@ def test_what_a_step_takes_is_learnt(noise: float, within: float) -> None:
 
 @given(st.integers(0, 2**32))
 def test_no_price_is_negative(seed: int) -> None:
-    """However steps were timed."""
+    """That holds for any timings."""
     rng = np.random.default_rng(seed)
     meter = StepMeter()
     for _ in range(32):
@@ -58,15 +58,15 @@ def test_no_price_is_negative(seed: int) -> None:
     assert (meter.coefficients >= 0).all()
 
 
-def test_one_more_answer_is_cheaper_in_company_and_with_a_known_prefix() -> None:
-    """Alone an answer pays the steps' base; cached tokens are not computed."""
+def test_a_batch_and_a_cached_prefix_make_an_answer_cheaper() -> None:
+    """Alone an answer pays the base cost of each step; cached tokens aren't computed."""
     meter = taught()
     alone = meter.answer_s(200, 0, 50, decoding=0)
     assert alone > meter.answer_s(200, 0, 50, decoding=4) > meter.answer_s(200, 192, 50, decoding=4)
 
 
-def test_joules_are_none_where_nothing_counts_them(tmp_path: Path) -> None:
-    """No counter, no figure; with counters their sum."""
+def test_energy_is_none_without_a_counter(tmp_path: Path) -> None:
+    """With counters it is their sum."""
     assert read_joules(tmp_path / "absent") is None
     for package in (0, 1):
         (tmp_path / f"intel-rapl:{package}").mkdir()
@@ -75,7 +75,7 @@ def test_joules_are_none_where_nothing_counts_them(tmp_path: Path) -> None:
 
 
 def test_an_engine_charges_its_requests_for_all_its_time() -> None:
-    """The compute seconds of all requests add up to the seconds of all steps."""
+    """The compute seconds of all requests add up to those of all steps."""
     some = engine()
     answers = run(some, [greedy(str(at), prompt, 8) for at, prompt in enumerate(prompts(6, seed=2))])
     charged = sum(answer.last.usage.compute_s for answer in answers.values())

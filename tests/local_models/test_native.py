@@ -1,4 +1,4 @@
-"""The arithmetic in C: right, the same for a row in any company, and never required."""
+"""The kernels in C: correct, the same for a row in any batch, and optional."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ NEAR = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 
 @pytest.fixture
 def kernels() -> Kernels:
-    """The compiled functions; the test is left out where they can't be had."""
+    """The compiled functions; the test is skipped where they can't be compiled."""
     found = native.kernels()
     if found is None:
         pytest.skip("no compiler or no AVX2 here")
@@ -42,7 +42,8 @@ def off(found: torch.Tensor, exact: torch.Tensor) -> float:
 def test_products_are_right_and_depend_on_their_row_only(
     kernels: Kernels, dtype: torch.dtype, columns: int, k: int
 ) -> None:
-    """Dense and whole-number products of every small shape: near the exact one, and bit for bit the same alone."""
+    """Dense and integer products of every small shape are near the exact one, and equal bit for bit to the row alone.
+    """
     torch.manual_seed(columns)
     weight, bias, x = torch.randn(columns, k).to(dtype), torch.randn(columns), torch.randn(20, k).to(dtype)
     packed = quantize(weight, 8, k)
@@ -57,8 +58,8 @@ def test_products_are_right_and_depend_on_their_row_only(
 
 
 @pytest.mark.parametrize("k", [1, 6, 128, 131, 600])
-def test_whole_numbers_never_saturate(kernels: Kernels, k: int) -> None:
-    """Weights and activations at their limits, all of one sign or of either: sums of whole numbers are exact."""
+def test_integer_products_never_saturate(kernels: Kernels, k: int) -> None:
+    """With weights and activations at their limits, of one sign or mixed, the integer sums are exact."""
     torch.manual_seed(k)
     limits = torch.tensor([-128, 127], dtype=torch.int8)
     weight = limits[torch.randint(0, 2, (37, k))]
@@ -66,14 +67,14 @@ def test_whole_numbers_never_saturate(kernels: Kernels, k: int) -> None:
     x = torch.randint(0, 2, (9, k)) * 128.0 - 64.0
     x[:2] = torch.tensor([[-64.0], [64.0]])
     x[2:, 1:] += torch.randint(0, 9, (7, k - 1)) * -x[2:, 1:].sign()
-    x[:, ::128] = 64.0  # so that every group's step is 1
+    x[:, ::128] = 64.0  # so that the scale of every group is 1
     exact = x.double() @ weight.double().T
     assert torch.equal(Int8Panels(kernels, weight, torch.ones(37))(x).double(), exact)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_a_number_stays_none(kernels: Kernels, bad: float) -> None:
-    """Whole-number products don't hide it, and the rows beside it are not touched."""
+def test_nan_stays_nan(kernels: Kernels, bad: float) -> None:
+    """Integer products don't hide it, and other rows aren't affected."""
     x = torch.randn(5, 40)
     linear = Int8Panels(kernels, torch.randint(-127, 128, (16, 40), dtype=torch.int8), torch.ones(16))
     clean = linear(x)
@@ -86,10 +87,12 @@ def test_what_is_not_a_number_stays_none(kernels: Kernels, bad: float) -> None:
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "d", "window"), [(4, 2, 16, 0), (3, 1, 64, 0), (2, 2, 80, 9), (8, 1, 128, 40)]
 )
-def test_attention_is_that_of_the_reference(
+def test_attention_equals_the_reference(
     kernels: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, d: int, window: int
 ) -> None:
-    """Scattered blocks, several sequences, chunks and single tokens, windows: as float64's masked softmax."""
+    """Scattered blocks, several sequences, chunks, single tokens and windows are compared with a masked softmax in
+    float64.
+    """
     torch.manual_seed(d)
     size, blocks = 16, 24
     keys, values = torch.randn(2, kv_heads, blocks * size, d).to(dtype)
@@ -114,8 +117,9 @@ def slots_of(segment: Segment, size: int) -> torch.Tensor:
 def attended(
     qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, heads: int, window: int
 ) -> torch.Tensor:
-    """float64's masked softmax of the queries from position `start` on, over keys and values `[kv head, position,
-    d]`."""
+    """A masked softmax in float64 of the queries from position `start` on, over keys and values `[kv head, position,
+    d]`.
+    """
     kv_heads, count, d = keys.shape
     k, v = (t.double().repeat_interleave(heads // kv_heads, 0) for t in (keys, values))
     q = qkv[:, : heads * d].double().view(-1, heads, d).transpose(0, 1)
@@ -127,7 +131,7 @@ def attended(
 
 
 def placed(kernels: Kernels, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values `[kv head, slot, d]` in slots of eight bits, whatever lay there before."""
+    """Stores keys and values `[kv head, slot, d]` in 8-bit slots, whatever was in them before."""
     kv_heads, slots, d = keys.shape
     pool = torch.randint(-128, 128, (2, kv_heads, slots, d + native.STEP_BYTES), dtype=torch.int8)
     qkv = torch.cat([torch.zeros(1, slots, d).to(keys), keys, values]).transpose(0, 1).reshape(slots, -1).contiguous()
@@ -141,11 +145,12 @@ def placed(kernels: Kernels, keys: torch.Tensor, values: torch.Tensor) -> tuple[
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "d", "window"), [(4, 2, 16, 0), (3, 1, 64, 0), (2, 2, 80, 9), (8, 1, 128, 40)]
 )
-def test_attention_over_eight_bits_is_near_the_references(
+def test_8_bit_attention_is_near_the_reference(
     kernels: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, d: int, window: int
 ) -> None:
-    """Keys and values of eight bits, a step a slot and head: within 1.5 % of float64's, bit for bit the same alone, and
-    whatever lies in slots beyond the sequence, not even numbers, changes nothing."""
+    """With a scale per slot and head it is within 1.5 % of float64's, equal bit for bit to the sequence alone, and not
+    changed by slots beyond the sequence, even with NaN.
+    """
     torch.manual_seed(d)
     size, blocks = 16, 24
     keys, values = torch.randn(2, kv_heads, blocks * size, d).to(dtype)
@@ -168,8 +173,8 @@ def test_attention_over_eight_bits_is_near_the_references(
 
 @pytest.mark.parametrize("of", [0, 1])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_eight_bits_do_not_hide_what_is_no_number(kernels: Kernels, of: int, bad: float) -> None:
-    """A key or a value that is none leads to none, in the sequences that see it and in no other."""
+def test_8_bit_caches_do_not_hide_nan(kernels: Kernels, of: int, bad: float) -> None:
+    """A NaN key or value gives NaN in the sequences that see it, and in no other."""
     both = torch.randn(2, 1, 32, 16)
     both[of, 0, 3, 5] = bad
     rows = _rows([Segment(0, 1, 7, [0]), Segment(1, 1, 2, [0]), Segment(2, 1, 7, [1])])
@@ -178,9 +183,10 @@ def test_eight_bits_do_not_hide_what_is_no_number(kernels: Kernels, of: int, bad
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_eight_bit_answers_depend_on_no_mate_and_no_cache(kernels: Kernels, dtype: str, tmp_path: Path) -> None:
-    """With keys and values of eight bits: together, alone, with shared prefixes and copied parts of blocks, the same
-    bits."""
+def test_8_bit_answers_depend_on_no_batch_and_no_cache(kernels: Kernels, dtype: str, tmp_path: Path) -> None:
+    """With 8-bit keys and values the bits are the same together, alone, with shared prefixes and with copied parts of
+    blocks.
+    """
     from tests.local_models.test_engine import assert_same, some_requests
 
     write_folder("llama", tmp_path, hidden_size=64)
@@ -196,16 +202,17 @@ def test_eight_bit_answers_depend_on_no_mate_and_no_cache(kernels: Kernels, dtyp
 
 
 def plain(name: str, prompt: list[int], tokens: int) -> Request:
-    """The likeliest tokens, up to so many, and nothing told of them."""
+    """A request for the most likely tokens, up to this many, without log-probabilities."""
     return Request(name, tuple(prompt), tokens)
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_several_steps_at_once_say_what_single_ones_say(
+def test_several_steps_per_call_equal_single_ones(
     kernels: Kernels, int8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps made in one call of C: the same tokens, text, endings and counts as one by one, with end tokens, stop
-    strings and unlike lengths; and fewer calls."""
+    """Tokens, text, ends and counts are the same, with end tokens, stop strings and different lengths, in fewer calls
+    of C.
+    """
     write_folder("mistral-window", tmp_path, hidden_size=64)
     decoder = Decoder.load(tmp_path, block_tokens=16, int8=int8)
     asked = [plain(str(at), ids, 5 + 9 * at) for at, ids in enumerate(prompts(5, seed=3))]
@@ -243,10 +250,10 @@ def test_several_steps_at_once_say_what_single_ones_say(
     assert {"stop", "length"} == {reason for _, _, reason, _ in single.values()}
 
 
-def test_whoever_waits_ends_several_steps_at_once(
+def test_a_waiting_request_shortens_a_call(
     kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After `hurry` a call of several steps returns with its first, and the next makes as many as before."""
+    """After `hurry` a call of several steps returns after its first, and the next call makes as many as before."""
     write_folder("llama", tmp_path, hidden_size=64)
     monkeypatch.setattr(multi_step, "PATIENCE_S", 60.0)
     engine = Engine(Decoder.load(tmp_path, block_tokens=16), codec(), EngineOptions(kv_tokens=2048))
@@ -263,8 +270,8 @@ def test_whoever_waits_ends_several_steps_at_once(
     assert hurried == 1 < first == then
 
 
-def test_several_steps_at_once_end_where_scores_are_no_numbers(kernels: Kernels, tmp_path: Path) -> None:
-    """The sequence whose scores are none ends with an error; its mates go on."""
+def test_several_steps_per_call_end_at_nan_scores(kernels: Kernels, tmp_path: Path) -> None:
+    """That sequence ends with an error, and the others go on."""
     write_folder("llama", tmp_path, hidden_size=64)
     decoder = Decoder.load(tmp_path, block_tokens=16)
     engine = Engine(decoder, codec(), EngineOptions(kv_tokens=2048))
@@ -283,8 +290,8 @@ def test_several_steps_at_once_end_where_scores_are_no_numbers(kernels: Kernels,
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_the_steps_between_are_torchs(kernels: Kernels, dtype: torch.dtype) -> None:
-    """Norm and gate, at widths that are no multiple of eight too."""
+def test_norm_and_gate_equal_torchs(kernels: Kernels, dtype: torch.dtype) -> None:
+    """That holds also for widths that are no multiple of eight."""
     x, weight = torch.randn(7, 52).to(dtype), torch.randn(52).to(dtype)
     exact = F.rms_norm(x.double(), (52,), weight.double(), 1e-6)
     assert off(kernels.norm(x, weight, 1e-6), exact) < NEAR[dtype]
@@ -293,8 +300,8 @@ def test_the_steps_between_are_torchs(kernels: Kernels, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("variant", [name for name, (_, changes) in VARIANTS.items() if "head_dim" not in changes])
-def test_every_family_says_what_generate_says(kernels: Kernels, variant: str, tmp_path: Path) -> None:
-    """The four families at several shapes, heads of sixteen: greedy answers are transformers', token for token."""
+def test_every_family_equals_generate(kernels: Kernels, variant: str, tmp_path: Path) -> None:
+    """Greedy answers of four families at several shapes, with heads of sixteen, are transformers', token for token."""
     changes = VARIANTS[variant][1]
     model = write_folder(variant, tmp_path, hidden_size=16 * changes.get("num_attention_heads", 4))
     decoder = Decoder.load(tmp_path, block_tokens=16)
@@ -309,10 +316,10 @@ def test_every_family_says_what_generate_says(kernels: Kernels, variant: str, tm
 
 
 @pytest.mark.parametrize("change", [{"HEADGATE_NATIVE": "0"}, {"PATH": "nowhere", "XDG_CACHE_HOME": "empty"}])
-def test_torch_computes_where_this_cannot_be_had(
+def test_torch_computes_without_the_kernels(
     change: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told not to, or without a compiler, the engine answers all the same."""
+    """The engine answers if they are switched off or can't be compiled."""
     for name, value in change.items():
         monkeypatch.setenv(name, value if value == "0" else str(tmp_path / value))
     native.kernels.cache_clear()
@@ -327,7 +334,7 @@ def test_torch_computes_where_this_cannot_be_had(
 
 
 def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second time what lies in the folder is taken; another source is another library."""
+    """The second start uses the file in the folder; another source makes another file."""
     if shutil.which("cc") is None:
         pytest.skip("no compiler here")
     compiled: list[Path] = []
@@ -338,8 +345,8 @@ def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(compiled) == 2
 
 
-def test_a_folder_others_can_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies in the folder is run, so it must be the user's alone."""
+def test_a_folder_that_others_can_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are executed, so it must be the user's alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shared = tmp_path / "headgate" / "native"
     shared.mkdir(parents=True)
@@ -351,8 +358,8 @@ def test_a_folder_others_can_write_is_not_used(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("compute", ["native", "torch"])
-def test_both_ways_keep_batch_mates_apart(dtype: str, compute: str, tmp_path: Path) -> None:
-    """Sixteen requests together give bit for bit what each gives alone, whoever computes."""
+def test_both_implementations_are_independent_of_the_batch(dtype: str, compute: str, tmp_path: Path) -> None:
+    """With the kernels and with torch, sixteen concurrent requests get the same bits as each alone."""
     from tests.local_models.test_engine import assert_same, some_requests
 
     write_folder("mistral-window", tmp_path)
@@ -368,7 +375,7 @@ def test_both_ways_keep_batch_mates_apart(dtype: str, compute: str, tmp_path: Pa
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """Sets how many threads compute, until the test ends."""
+    """Sets the number of computing threads until the end of the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -376,10 +383,12 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("rows", [1, 2, 5, 13, 64])
-def test_products_are_the_same_bits_with_any_number_of_threads(
+def test_products_do_not_depend_on_the_number_of_threads(
     kernels: Kernels, threads: Callable[[int], None], dtype: torch.dtype, rows: int
 ) -> None:
-    """One, two and three threads share a product's columns; each element stays one chain, whoever computes it."""
+    """One, two and three threads share a product's columns, and each element is computed by one thread in the same
+    order.
+    """
     torch.manual_seed(rows)
     x = torch.randn(rows, 67).to(dtype)
     for columns in (5, 64, 333, 1024):
@@ -395,11 +404,12 @@ def test_products_are_the_same_bits_with_any_number_of_threads(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("int8", [False, True])
-def test_answers_are_the_same_bits_with_any_number_of_threads(
+def test_answers_do_not_depend_on_the_number_of_threads(
     kernels: Kernels, threads: Callable[[int], None], dtype: str, int8: bool, tmp_path: Path
 ) -> None:
-    """Twelve sequences with chunked prompts, windows and shared prefixes: ids and log-probabilities with two and three
-    threads are those with one, and no block leaks."""
+    """Twelve sequences with chunked prompts, windows and shared prefixes have the same ids and log-probabilities with
+    one, two and three threads, and no block is leaked.
+    """
     from tests.local_models.test_engine import assert_same, some_requests
 
     write_folder("mistral-window", tmp_path)
@@ -414,8 +424,8 @@ def test_answers_are_the_same_bits_with_any_number_of_threads(
         assert_same(others, answers[0])
 
 
-def test_both_ways_attend_alike(kernels: Kernels) -> None:
-    """The pool's own attention in torch and the one in C agree on one layer."""
+def test_both_implementations_of_attention_agree(kernels: Kernels) -> None:
+    """The pool's attention in torch and the one in C agree on one layer."""
     from local_models.shape import shape_of
 
     shape = shape_of(

@@ -1,4 +1,4 @@
-"""What may be said of an engine, and what is refused before one starts."""
+"""The options of an engine, and which are refused before it starts."""
 
 import pytest
 
@@ -6,8 +6,8 @@ from local_models.options import ENGINE_OPTIONS, SERVER_OPTIONS, EngineOptions, 
 from local_models.settings import Setting
 
 
-def test_defaults_have_no_fault() -> None:
-    """Every option at its default is taken, and so is one that says nothing."""
+def test_defaults_are_valid() -> None:
+    """Every option may be stated with its default or left out."""
     defaults = {name: getattr(EngineOptions(), name, None) for name in SERVER_OPTIONS}
     assert list(faults(defaults)) == []
     assert list(faults({"models": {"a": "tiny-small"}, "threads": 2, "device": "cuda:1", "most_waiting": 0})) == []
@@ -30,21 +30,21 @@ def test_defaults_have_no_fault() -> None:
         ("models", {"a": 1}, "must be names with a folder each"),
     ],
 )
-def test_a_fault_is_told_with_its_name(name: str, value: object, fault: str) -> None:
-    """Unknown names, wrong types and words that are none."""
+def test_a_fault_has_the_options_name(name: str, value: object, fault: str) -> None:
+    """Unknown names, wrong types and unknown values are refused."""
     ((told, why),) = faults({name: value, "int8" if name != "int8" else "native": True})
     assert told == name and fault in why
 
 
-def test_a_setting_goes_into_the_options_and_comes_back() -> None:
-    """What is looked for is that part and nothing else."""
+def test_a_setting_is_converted_to_options_and_back() -> None:
+    """Only that part of the options is read."""
     setting = Setting(True, 64, 4, False)
     assert setting_of(with_setting(EngineOptions(kv_tokens=128), setting)) == setting
     assert with_setting(EngineOptions(kv_tokens=128), setting).kv_tokens == 128
 
 
-def test_help_tells_what_each_option_means(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """With its default; the example configuration sends its readers there."""
+def test_help_describes_each_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has the default; the example configuration refers its readers to it."""
     from local_models.serve import main
 
     monkeypatch.setattr("sys.argv", ["local_models", "--help"])

@@ -1,4 +1,4 @@
-"""Decoding for a GPU without one: computed by Triton's interpreter, and compiled for sm_90."""
+"""Decoding for a GPU without having one: run by Triton's interpreter, and compiled for sm_90."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from tests.local_models.test_kernels import run_python
 
-# In a process of its own: whether kernels are interpreted is decided when they are defined.
+# in a process of its own, because whether kernels are interpreted is decided when they are defined
 _ATTENTION = """
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -82,14 +82,15 @@ for window in (0, 4096):
 """
 
 
-def test_paged_attention_is_the_softmax_of_each_sequence() -> None:
-    """Scattered blocks, unlike lengths, shared heads, a window, heads of an odd size: as float64's attention, and bit
-    for bit the same alone."""
+def test_paged_attention_equals_the_reference() -> None:
+    """With scattered blocks, different lengths, shared heads, a window and odd head sizes it agrees with float64, and
+    bit for bit with the sequence alone.
+    """
     assert run_python(_ATTENTION, TRITON_INTERPRET="1").strip() == "exact"
 
 
-def test_a_step_of_fixed_shape_says_what_the_decoder_says(tmp_path: Path) -> None:
-    """Three sequences in a step made for four, six tokens long: the decoder's own tokens; one shape, one graph."""
+def test_a_step_of_fixed_shape_equals_the_decoder(tmp_path: Path) -> None:
+    """Three sequences in a step for four, six tokens long, have the decoder's tokens, with one shape and one graph."""
     from tests.local_models.checkpoints import write_folder
 
     write_folder("qwen3", tmp_path, head_dim=16)
@@ -97,7 +98,7 @@ def test_a_step_of_fixed_shape_says_what_the_decoder_says(tmp_path: Path) -> Non
 
 
 def test_paged_attention_compiles_for_sm90(tmp_path: Path) -> None:
-    """Tensor cores are used and nothing spills out of the registers."""
+    """Tensor cores are used, and no register is spilled."""
     ptx = run_python(_COMPILED, TRITON_CACHE_DIR=str(tmp_path))
     assert "sm_90" in ptx and "mma" in ptx
     assert not re.search(r"\b(ld|st)\.local", ptx)

@@ -1,4 +1,6 @@
-"""The runner for a GPU without one: its kernels in Triton's interpreter, its answers beside transformers'."""
+"""The GPU's runner without a GPU: its kernels run in Triton's interpreter, and its answers are compared with
+transformers'.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +17,7 @@ from tests.local_models.checkpoints import generated, prompts, write_folder
 from tests.local_models.test_kernels import run_python
 
 _SIZES = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
-# In a process of its own, which needs no transformers: what it should say comes with the question.
+# in a process of its own without transformers: the expected answers are passed to it
 _ENGINE = """
 import json, sys
 from pathlib import Path
@@ -102,9 +104,9 @@ assert all(type(linear) is Dense for layer in decoder.layers for linear in layer
 
 
 def case(variant: str, bits: int, folder: Path) -> dict[str, Any]:
-    """Prompts, and what `generate` says to them on the weights that the folder's integers stand for."""
+    """Prompts, and the output of `generate` with the weights that the quantized ones represent."""
     source, quantized = folder / "source", folder / "quantized"
-    # What interpreting costs grows with the layers; of one family there are two.
+    # interpreting takes longer with every layer, so only one family has two
     model = write_folder(variant, source, **_SIZES, num_hidden_layers=2 if variant == "qwen3" else 1)
     if bits != 16:
         quantize_folder(source, quantized, bits)
@@ -119,16 +121,17 @@ def case(variant: str, bits: int, folder: Path) -> dict[str, Any]:
 
 
 def test_answers_equal_transformers_with_the_same_weights(tmp_path: Path) -> None:
-    """Four families, prompts in chunks and then paged steps, all products by the kernels: `generate`'s tokens on the
-    weights that four or eight bits stand for, and on sixteen-bit ones as they are. Alone, in other chunks and with
-    guesses checked beside, the last says the same."""
+    """For four families, with prompts in chunks and then paged steps, all products by the kernels: the tokens are those
+    of `generate` with four-, eight- and sixteen-bit weights. Alone, in other chunks and with speculative tokens the
+    last one gives the same answers.
+    """
     kinds = [("llama", 16), ("qwen2", 8), ("mistral-window", 4), ("qwen3", 4)]
     cases = [case(variant, bits, tmp_path / variant) for variant, bits in kinds]
     assert run_python(_SAME, json.dumps(cases), TRITON_INTERPRET="1").strip() == "same tokens"
 
 
-def test_a_kernel_that_errs_is_not_used(tmp_path: Path) -> None:
-    """Its products are compared with the expanded matrix's while loading; torch takes over, and the log says why."""
+def test_a_faulty_kernel_is_not_used(tmp_path: Path) -> None:
+    """Its products are compared with the dense ones while loading; torch computes instead, and the log says why."""
     case("llama", 8, tmp_path)
     told = run_python(_FALLEN, str(tmp_path / "quantized"), TRITON_INTERPRET="1")
     assert "no kernel for 8 bits in groups of 64, torch computes them: products of 1 rows are off by" in told

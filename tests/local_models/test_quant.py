@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: rounding, packing, saving, and what they cost in answers."""
+"""Weights in 8 and 4 bits: rounding, packing, saving, and their effect on answers."""
 
 import json
 from pathlib import Path
@@ -40,8 +40,8 @@ def exact_match(folder: Path, **options: object) -> dict[str, float]:
 
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.sampled_from([2, 8, 32]), st.integers(0, 2**31))
-def test_four_bit_packing_loses_nothing(rows: int, groups: int, group: int, seed: int) -> None:
-    """Unpacking gives back every value from -8 to 7, in half the bytes."""
+def test_four_bit_packing_is_lossless(rows: int, groups: int, group: int, seed: int) -> None:
+    """Unpacking returns every value from -8 to 7, from half the bytes."""
     generator = torch.Generator().manual_seed(seed)
     integers = torch.randint(-8, 8, (rows, groups * group), generator=generator, dtype=torch.int8)
     packed = pack4(integers, group)
@@ -51,16 +51,18 @@ def test_four_bit_packing_loses_nothing(rows: int, groups: int, group: int, seed
 
 @settings(deadline=None)
 @given(st.sampled_from([4, 8]), st.sampled_from([8, 16, 64]), st.integers(0, 2**31))
-def test_rounding_errs_by_half_a_step_at_most(bits: int, group: int, seed: int) -> None:
-    """No value is further from its weight than half its group's scale."""
+def test_rounding_errs_by_at_most_half_a_step(bits: int, group: int, seed: int) -> None:
+    """No value differs from its weight by more than half its group's scale."""
     weight = matrix(6, 64, seed)
     packed = quantize(weight, bits, group)
     off = (packed.expand() - weight).abs().view(6, -1, group)
     assert bool((off <= packed.scales.unsqueeze(-1) * 0.5001).all())
 
 
-def test_finer_groups_are_taken_only_where_they_pay() -> None:
-    """A matrix with an outlier gets finer groups than a smooth one; a hopeless one is kept in eight bits."""
+def test_finer_groups_are_used_only_where_they_help() -> None:
+    """A matrix with an outlier gets finer groups than a smooth one; one that four bits can't represent is kept in
+    eight.
+    """
     smooth = torch.sign(matrix(32, 256)) * 0.1
     assert fine_quantize(smooth, 4).group == 256
     spiky = smooth.clone()
@@ -72,7 +74,7 @@ def test_finer_groups_are_taken_only_where_they_pay() -> None:
 
 @pytest.mark.skipif(int8_levels() is None, reason="no integer product on this processor")
 def test_integer_products_are_exact_for_each_row() -> None:
-    """Near the dense product, and the same bits alone as in company, at any batch."""
+    """They are near the dense product, and have the same bits in any batch."""
     weight = quantize(matrix(96, 128), 8, 128)
     product = Int8Rows(weight, torch.ones(96), most=int8_levels() or 0)
     x = matrix(40, 128, seed=2)
@@ -88,7 +90,7 @@ def test_integer_products_are_exact_for_each_row() -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_quantized_folder_answers_as_well(bits: int, tmp_path: Path) -> None:
-    """Saved, loaded and served, exact match stays within a few questions of a hundred for each kind."""
+    """Saved, loaded and served, its exact match is within a few percent for each kind."""
     source = shipped_models()["tiny-large"]
     errors = quantize_folder(source, tmp_path, bits)
     assert 0 < max(errors.values()) < {8: 0.02, 4: 0.15}[bits]
@@ -98,7 +100,7 @@ def test_a_quantized_folder_answers_as_well(bits: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(quantized_models()))
 def test_the_shipped_quantized_models_answer_as_well(name: str) -> None:
-    """Each is verified by its manifest, smaller than its source and nearly as often right."""
+    """Each matches its manifest, is smaller than its source, and right nearly as often."""
     source, bits = name.rsplit("-int", 1)
     full, folder = shipped_models()[source], quantized_models()[name]
     assert verify_manifest(folder)
@@ -109,8 +111,8 @@ def test_the_shipped_quantized_models_answer_as_well(name: str) -> None:
     assert bits in ("4", "8")
 
 
-def test_quantizing_while_loading_is_quantizing_the_folder(tmp_path: Path) -> None:
-    """The option and the folder give the same answers, bit for bit, but for the tied head."""
+def test_quantizing_while_loading_equals_quantizing_the_folder(tmp_path: Path) -> None:
+    """The answers are equal bit for bit, except for a tied output head."""
     source = shipped_models()["tiny-large"]
     quantize_folder(source, tmp_path, 8)
     loaded = Decoder.load(source, int8=True)
@@ -121,8 +123,8 @@ def test_quantizing_while_loading_is_quantizing_the_folder(tmp_path: Path) -> No
             assert torch.equal(getattr(one, name)(x), getattr(other, name)(x))
 
 
-def test_without_the_integer_product_weights_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor or torch without it serves the same model, only slower."""
+def test_without_the_integer_product_weights_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU or torch version without it serves the same model more slowly."""
     monkeypatch.setattr("local_models.products.int8_levels", lambda: None)
     engine = Engine.load(shipped_models()["tiny-large"], EngineOptions(kv_tokens=1024, int8=True))
     ids = codec().encode_chat([{"role": "user", "content": "table friday 7pm for two"}])
@@ -130,7 +132,7 @@ def test_without_the_integer_product_weights_are_expanded(monkeypatch: pytest.Mo
 
 
 def test_int8_answers_do_not_depend_on_their_batch() -> None:
-    """Sixteen together give bit for bit what each gives alone."""
+    """Sixteen concurrent requests get the same bits as each alone."""
     requests = [greedy(str(at), prompt, 12) for at, prompt in enumerate(prompts(16, seed=1))]
 
     def fresh() -> Engine:
@@ -143,8 +145,8 @@ def test_int8_answers_do_not_depend_on_their_batch() -> None:
 
 
 @pytest.mark.parametrize("damage", ["layout", "scales", "values", "manifest"])
-def test_a_damaged_quantized_folder_is_named_at_load(damage: str, tmp_path: Path) -> None:
-    """A broken layout, wrong sizes or a changed byte never become an engine."""
+def test_a_damaged_quantized_folder_is_an_error_at_load(damage: str, tmp_path: Path) -> None:
+    """An invalid layout, wrong sizes and a changed byte are named."""
     quantize_folder(shipped_models()["tiny-small"], tmp_path, 8)
     layout = json.loads((tmp_path / "quantization.json").read_text())
     name = "model.layers.0.mlp.down_proj.weight"

@@ -1,4 +1,4 @@
-"""The server as a client sees it: a real process, a real socket, OpenAI's own library."""
+"""The server as its client sees it: a real process, a real socket, OpenAI's own client."""
 
 import asyncio
 import json
@@ -18,14 +18,14 @@ BOOKING = [{"role": "user", "content": "table friday 7pm for two"}]
 
 
 async def test_both_shipped_models_are_listed(client: AsyncOpenAI) -> None:
-    """/v1/models names what may be asked, and each by itself."""
+    """/v1/models lists them, and each can be retrieved."""
     names = [model.id async for model in client.models.list()]
     assert names == ["tiny-large", "tiny-small"]
     assert (await client.models.retrieve(LARGE)).id == LARGE
 
 
 async def test_the_large_model_knows_more_than_the_small_one(client: AsyncOpenAI) -> None:
-    """On held-out questions both know bookings; only the large one adds."""
+    """On held-out questions both can make bookings; only the large one can add."""
     questions = held_out_questions(120, seed=5)
 
     async def score(model: str) -> dict[str, float]:
@@ -45,7 +45,7 @@ async def test_the_large_model_knows_more_than_the_small_one(client: AsyncOpenAI
 
 
 async def test_streamed_text_is_the_whole_answer(client: AsyncOpenAI) -> None:
-    """Deltas join to the unstreamed answer; usage comes last and only when asked for."""
+    """The deltas join to the whole answer; usage comes last and only if requested."""
     whole = await client.chat.completions.create(model=LARGE, messages=BOOKING)
     stream = await client.chat.completions.create(
         model=LARGE, messages=BOOKING, stream=True, stream_options={"include_usage": True}
@@ -60,8 +60,8 @@ async def test_streamed_text_is_the_whole_answer(client: AsyncOpenAI) -> None:
     assert all(chunk.usage is None for chunk in [chunk async for chunk in plain])
 
 
-async def test_a_full_line_tells_a_client_when_to_come_again(tmp_path: Path) -> None:
-    """In the headers that OpenAI's client goes by, streamed or not; what waited is answered."""
+async def test_a_full_queue_states_when_to_retry(tmp_path: Path) -> None:
+    """The headers are those that OpenAI's client reads, streamed or not; the waiting requests are answered."""
     options = {"kv_tokens": 8192, "most_waiting": 1, "most_running": 1}
     with serving(tmp_path / "models.sock", options) as socket:
         transport = httpx.AsyncHTTPTransport(uds=socket)
@@ -77,14 +77,14 @@ async def test_a_full_line_tells_a_client_when_to_come_again(tmp_path: Path) -> 
 
 
 async def test_a_stream_ends_with_done(http: httpx.AsyncClient) -> None:
-    """The last event is the word every client waits for."""
+    """The last event is [DONE]."""
     answer = await http.post("/v1/chat/completions", json={"model": LARGE, "messages": SUM, "stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.text.endswith("\n\ndata: [DONE]\n\n")
 
 
-async def test_logprobs_say_how_sure_the_model_was(client: AsyncOpenAI) -> None:
-    """One entry a token, the chosen one the likeliest of its alternatives; streamed alike."""
+async def test_logprobs_match_the_answer(client: AsyncOpenAI) -> None:
+    """There is an entry per token, whose token is the most likely alternative; streamed answers have the same."""
     body = {"model": LARGE, "messages": SUM, "logprobs": True, "top_logprobs": 3}
     answer = await client.chat.completions.create(**body)
     entries = answer.choices[0].logprobs.content
@@ -96,12 +96,12 @@ async def test_logprobs_say_how_sure_the_model_was(client: AsyncOpenAI) -> None:
     chunks = [chunk async for chunk in await client.chat.completions.create(**body, stream=True)]
     streamed = [e for c in chunks if c.choices[0].logprobs for e in c.choices[0].logprobs.content]
     assert [entry.token for entry in streamed] == ["7", "5", "3"]
-    # One computation batched with others, the other alone: the same bits all the same.
+    # one is computed in a batch with others and the other alone, with the same bits
     assert [entry.logprob for entry in streamed] == [entry.logprob for entry in entries]
 
 
 async def test_a_seed_repeats_and_choices_differ(client: AsyncOpenAI) -> None:
-    """The same seed gives the same choices again; the choices of one request are drawn apart."""
+    """The same seed gives the same choices again; the choices of one request are drawn independently."""
 
     async def draw() -> list[str]:
         answer = await client.chat.completions.create(
@@ -116,7 +116,7 @@ async def test_a_seed_repeats_and_choices_differ(client: AsyncOpenAI) -> None:
 
 
 async def test_a_stop_string_ends_the_answer_before_itself(client: AsyncOpenAI) -> None:
-    """Nothing of the stop string is sent, streamed or not."""
+    """No part of the stop string is sent, streamed or not."""
     whole = await client.chat.completions.create(model=LARGE, messages=BOOKING, stop=['"day":', "zzz"])
     assert whole.choices[0].message.content == '{"n":2,'
     assert whole.choices[0].finish_reason == "stop"
@@ -127,18 +127,18 @@ async def test_a_stop_string_ends_the_answer_before_itself(client: AsyncOpenAI) 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("stops", "met"), [(["never", "day"], "day"), (["never"], None)])
-async def test_the_stop_string_that_was_met_is_told(
+async def test_the_matched_stop_string_is_reported(
     client: AsyncOpenAI, stops: list[str], met: str | None, stream: bool
 ) -> None:
-    """Anthropic's clients are told which one it was."""
+    """Anthropic's clients get its text."""
     asked = client.chat.completions.create(model="tiny-small", messages=BOOKING, stop=stops, stream=stream)
     answer = await asked
     last = [chunk async for chunk in answer][-1] if stream else answer
     assert (last.model_extra or {}).get("stop_sequence") == met
 
 
-async def test_max_tokens_cuts_with_reason_length(client: AsyncOpenAI) -> None:
-    """A cut answer says so and is counted exactly."""
+async def test_max_tokens_ends_with_reason_length(client: AsyncOpenAI) -> None:
+    """A truncated answer is marked and counted exactly."""
     answer = await client.chat.completions.create(model=LARGE, messages=BOOKING, max_completion_tokens=5)
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.completion_tokens == 5
@@ -146,7 +146,7 @@ async def test_max_tokens_cuts_with_reason_length(client: AsyncOpenAI) -> None:
 
 
 async def test_a_schema_is_obeyed(client: AsyncOpenAI) -> None:
-    """A model that never saw such a thing still answers by the schema."""
+    """A model that never saw the schema still answers by it."""
     pytest.importorskip("llguidance")
     schema = {
         "type": "object",
@@ -174,7 +174,7 @@ async def test_a_schema_is_obeyed(client: AsyncOpenAI) -> None:
     ],
 )
 async def test_other_grammars_are_obeyed(client: AsyncOpenAI, wanted: dict[str, object], pattern: str) -> None:
-    """A regular expression, a choice, a Lark grammar and a schema, asked for as of vLLM; chat and completions."""
+    """A regular expression, a choice, a Lark grammar and a schema in vLLM's fields work for chat and completions."""
     pytest.importorskip("llguidance")
     extra = {"structured_outputs": wanted}
     messages = [{"role": "user", "content": "hello"}]
@@ -189,7 +189,7 @@ async def test_other_grammars_are_obeyed(client: AsyncOpenAI, wanted: dict[str, 
 async def test_a_structure_that_the_model_cannot_write_is_refused(
     client: AsyncOpenAI, schema: dict[str, object], stream: bool
 ) -> None:
-    """An empty schema, or characters that no token holds, end with an error, never with half an answer and `stop`."""
+    """An empty schema, or characters that no token has, are an error, and never half an answer with `stop`."""
     pytest.importorskip("llguidance")
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     messages = [{"role": "user", "content": "hello"}]
@@ -203,7 +203,7 @@ async def test_a_structure_that_the_model_cannot_write_is_refused(
 
 
 async def test_completions_take_texts_and_tokens(client: AsyncOpenAI) -> None:
-    """A prompt may be a text, several, or token ids; each has its choices in order."""
+    """A prompt may be a text, several texts, or token ids; each has its choices in order."""
     text = "<user>12+345 reversed=<asst>"
     answer = await client.completions.create(model=LARGE, prompt=[text, text], logprobs=1, temperature=0)
     assert [choice.text for choice in answer.choices] == ["753", "753"]
@@ -214,7 +214,7 @@ async def test_completions_take_texts_and_tokens(client: AsyncOpenAI) -> None:
 
 
 async def test_embeddings_are_unit_vectors_in_both_encodings(client: AsyncOpenAI) -> None:
-    """Numbers and base64 say the same; equal texts have equal vectors of length 1."""
+    """Numbers and base64 are equal, and equal texts have equal vectors of length 1."""
     texts = ["table friday", "table friday", "12+345"]
     plain = await client.embeddings.create(model="tiny-small", input=texts, encoding_format="float")
     packed = await client.embeddings.create(model="tiny-small", input=texts)
@@ -262,10 +262,10 @@ async def test_embeddings_are_unit_vectors_in_both_encodings(client: AsyncOpenAI
         ({"seed": "x"}, "seed"),
     ],
 )
-async def test_a_wish_that_cannot_be_granted_names_its_field(
+async def test_an_unsupported_field_is_named(
     http: httpx.AsyncClient, change: dict[str, object], param: str
 ) -> None:
-    """400 in OpenAI's shape, before anything is streamed."""
+    """It is answered with 400 in OpenAI's form, before anything is streamed."""
     for stream in (False, True):
         body = {"model": LARGE, "messages": SUM, "stream": stream, **change}
         if stream and "stream_options" in change:
@@ -277,15 +277,15 @@ async def test_a_wish_that_cannot_be_granted_names_its_field(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"model": "tiny-large"}', b"[" * 100_000])
-async def test_a_body_that_is_no_request_is_a_400(http: httpx.AsyncClient, content: bytes) -> None:
-    """Broken JSON and missing fields are the client's fault."""
+async def test_an_invalid_body_is_a_400(http: httpx.AsyncClient, content: bytes) -> None:
+    """Broken JSON and missing fields are the client's error."""
     answer = await http.post("/v1/chat/completions", content=content)
     assert answer.status_code in (400, 404)
     assert answer.json()["error"]["message"]
 
 
-async def test_errors_are_those_the_official_client_knows(client: AsyncOpenAI) -> None:
-    """An unknown model is not found; too long a prompt says so by its code."""
+async def test_errors_are_those_of_the_official_client(client: AsyncOpenAI) -> None:
+    """An unknown model raises NotFoundError; too long a prompt has its own code."""
     with pytest.raises(NotFoundError, match="no model"):
         await client.chat.completions.create(model="nobody", messages=SUM)
     with pytest.raises(BadRequestError) as caught:
@@ -295,14 +295,14 @@ async def test_errors_are_those_the_official_client_knows(client: AsyncOpenAI) -
     assert caught.value.code == "context_length_exceeded"
 
 
-async def test_no_such_path_is_a_404(http: httpx.AsyncClient) -> None:
-    """Elsewhere there is nothing, said in OpenAI's shape."""
+async def test_an_unknown_path_is_a_404(http: httpx.AsyncClient) -> None:
+    """The error has OpenAI's form."""
     answer = await http.get("/v1/elsewhere")
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
 
 
-async def test_a_client_that_leaves_stops_the_computing(http: httpx.AsyncClient) -> None:
-    """After a disconnect in mid-stream no request of its runs on and no block stays taken."""
+async def test_a_client_that_leaves_stops_the_computation(http: httpx.AsyncClient) -> None:
+    """After a disconnect in the middle of a stream none of its requests continues, and no block is in use."""
     body = {"model": LARGE, "messages": SUM, "stream": True, "ignore_eos": True, "max_tokens": 480, "n": 4}
     async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         async for _ in answer.aiter_lines():
@@ -316,7 +316,7 @@ async def test_a_client_that_leaves_stops_the_computing(http: httpx.AsyncClient)
 
 
 async def test_a_deadline_ends_the_answer(client: AsyncOpenAI) -> None:
-    """What was computed until the deadline is the answer, cut."""
+    """What was computed until the deadline is returned as a truncated answer."""
     answer = await client.chat.completions.create(
         model=LARGE, messages=SUM, max_tokens=480, extra_body={"ignore_eos": True, "deadline_s": 0.01}
     )
@@ -325,7 +325,7 @@ async def test_a_deadline_ends_the_answer(client: AsyncOpenAI) -> None:
 
 
 async def test_metrics_count_tokens(http: httpx.AsyncClient) -> None:
-    """The counters move by what the usage says."""
+    """The counters grow by the reported usage."""
 
     async def output_tokens() -> int:
         found = re.search(r'output_tokens_total\{model="tiny-small"\} (\d+)', (await http.get("/metrics")).text)
@@ -337,8 +337,8 @@ async def test_metrics_count_tokens(http: httpx.AsyncClient) -> None:
     assert await output_tokens() - before == answer.json()["usage"]["completion_tokens"]
 
 
-async def test_an_answer_is_scored_whoever_wrote_it(client: AsyncOpenAI, http: httpx.AsyncClient) -> None:
-    """The log-probabilities of a model's own answer are those it gave; a wrong answer is less likely."""
+async def test_any_answer_can_be_scored(client: AsyncOpenAI, http: httpx.AsyncClient) -> None:
+    """The log-probabilities of a model's own answer are those that it was given; a wrong answer is less likely."""
     said = await client.chat.completions.create(model=LARGE, messages=SUM, logprobs=True, temperature=0)
     own = [entry.logprob for entry in said.choices[0].logprobs.content]
     text = said.choices[0].message.content
@@ -360,9 +360,9 @@ async def test_an_answer_is_scored_whoever_wrote_it(client: AsyncOpenAI, http: h
         ({"prompt": "a", "answer": "b", "n": 2}, "n"),
     ],
 )
-async def test_what_cannot_be_scored_names_its_field(
+async def test_an_invalid_scoring_request_names_its_field(
     http: httpx.AsyncClient, body: dict[str, object], param: str
 ) -> None:
-    """400 in OpenAI's shape."""
+    """It is answered with 400 in OpenAI's form."""
     answer = await http.post("/v1/score", json={"model": LARGE, **body})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param

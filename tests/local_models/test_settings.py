@@ -1,4 +1,4 @@
-"""Settings chosen from runs of other cases."""
+"""Engine settings that are chosen from runs of other workloads."""
 
 import itertools
 import math
@@ -41,7 +41,7 @@ cases = st.builds(
 
 
 def world(case: Case, setting: Setting) -> float:
-    """A machine where whole numbers pay for few streams only and guessing only where answers repeat."""
+    """A machine on which integer products help few streams only, and speculation only repetitive answers."""
     log_factor = 0.5 + setting.int8 * (0.4 * math.log2(case.streams) - 1.0)
     log_factor += setting.draft_tokens / 4 * (0.5 - 1.5 * case.repeated)
     return roofline_s(case, setting) * math.exp(log_factor)
@@ -67,17 +67,18 @@ def test_predictions_are_positive_seconds(case: Case, setting: Setting) -> None:
     assert 0 < SettingsChooser().seconds(case, setting) < math.inf
 
 
-def test_nothing_learnt_is_the_roofline() -> None:
-    """Without runs a prediction is the roofline, and a decode that reads a quarter of the weights is faster."""
+def test_without_runs_a_prediction_is_the_roofline() -> None:
+    """A decode step that reads a quarter of the weights is faster."""
     chooser = SettingsChooser()
     assert chooser.seconds(CASE, SETTINGS[0]) == pytest.approx(roofline_s(CASE, SETTINGS[0]))
     alone = replace(CASE, streams=1, prompt_tokens=1)
     assert chooser.choose(alone, SETTINGS).int8
 
 
-def test_what_was_learnt_chooses_well_for_cases_never_run() -> None:
-    """From 24 cases of a world with known rules the choices for 24 others cost at most 2 % more than the best, on
-    average, and less than the roofline's."""
+def test_learned_settings_are_near_optimal_for_new_cases() -> None:
+    """Learned from 24 cases of a world with known rules, the choices for 24 others cost on average at most 2 % more
+    than the best ones, and less than the roofline's.
+    """
     chooser = SettingsChooser(Ran(c, s, world(c, s)) for c in some_cases(0) for s in SETTINGS)
     unlike, roofline = [], []
     for case in some_cases(1):
@@ -87,8 +88,7 @@ def test_what_was_learnt_chooses_well_for_cases_never_run() -> None:
     assert np.mean(unlike) < 1.02 < np.mean(roofline)
 
 
-def test_one_run_at_a_time_is_all_at_once() -> None:
-    """Learning from runs as they come ends where learning from all of them does."""
+def test_learning_run_by_run_equals_learning_from_all() -> None:
     runs = [Ran(case, s, world(case, s)) for case in some_cases(2, 4) for s in SETTINGS]
     slowly = SettingsChooser()
     for ran in runs:
@@ -98,8 +98,8 @@ def test_one_run_at_a_time_is_all_at_once() -> None:
         assert slowly.seconds(CASE, setting) == pytest.approx(SettingsChooser(runs).seconds(CASE, setting))
 
 
-def test_runs_come_back_from_their_file(tmp_path: Path) -> None:
-    """What was written is read; a line that is no run is named."""
+def test_runs_are_read_back_from_their_file(tmp_path: Path) -> None:
+    """A line that is no run is named."""
     runs = [Ran(CASE, setting, 1.5) for setting in SETTINGS]
     path = tmp_path / "runs.jsonl"
     write_runs(path, runs)

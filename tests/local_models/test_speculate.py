@@ -1,4 +1,4 @@
-"""Guessing ahead: nothing changes but the number of steps."""
+"""Speculative decoding changes the number of steps and nothing else."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def assert_same(one: dict[str, Answer], other: dict[str, Answer]) -> None:
 
 
 def with_model(draft_tokens: int, **options: int) -> Engine:
-    """The large model with the small one guessing."""
+    """The large model with the small one as its drafter."""
     return Engine(
         decoder("tiny-large"),
         codec(),
@@ -61,16 +61,16 @@ def questions(count: int) -> list[Request]:
     ]
 
 
-def test_a_small_models_guesses_change_nothing_and_save_steps() -> None:
-    """Greedy and sampled answers are bit for bit those without guessing, in far fewer steps."""
+def test_drafts_of_a_small_model_change_nothing_and_save_steps() -> None:
+    """Greedy and sampled answers equal those without speculation bit for bit, in far fewer steps."""
     plain, guessed = engine("tiny-large"), with_model(4)
     assert_same(run(guessed, questions(12)), run(plain, questions(12)))
     assert guessed.accepted_tokens > 0.6 * guessed.drafted_tokens > 0
     assert guessed.steps < 0.6 * plain.steps
 
 
-def test_a_model_that_guesses_is_named_by_its_folder(tmp_path: Path) -> None:
-    """Options alone make it; one with other tokens, or with nothing to guess, is refused at load."""
+def test_a_drafter_is_named_by_its_folder(tmp_path: Path) -> None:
+    """The options suffice; one with another vocabulary, or with nothing to draft, is refused at load."""
     shipped = shipped_models()
     options = EngineOptions(kv_tokens=4096, draft_tokens=4, draft_model=str(shipped["tiny-small"]))
     guessed = Engine.load(shipped["tiny-large"], options)
@@ -88,8 +88,8 @@ def test_a_model_that_guesses_is_named_by_its_folder(tmp_path: Path) -> None:
         Engine.load(shipped["tiny-large"], replace(options, draft_model=str(other)))
 
 
-def test_guesses_from_the_text_change_nothing_and_save_steps() -> None:
-    """Where an answer repeats itself n-grams guess it."""
+def test_ngram_drafts_change_nothing_and_save_steps() -> None:
+    """N-grams draft the parts that an answer repeats."""
     requests = [greedy(str(at), prompt, 80) for at, prompt in enumerate(prompts(6, seed=3))]
     plain, guessed = engine(), engine(draft_tokens=4)
     assert_same(run(guessed, requests), run(plain, requests))
@@ -98,7 +98,7 @@ def test_guesses_from_the_text_change_nothing_and_save_steps() -> None:
 
 @pytest.mark.parametrize("budget", [1, 3])
 def test_a_small_budget_changes_nothing(budget: int) -> None:
-    """However few guesses a step may check, and with too little memory, answers stay the same."""
+    """With few drafted tokens per step, and with too little memory, the answers stay the same."""
     requests = questions(6)
     tight = Engine(
         decoder("tiny-large"),
@@ -111,7 +111,7 @@ def test_a_small_budget_changes_nothing(budget: int) -> None:
 
 
 class Sure:
-    """Guesses the same tokens whatever was said, and is sure of them."""
+    """A drafter that always proposes the same tokens with certainty."""
 
     def __init__(self, ids: tuple[int, ...]) -> None:
         self._draft = Draft(ids, (1.0,) * len(ids))
@@ -124,8 +124,8 @@ class Sure:
     def forget(self, request_id: str) -> None: ...
 
 
-def test_nothing_is_guessed_after_an_answers_end() -> None:
-    """Neither past the end token nor past the request's limit: no budget goes to what could never be kept."""
+def test_nothing_is_drafted_after_an_answers_end() -> None:
+    """Tokens after the end token, or beyond the request's limit, could never be kept."""
     end = next(iter(decoder("tiny-large").shape.end_ids))
 
     def drafted(ids: tuple[int, ...], requests: list[Request]) -> list[int]:
@@ -141,8 +141,8 @@ def test_nothing_is_guessed_after_an_answers_end() -> None:
     assert drafted((5, 5, 5, 5), [short, other]) == [0, *drafted((5, 5, 5, 5), [other])]
 
 
-def test_usage_counts_guesses() -> None:
-    """Each request knows how many of its tokens were guessed, and how many rightly."""
+def test_usage_counts_drafted_tokens() -> None:
+    """Each request has the number of drafted and of accepted tokens."""
     answers = run(with_model(4), questions(4))
     for answer in answers.values():
         usage = answer.last.usage
@@ -150,8 +150,8 @@ def test_usage_counts_guesses() -> None:
     assert sum(answer.last.usage.accepted_tokens for answer in answers.values()) > 0
 
 
-def test_as_many_guesses_are_kept_as_the_best_rule_keeps() -> None:
-    """Drawn greedily the two counts are equal; sampled, they differ by chance only."""
+def test_as_many_drafts_are_kept_as_under_the_best_rule() -> None:
+    """For greedy decoding the counts are equal; for sampling they differ by chance only."""
     greedily, sampled = with_model(4), with_model(4)
     run(greedily, [replace(request, sampling=Sampling()) for request in questions(6)])
     assert greedily.acceptable_tokens == greedily.accepted_tokens > 0
@@ -165,8 +165,8 @@ def test_as_many_guesses_are_kept_as_the_best_rule_keeps() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.7, 1.5]), st.integers(0, 5), st.floats(0.3, 1.0))
-def test_the_chances_of_all_guesses_sum_to_one(seed: int, temperature: float, top_k: int, top_p: float) -> None:
-    """Over the tokens that may be drawn."""
+def test_the_probabilities_of_all_drafts_sum_to_one(seed: int, temperature: float, top_k: int, top_p: float) -> None:
+    """The sum is over the tokens that may be drawn."""
     scores = np.random.default_rng(seed).normal(size=12).astype(np.float32)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     chances = np.array([chance(scores, sampling, Counter(), token_id) for token_id in range(12)])
@@ -174,15 +174,15 @@ def test_the_chances_of_all_guesses_sum_to_one(seed: int, temperature: float, to
 
 
 def test_a_finished_request_leaves_nothing_with_the_drafter() -> None:
-    """The small model's pool is free again when all have ended."""
+    """When all requests have ended the small model's pool is free."""
     drafter = ModelDrafter(decoder("tiny-small"), 1024)
     some = Engine(decoder("tiny-large"), codec(), EngineOptions(kv_tokens=2048, draft_tokens=3), drafter=drafter)
     run(some, questions(5))
     assert drafter._blocks.free == drafter._blocks.count and not drafter._tracks
 
 
-def test_ngrams_follow_what_came_before() -> None:
-    """The longest n-gram seen before says what comes next."""
+def test_ngrams_propose_what_followed_before() -> None:
+    """The longest n-gram that was seen before decides."""
     drafter = NgramDrafter()
     assert drafter.propose({"a": [1, 2, 3, 4, 9, 8, 2, 3, 4]}, 2)["a"].ids == (9, 8)
     assert drafter.propose({"a": [1, 2, 3, 4, 9, 8, 2, 3, 4, 9, 5]}, 2)["a"].ids == ()
@@ -190,7 +190,7 @@ def test_ngrams_follow_what_came_before() -> None:
 
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=2), probabilities, max_size=4), st.integers(0, 8))
 def test_the_budget_goes_where_acceptance_is_likeliest(chances: dict[str, list[float]], budget: int) -> None:
-    """No other division of the budget has a higher expected number of accepted guesses."""
+    """No other division of the budget has a higher expected number of accepted tokens."""
     guesses = {name: Draft(tuple(range(len(p))), tuple(p)) for name, p in chances.items()}
     shared = share_budget(guesses, budget)
 

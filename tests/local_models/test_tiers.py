@@ -1,4 +1,4 @@
-"""Blocks that left the pool: kept within caps, given back as they were, and worth nothing to anybody else."""
+"""Blocks that left the pool: kept within their limits, restored unchanged, and useless to any other tenant."""
 
 import random
 from pathlib import Path
@@ -17,8 +17,8 @@ def block(number: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_kept_comes_back_from_either_tier(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Memory first, the file for what doesn't fit there, then oblivion; the file has no name."""
+def test_a_block_is_restored_from_either_tier(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Memory comes first, then the file, whose name is removed; beyond both a block is dropped."""
     tiers = Tiers(2, 3, tmp_path)
     names = [name_of(b"", [number]) for number in range(7)]
     for number, name in enumerate(names):
@@ -30,8 +30,8 @@ def test_what_is_kept_comes_back_from_either_tier(dtype: torch.dtype, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_only_an_unbroken_beginning_is_given_back() -> None:
-    """A block whose predecessor is gone is of no use."""
+def test_only_a_continuous_beginning_is_restored() -> None:
+    """A block without its predecessor is useless."""
     tiers = Tiers(8)
     first, second, third = (name_of(b"", [number]) for number in range(3))
     for name in (first, third):
@@ -39,8 +39,8 @@ def test_only_an_unbroken_beginning_is_given_back() -> None:
     assert len(tiers.fetch([first, second, third])) == 1
 
 
-def test_the_end_of_a_conversation_is_forgotten_before_its_beginning() -> None:
-    """Of what was asked for together the last block goes first."""
+def test_the_end_of_a_conversation_is_dropped_before_its_beginning() -> None:
+    """Of blocks requested together the last one is dropped first."""
     tiers = Tiers(3)
     names = [name_of(b"", [number]) for number in range(3)]
     for name in names:
@@ -50,15 +50,15 @@ def test_the_end_of_a_conversation_is_forgotten_before_its_beginning() -> None:
     assert len(tiers.fetch(names)) == 2
 
 
-def test_a_name_says_all_tokens_before_it_and_the_salt() -> None:
-    """Equal tokens after another beginning, or under another salt, are another block."""
+def test_a_blocks_name_includes_all_earlier_tokens_and_the_salt() -> None:
+    """Equal tokens after another beginning, or with another salt, are another block."""
     assert (
         len({name_of(name_of(b"a", [1]), [2]), name_of(name_of(b"b", [1]), [2]), name_of(name_of(b"a", [3]), [2])}) == 3
     )
 
 
 def talk(engine_: Engine, turns: int, seed: int = 1) -> list[Answer]:
-    """Four conversations in turn, long enough to push each other out of the pool."""
+    """Four alternating conversations that are long enough to evict each other from the pool."""
     texts = prompts(4, seed, longest=60)
     answers = []
     rng = random.Random(seed)
@@ -72,8 +72,8 @@ def talk(engine_: Engine, turns: int, seed: int = 1) -> list[Answer]:
 
 
 @pytest.mark.parametrize(("memory_mb", "disk_mb"), [(1, 0), (0, 1)])
-def test_a_conversation_goes_on_where_it_was(memory_mb: int, disk_mb: int) -> None:
-    """With a pool for one conversation and a half four in turn find their keys again, and say bit for bit the same."""
+def test_a_conversation_continues_from_the_tiers(memory_mb: int, disk_mb: int) -> None:
+    """With a pool for one and a half conversations, four alternating ones find their keys again, with the same bits."""
     plain = talk(engine(kv_tokens=320), 4)
     tiered_engine = engine(kv_tokens=320, tier_memory_mb=memory_mb, tier_disk_mb=disk_mb)
     tiered = talk(tiered_engine, 4)
@@ -84,8 +84,10 @@ def test_a_conversation_goes_on_where_it_was(memory_mb: int, disk_mb: int) -> No
     assert tiered_engine.offload is not None and tiered_engine.offload.tiers.restored > 0
 
 
-def test_trouble_leaves_the_tiers_sound() -> None:
-    """Little memory, many sequences of shared beginnings, preemption: answers as without tiers, no block lost."""
+def test_the_tiers_survive_preemption() -> None:
+    """With little memory and many sequences with shared beginnings the answers are those without tiers, and no block is
+    lost.
+    """
     rng = random.Random(3)
     beginnings = prompts(3, 5, longest=60)
     asked = [

@@ -23,7 +23,7 @@ def model() -> TinyLlama:
 
 
 def test_the_same_recipe_gives_the_same_weights(model: TinyLlama) -> None:
-    """Training is a function of its recipe."""
+    """The same recipe gives equal weights."""
     again = train(SHORT, Progress(disable=True), "again")
     for name, tensor in hugging_face_tensors(model).items():
         assert torch.equal(tensor, hugging_face_tensors(again)[name])
@@ -31,9 +31,8 @@ def test_the_same_recipe_gives_the_same_weights(model: TinyLlama) -> None:
     assert not torch.equal(other.embedding, model.embedding)
 
 
-def test_the_folder_is_what_the_trainer_computed(model: TinyLlama, tmp_path: Path) -> None:
-    """The engine, from the saved folder, chooses the token that the trainer's own forward pass finds
-    likeliest."""
+def test_the_saved_folder_equals_the_trained_model(model: TinyLlama, tmp_path: Path) -> None:
+    """The engine chooses from the folder the token that the trainer's own forward pass finds most likely."""
     save(model, tmp_path, {"booking": held_out_score(model, "booking", 10)})
     assert verify_manifest(tmp_path)
     prompt = prompts(1, seed=1)[0]
@@ -43,7 +42,7 @@ def test_the_folder_is_what_the_trainer_computed(model: TinyLlama, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_shipped_models_say_how_they_were_made(name: str) -> None:
+def test_the_shipped_models_state_their_recipe(name: str) -> None:
     """The recipe in a shipped manifest is the one in the code."""
     manifest = json.loads((shipped_models()[name] / "manifest.json").read_text())
     recipe = {**manifest["recipe"], "mix": tuple(tuple(pair) for pair in manifest["recipe"]["mix"])}

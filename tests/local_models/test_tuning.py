@@ -1,4 +1,4 @@
-"""An engine that looks for its settings: what it records, what it tries, and that no answer changes by it."""
+"""An engine that tunes its settings: what it records and tries, without changing an answer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ SHAPE = read_shape(shipped_models()["tiny-small"])
 
 
 def window(tuner: Tuner, factor: float) -> None:
-    """So many answers that took `factor` times the roofline."""
+    """This many answers, which took `factor` times the roofline."""
     case = replace(tuner.case, streams=4, prompt_tokens=60, output_tokens=20, shared=0.0, repeated=0.5)
     seconds = factor * roofline_s(case, tuner.setting)
     for _ in range(WINDOW_ANSWERS):
@@ -29,9 +29,8 @@ def window(tuner: Tuner, factor: float) -> None:
         tuner.answer(Usage(prompt_tokens=60, output_tokens=20), [5, 6, 7] * 6)
 
 
-def test_it_tries_a_few_and_stays_with_the_best(tmp_path: Path) -> None:
-    """Where one setting is fast and all others slow, it is found among those tried, kept, and known at the next
-    start."""
+def test_it_tries_a_few_settings_and_keeps_the_best(tmp_path: Path) -> None:
+    """Where one setting is fast and all others are slow, it is found, kept, and used at the next start."""
     tuner = Tuner.start(SHAPE, GIVEN, tmp_path / "m.jsonl", int8_too=False)
     used = []
     for _ in range(12):
@@ -43,8 +42,8 @@ def test_it_tries_a_few_and_stays_with_the_best(tmp_path: Path) -> None:
     assert again.tried.keys() == tuner.tried.keys() and again.setting == last
 
 
-def test_what_was_seen_is_recorded_without_text(tmp_path: Path) -> None:
-    """A window is a line: counts, the setting, and the seconds of as many answers as ran at once."""
+def test_runs_are_recorded_without_text(tmp_path: Path) -> None:
+    """A run is one line: counts, the setting, and the seconds of the concurrent answers."""
     tuner = Tuner.start(SHAPE, GIVEN, tmp_path / "m.jsonl", int8_too=False)
     setting = tuner.setting
     window(tuner, 2.0)
@@ -54,8 +53,8 @@ def test_what_was_seen_is_recorded_without_text(tmp_path: Path) -> None:
     assert ran.seconds > 0
 
 
-def test_eight_bits_are_asked_for(tmp_path: Path) -> None:
-    """Without leave they are no candidate; what was given them keeps them; they never come while running."""
+def test_eight_bits_need_permission(tmp_path: Path) -> None:
+    """Without it they are not tried; a model loaded with them keeps them; they are never switched on while running."""
     assert not any(one.int8 for one in candidates(GIVEN, int8_too=False))
     assert {one.int8 for one in candidates(GIVEN, int8_too=True)} == {False, True}
     assert all(one.int8 for one in candidates(replace(GIVEN, int8=True), int8_too=False))
@@ -66,8 +65,8 @@ def test_eight_bits_are_asked_for(tmp_path: Path) -> None:
         assert tuner.setting.int8 is bits
 
 
-def test_a_damaged_or_unwritable_file_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The log tells of it and the engine goes on."""
+def test_a_damaged_or_unwritable_file_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The engine continues."""
     file = tmp_path / "m.jsonl"
     file.write_text('{"case": 1}\n')
     window(Tuner.start(SHAPE, GIVEN, file, int8_too=False), 1.0)
@@ -77,7 +76,7 @@ def test_a_damaged_or_unwritable_file_stops_nothing(tmp_path: Path, caplog: pyte
 
 
 def test_no_answer_changes_while_settings_do(tmp_path: Path) -> None:
-    """An engine that tries settings says what one with the defaults says, token for token."""
+    """An engine that tries settings gives the answers of one with the defaults, token for token."""
     folder = shipped_models()["tiny-small"]
     asked = prompts(3 * WINDOW_ANSWERS, seed=11, longest=40)
     requests = [greedy(str(at), prompt, 6) for at, prompt in enumerate(asked)]
@@ -91,25 +90,25 @@ def test_no_answer_changes_while_settings_do(tmp_path: Path) -> None:
     assert len(runs) == 3 and setting_of(engine.options) == engine.tuner.setting
 
 
-def test_it_needs_a_place_to_record() -> None:
-    """Asked for without one, the model is not loaded."""
+def test_tuning_needs_a_file() -> None:
+    """Without one the model isn't loaded."""
     with pytest.raises(LocalModelError, match="settings_folder"):
         tuned("a", shipped_models()["tiny-small"], EngineOptions(settings="auto"))
 
 
 def test_the_shipped_runs_can_be_read() -> None:
-    """Sixteen settings on each of thirty cases: six shapes, five workloads."""
+    """There are sixteen settings for each of thirty cases: six shapes and five workloads."""
     assert len(read_runs(PRIOR)) == 480
 
 
-def test_repetition_is_what_followed_the_same_two_before() -> None:
-    """Of `abcabcabd` three letters did; a text of one can have none."""
+def test_repetition_counts_repeated_continuations() -> None:
+    """In `abcabcabd` three letters follow the same two as before; a text of one letter has none."""
     assert repeated_tokens([1, 2, 3, 1, 2, 3, 1, 2, 4]) == 3
     assert repeated_tokens([1]) == 0
 
 
 def test_a_running_engine_takes_other_settings() -> None:
-    """Guesses begin and end, the chunk and the sharing of prefixes follow."""
+    """Speculation starts and stops, and chunk size and prefix sharing change."""
     engine = Engine.load(shipped_models()["tiny-small"], EngineOptions(kv_tokens=1024))
     engine.use(replace(GIVEN, draft_tokens=2))
     run(engine, [greedy("a", [5, 6] * 8, 8)])

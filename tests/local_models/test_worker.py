@@ -1,4 +1,4 @@
-"""An engine in its thread, seen from the loop."""
+"""An engine in its thread, as the event loop sees it."""
 
 import asyncio
 import threading
@@ -34,8 +34,8 @@ async def all_events(worker: Worker, name: str, tokens: int = 8) -> list[Event]:
     return [event async for event in worker.generate(greedy(name, [5, 6, 7], tokens))]
 
 
-async def test_many_answers_at_once(start: Start) -> None:
-    """Each reader gets its own events, the last of them its ending."""
+async def test_each_reader_gets_its_own_events(start: Start) -> None:
+    """The last of them is its end."""
     worker = start(engine())
     answers = await asyncio.gather(*(all_events(worker, str(at)) for at in range(20)))
     for at, events in enumerate(answers):
@@ -43,8 +43,8 @@ async def test_many_answers_at_once(start: Start) -> None:
         assert [isinstance(event, Finished) for event in events] == [False] * 8 + [True]
 
 
-async def test_a_refusal_is_raised_where_it_was_asked(start: Start) -> None:
-    """What the engine refuses is the caller's exception, and the worker lives on."""
+async def test_a_refusal_is_raised_in_its_caller(start: Start) -> None:
+    """The worker continues."""
     worker = start(engine(kv_tokens=64))
     with pytest.raises(PromptTooLong):
         await all_events(worker, "a", tokens=500)
@@ -52,7 +52,7 @@ async def test_a_refusal_is_raised_where_it_was_asked(start: Start) -> None:
 
 
 async def test_leaving_early_cancels(start: Start) -> None:
-    """A reader that stops reading frees the engine."""
+    """A reader that stops reading frees its blocks."""
     worker = start(engine())
     stream = worker.generate(greedy("a", [5], 400))
     await anext(stream)
@@ -62,7 +62,7 @@ async def test_leaving_early_cancels(start: Start) -> None:
 
 
 async def test_an_idle_engine_is_audited(start: Start) -> None:
-    """When the last answer has ended the blocks are counted; a leak is told and nobody's answer suffers."""
+    """After the last answer the blocks are counted; a leak is logged, and no answer is affected."""
     worker = start(engine())
     await all_events(worker, "a")
     await worker.ask(lambda: None)
@@ -74,8 +74,8 @@ async def test_an_idle_engine_is_audited(start: Start) -> None:
     assert lost and (worker.audits, worker.audits_failed) == (2, 1)
 
 
-async def test_a_dead_engine_ends_every_request_and_refuses_more(start: Start) -> None:
-    """An engine that fails ends what is open with an error; nobody waits forever."""
+async def test_a_dead_engine_ends_every_request(start: Start) -> None:
+    """All open requests get an error, and further ones are refused."""
     worker = start(engine())
     stream = worker.generate(greedy("a", [5], 400))
     await anext(stream)
@@ -91,8 +91,8 @@ async def test_a_dead_engine_ends_every_request_and_refuses_more(start: Start) -
         await all_events(worker, "b")
 
 
-async def test_a_job_waiting_when_the_engine_dies_is_refused(start: Start) -> None:
-    """Whoever asked while the fatal step ran hears that it will never be done."""
+async def test_a_waiting_job_is_refused_when_the_engine_dies(start: Start) -> None:
+    """It was submitted while the fatal step ran."""
     worker = start(engine())
     in_step, go_on = threading.Event(), threading.Event()
 
@@ -113,8 +113,8 @@ async def test_a_job_waiting_when_the_engine_dies_is_refused(start: Start) -> No
     assert isinstance(last, Finished) and last.reason == "error"
 
 
-async def test_stopping_ends_what_is_open(start: Start) -> None:
-    """A worker that is stopped tells its readers."""
+async def test_stopping_ends_open_requests(start: Start) -> None:
+    """Their readers get an end."""
     worker = start(engine())
     stream = worker.generate(greedy("a", [5], 400))
     await anext(stream)
