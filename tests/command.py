@@ -1,4 +1,4 @@
-"""`headgate WORDS` in this process: as a shell runs it, but for the seconds that its imports take."""
+"""`headgate WORDS` in this process, without the seconds that a new process needs for its imports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ended(NamedTuple):
 
 
 def headgate(*words: object) -> Ended:
-    """Its status and what it said."""
+    """Its exit status and output."""
     mount_once()
     out, err, code = io.StringIO(), io.StringIO(), 0
     with patch.object(sys, "argv", ["headgate", *map(str, words)]), redirect_stdout(out), redirect_stderr(err):

@@ -1,7 +1,6 @@
-"""Ports for servers that are told where to listen: each is one process's own for as long as that process runs.
-
-Below what the kernel hands out by itself, so nothing else takes a port between our choosing it and its server's
-binding it; and no two test processes are given the same one.
+"""Ports for servers that must be told where to listen; each belongs to one process as long as it runs. They are below
+the range from which the kernel assigns ports, so no other program takes one between its choice and its server's bind,
+and no two test processes get the same one.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _leases: list[IO[str]] = []
 
 
 def free_port() -> int:
-    """Nobody listens there, and nobody else is told of it. Raises OSError where none is left."""
+    """A port on which nobody listens and which no other test process gets. Raises OSError if none is left."""
     folder = Path(tempfile.gettempdir()) / f"headgate-test-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     for port in random.sample(PORTS, len(PORTS)):

@@ -38,7 +38,7 @@ class PostgresServer:
         return f"{self._url}/{name}"
 
     def start(self) -> None:
-        """Starts (again) on the same port."""
+        """Start the server, again on the same port."""
         if not self.port:
             self.port = free_port()
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
@@ -46,11 +46,11 @@ class PostgresServer:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-o", options, "-l", self._log, "-w", "start")
 
     def stop(self) -> None:
-        """As a crash does: connections break."""
+        """Stop it as a crash does: connections break."""
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop")
 
     def create(self) -> None:
-        """Lays the cluster's files."""
+        """Create the cluster's files."""
         if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
         self._run(
@@ -59,7 +59,7 @@ class PostgresServer:
 
     @property
     def pid(self) -> int:
-        """Of the postmaster."""
+        """The process id of the postmaster."""
         return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
 
     @property
@@ -82,7 +82,7 @@ class PostgresServer:
 
 
 def binaries() -> Path | None:
-    """Where the server's programs are: on the path, or where Debian puts them (newest first)."""
+    """The folder with the server's programs: from PATH, or Debian's newest version. None if there is none."""
     if found := shutil.which("initdb"):
         return Path(found).parent
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -101,7 +101,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @contextmanager
 def running_postgres(programs: Path) -> Iterator[PostgresServer]:
-    """A new cluster, gone at the end."""
+    """A new cluster, deleted at the end."""
     folder = Path(tempfile.mkdtemp(prefix="hgpg", dir="/tmp"))
     server = PostgresServer(programs, folder)
     try:

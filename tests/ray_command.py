@@ -13,8 +13,8 @@ SLOW = "timed out during startup"
 
 
 async def told(*words: str) -> dict[str, Any]:
-    """What a command says with --json. The test is skipped where Ray itself could not start in any of its tries: it
-    gives its helper process 15 seconds to import itself, which a machine with dozens of busy processes hasn't.
+    """The command's output with --json. The test is skipped if Ray itself couldn't start in any of its attempts: its
+    helper process has 15 seconds for its imports, which isn't enough on a machine with dozens of busy processes.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", *words, "--json",

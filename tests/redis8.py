@@ -12,7 +12,7 @@ from tests.ports import free_port
 
 @pytest.fixture(scope="module")
 def redis8() -> Iterator[str]:
-    """Its address; skipped where fakeredis with its extras lua and vectorset isn't installed."""
+    """The server's URL; skipped where fakeredis with its extras lua and vectorset isn't installed."""
     fakeredis = pytest.importorskip("fakeredis")
     pytest.importorskip("jsonpath_ng")
     pytest.importorskip("lupa")

@@ -1,4 +1,4 @@
-"""What documents name exists: commands and their options, links, settings with their defaults, and what logs say."""
+"""What the documents name exists: commands and their options, links, settings with their defaults, and log messages."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def text(document: str) -> str:
 
 
 def code(document: str) -> list[str]:
-    """What stands in backticks, in a console block behind its prompt, or in a block that is set in."""
+    """Text in backticks, in a console block after its prompt, or in an indented block."""
     found = re.findall(r"^\$ (.*)$", text(document), re.M) + re.findall(r"^    (\S.*)$", text(document), re.M)
     prose = re.sub(r"^```.*?^```", "", text(document), flags=re.M | re.S)
     return found + [" ".join(one.split()) for one in re.findall(r"`([^`]+)`", prose)]
 
 
 def commands(program: str) -> list[tuple[str, str]]:
-    """Each command line of the documents that begins so, with its document."""
+    """Each command line in the documents that begins with this program, with its document."""
     found = {(line.partition(" #")[0].strip(), document) for document in DOCUMENTS for line in code(document)}
     return sorted((line, document) for line, document in found if line.startswith(program + " "))
 
@@ -49,7 +49,7 @@ def options(line: str) -> list[str]:
 
 @pytest.mark.parametrize(("line", "document"), commands("headgate"))
 def test_each_headgate_command_exists(line: str, document: str) -> None:
-    """With every option that a document gives it, and the alternatives to its last word."""
+    """So does every option that a document gives it, and each alternative to its last word."""
     mount_once()
     command: Any = typer.main.get_command(app)
     first, *others = line.split(" | ")
@@ -67,7 +67,7 @@ def test_each_headgate_command_exists(line: str, document: str) -> None:
 
 @pytest.mark.parametrize(("line", "document"), commands("python -m"))
 def test_each_module_that_is_run_exists(line: str, document: str) -> None:
-    """With every option that a document gives it."""
+    """So does every option that a document gives it."""
     name = line.split()[2]
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.origin is not None, (name, document)
@@ -90,21 +90,24 @@ def test_each_link_leads_to_a_file(document: str) -> None:
 
 
 def messages() -> list[str]:
-    """What the runbook says that a log or an answer says: three words and more that no shell is told."""
+    """The texts in the runbook that a log or an answer contains: those with three words and more that are no command.
+    """
     told = [one for one in code("deploy/RUNBOOK.md") if not one.startswith(SHELL) and '"' not in one]
     return sorted({one for one in told if len(one.split()) >= 3 and "=" not in one})
 
 
 @pytest.mark.parametrize("message", messages())
-def test_each_message_of_the_runbook_is_one_of_the_gateways(message: str) -> None:
-    """Word by word, but for `...`, names in capitals and numbers: who searches a log for it at night must find it."""
+def test_each_message_of_the_runbook_is_in_the_code(message: str) -> None:
+    """The text must match word by word, except for `...`, names in capitals and numbers, because operators search logs
+    for it.
+    """
     source = "\n".join(path.read_text() for path in (ROOT / "gateway").rglob("*.py")).replace("`", "")
     for part in re.split(r"\.\.\.|\b[A-Z_]+\b", message):
         assert part.strip(" :,") in source, part
 
 
 def test_the_runbook_has_messages() -> None:
-    """Otherwise the test above says nothing."""
+    """Otherwise the test above would check nothing."""
     assert len(messages()) >= 15
 
 
@@ -124,7 +127,7 @@ def sections() -> dict[str, type[msgspec.Struct]]:
 
 
 def entries() -> dict[tuple[str, str], tuple[Any, str]]:
-    """The example's value and whole comment of each key, as first told."""
+    """The example's value and complete comment for each key, at its first mention."""
     found: dict[tuple[str, str], tuple[Any, str]] = {}
     section, key = "", ("", "")
     for line in EXAMPLE.read_text().splitlines():
@@ -147,14 +150,15 @@ _SAID = re.compile(r"default:? (?:none|unset|unlimited|unknown|never|not known|a
 
 
 @pytest.mark.parametrize(("section", "key"), sorted(entries()))
-def test_the_example_tells_each_default(section: str, key: str) -> None:
-    """Its value is the default, or its comment says what is; a number or a word that it says is the code's."""
+def test_the_example_states_each_default(section: str, key: str) -> None:
+    """Its value is the default, or its comment states the default; a number or word in the comment must be the code's.
+    """
     value, said = entries()[section, key]
     field = next(one for one in msgspec.structs.fields(sections()[section]) if one.name == key)
-    if field.required or key == "options":  # of those a local engine's own command tells the defaults
+    if field.required or key == "options":  # the defaults of a local engine's options are in its own command's help
         return
     default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default  # type: ignore[operator]
-    if key == "accept_at":  # None: what it stands for is another number in each kind of cascade
+    if key == "accept_at":  # None stands for another number in each kind of cascade
         default = DEFAULT_ACCEPT_AT
     if told := re.search(r'default:? ("[\w-]*"|-?[\d.]*\d|true|false)(?! for)', said):
         assert tomllib.loads(f"x = {told[1]}")["x"] == default
@@ -168,7 +172,7 @@ def test_the_example_tells_each_default(section: str, key: str) -> None:
 
 
 def test_the_example_lists_every_secret() -> None:
-    """Only they may name environment variables."""
+    """Only secrets may name environment variables."""
     told = re.search(r"^# Secrets: (.*(?:\n#  .*)?)\.$", EXAMPLE.read_text(), re.M)
     assert told is not None
     secret = {f"{path}.{name}".lstrip(".") for path, section in sections().items()

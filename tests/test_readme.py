@@ -1,4 +1,4 @@
-"""The README is executed: what it shows must work as it stands. `test_documents` checks the commands that it names."""
+"""The README is executed: what it shows must work unchanged. `test_documents` checks the commands that it names."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def test_the_configuration_blocks_load(block: str) -> None:
 
 
 def test_the_readme_stays_short() -> None:
-    """A page, not a book."""
+    """It has at most 150 lines."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150

@@ -1,6 +1,6 @@
-"""One Chromium and one gateway with traffic behind it for all tests here; each has a browser context of its own.
-
-Both end with the last of these tests: while Playwright is up, its event loop runs, and no asyncio test could start.
+"""One Chromium and one gateway with traffic, shared by all tests of this folder; each test has a browser context of its
+own. Both are stopped after the last of these tests, because no asyncio test could start while Playwright's event loop
+runs.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ FLAGS = [
 ]  # fmt: skip
 WIDTHS = {"laptop": (1280, 860), "phone": (390, 844)}
 WAIT_MS = 60_000
-"""A busy machine takes its time; what comes sooner is seen sooner."""
+"""On a busy machine pages take long; a shorter timeout saves nothing where they don't."""
 expect.set_options(timeout=WAIT_MS)
 
 OpenPage = Callable[..., Page]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of them in one process: they share a browser and a gateway. Each may take its time on a busy machine."""
+    """Run all tests in one process, because they share a browser and a gateway, with a long timeout for busy machines.
+    """
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
@@ -49,7 +50,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """With a trained router, its traffic, feedback, users, and a second version that is bad."""
+    """A gateway with a trained router, traffic, feedback, users, and a second version that is bad."""
     folder = tmp_path_factory.mktemp("stage")
     stage = Stage(folder, router=str(artifact(folder, "first")))
     with running(stage):
@@ -60,7 +61,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 class Watch:
-    """What a page's console said that it should not have, and what it asked of another host."""
+    """Errors on a page's console, and requests to other hosts."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
@@ -76,7 +77,7 @@ class Watch:
             self.faults.append(f"foreign: {request.url}")
 
     def _failed(self, request: Request) -> None:
-        if "ERR_ABORTED" not in (request.failure or ""):  # that is a refresh under way when its page was left
+        if "ERR_ABORTED" not in (request.failure or ""):  # a refresh was in progress when its page was left
             self.faults.append(f"failed: {request.url} {request.failure}")
 
     def _heard(self, message: ConsoleMessage) -> None:
@@ -91,7 +92,7 @@ def watch() -> Watch:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
-    """Makes contexts: `theme` light or dark, `width` laptop or phone. Closed at the end."""
+    """Makes browser contexts: `theme` is light or dark, `width` laptop or phone. They are closed at the end."""
     made: list[BrowserContext] = []
 
     def make(theme: str = "light", width: str = "laptop") -> BrowserContext:
@@ -110,7 +111,7 @@ def context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
 
 @pytest.fixture
 def open_page(context: Callable[..., BrowserContext], stage: Stage, watch: Watch) -> OpenPage:
-    """A page, signed in: as one of USERS, or by the master key."""
+    """A signed-in page: for one of USERS, or with the master key."""
 
     def make(path: str = "/", *, user: str = "", on: Stage | None = None, **look: str) -> Page:
         page = context(**look).new_page()

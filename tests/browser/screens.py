@@ -1,7 +1,6 @@
-"""The pictures in the documentation: `python -m tests.browser.screens [FOLDER]`.
-
-A gateway with a day of decisions in its journal, made by a trained router on the town's questions, and live traffic on
-top. Every figure on the pictures comes from those records.
+"""The pictures in the documentation: `python -m tests.browser.screens [FOLDER]`. A gateway has a day of decisions in
+its journal, made by a trained router on the town's questions, and live traffic on top. Every figure on the pictures is
+computed from those records.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def fill_journal(stage: Stage, count: int, days: float, seed: int = 11) -> None:
 
 
 class Camera:
-    """Takes a page as somebody sees it."""
+    """Takes pictures of pages as a user sees them."""
 
     def __init__(self, browser: Browser, stage: Stage, folder: Path) -> None:
         self.browser, self.stage, self.folder = browser, stage, folder
@@ -83,7 +82,7 @@ class Camera:
         page.evaluate("document.fonts.ready")
         path_of = self.folder / f"{name}.png"
         page.screenshot(path=path_of, full_page=whole)
-        with Image.open(path_of) as seen:  # flat colours: a palette says as much in a third of the bytes, rare ones too
+        with Image.open(path_of) as seen:  # a palette takes a third of the bytes, and the colours are flat
             few = seen.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             few.save(path_of, optimize=True)
 

@@ -1,6 +1,5 @@
-"""A gateway for the browser to look at: real processes, two workers, three models with a known truth, real traffic.
-
-Plain functions and no event loop: the browser is driven synchronously.
+"""A gateway for browser tests: real processes, two workers, three models with known quality, real traffic. It has plain
+functions and no event loop, because the browser is driven synchronously.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ MASTER_KEY = "hg-master-for-the-browser"
 USERS = {"vera": "viewer", "otto": "operator", "ada": "admin"}
 AUTH = {"authorization": f"Bearer {MASTER_KEY}"}
 CLIENT = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=30)
-"""A new connection for every request, so that any worker may answer."""
+"""Every request has a new connection, so that any worker may answer."""
 PASSWORD = "a long enough password"
 SLOW_S = 0.5
-"""How long the model `slow` thinks."""
+"""Seconds until the model `slow` answers."""
 LOCAL = """
 [[providers]]
 name = "home"
@@ -61,14 +60,14 @@ Found = TypeVar("Found")
 
 @dataclass
 class Stage:
-    """A gateway in its folder. `url` is the dashboard's, `api` the data plane's."""
+    """A gateway and its folder. `url` is the dashboard's, `api` the data plane's."""
 
     folder: Path
     storage: str = ""
     workers: int = 2
     router: str = "linear"
     local: bool = False
-    """With this machine's own engine and its two tiny models beside the scripted ones."""
+    """Includes this machine's own engine with its two tiny models, beside the scripted ones."""
     port: int = field(default_factory=free_port)
     admin_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -139,7 +138,7 @@ master_key = "{MASTER_KEY}"
         )
 
     def start(self) -> None:
-        """Until it answers."""
+        """Start the processes; returns when they answer."""
         self.write_config()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "serve", "--config", str(self.config)],
@@ -158,30 +157,30 @@ master_key = "{MASTER_KEY}"
     # -- what operators and clients do without a browser
 
     def admin(self, method: str, path: str, **sent: Any) -> Any:
-        """The admin API, with the master key."""
+        """A request to the admin API with the master key."""
         answer = CLIENT.request(method, self.url + path, headers=AUTH, **sent)
         assert answer.is_success, answer.text
         return answer.json()
 
     def ask(self, text: str, model: str = "auto", **fields: Any) -> httpx.Response:
-        """One request over a connection of its own, so that any worker may answer."""
+        """One request on a connection of its own, so that any worker may answer."""
         sent = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
         answer = CLIENT.post(f"{self.api}/chat/completions", json=sent, headers=AUTH)
         assert answer.status_code == 200, answer.text
         return answer
 
     def answers(self, model: str) -> bool:
-        """Whether whichever worker is met knows it."""
+        """Whether any worker that is reached knows the model."""
         sent = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
         return CLIENT.post(f"{self.api}/chat/completions", json=sent, headers=AUTH).status_code == 200
 
     def answered_by(self, text: str, times: int) -> set[str]:
-        """Who answers, over many connections."""
+        """The models that answer on many connections."""
         with ThreadPoolExecutor(4) as pool:
             return {answer.headers["x-headgate-model"] for answer in pool.map(self.ask, [text] * times)}
 
     def send_traffic(self, count: int, *, scored: float = 0.75, seed: int = 5) -> None:
-        """Questions of the town, scored by its truth."""
+        """Send questions of the town, scored by its known quality."""
         town, draw = Town(seed), np.random.default_rng(seed)
         questions = [town.question() for _ in range(count)]
         luck = draw.random((count, 2))
@@ -200,7 +199,7 @@ master_key = "{MASTER_KEY}"
             list(pool.map(one, range(count)))
 
     def shipped(self, count: int) -> None:
-        """Until the journal holds that many decisions."""
+        """Wait until the journal has this many decisions."""
 
         def there() -> bool:
             rows = self.admin("GET", "/admin/decisions", params={"limit": 1000})["data"]
@@ -213,7 +212,7 @@ master_key = "{MASTER_KEY}"
             self.admin("POST", "/admin/users", json={"name": name, "role": role, "password": PASSWORD})
 
     def plan(self, questions: int, route: str = "auto", budget_usd: float | None = None) -> str:
-        """A batch job planned and not begun; its id."""
+        """The id of a batch job that is planned and not started."""
         town = Town(21)
         lines = "".join(json.dumps({"prompt": town.question()[1]}) + "\n" for _ in range(questions))
         wanted = {"name": "questions.jsonl", "prompts": lines, "route": route, "budget_usd": budget_usd}
@@ -222,7 +221,7 @@ master_key = "{MASTER_KEY}"
         return id
 
     def add_version(self, artifact: Path) -> str:
-        """Takes an artefact in as a candidate of the route `auto`; its version."""
+        """Add an artefact as a candidate of the route `auto`; returns its version."""
         store = open_store(f"sqlite:///{self.folder}/journal.db")
         try:
             return Versions(store, self.folder / "run").add("auto", artifact, actor="trainer").version
@@ -231,7 +230,7 @@ master_key = "{MASTER_KEY}"
 
 
 def artifact(folder: Path, name: str, *, spoilt: bool = False) -> Path:
-    """A router trained on the town's questions; `spoilt`: on scores turned upside down."""
+    """A router trained on the town's questions; with `spoilt`, on inverted scores."""
     data, x = training_data(log_of(Town(3).decisions(Weighted(), 300)))
     if spoilt:
         data = replace(data, scores=1.0 - data.scores)
@@ -243,7 +242,7 @@ def artifact(folder: Path, name: str, *, spoilt: bool = False) -> Path:
 
 
 def eventually(found: Callable[[], Found], within_s: float = PATIENCE_S) -> Found:
-    """What `found` says once it says something; errors of a server that is not there yet count as nothing."""
+    """The first true result of `found`; errors of a server that isn't up yet count as none."""
     deadline = time.monotonic() + within_s
     while True:
         try:
@@ -265,7 +264,7 @@ def running(stage: Stage) -> Iterator[Stage]:
 
 
 def pages(decision: str, names: Sequence[str] = ()) -> list[str]:
-    """Every page there is; `names`: those of batch jobs and plans."""
+    """Every page of the dashboard; `names` are those of batch jobs and plans."""
     return [
         "/login", "/", "/?window=week", "/routes", "/routes/auto", "/decisions", f"/decisions/{decision}", "/learning",
         "/certificates", "/cache", "/models", "/models/edit", "/models/edit?name=small", "/providers/edit",

@@ -1,4 +1,4 @@
-"""Nothing there yet, and nothing there any more: an empty journal, and a database that goes away and comes back."""
+"""An empty journal, and a database that goes away and comes back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.postgres_server import PostgresServer
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer) -> Iterator[Stage]:
-    """A gateway on PostgreSQL that nobody has used."""
+    """A gateway on PostgreSQL without any traffic."""
     url = postgres_server.new_database()
     migrate(url)
     stage = Stage(tmp_path_factory.mktemp("bare"), storage=url, workers=1, router="cheapest")
@@ -24,7 +24,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServ
 
 
 def test_an_empty_journal_says_what_to_do(bare: Stage, open_page: OpenPage, watch: Watch) -> None:
-    """Every page loads and its empty state names the next step."""
+    """Every page loads, and its empty state names the next step."""
     page = open_page("/", on=bare)
     for path, words in (
         ("/", "Send one"), ("/decisions", "Send a request"), ("/routes/auto", "Send requests"),
@@ -40,8 +40,8 @@ def test_an_empty_journal_says_what_to_do(bare: Stage, open_page: OpenPage, watc
 def test_the_database_goes_away_and_comes_back(
     bare: Stage, open_page: OpenPage, postgres_server: PostgresServer
 ) -> None:
-    """A page says so in place and keeps its figures, requests are answered, a form says that nothing was changed and
-    keeps what was typed; all is well again afterwards, and nothing was half applied.
+    """Pages report it and keep their figures, requests are answered, and a form keeps its values and says that nothing
+    was changed. Afterwards all works, and nothing was half applied.
     """
     page, knobs = open_page("/routes", on=bare), open_page("/routes/auto", on=bare)
     knobs.get_by_label("Why").fill("while it is away")

@@ -19,10 +19,10 @@ def prompts(folder: Path, count: int) -> Path:
     return path
 
 
-def test_a_job_is_planned_begun_and_its_answers_seen(
+def test_a_job_is_planned_started_and_its_answers_are_shown(
     stage: Stage, open_page: OpenPage, watch: Watch, tmp_path: Path
 ) -> None:
-    """The frontier first, and nothing spent; then the job runs, and each answer leads to its decision."""
+    """The frontier comes first, and nothing is spent; then the job runs, and each answer links to its decision."""
     before = len(stage.admin("GET", "/admin/batches")["data"])
     page = open_page("/batch", user="otto")
     page.get_by_label("Prompts").set_input_files(prompts(tmp_path, 30))
@@ -51,7 +51,7 @@ def test_a_job_is_planned_begun_and_its_answers_seen(
 
 
 def test_a_job_is_paused_resumed_and_cancelled(stage: Stage, open_page: OpenPage) -> None:
-    """Paused it spends nothing more; resumed it goes on; cancelled it ends, and what was answered stays."""
+    """Paused, it spends nothing more; resumed, it continues; cancelled, it ends and keeps its answers."""
     plan = stage.plan(600, route="late")
     id = stage.admin("POST", f"/admin/plans/{plan}/begin", json={})["id"]
     state = lambda: stage.admin("GET", f"/admin/batches/{id}")  # noqa: E731
@@ -78,8 +78,8 @@ def test_a_job_is_paused_resumed_and_cancelled(stage: Stage, open_page: OpenPage
     assert {"batch.begin", "batch.pause", "batch.resume", "batch.cancel"} <= set(done)
 
 
-def test_what_can_not_be_planned_is_said_in_place(stage: Stage, open_page: OpenPage, tmp_path: Path) -> None:
-    """No file, a length of time that is none, and bad lines one by one; a viewer has no form."""
+def test_an_invalid_plan_is_refused_in_place(stage: Stage, open_page: OpenPage, tmp_path: Path) -> None:
+    """These are a missing file, an invalid length of time, and bad lines one by one; a viewer has no form."""
     page = open_page("/batch", user="otto")
     page.get_by_role("button", name="Plan it").click()
     expect(page.locator("#plan-form .problem")).to_contain_text("no prompt")

@@ -1,4 +1,4 @@
-"""A quality floor: refused with what it would take, issued with what it rests on, put into force, revoked."""
+"""A quality floor is refused with what it would take, issued with what it is based on, enforced, and revoked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def ask(page: Page, floor: str, confidence: str) -> None:
 def test_a_certificate_is_refused_issued_enforced_and_revoked(
     stage: Stage, open_page: OpenPage, watch: Watch
 ) -> None:
-    """Where the data can't support it one is told so; where it can, the knob is turned to what was certified."""
+    """It is refused where the data doesn't support it; where it does, enforcing sets the knob to the certified value.
+    """
     page = open_page("/certificates?route=auto", user="otto")
     page.on("dialog", lambda dialog: dialog.accept())
     ask(page, "1", "0.999")
@@ -43,7 +44,7 @@ def test_a_certificate_is_refused_issued_enforced_and_revoked(
 
 
 def test_an_impossible_floor_is_refused_beside_its_field(stage: Stage, open_page: OpenPage) -> None:
-    """Above one, or no number: what was typed stays, nothing is issued."""
+    """It is above one, or no number; the value stays in the field, and nothing is issued."""
     page = open_page("/certificates?route=auto", user="otto")
     count = len(stage.admin("GET", "/admin/certificates"))
     for floor, words in (("7", "must be at most 1"), ("high", "must be a number"), ("0", "more than 0")):
@@ -53,8 +54,8 @@ def test_an_impossible_floor_is_refused_beside_its_field(stage: Stage, open_page
     assert len(stage.admin("GET", "/admin/certificates")) == count
 
 
-def test_the_second_of_two_who_enforce_a_floor_is_told(stage: Stage, open_page: OpenPage) -> None:
-    """The route was changed since the page was loaded: nothing is issued or turned."""
+def test_of_two_operators_who_enforce_a_floor_the_second_gets_a_conflict(stage: Stage, open_page: OpenPage) -> None:
+    """The route was changed since the page was loaded, so nothing is issued or changed."""
     page = open_page("/certificates?route=auto", user="otto")
     count = len(stage.admin("GET", "/admin/certificates"))
     seen = stage.admin("GET", "/admin/routes/auto")

@@ -1,4 +1,4 @@
-"""Pages that ask the data plane from within a browser, as the browser sees it."""
+"""Pages that send requests to the data plane from within a browser."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ models = [{{ name = "m", provider = "script" }}]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_pages_of_the_origins_that_are_named_may_ask(browser: Browser, tmp_path: Path, stream: bool) -> None:
-    """They read answers, streams, errors and our headers; pages of other origins read nothing."""
+def test_pages_of_configured_origins_may_send_requests(browser: Browser, tmp_path: Path, stream: bool) -> None:
+    """They can read answers, streams, errors and the gateway's headers; pages of other origins can read nothing."""
 
     def asked(origin: str, key: str = "hg-master") -> Any:
         page = browser.new_page()

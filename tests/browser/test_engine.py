@@ -1,4 +1,4 @@
-"""This machine's own engine, working, as the models page shows it."""
+"""This machine's own engine on the models page."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tests.browser.stage import Stage, eventually, running
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """With the two tiny models that come with the project."""
+    """A gateway with the two shipped tiny models."""
     stage = Stage(tmp_path_factory.mktemp("home"), workers=1, router="cheapest", local=True)
     with running(stage):
         yield stage
 
 
-def test_a_local_engine_shows_batch_kv_prefix_hits_speed_and_energy(
+def test_a_local_engine_shows_its_load_cache_hits_speed_and_energy(
     home: Stage, open_page: OpenPage, watch: Watch
 ) -> None:
-    """Prompts with one beginning hit the prefix cache; tokens are counted per second; of energy there is a figure or
+    """Prompts with a common beginning hit the prefix cache, tokens are counted per second, and energy has a figure or
     the reason why there is none.
     """
     eventually(lambda: home.answers("tiny-small"))

@@ -1,4 +1,4 @@
-"""By keyboard alone, and while figures move: the reader is where he was, and nothing happens that he didn't ask for."""
+"""By keyboard alone, and while figures are refreshed: the focus stays, and nothing happens that wasn't asked for."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ def ask(stage: Stage, count: int) -> None:
 
 
 def press(page: Page, name: str) -> None:
-    """By key, as somebody without a mouse does."""
+    """Press a control by key, as a user without a mouse does."""
     page.get_by_role("button", name=name, exact=True).focus()
     page.keyboard.press("Enter")
 
 
-def test_enter_in_a_field_presses_the_button_beside_it_or_none(stage: Stage, open_page: OpenPage) -> None:
-    """Enter in a knob's number turns nothing; in the reason it applies. It began a trial in the shadow from both."""
+def test_enter_in_a_field_presses_its_own_button_or_none(stage: Stage, open_page: OpenPage) -> None:
+    """Enter in a knob's number field applies nothing, and in the reason's field it applies the knob. It once began a
+    shadow trial from both.
+    """
     before = stage.admin("GET", "/admin/routes/kept")["setting_version"]
     page = open_page("/routes/kept", user="otto")
     with page.expect_response(lambda answer: "/effect?" in answer.url):
@@ -44,7 +46,7 @@ def test_enter_in_a_field_presses_the_button_beside_it_or_none(stage: Stage, ope
 
 
 def test_enter_in_a_comment_gives_no_label(stage: Stage, open_page: OpenPage) -> None:
-    """A comment that says "wrong" was recorded as "Right", whose button stands first."""
+    """A comment that said "wrong" was once recorded as "Right", whose button comes first."""
     id = stage.ask(QUESTION).headers["x-headgate-decision-id"]
     page = open_page("/decisions", user="otto")
     page.goto(f"{stage.url}/decisions/{id}")
@@ -59,8 +61,8 @@ def test_enter_in_a_comment_gives_no_label(stage: Stage, open_page: OpenPage) ->
     ) == 1
 
 
-def test_the_reader_is_taken_to_what_was_answered(open_page: OpenPage) -> None:
-    """A key that is shown this once, what a check found, what a certificate lacks: each has the focus when it comes."""
+def test_results_get_the_focus(open_page: OpenPage) -> None:
+    """These are a new key that is shown only once, the result of a check, and what a certificate lacks."""
     page = open_page("/keys", user="ada")
     page.get_by_label("Name").fill("seen at once")
     page.get_by_label("Name").press("Enter")
@@ -73,8 +75,8 @@ def test_the_reader_is_taken_to_what_was_answered(open_page: OpenPage) -> None:
     expect(page.locator("[data-said]:focus")).to_contain_text("Not enough evidence")
 
 
-def test_a_refusal_leaves_the_focus_where_it_was(open_page: OpenPage) -> None:
-    """A button that is disabled while it works does not lose the reader at the top of the page."""
+def test_a_refusal_keeps_the_focus(open_page: OpenPage) -> None:
+    """A button that is disabled while it works doesn't move the focus to the top of the page."""
     first, second = (open_page("/users", user="ada") for _ in range(2))
     first.get_by_label("Role of vera").select_option("operator")
     role = first.locator("form", has=first.get_by_label("Role of vera"))
@@ -90,8 +92,8 @@ def test_a_refusal_leaves_the_focus_where_it_was(open_page: OpenPage) -> None:
     expect(first.locator("#said")).to_contain_text("vera: viewer")
 
 
-def test_a_row_in_focus_stays_the_same_decision(stage: Stage, open_page: OpenPage) -> None:
-    """However many new ones come above it at once: Enter opens what was read."""
+def test_a_focused_row_stays_the_same_decision(stage: Stage, open_page: OpenPage) -> None:
+    """However many new rows come above it at once, Enter opens the one that has the focus."""
     page = open_page("/decisions")
     rows = page.locator("#live tbody a.row")
     newest, third = (rows.nth(place).get_attribute("href") for place in (0, 2))
@@ -104,8 +106,8 @@ def test_a_row_in_focus_stays_the_same_decision(stage: Stage, open_page: OpenPag
     assert page.evaluate(f"{FOCUS}.getAttribute('href')") == third
 
 
-def test_what_was_unfolded_stays_so(stage: Stage, open_page: OpenPage) -> None:
-    """A refresh does not shut the table that somebody is reading."""
+def test_an_open_table_stays_open(stage: Stage, open_page: OpenPage) -> None:
+    """A refresh doesn't close it."""
     page = open_page("/")
     figures = page.locator("details.figures").first
     figures.locator("summary").click()
@@ -117,8 +119,10 @@ def test_what_was_unfolded_stays_so(stage: Stage, open_page: OpenPage) -> None:
     assert figures.get_attribute("open") is not None
 
 
-def test_a_page_says_when_it_waits_for_its_reader(stage: Stage, open_page: OpenPage) -> None:
-    """While somebody is in a form of the figures they stand still and say so; afterwards they catch up at once."""
+def test_a_page_says_when_its_refresh_waits(stage: Stage, open_page: OpenPage) -> None:
+    """While the user is in a form within the figures they aren't refreshed, and the page says so; afterwards they are
+    refreshed at once.
+    """
     page = open_page("/", user="ada")
     requests, word = page.locator(".stats .stat dd").first, page.locator("[data-live-word]")
     page.get_by_text("Declare the baseline").click()
@@ -131,8 +135,8 @@ def test_a_page_says_when_it_waits_for_its_reader(stage: Stage, open_page: OpenP
     expect(requests).not_to_have_text(before, timeout=15_000)
 
 
-def test_a_gateway_that_hangs_is_told(tmp_path: Path, open_page: OpenPage) -> None:
-    """Figures do not claim to be live while nobody answers; they are again once somebody does."""
+def test_a_hanging_gateway_is_reported(tmp_path: Path, open_page: OpenPage) -> None:
+    """Figures aren't marked as live while the gateway doesn't answer, and are again once it does."""
     with running(Stage(tmp_path, workers=1, router="cheapest")) as stage:
         page = open_page("/decisions", on=stage)
         word = page.locator("[data-live-word]")
@@ -147,8 +151,8 @@ def test_a_gateway_that_hangs_is_told(tmp_path: Path, open_page: OpenPage) -> No
         expect(word).to_have_text("Live")
 
 
-def test_a_dark_page_prints_dark_on_white(stage: Stage, open_page: OpenPage, tmp_path: Path) -> None:
-    """Browsers print no backgrounds: what is light on dark on the screen would be light on white."""
+def test_a_dark_page_is_printed_dark_on_white(stage: Stage, open_page: OpenPage, tmp_path: Path) -> None:
+    """Browsers print no backgrounds, so light text would be invisible."""
     page = open_page("/users", user="ada", theme="dark")
     page.emulate_media(media="print", color_scheme="dark")
     ink = "getComputedStyle(document.querySelector('main h1')).color.match(/\\d+/g).map(Number)"

@@ -1,4 +1,4 @@
-"""Signing in: what is wrong is said in place, and a role sees and does what it may."""
+"""Signing in: errors are shown in place, and each role sees and does what it may."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from tests.browser.conftest import OpenPage
 from tests.browser.stage import Stage, eventually
 
 
-def test_a_page_asks_for_the_login_and_goes_on_from_there(stage: Stage, open_page: OpenPage) -> None:
-    """Who is signed in nowhere comes to the login page, and from it to the page that was wanted."""
+def test_the_login_page_leads_back_to_the_requested_page(stage: Stage, open_page: OpenPage) -> None:
     page = open_page("/")
     page.context.clear_cookies()
     page.goto(f"{stage.url}/routes/auto")
@@ -24,7 +23,7 @@ def test_a_page_asks_for_the_login_and_goes_on_from_there(stage: Stage, open_pag
 
 
 def test_a_wrong_secret_is_refused_in_place(stage: Stage, open_page: OpenPage) -> None:
-    """The same words for a wrong name and a wrong password; the name stays in its field."""
+    """The message is the same for a wrong name and a wrong password, and the name stays in its field."""
     page = open_page("/")
     page.context.clear_cookies()
     said = [refused(page, stage, user, "not the password") for user in ("otto", "nobody")]
@@ -40,8 +39,8 @@ def refused(page: Page, stage: Stage, user: str, secret: str) -> str:
     return page.locator("main .notice").inner_text()
 
 
-def test_an_expired_session_ends_where_it_is_noticed(stage: Stage, open_page: OpenPage) -> None:
-    """A form sent by somebody whose session is gone leads to the login page; nothing is changed."""
+def test_a_form_after_the_session_leads_to_the_login(stage: Stage, open_page: OpenPage) -> None:
+    """Nothing is changed."""
     page = open_page("/routes/auto", user="otto")
     before = stage.admin("GET", "/admin/routes/auto")["setting_version"]
     page.context.clear_cookies()
@@ -50,8 +49,8 @@ def test_an_expired_session_ends_where_it_is_noticed(stage: Stage, open_page: Op
     assert stage.admin("GET", "/admin/routes/auto")["setting_version"] == before
 
 
-def test_a_session_whose_time_is_over_is_told(stage: Stage, open_page: OpenPage) -> None:
-    """Twelve hours later, as the database has it: the next form leads to the login page, which says why."""
+def test_an_expired_session_is_explained(stage: Stage, open_page: OpenPage) -> None:
+    """Twelve hours later, by the database's time, the next form leads to the login page, which says why."""
     page = open_page("/routes/auto", user="otto")
     before = stage.admin("GET", "/admin/routes/auto")["setting_version"]
     store = open_store(f"sqlite:///{stage.folder}/journal.db")
@@ -66,8 +65,8 @@ def test_a_session_whose_time_is_over_is_told(stage: Stage, open_page: OpenPage)
     assert stage.admin("GET", "/admin/routes/auto")["setting_version"] == before
 
 
-def test_a_viewer_looks_and_changes_nothing(stage: Stage, open_page: OpenPage) -> None:
-    """No button where there is no right; a request made all the same is refused, and users are not shown."""
+def test_a_viewer_changes_nothing(stage: Stage, open_page: OpenPage) -> None:
+    """There are no buttons for what a viewer may not do, a request is refused, and users aren't shown."""
     page = open_page("/routes/auto", user="vera")
     assert page.get_by_role("button", name="Apply").count() == 0
     before = stage.admin("GET", "/admin/routes/auto")["setting_version"]
@@ -82,14 +81,16 @@ def test_a_viewer_looks_and_changes_nothing(stage: Stage, open_page: OpenPage) -
 
 
 def test_a_change_without_its_token_is_refused(stage: Stage, open_page: OpenPage) -> None:
-    """A cookie alone, as another site's page could make a browser send it, changes nothing."""
+    """The cookie alone, which another site's page could make the browser send, changes nothing."""
     page = open_page("/routes/auto", user="otto")
     answer = page.request.post(f"{stage.url}/routes/auto/apply", form={"cost_weight": "0.9", "version": "0"})
     assert answer.status == 403 and "out of date" in answer.text()
 
 
 def test_pages_run_no_foreign_script(stage: Stage) -> None:
-    """The policy allows our own files and nothing inline; no page may be framed; cookies are out of scripts' reach."""
+    """The policy allows only the gateway's own files and nothing inline; no page can be framed, and scripts can't read
+    cookies.
+    """
     answer = httpx.post(f"{stage.url}/login", data={"password": "hg-master-for-the-browser"})
     assert answer.status_code == 303
     cookie = answer.headers["set-cookie"].lower()
@@ -100,7 +101,7 @@ def test_pages_run_no_foreign_script(stage: Stage) -> None:
 
 
 def test_signing_out_ends_the_session(stage: Stage, open_page: OpenPage) -> None:
-    """The cookie that was in use opens nothing any more."""
+    """The earlier cookie is invalid."""
     page = open_page("/", user="vera")
     cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
     page.get_by_role("button", name="Sign out").click()

@@ -1,4 +1,4 @@
-"""Every page: it loads, says nothing to the console, and can be read by everybody."""
+"""Every page loads without a message on the console, and is accessible."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ RING = """() => {
   const focused = document.activeElement, look = getComputedStyle(focused);
   return [focused.outerHTML.slice(0, 80), look.outlineStyle, parseFloat(look.outlineWidth)];
 }"""
-"""What has the focus, and the ring around it."""
+"""The element with the focus, and the ring around it."""
 
 
 COLOURS = ["color-contrast", "link-in-text-block"]
-"""Rules that another theme can break; the others see no colour."""
+"""Rules whose result may depend on the theme; the others don't involve colours."""
 ALL: list[str] = []
 
 
 def grave_violations(page: Page, rules: list[str] = ALL) -> list[str]:
-    """What axe-core finds, as far as it is grave."""
+    """Serious violations found by axe-core."""
     if page.evaluate("typeof axe === 'undefined'"):
         page.evaluate(AXE)
     options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
@@ -42,7 +42,7 @@ def grave_violations(page: Page, rules: list[str] = ALL) -> list[str]:
 
 @pytest.fixture(scope="module")
 def jobs(stage: Stage) -> list[str]:
-    """Pages of a plan, of a job that is done, and of one that failed."""
+    """Pages of a plan, of a finished job, and of a failed one."""
     waits, begun = stage.plan(6), stage.plan(6)
     done = stage.admin("POST", f"/admin/plans/{begun}/begin", json={})["id"]
     eventually(lambda: stage.admin("GET", f"/admin/batches/{done}")["state"] == "completed")
@@ -62,7 +62,9 @@ def jobs(stage: Stage) -> list[str]:
 def test_every_page_loads_and_is_accessible(
     stage: Stage, open_page: OpenPage, watch: Watch, jobs: list[str], width: str, theme: str, rules: list[str]
 ) -> None:
-    """No console error, no grave violation, nothing wider than the screen; wide and narrow, light and dark."""
+    """There is no console error, no serious violation, and nothing wider than the screen, on a wide and a narrow
+    screen, light and dark.
+    """
     decision = stage.admin("GET", "/admin/decisions", params={"limit": 1})["data"][0]["id"]
     page = open_page("/", width=width, theme=theme)
     grave, wide = [], []
@@ -79,8 +81,8 @@ def test_every_page_loads_and_is_accessible(
 
 
 @pytest.mark.parametrize("width", ["laptop", "phone"])
-def test_pages_that_refuse_are_accessible(stage: Stage, open_page: OpenPage, width: str) -> None:
-    """What is not there, what one's role may not see, and a login that failed."""
+def test_error_pages_are_accessible(stage: Stage, open_page: OpenPage, width: str) -> None:
+    """These are a missing page, one that the role may not see, and a failed login."""
     page = open_page("/", user="vera", width=width)
     grave = []
     for path, words in (("/decisions/dec_none", "dec_none"), ("/users", "needs the role admin")):
@@ -95,15 +97,15 @@ def test_pages_that_refuse_are_accessible(stage: Stage, open_page: OpenPage, wid
 
 
 def both_themes(page: Page) -> list[str]:
-    """All rules in light; those of colour in dark."""
+    """All rules in the light theme, and those on colours in the dark one."""
     page.emulate_media(color_scheme="light")
     grave = grave_violations(page)
     page.emulate_media(color_scheme="dark")
     return grave + [f"dark, {one}" for one in grave_violations(page, COLOURS)]
 
 
-def test_focus_is_seen_wherever_it_is(open_page: OpenPage) -> None:
-    """From the first link to the last control of a route's page, each shows a ring when a key leads to it."""
+def test_every_focused_control_has_a_visible_ring(open_page: OpenPage) -> None:
+    """That holds from the first link to the last control of a route's page."""
     page = open_page("/routes/auto")
     unseen = []
     for _ in range(45):
@@ -114,7 +116,7 @@ def test_focus_is_seen_wherever_it_is(open_page: OpenPage) -> None:
     assert unseen == []
 
 
-def test_the_theme_can_be_chosen_and_stays(open_page: OpenPage) -> None:
+def test_the_chosen_theme_stays(open_page: OpenPage) -> None:
     """The button goes from the system's theme to light to dark; the next page has it before any script runs."""
     page = open_page("/")
     button = page.get_by_role("button", name="Theme")
@@ -127,8 +129,8 @@ def test_the_theme_can_be_chosen_and_stays(open_page: OpenPage) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
 
 
-def test_keys_alone_reach_and_move_a_knob(stage: Stage, open_page: OpenPage) -> None:
-    """Tab leads into the page past the navigation, arrow keys turn the slider, its effect is said."""
+def test_a_knob_can_be_moved_by_keyboard(stage: Stage, open_page: OpenPage) -> None:
+    """Tab leads past the navigation into the page, arrow keys move the slider, and its effect is announced."""
     page = open_page("/routes/auto")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
@@ -143,15 +145,15 @@ def test_keys_alone_reach_and_move_a_knob(stage: Stage, open_page: OpenPage) -> 
     assert slider.get_attribute("aria-valuetext") == turned
 
 
-def test_short_names_stay_on_one_line_on_a_phone(open_page: OpenPage) -> None:
-    """A table that is wider than the screen moves; its names are not broken into letters."""
+def test_short_names_are_not_wrapped_on_a_phone(open_page: OpenPage) -> None:
+    """A table wider than the screen scrolls instead."""
     page = open_page("/models", width="phone")
     names = page.locator("th[scope=row] > a").first
     assert names.evaluate("e => e.getClientRects().length") == 1
 
 
 def test_the_menu_opens_and_closes_on_a_phone(open_page: OpenPage) -> None:
-    """By its button, and Escape closes it and gives the focus back."""
+    """Its button opens it; Escape closes it and returns the focus."""
     page = open_page("/", width="phone")
     menu = page.get_by_role("button", name="Menu")
     assert page.get_by_role("link", name="Certificates").is_hidden()
@@ -162,8 +164,8 @@ def test_the_menu_opens_and_closes_on_a_phone(open_page: OpenPage) -> None:
     assert menu.evaluate("e => e === document.activeElement")
 
 
-def test_figures_move_without_a_reload(stage: Stage, open_page: OpenPage, watch: Watch) -> None:
-    """A request made while the overview is open appears on it; the page itself was not loaded again."""
+def test_figures_are_refreshed_without_a_reload(stage: Stage, open_page: OpenPage, watch: Watch) -> None:
+    """A request made while the page is open appears on it, and the page wasn't loaded again."""
     page = open_page("/decisions")
     page.evaluate("window.mine = 1")
     newest = page.locator("#live tbody a.row").first.get_attribute("href")
@@ -173,8 +175,8 @@ def test_figures_move_without_a_reload(stage: Stage, open_page: OpenPage, watch:
     assert watch.faults == []
 
 
-def test_a_paused_page_stands_still(stage: Stage, open_page: OpenPage) -> None:
-    """Who reads is not disturbed; who resumes sees what came meanwhile."""
+def test_a_paused_page_is_not_refreshed(stage: Stage, open_page: OpenPage) -> None:
+    """Once it is resumed it shows what came meanwhile."""
     page = open_page("/decisions")
     page.get_by_role("button", name="Pause").click()
     newest = page.locator("#live tbody a.row").first.get_attribute("href")
@@ -188,7 +190,7 @@ def test_a_paused_page_stands_still(stage: Stage, open_page: OpenPage) -> None:
 
 
 class LongNames(Stage):
-    """With a model and routes whose names are long, or mean something to a browser."""
+    """A gateway with a model and routes whose names are very long, or HTML."""
 
     names = ("w" * 200, "<img src=x onerror=alert(1)>")
 
@@ -201,9 +203,9 @@ class LongNames(Stage):
                            f"[[routes]]\nname = 'r{name}'\n{models}\n")  # fmt: skip
 
 
-def test_names_make_no_page_wider_than_the_screen(tmp_path: Path, open_page: OpenPage, watch: Watch) -> None:
-    """Two hundred characters without a space, and a script, wherever a tenant may say it: nothing is cut off,
-    and nothing runs.
+def test_no_name_makes_a_page_wider_than_the_screen(tmp_path: Path, open_page: OpenPage, watch: Watch) -> None:
+    """Names have two hundred characters without a space, or a script, wherever a tenant may choose them: nothing is cut
+    off, and nothing is executed.
     """
     with running(LongNames(tmp_path, workers=1)) as stage:
         routes = [f"r{name}" for name in stage.names]

@@ -1,4 +1,4 @@
-"""The three questions of somebody who is new here, by what the pages say alone, and how many clicks each takes."""
+"""Three questions of a new user, answered by the pages alone within a number of clicks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNT = """addEventListener("click", event => {
 
 @contextmanager
 def clicks(page: Page, most: int) -> Iterator[None]:
-    """From the first page on; typing and dragging are no clicks."""
+    """Counts clicks from the first page on; typing and dragging are no clicks."""
     page.add_init_script(COUNT)
     page.reload()
     page.evaluate("sessionStorage.clicks = 0")
@@ -26,8 +26,10 @@ def clicks(page: Page, most: int) -> Iterator[None]:
     assert 0 < int(page.evaluate("sessionStorage.clicks")) <= most
 
 
-def test_what_was_saved_this_week_and_how_sure_is_one_click_away(open_page: OpenPage) -> None:
-    """The amount, its interval and its confidence, against everything to the dearest model; and against chance."""
+def test_this_weeks_savings_are_one_click_away(open_page: OpenPage) -> None:
+    """The page has the amount, its interval and its confidence, against sending everything to the most expensive model,
+    and against chance.
+    """
     page = open_page("/", user="vera")
     with clicks(page, 1):
         page.get_by_role("link", name="Week").click()
@@ -38,8 +40,10 @@ def test_what_was_saved_this_week_and_how_sure_is_one_click_away(open_page: Open
         expect(saved.get_by_role("heading", name="Saved against choosing models at random")).to_be_visible()
 
 
-def test_why_a_request_went_to_the_large_model_is_two_clicks_away(stage: Stage, open_page: OpenPage) -> None:
-    """From the first page to what `large` answered, and from there to one of them: the sentence, and the others."""
+def test_the_reason_for_a_choice_is_two_clicks_away(stage: Stage, open_page: OpenPage) -> None:
+    """The first page links to the answers of `large`, and from there to a decision with its sentence and the other
+    candidates.
+    """
     eventually(lambda: routed_to_large(stage))
     page = open_page("/", user="vera")
     with clicks(page, 2):
@@ -52,15 +56,18 @@ def test_why_a_request_went_to_the_large_model_is_two_clicks_away(stage: Stage, 
 
 
 def routed_to_large(stage: Stage) -> bool:
-    """Whether the newest of its answers that the journal holds is the router's choice among all, not a plan's."""
+    """Whether the newest answer of `large` in the journal was chosen by the router among all models, and not by a plan.
+    """
     if stage.ask(POEM).headers["x-headgate-model"] != "large":
         return False
     newest = stage.admin("GET", "/admin/decisions", params={"limit": 1, "answered_model": "large"})["data"]
     return bool(newest) and len(stage.admin("GET", f"/admin/decisions/{newest[0]['id']}")["candidates"]) == 3
 
 
-def test_what_twice_the_cost_weight_would_do_is_two_clicks_away(stage: Stage, open_page: OpenPage) -> None:
-    """To the routes, to the route; then the number is typed or the slider drawn, and the effect is said beside it."""
+def test_the_effect_of_a_doubled_cost_weight_is_two_clicks_away(stage: Stage, open_page: OpenPage) -> None:
+    """They lead to the routes and to the route; there the number is typed or the slider moved, and the effect is shown
+    beside it.
+    """
     eventually(lambda: stage.admin("POST", "/admin/routes/auto/preview", json={})["rounds"] >= 250)
     page = open_page("/", user="vera")
     with clicks(page, 2):

@@ -1,4 +1,4 @@
-"""A session that ends under an open page: what was being filled in is not lost, and is nobody else's to see."""
+"""A session that ends while a page is open: what was typed isn't lost, and nobody else sees it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BACK = "What you had filled in is back"
 
 
 def end_session(stage: Stage, page: Page, user: str) -> None:
-    """As if its twelve hours were over, and the control process had noticed."""
+    """End a session as after its twelve hours, once the control process has noticed."""
     store = open_store(f"sqlite:///{stage.folder}/journal.db")
     with store.engine.begin() as connection:
         connection.execute(sa.update(sessions).where(sessions.c.user_name == user).values(expires_s=1.0))
@@ -37,8 +37,10 @@ def turn_a_knob(page: Page) -> None:
     page.get_by_label("Why").fill("cheaper")
 
 
-def test_what_was_filled_in_is_back_after_signing_in(stage: Stage, open_page: OpenPage) -> None:
-    """A form that met a dead session was not sent; signed in again it stands as it was, with its prediction."""
+def test_a_form_is_restored_after_signing_in(stage: Stage, open_page: OpenPage) -> None:
+    """A form that was sent without a valid session isn't applied; after signing in it has its values and its prediction
+    again.
+    """
     page = open_page("/routes/auto", user="otto")
     before = stage.admin("GET", "/admin/routes/auto")["setting_version"]
     turn_a_knob(page)
@@ -57,8 +59,8 @@ def test_what_was_filled_in_is_back_after_signing_in(stage: Stage, open_page: Op
     assert page.locator("#why").input_value() == ""
 
 
-def test_somebody_else_who_signs_in_sees_none_of_it(stage: Stage, open_page: OpenPage) -> None:
-    """What one user had typed is forgotten when another signs in in this tab."""
+def test_another_user_does_not_see_the_form(stage: Stage, open_page: OpenPage) -> None:
+    """What one user had typed is deleted when another signs in in the same tab."""
     page = open_page("/routes/auto", user="otto")
     turn_a_knob(page)
     end_session(stage, page, "otto")
@@ -71,8 +73,8 @@ def test_somebody_else_who_signs_in_sees_none_of_it(stage: Stage, open_page: Ope
     assert page.locator("#why").input_value() == "" and BACK not in page.locator("main").inner_text()
 
 
-def test_a_page_that_refreshes_itself_leaves_a_half_filled_form_alone(stage: Stage, open_page: OpenPage) -> None:
-    """It says that the session has ended instead of going to the login page under one's fingers."""
+def test_a_refreshing_page_keeps_an_unfinished_form(stage: Stage, open_page: OpenPage) -> None:
+    """It says that the session has ended, and doesn't change to the login page."""
     page = open_page("/batch", user="otto")
     page.get_by_label("Budget, $").fill("12")
     end_session(stage, page, "otto")
@@ -85,8 +87,9 @@ def test_a_page_that_refreshes_itself_leaves_a_half_filled_form_alone(stage: Sta
     assert page.get_by_label("Budget, $").input_value() == "12"
 
 
-def test_a_page_from_before_a_new_session_keeps_what_was_filled_in(stage: Stage, open_page: OpenPage) -> None:
-    """Signed in anew in another tab, the old page's form is refused, and loading it again brings the words back."""
+def test_a_page_from_before_a_new_session_keeps_its_form(stage: Stage, open_page: OpenPage) -> None:
+    """After signing in in another tab the old page's form is refused, and loading the page again restores its values.
+    """
     page = open_page("/routes/auto", user="otto")
     page.get_by_label("Why").fill("cheaper")
     end_session(stage, page, "otto")

@@ -1,4 +1,4 @@
-"""Turning knobs, changing versions: what is done on a page is obeyed by every worker, and can be taken back."""
+"""Changing knobs and versions on a page: every worker obeys, and each change can be undone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POEM = "Write a sad poem of 4 lines about the sea."
 
 
 def set_knob(page: Page, name: str, value: str) -> None:
-    """By its number, and wait for what it would do."""
+    """Set a knob by its number, and wait for its predicted effect."""
     if not page.locator(f"#{name}").is_visible():
         page.get_by_text("More knobs").click()
     with page.expect_response(lambda answer: "/effect?" in answer.url):
@@ -25,8 +25,8 @@ def apply(page: Page) -> None:
     expect(page.locator("#said")).to_contain_text("in force")
 
 
-def test_a_turned_knob_shows_its_effect_and_is_obeyed(stage: Stage, open_page: OpenPage) -> None:
-    """The prediction has an interval; once applied every worker obeys; undo brings all back."""
+def test_a_changed_knob_shows_its_effect_and_is_obeyed(stage: Stage, open_page: OpenPage) -> None:
+    """The prediction has an interval; once it is applied every worker obeys, and an undo restores the knob."""
     asked = {"cost_weight": 0.55}
     eventually(lambda: stage.admin("POST", "/admin/routes/auto/preview", json=asked)["rounds"] >= 250)
     page = open_page("/routes/auto", user="otto")
@@ -45,10 +45,8 @@ def test_a_turned_knob_shows_its_effect_and_is_obeyed(stage: Stage, open_page: O
     eventually(lambda: stage.answered_by(POEM, 24) != {"small"})
 
 
-def test_too_little_evidence_is_said_with_what_it_would_take(stage: Stage, open_page: OpenPage) -> None:
-    """A knob that would send all to a model that was seldom tried gets no figure of its quality, but the number of
-    calls that would do.
-    """
+def test_too_little_evidence_is_reported_with_what_it_would_take(stage: Stage, open_page: OpenPage) -> None:
+    """A knob that sends everything to a rarely tried model has no predicted quality, but the number of calls needed."""
     page = open_page("/routes/auto", user="otto")
     expect(page.get_by_role("heading", name="As the knobs are now")).to_be_visible()
     assert page.get_by_role("heading", name="What this turn would do").count() == 0
@@ -59,7 +57,7 @@ def test_too_little_evidence_is_said_with_what_it_would_take(stage: Stage, open_
 
 
 def test_an_impossible_value_is_refused_beside_its_field(stage: Stage, open_page: OpenPage) -> None:
-    """What was typed stays, the field is marked, nothing is applied."""
+    """The value stays, the field is marked, and nothing is applied."""
     before = stage.admin("GET", "/admin/routes/auto")["setting_version"]
     page = open_page("/routes/auto", user="otto")
     set_knob(page, "cost_weight", "7")
@@ -70,8 +68,8 @@ def test_an_impossible_value_is_refused_beside_its_field(stage: Stage, open_page
     assert stage.admin("GET", "/admin/routes/auto")["setting_version"] == before
 
 
-def test_the_second_of_two_operators_is_told(stage: Stage, open_page: OpenPage) -> None:
-    """Both see the same knobs; the first change is in force, the second is refused and names the first."""
+def test_the_second_of_two_operators_gets_a_conflict(stage: Stage, open_page: OpenPage) -> None:
+    """Both see the same knobs; the first change is in force, and the second is refused and names the first."""
     first, second = open_page("/routes/auto", user="otto"), open_page("/routes/auto", user="ada")
     set_knob(first, "cost_weight", "0.45")
     apply(first)
@@ -84,7 +82,7 @@ def test_the_second_of_two_operators_is_told(stage: Stage, open_page: OpenPage) 
 
 
 def test_knobs_are_tried_before_they_are_applied(stage: Stage, open_page: OpenPage) -> None:
-    """A shadow changes no answer and is shown as a trial; it can be ended."""
+    """A shadow changes no answer, is shown as a trial, and can be ended."""
     page = open_page("/routes/auto", user="otto")
     set_knob(page, "cost_weight", "0.8")
     page.get_by_role("button", name="In the shadow").click()
@@ -95,7 +93,7 @@ def test_knobs_are_tried_before_they_are_applied(stage: Stage, open_page: OpenPa
 
 
 def test_a_bad_version_is_rolled_back(stage: Stage, open_page: OpenPage, tmp_path: Path) -> None:
-    """Promoted on the page it decides; rolled back on the page the version before does again."""
+    """Promoted on the page, it decides; rolled back, the version before it does."""
     good = stage.add_version(artifact(stage.folder, "good"))
     bad = stage.add_version(artifact(stage.folder, "bad", spoilt=True))
     page = open_page("/learning?route=auto", user="otto")
@@ -111,6 +109,6 @@ def test_a_bad_version_is_rolled_back(stage: Stage, open_page: OpenPage, tmp_pat
 
 
 def routers_of(stage: Stage) -> set[str]:
-    """Which routers decide now, over connections enough to meet every worker."""
+    """The routers that decide now, over enough connections to reach every worker."""
     ids = [stage.ask(POEM).headers["x-headgate-decision-id"] for _ in range(8)]
     return {eventually(lambda id=id: stage.admin("GET", f"/admin/decisions/{id}"))["router"] for id in ids}

@@ -1,4 +1,4 @@
-"""Two tabs change the same object: the second one gets a conflict, and no change is overwritten unseen."""
+"""Two tabs change the same object: the second one gets a conflict, and nothing is overwritten unseen."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.browser.conftest import OpenPage
 from tests.browser.stage import Stage, artifact
 
 
-def test_a_key_is_not_set_back_by_an_older_page(stage: Stage, open_page: OpenPage) -> None:
-    """A form sends all of a key's limits: the second would put the first one's old value back."""
+def test_an_older_page_does_not_restore_a_keys_old_values(stage: Stage, open_page: OpenPage) -> None:
+    """A form sends all of a key's limits, so the second one would restore the first one's old value."""
     id = stage.admin("POST", "/admin/keys", json={"name": "two tabs"})["record"]["id"]
     first, second = (open_page(f"/keys/edit?id={id}", user="ada") for _ in range(2))
     first.get_by_label("Routes and models").fill("small")
@@ -27,7 +27,7 @@ def test_a_key_is_not_set_back_by_an_older_page(stage: Stage, open_page: OpenPag
 
 
 def test_a_version_is_rolled_back_once(stage: Stage, open_page: OpenPage, tmp_path: Path) -> None:
-    """Two operators who saw the same version take it back: one step, and the second learns of it."""
+    """Two operators who saw the same version roll it back: one step is taken, and the second gets a conflict."""
     versions = [stage.add_version(artifact(tmp_path, name)) for name in ("before", "after")]
     for version in versions:
         stage.admin("POST", f"/admin/learning/auto/versions/{version}/promote")
@@ -46,7 +46,7 @@ def test_a_version_is_rolled_back_once(stage: Stage, open_page: OpenPage, tmp_pa
 
 
 def test_a_prediction_on_an_older_page_says_so(stage: Stage, open_page: OpenPage) -> None:
-    """Before anything is sent: what it compares with is not what the page shows."""
+    """Before anything is sent, it says that it compares with other values than those on the page."""
     page = open_page("/routes/auto", user="otto")
     version = stage.admin("GET", "/admin/routes/auto")["setting_version"]
     change = {"knobs": {"cost_weight": 0.35}, "version": version}

@@ -1,4 +1,4 @@
-"""Day's work: a decision is explained, a label given, a cache entry deleted, a key made, a model added."""
+"""Daily work: a decision is explained, a label given, a cache entry deleted, a key made, a model added."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from tests.browser.stage import Stage, eventually
 QUESTION = "What is 4711 + 1174? Answer with the number only."
 
 
-def test_a_decision_is_found_explained_and_decided_again(stage: Stage, open_page: OpenPage, watch: Watch) -> None:
-    """By the id from its answer's header; candidates, attempt and text are there; a replay at cost weight 1 differs."""
+def test_a_decision_is_found_explained_and_repeated(stage: Stage, open_page: OpenPage, watch: Watch) -> None:
+    """It is found by the id in its answer's header; candidates, attempt and text are shown, and repeating it at cost
+    weight 1 differs.
+    """
     answer = stage.ask("Write a solemn poem of 5 lines about an old house.")
     id, model = answer.headers["x-headgate-decision-id"], answer.headers["x-headgate-model"]
     page = open_page("/decisions", user="otto")
@@ -32,8 +34,8 @@ def test_a_decision_is_found_explained_and_decided_again(stage: Stage, open_page
     assert watch.faults == []
 
 
-def test_decisions_are_filtered_as_the_filter_is_set(stage: Stage, open_page: OpenPage) -> None:
-    """Only what was asked for is listed, and the address says it, so that it can be passed on."""
+def test_decisions_are_filtered(stage: Stage, open_page: OpenPage) -> None:
+    """Only matching ones are listed, and the page's address has the filter, so that it can be shared."""
     page = open_page("/decisions", user="vera")
     page.get_by_label("Answered by").select_option("large")
     page.wait_for_url("**answered_model=large**")
@@ -43,8 +45,8 @@ def test_decisions_are_filtered_as_the_filter_is_set(stage: Stage, open_page: Op
     assert page.get_by_label("Answered by").input_value() == "large"
 
 
-def test_a_cost_that_is_none_is_refused_in_place(open_page: OpenPage) -> None:
-    """Words for a number: said beside the filter, the list stays."""
+def test_an_invalid_cost_is_refused_in_place(open_page: OpenPage) -> None:
+    """The error is beside the filter, and the list stays."""
     page = open_page("/decisions")
     rows = page.locator("#results tbody tr").count()
     page.get_by_label("Cost from, $").fill("cheap")
@@ -53,7 +55,7 @@ def test_a_cost_that_is_none_is_refused_in_place(open_page: OpenPage) -> None:
 
 
 def test_a_label_is_given_with_one_key(stage: Stage, open_page: OpenPage) -> None:
-    """The first decision of the queue gets its score, the next one follows, and the score is attached."""
+    """The first decision of the queue gets its score, and the next one follows."""
     page = open_page("/labels", user="otto")
     card = page.locator("[data-label-card]")
     form = card.locator("form")
@@ -67,7 +69,7 @@ def test_a_label_is_given_with_one_key(stage: Stage, open_page: OpenPage) -> Non
 
 
 def test_a_cache_entry_is_deleted(stage: Stage, open_page: OpenPage) -> None:
-    """Asked again its question costs a call again, in every worker."""
+    """Asked again, its question makes an upstream call at every worker."""
     cached = lambda: stage.ask(QUESTION, model="kept").headers["x-headgate-cache"]  # noqa: E731
     stage.ask(QUESTION, model="kept")
     eventually(lambda: cached() == "hit")
@@ -82,8 +84,8 @@ def test_a_cache_entry_is_deleted(stage: Stage, open_page: OpenPage) -> None:
     assert cached() == "miss"
 
 
-def test_a_key_is_shown_once_and_opens_the_gateway_until_revoked(stage: Stage, open_page: OpenPage) -> None:
-    """Its plaintext is on one page only. A budget that the two workers could not share is refused in the form."""
+def test_a_key_is_shown_once_and_works_until_it_is_revoked(stage: Stage, open_page: OpenPage) -> None:
+    """Its plaintext is on one page only. A budget that two workers could not share is refused in the form."""
     page = open_page("/keys", user="ada")
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_label("Name").fill("shop")
@@ -115,8 +117,8 @@ def test_a_key_is_shown_once_and_opens_the_gateway_until_revoked(stage: Stage, o
     eventually(lambda: status() == 401)
 
 
-def test_a_form_says_which_field_will_not_do(open_page: OpenPage) -> None:
-    """A budget below nothing: said in the form, what was typed stays."""
+def test_a_form_marks_the_invalid_field(open_page: OpenPage) -> None:
+    """The value is a negative budget, which stays in the form."""
     page = open_page("/keys", user="ada")
     page.get_by_label("Name").fill("odd")
     page.get_by_label("Budget, $").fill("-3")
@@ -126,7 +128,7 @@ def test_a_form_says_which_field_will_not_do(open_page: OpenPage) -> None:
 
 
 def test_a_provider_and_a_model_are_added_and_answer(stage: Stage, open_page: OpenPage) -> None:
-    """Without a restart; the provider's secret is written and never shown again."""
+    """There is no restart; the provider's secret is written and never shown again."""
     secret = "sk-never-to-be-seen"
     upstream = stage.admin("GET", "/admin/fleet")["providers"][0]["base_url"] or f"{stage.api}"
     page = open_page("/providers/edit", user="ada")

@@ -109,7 +109,7 @@ router = "cheapest"
 
 @dataclass(slots=True)
 class Replica:
-    """One `headgate serve`."""
+    """A `headgate serve` process."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -120,10 +120,10 @@ class Replica:
 
 @dataclass(slots=True)
 class Cluster:
-    """Everything, running."""
+    """All running processes."""
 
     url: str
-    """Of nginx."""
+    """nginx's port."""
     replicas: list[Replica]
     upstream: str
     database: str
@@ -134,7 +134,7 @@ class Cluster:
         return int(CLIENT.get(f"{self.upstream.removesuffix('/v1')}/_seen").json()["by_model"].get(model, 0))
 
     def logs(self) -> str:
-        """Everything that any process has said."""
+        """The output of all processes."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("**/*.log")))
 
 
@@ -147,7 +147,7 @@ def chat(model: str, **more: Any) -> dict[str, Any]:
 
 
 def missing() -> str:
-    """Why there can be no cluster here; empty: there can."""
+    """Why there can be no cluster on this machine, or an empty text."""
     for program in ("redis-server", "nginx"):
         if not shutil.which(program):
             return f"{program} is not installed"
@@ -156,7 +156,7 @@ def missing() -> str:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """From the first process to the last."""
+    """Starts all processes, and stops them at the end."""
     programs = binaries()
     assert programs is not None
     with ExitStack() as stack:
@@ -176,11 +176,11 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 START_S = 240.0
-"""Two gateways, two databases and nginx start at once, perhaps on a machine that has ten times as much to do."""
+"""Two gateways, two databases and nginx start at once, perhaps on a machine with many other processes."""
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Until it answers 200."""
+    """Wait until the URL answers 200."""
     ends_s = time.monotonic() + START_S
     while time.monotonic() < ends_s:
         assert process.poll() is None, "a process has ended"

@@ -1,4 +1,4 @@
-"""Alarms and the dashboard ask for metrics that exist, and every alarm has its page."""
+"""Alarms and dashboards use metrics that exist, and every alarm has its section in the runbook."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def expressions() -> list[str]:
 
 
 @pytest.mark.parametrize("expression", sorted(set(expressions())))
-def test_every_metric_and_label_that_is_asked_for_is_exported(expression: str) -> None:
-    """A name that the gateway doesn't export never raises an alarm; a label it doesn't have groups nothing."""
+def test_every_metric_and_label_in_use_is_exported(expression: str) -> None:
+    """An unknown metric would never raise an alarm, and an unknown label groups nothing."""
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     used = set(_NAME.findall(expression))
     assert used <= EXPORTED.keys(), used - EXPORTED.keys()
@@ -52,8 +52,8 @@ def test_every_metric_and_label_that_is_asked_for_is_exported(expression: str) -
             assert labels <= known | {"le", "instance", "job"}, labels
 
 
-def test_every_alarm_has_its_page() -> None:
-    """Each names a heading of the runbook, with severity and summary; no page is of an alarm that isn't."""
+def test_every_alarm_has_its_section() -> None:
+    """Each names a heading of the runbook and has a severity and a summary; no section is of an unknown alarm."""
     runbook = (DEPLOY / "RUNBOOK.md").read_text()
     pages = set(re.findall(r"^### (Headgate\w+)$", runbook, re.MULTILINE))
     alarms = [rule for rule in rules() if "alert" in rule]
@@ -63,8 +63,7 @@ def test_every_alarm_has_its_page() -> None:
         assert rule["labels"]["severity"] in ("page", "ticket", "info") and rule["annotations"]["summary"]
 
 
-def test_the_runbook_names_commands_and_settings_that_exist() -> None:
-    """A setting it speaks of is one of the configuration's."""
+def test_the_runbook_names_existing_commands_and_settings() -> None:
     runbook = (DEPLOY / "RUNBOOK.md").read_text()
     example = (DEPLOY / "headgate.example.toml").read_text()
     for name in ("redis_timeout_s", "redis_away", "drain_timeout_s", "request_timeout_s", "max_output_tokens",
@@ -72,8 +71,8 @@ def test_the_runbook_names_commands_and_settings_that_exist() -> None:
         assert name in runbook and re.search(rf"(?m)^{name} = ", example), name
 
 
-def test_the_runbook_asks_what_the_admin_api_answers() -> None:
-    """Each path of it is one of the API's, with that method."""
+def test_the_runbooks_paths_are_in_the_admin_api() -> None:
+    """Each path exists with its method."""
     from gateway.admin.app import API_MODULES, health
 
     runbook = (DEPLOY / "RUNBOOK.md").read_text()
@@ -89,7 +88,7 @@ def test_the_runbook_asks_what_the_admin_api_answers() -> None:
 
 
 def test_the_dashboard_is_provisioned() -> None:
-    """Its panels have titles, units and places of their own; its data source is the one that is provisioned."""
+    """Its panels have titles, units and separate places, and its data source is the provisioned one."""
     sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"]
     uid = sources[0]["uid"]
     board = json.loads((DEPLOY / "grafana" / "dashboards" / "headgate.json").read_text())
@@ -109,7 +108,7 @@ def test_the_dashboard_is_provisioned() -> None:
 
 
 def test_promtool_agrees() -> None:
-    """The settings and rules are sound and the rules fire when they should, by Prometheus' own tool."""
+    """Prometheus's own tool finds the configuration and rules valid, and the rules fire when they should."""
     program = shutil.which("promtool")
     if program is None:
         pytest.skip("promtool is not installed; deploy/test-servers.sh installs it")

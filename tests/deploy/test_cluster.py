@@ -1,4 +1,4 @@
-"""Two replicas behind nginx keep one promise: what is limited, spent, cached, set or learnt is so for all."""
+"""Two replicas behind nginx act as one gateway: limits, spending, cache, settings and what was learned are shared."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = [
 ]
 PATH = "/v1/chat/completions"
 CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
-"""Each request on a connection of its own, so any worker may answer."""
+"""Each request has a connection of its own, so any worker may answer."""
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +45,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def ask(url: str, body: dict[str, object], key: str = "FREE", **headers: str) -> httpx.Response:
-    """Any worker may answer."""
+    """A request that any worker may answer."""
     return CLIENT.post(url + PATH, json=body, headers={**auth(key), **headers})
 
 
 async def flood(url: str, count: int, body: dict[str, object], key: str) -> list[httpx.Response]:
-    """So many requests at once, over so many connections."""
+    """Sends this many requests at once, each on a connection of its own."""
     limits = httpx.Limits(max_connections=24, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=60, limits=limits, headers=auth(key)) as client:
         return list(await asyncio.gather(*(client.post(url + PATH, json=body) for _ in range(count))))
 
 
 def until(what: str, done: object, within_s: float = 120.0) -> float:
-    """Poll; how long it took."""
+    """Polls until `done` returns true; returns the seconds that it took."""
     began_s = time.monotonic()
     while not done():  # type: ignore[operator]
         assert time.monotonic() - began_s < within_s, what
@@ -66,7 +66,7 @@ def until(what: str, done: object, within_s: float = 120.0) -> float:
 
 
 async def test_a_budget_holds_globally_to_the_cent(world: Cluster) -> None:
-    """Money for twenty answers buys twenty answers, wherever they were asked for: not one more, not one less."""
+    """A budget for twenty answers buys exactly twenty, wherever they are requested."""
     body, answered, more = chat("bought", max_tokens=OUTPUT_TOKENS), 0, 1
     while more:
         found = await flood(world.url, BUDGET_ANSWERS, body, "BUDGETED")
@@ -77,7 +77,7 @@ async def test_a_budget_holds_globally_to_the_cent(world: Cluster) -> None:
 
 
 async def test_a_rate_limit_holds_globally(world: Cluster) -> None:
-    """Four workers let through what one would: the minute's requests, and those that came back meanwhile."""
+    """Four workers admit what one would: the minute's requests, and those that were refilled meanwhile."""
     began_s = time.monotonic()
     found = await flood(world.url, 3 * RPM, chat("echo"), "LIMITED")
     passed = sum(answer.status_code == 200 for answer in found)
@@ -87,8 +87,8 @@ async def test_a_rate_limit_holds_globally(world: Cluster) -> None:
     assert all(ask(replica.url, chat("echo"), "LIMITED").status_code == 429 for replica in world.replicas)
 
 
-def test_the_cache_is_shared_and_a_deletion_holds_before_the_next_request(world: Cluster) -> None:
-    """What one replica answered every worker serves; once deleted anywhere, no worker serves it again."""
+def test_the_cache_is_shared_and_a_deletion_holds_at_once(world: Cluster) -> None:
+    """Every worker serves what one replica has answered; once it is deleted at any replica, no worker serves it."""
     one, two = world.replicas
     assert ask(one.url, chat("auto")).headers["x-headgate-cache"] == "miss"
     hits = [ask(replica.url, chat("auto")) for replica in (one, two) for _ in range(4)]
@@ -104,8 +104,8 @@ def test_the_cache_is_shared_and_a_deletion_holds_before_the_next_request(world:
     assert world.bought("cached") == 3
 
 
-async def test_identical_requests_at_all_replicas_ask_upstream_once(world: Cluster) -> None:
-    """The lease is one for all workers: eleven of twelve wait for the answer of the first."""
+async def test_identical_requests_at_all_replicas_call_upstream_once(world: Cluster) -> None:
+    """All workers share one lease: eleven of twelve requests wait for the first one's answer."""
     found = await flood(world.url, 12, chat("once"), "FREE")
     assert {answer.status_code for answer in found} == {200}
     assert world.bought("slow") == 1
@@ -161,8 +161,8 @@ def test_a_promotion_at_one_replica_serves_at_the_other(world: Cluster) -> None:
     assert not router() & before
 
 
-def test_a_rate_limit_that_one_worker_met_all_workers_heed(world: Cluster) -> None:
-    """The upstream said when to come again: nobody else asks it before."""
+def test_a_rate_limit_that_one_worker_met_holds_for_all(world: Cluster) -> None:
+    """No other worker asks the upstream before its retry-after."""
     one, two = world.replicas
     until("the deployment was tried", lambda: ask(one.url, chat("two")) and world.bought("busy"))
 
@@ -177,7 +177,7 @@ def test_a_rate_limit_that_one_worker_met_all_workers_heed(world: Cluster) -> No
 
 
 def test_one_replica_leads(world: Cluster) -> None:
-    """Of two control processes one does what is to be done once."""
+    """Of two control processes one does the work that is done once."""
     with psycopg.connect(world.database) as connection:
         held = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted").fetchone()
     assert held == (1,)
@@ -185,7 +185,9 @@ def test_one_replica_leads(world: Cluster) -> None:
 
 @pytest.mark.slow
 async def test_a_replica_reloads_behind_nginx_without_a_failed_request(world: Cluster) -> None:
-    """SIGHUP to one replica and then to the other, under load: every request is answered, every stream whole."""
+    """After SIGHUP to one replica and then to the other, under load, every request is answered and every stream
+    complete.
+    """
     failures: list[str] = []
     count, stop = 0, False
 
@@ -223,8 +225,8 @@ async def test_a_replica_reloads_behind_nginx_without_a_failed_request(world: Cl
     print(f"{count} requests during two rolling reloads, 0 failed")
 
 
-def test_every_decision_of_both_replicas_is_in_the_one_journal(world: Cluster) -> None:
-    """A decision made anywhere can be asked for at any replica."""
+def test_every_decision_of_both_replicas_is_in_the_journal(world: Cluster) -> None:
+    """A decision can be requested at any replica, wherever it was made."""
     ids = [ask(replica.url, chat("echo")).headers["x-headgate-decision-id"] for replica in world.replicas]
 
     def stored() -> bool:
@@ -238,8 +240,8 @@ def test_every_decision_of_both_replicas_is_in_the_one_journal(world: Cluster) -
     assert [answer.status_code for answer in crossed] == [200, 200]
 
 
-def test_a_killed_workers_spending_is_counted_all_the_same(world: Cluster) -> None:
-    """What Redis lacks the journal has: the leader rights every budget from it."""
+def test_a_killed_workers_spending_is_counted(world: Cluster) -> None:
+    """The leader restores what Redis lacks from the journal."""
     with psycopg.connect(world.database) as connection:
         found = connection.execute(
             "SELECT sum(cost_nanousd) FROM decisions WHERE key_id = 'file:budgeted'"
@@ -256,7 +258,7 @@ def test_a_killed_workers_spending_is_counted_all_the_same(world: Cluster) -> No
 
 
 def test_no_secret_and_no_prompt_is_in_any_log_or_answer(world: Cluster) -> None:
-    """At the most talkative level, after all of the above and some errors: no key, no password, no one's words."""
+    """At log level debug, after all tests above and some errors, there is no key, password or text of a request."""
     bodies = [
         ask(world.url, chat("leaky")).text,
         ask(world.url, chat("nonsense")).text,
@@ -275,8 +277,8 @@ def test_no_secret_and_no_prompt_is_in_any_log_or_answer(world: Cluster) -> None
         assert not found, f"{name}: {found[:3]}"
 
 
-def test_metrics_stay_inside(world: Cluster) -> None:
-    """nginx passes none on; each replica's admin port tells Prometheus."""
+def test_metrics_are_internal(world: Cluster) -> None:
+    """nginx doesn't forward them; each replica's admin port serves them to Prometheus."""
     assert CLIENT.get(f"{world.url}/metrics").status_code == 403
     for replica in world.replicas:
         assert "headgate_requests_total" in CLIENT.get(f"{replica.admin_url}/metrics").text

@@ -1,4 +1,6 @@
-"""The image, compose and systemd files: what can't run here is held to its rules, and to its schema if one is there."""
+"""The image, compose and systemd files: what can't run here is checked against rules, and against its schema if
+available.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ ENVIRONMENT = dict.fromkeys(
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Of the Dockerfile: instruction and what follows it, continued lines joined."""
+    """The Dockerfile's instructions with their arguments; continued lines are joined."""
     text = re.sub(r"(?m)^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text()).replace("\\\n", " ")
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in text.splitlines()) if word]
 
@@ -42,8 +44,8 @@ def stages() -> list[list[tuple[str, str]]]:
     return found
 
 
-def test_the_image_is_built_in_stages_and_runs_as_nobody() -> None:
-    """The last stage has a user that isn't root, a health check, a signal to drain on, and no package manager run."""
+def test_the_image_is_built_in_stages_and_runs_unprivileged() -> None:
+    """The last stage has a user that isn't root, a health check, a signal to drain on, and runs no package manager."""
     build, run = stages()
     words = dict(run)
     assert words["USER"] == "10001:10001" and words["STOPSIGNAL"] == "SIGTERM"
@@ -56,8 +58,10 @@ def test_the_image_is_built_in_stages_and_runs_as_nobody() -> None:
     assert len(build) > len(run) - 5
 
 
-def test_the_image_is_pinned_and_brings_no_secret() -> None:
-    """A base with a full version, no `latest`, no ADD, no secret as an argument, every package checked by its hash."""
+def test_the_image_is_pinned_and_has_no_secret() -> None:
+    """Its base has a full version, there is no `latest`, no ADD and no secret argument, and every package is checked by
+    its hash.
+    """
     bases = [rest for word, rest in instructions() if word == "ARG"]
     assert bases == ["PYTHON=3.11.13-slim-bookworm"]
     text = (DEPLOY / "Dockerfile").read_text()
@@ -67,8 +71,8 @@ def test_the_image_is_pinned_and_brings_no_secret() -> None:
     assert all("--no-index" in rest for rest in installs[1:])
 
 
-def test_the_image_takes_only_what_it_needs() -> None:
-    """Everything that is copied is let through, and nothing else is."""
+def test_the_image_contains_only_what_it_needs() -> None:
+    """Everything that is copied passes .dockerignore, and nothing else does."""
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
     assert ignored[0] == "*"
     allowed = {line[1:] for line in ignored if line.startswith("!")}
@@ -79,15 +83,15 @@ def test_the_image_takes_only_what_it_needs() -> None:
 
 
 def needs(name: str, extras: tuple[str, ...]) -> Iterator[str]:
-    """Packages that an installed one requires, with these extras."""
+    """Packages that an installed one requires with these extras."""
     for text in metadata.requires(name) or ():
         one = Requirement(text)
         if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in (*extras, "")):
             yield one.name
 
 
-def test_the_lock_holds_all_that_the_image_installs() -> None:
-    """`headgate[postgres,otel]` and everything below it is in the lock, so nothing is resolved while building."""
+def test_the_lock_contains_all_that_the_image_installs() -> None:
+    """`headgate[postgres,otel]` and all its dependencies are in the lock, so nothing is resolved while building."""
     locked = {pin.name for pin in read_lock((ROOT / "requirements.lock").read_text())[0]}
     todo, seen = list(needs("headgate", ("postgres", "otel"))), set[str]()
     while todo:
@@ -103,13 +107,13 @@ def test_the_lock_holds_all_that_the_image_installs() -> None:
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    """As it is, merges resolved."""
+    """The compose file with its merges resolved."""
     found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     return found
 
 
 def test_services_are_hardened(compose: dict[str, Any]) -> None:
-    """No new privileges, no capabilities but named ones, pinned images, and ours on a read-only root."""
+    """There are no new privileges, only named capabilities, pinned images, and a read-only root for the gateway."""
     for name, service in compose["services"].items():
         assert service["security_opt"] == ["no-new-privileges:true"] and service["cap_drop"] == ["ALL"], name
         assert re.search(r":v?\d+\.\d+", service["image"]), name
@@ -117,8 +121,9 @@ def test_services_are_hardened(compose: dict[str, Any]) -> None:
         assert "privileged" not in service and service.get("network_mode") != "host"
 
 
-def test_databases_are_out_of_reach(compose: dict[str, Any]) -> None:
-    """Redis and PostgreSQL publish nothing and stand in a network without a way out; admin is for this machine."""
+def test_databases_are_unreachable_from_outside(compose: dict[str, Any]) -> None:
+    """Redis and PostgreSQL publish no port and are in a network without a gateway; the admin port is for this machine.
+    """
     services = compose["services"]
     for name in ("redis", "postgres"):
         assert "ports" not in services[name] and services[name]["networks"] == ["back"]
@@ -127,7 +132,7 @@ def test_databases_are_out_of_reach(compose: dict[str, Any]) -> None:
 
 
 def test_compose_needs_its_secrets_and_finds_its_files(compose: dict[str, Any]) -> None:
-    """Each secret is asked for by name in env.example, none has a default, and every mounted file is there."""
+    """Each secret is named in env.example and has no default, and every mounted file exists."""
     text = (DEPLOY / "compose.yaml").read_text()
     asked = set(re.findall(r"\$\{(\w+):\?", text))
     assert asked == {line.split("=")[0] for line in (DEPLOY / "env.example").read_text().splitlines() if "=" in line}
@@ -139,14 +144,14 @@ def test_compose_needs_its_secrets_and_finds_its_files(compose: dict[str, Any]) 
     assert {name for name in used if name[0] != "."} == set(compose["volumes"])
 
 
-def test_redis_forgets_nobodys_budget(compose: dict[str, Any]) -> None:
-    """It evicts nothing and keeps a file."""
+def test_redis_loses_no_budget(compose: dict[str, Any]) -> None:
+    """It evicts nothing and persists to a file."""
     command = " ".join(compose["services"]["redis"]["command"])
     assert "--maxmemory-policy noeviction" in command and "--appendonly yes" in command
 
 
 def test_compose_follows_its_schema() -> None:
-    """The Compose Specification's own, as check-jsonschema carries it."""
+    """The schema is the Compose Specification's, as shipped with check-jsonschema."""
     program = str(Path(sys.executable).with_name("check-jsonschema"))
     command = [program, "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -155,15 +160,15 @@ def test_compose_follows_its_schema() -> None:
 
 @pytest.mark.parametrize("name", ["headgate.cluster.toml", "kubernetes/headgate.toml"])
 def test_the_shipped_configurations_load(name: str) -> None:
-    """Every key is known and every reference is found, with the variables that compose and Kubernetes set."""
+    """Every key is known and every reference resolved, with the variables that compose and Kubernetes set."""
     config, problems = check(str(DEPLOY / name), ENVIRONMENT)
     assert problems == [] and config is not None
     assert config.storage.redis_url and config.storage.url.startswith("postgresql://")
     assert config.server.run_dir == "/var/lib/headgate" and config.server.workers > 1
 
 
-def test_the_shipped_nginx_configuration_is_sound(tmp_path: Path) -> None:
-    """nginx itself says so; answers are not buffered, nothing is sent twice, metrics stay inside."""
+def test_the_shipped_nginx_configuration_is_valid(tmp_path: Path) -> None:
+    """nginx accepts it; answers are not buffered, no request is repeated, and metrics stay internal."""
     text = (DEPLOY / "nginx.conf").read_text()
     for setting in ("proxy_buffering off;", "proxy_next_upstream error timeout;", "deny all;", "access_log off;"):
         assert setting in text
@@ -183,7 +188,9 @@ def test_the_shipped_nginx_configuration_is_sound(tmp_path: Path) -> None:
 
 
 def test_the_unit_is_hardened() -> None:
-    """What systemd can take away it does; reload checks first; it waits for streams longer than the gateway drains."""
+    """It drops whatever systemd can drop; a reload checks the file first; its stop timeout is longer than the gateway's
+    drain.
+    """
     lines = (DEPLOY / "systemd" / "headgate.service").read_text().splitlines()
     pairs = [line.partition("=")[::2] for line in lines if "=" in line and not line.startswith("#")]
     unit = dict(pairs)
@@ -199,8 +206,8 @@ def test_the_unit_is_hardened() -> None:
     assert config is not None and int(unit["TimeoutStopSec"]) > config.server.drain_timeout_s
 
 
-def test_systemd_finds_the_unit_little_exposed() -> None:
-    """Its own assessment is below 2 of 10, where systemd-analyze can say."""
+def test_systemd_rates_the_units_exposure_low() -> None:
+    """Its own assessment is below 2 of 10, if systemd-analyze is available."""
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd is not installed")

@@ -1,4 +1,4 @@
-"""The manifests: what a cluster would have to find in them."""
+"""The Kubernetes manifests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GATEWAY = {"app.kubernetes.io/name": "headgate", "app.kubernetes.io/component": 
 
 @pytest.fixture(scope="module")
 def objects() -> dict[tuple[str, str], dict[str, Any]]:
-    """By kind and name, from every file that the kustomization names."""
+    """All objects by kind and name, from every file that the kustomization names."""
     named = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
     assert sorted(named) == sorted(
         path.name for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml"
@@ -29,7 +29,7 @@ def objects() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def pods(objects: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pods that anything makes."""
+    """The pods that any object creates."""
     return [one["spec"]["template"]["spec"] for (kind, _), one in objects.items() if kind in ("StatefulSet", "Job")]
 
 
@@ -39,7 +39,9 @@ def gateway_of(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]
 
 
 def test_pods_are_restricted(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Not root, no token, no capability, read-only root, the runtime's seccomp profile, bounded memory."""
+    """They don't run as root, have no token or capability, a read-only root, the runtime's seccomp profile, and limited
+    memory.
+    """
     assert objects["Namespace", "headgate"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for pod in pods(objects):
         assert pod["automountServiceAccountToken"] is False
@@ -53,13 +55,13 @@ def test_pods_are_restricted(objects: dict[tuple[str, str], dict[str, Any]]) -> 
                 "capabilities": {"drop": ["ALL"]},
             }
             assert "memory" in container["resources"]["limits"] and "cpu" in container["resources"]["requests"]
-            assert "cpu" not in container["resources"]["limits"]  # throttling is latency
+            assert "cpu" not in container["resources"]["limits"]  # a limit on CPU would throttle, which adds latency
             writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
             assert writable <= {"/tmp", "/var/lib/headgate"}
 
 
-def test_the_drain_has_its_time(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """preStop plus the gateway's own drain fit into the grace period; liveness asks nobody; readiness does."""
+def test_the_grace_period_covers_the_drain(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """preStop and the gateway's own drain fit into it; liveness depends on nothing else, and readiness does."""
     pod = gateway_of(objects)["template"]["spec"]
     (container,) = pod["containers"]
     config, _ = check(str(FOLDER / "headgate.toml"), ENVIRONMENT)
@@ -77,7 +79,7 @@ def test_the_drain_has_its_time(objects: dict[tuple[str, str], dict[str, Any]]) 
 
 
 def test_data_and_admin_are_two_services(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Each leads to one port of the pods it selects, and neither to the outside by itself."""
+    """Each leads to one port of the pods that it selects, and neither is reachable from outside by itself."""
     template = gateway_of(objects)["template"]["metadata"]["labels"]
     for name, port in (("headgate", "data"), ("headgate-admin", "admin")):
         spec = objects["Service", name]["spec"]
@@ -87,7 +89,9 @@ def test_data_and_admin_are_two_services(objects: dict[tuple[str, str], dict[str
 
 
 def test_it_stays_available(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """At most one replica goes at a time, there are always two, more come by load and go slowly."""
+    """At most one replica is unavailable at a time, there are always two, and their number rises with load and falls
+    slowly.
+    """
     budget = objects["PodDisruptionBudget", "headgate"]["spec"]
     scaler = objects["HorizontalPodAutoscaler", "headgate"]["spec"]
     assert budget["maxUnavailable"] == 1 and budget["selector"]["matchLabels"] == GATEWAY
@@ -99,8 +103,10 @@ def test_it_stays_available(objects: dict[tuple[str, str], dict[str, Any]]) -> N
     assert gateway_of(objects)["volumeClaimTemplates"][0]["metadata"]["name"] == "state"
 
 
-def test_the_network_is_closed_but_for_what_is_needed(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Admin from named pods only; out to DNS, the databases and public HTTPS, never to metadata or inner networks."""
+def test_the_network_is_closed_except_for_what_is_needed(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """The admin port is open to named pods only; outgoing connections go to DNS, the databases and public HTTPS, never
+    to metadata or internal networks.
+    """
     policy = objects["NetworkPolicy", "headgate"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     for rule in policy["ingress"]:
@@ -112,7 +118,7 @@ def test_the_network_is_closed_but_for_what_is_needed(objects: dict[tuple[str, s
 
 
 def test_secrets_come_from_outside() -> None:
-    """No manifest holds one; the example has each that the configuration reads, and the real file is not committed."""
+    """No manifest has one; the example has each that the configuration reads, and the real file isn't committed."""
     kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
     assert kustomization["secretGenerator"] == [{"name": "headgate-secrets", "envs": ["secrets.env"]}]
     example = dict(line.split("=", 1) for line in (FOLDER / "secrets.example.env").read_text().split())
@@ -122,7 +128,7 @@ def test_secrets_come_from_outside() -> None:
 
 
 def test_manifests_follow_their_schemas() -> None:
-    """Kubernetes' own, strictly, where kubernetes-validate is installed."""
+    """The schemas are Kubernetes's own, strictly, if kubernetes-validate is installed."""
     program = shutil.which("kubernetes-validate")
     if program is None:
         pytest.skip("kubernetes-validate is not installed")
@@ -131,8 +137,7 @@ def test_manifests_follow_their_schemas() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_schemas_are_reachable_from_here() -> None:
-    """API versions are the stable ones of today."""
+def test_api_versions_are_stable() -> None:
     stable = {"v1", "apps/v1", "batch/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1"}
     for path in Path(FOLDER).glob("*.yaml"):
         for one in yaml.safe_load_all(path.read_text()):

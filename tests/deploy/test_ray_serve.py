@@ -1,4 +1,4 @@
-"""The template for Ray Serve LLM: what stands in it holds together, and its comment is a configuration that loads."""
+"""The template for Ray Serve LLM is consistent, and its comment is a configuration that loads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEMPLATE = Path(__file__).parents[2] / "deploy" / "ray-serve.yaml"
 
 
 def test_the_comment_configures_headgate_for_it(tmp_path: Path) -> None:
-    """The provider and model stated above the template are valid and name the model it serves."""
+    """The provider and model in the comment are valid and name the model that the template serves."""
     comment = [line.removeprefix("#") for line in TEMPLATE.read_text().splitlines() if line.startswith("#   ")]
     config = tmp_path / "headgate.toml"
     config.write_text(textwrap.dedent("\n".join(comment)))
@@ -25,8 +25,8 @@ def test_the_comment_configures_headgate_for_it(tmp_path: Path) -> None:
     assert model.context_tokens == served["engine_kwargs"]["max_model_len"]
 
 
-def test_nothing_is_downloaded_by_it() -> None:
-    """The model is a folder of the nodes, and the application is Ray's own OpenAI server."""
+def test_it_downloads_nothing() -> None:
+    """The model is a folder on the nodes, and the application is Ray's own OpenAI server."""
     (application,) = yaml.safe_load(TEMPLATE.read_text())["applications"]
     assert application["import_path"] == "ray.serve.llm:build_openai_app"
     for served in application["args"]["llm_configs"]:

@@ -1,4 +1,4 @@
-"""Rolling reload as an operator does it: SIGHUP under load, to real processes."""
+"""Rolling reloads as an operator does them: SIGHUP to real processes under load."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_config(
     folder: Path, *, answer: str, port: int, admin_port: int, slow: str = "one two three four five six",
     **server: object,
 ) -> Path:  # fmt: skip
-    """Two workers over a scripted upstream of their own; `answer` is what changes. The folder's own ports."""
+    """Two workers with a scripted upstream; only `answer` is changed by the tests."""
     path = folder / "headgate.toml"
     settings = {"port": port, "admin_port": admin_port, "run_dir": f"{folder}/run", "workers": 2, **server}
     lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
@@ -67,14 +67,14 @@ provider = "script"
 
 
 def said_by_all(port: int) -> set[str]:
-    """What many new connections, so every worker, are answered."""
+    """The answers on many new connections, which reach every worker."""
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     return {CLIENT.post(url, json=CHAT).json()["choices"][0]["message"]["content"] for _ in range(30)}
 
 
 @dataclass(slots=True)
 class Gateway:
-    """A supervisor and what it says to systemd."""
+    """A supervisor, and the messages that it sends to systemd."""
 
     pid: int
     port: int
@@ -83,11 +83,11 @@ class Gateway:
     notified: socket.socket
 
     def told(self) -> str:
-        """The next thing that systemd hears."""
+        """The next message to systemd."""
         return self.notified.recv(99).decode()
 
     def forget(self) -> None:
-        """What it was told and nobody has read."""
+        """Discard the messages that nobody has read."""
         while select.select([self.notified], [], [], 0)[0]:
             self.told()
 
@@ -104,7 +104,7 @@ class Gateway:
 
 @pytest.fixture(scope="module")
 def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Ready, under a service manager."""
+    """A running gateway under a service manager."""
     folder, port, admin_port = tmp_path_factory.mktemp("reload"), free_port(), free_port()
     config = write_config(folder, answer="small", port=port, admin_port=admin_port)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
@@ -149,7 +149,7 @@ def accepted(gateway: Gateway) -> Gateway:
 
 
 class Load:
-    """Clients that keep their connections and count what fails."""
+    """Clients that keep their connections open, and count failures."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/v1/chat/completions"
@@ -171,7 +171,7 @@ class Load:
                 await asyncio.sleep(0.03)
 
     async def until(self, text: str) -> None:
-        """Some answer says this."""
+        """Wait until an answer has this text."""
         await until(lambda: text in self.answers, PATIENCE_S)
 
 
@@ -182,7 +182,7 @@ async def stream(port: int) -> str:
 
 
 def counted(port: int) -> float:
-    """Requests that the gateway says it has answered; 0 while control starts again."""
+    """Number of requests that the gateway has counted; 0 while the control process starts again."""
     try:
         text = CLIENT.get(f"http://127.0.0.1:{port}/metrics").text
     except httpx.TransportError:
@@ -191,13 +191,15 @@ def counted(port: int) -> float:
 
 
 async def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(gateway: Gateway) -> None:
-    """SIGHUP: new workers, the new configuration, every request answered, streams whole, counters never less."""
+    """After SIGHUP there are new workers with the new configuration; every request is answered, streams are complete,
+    and counters never fall.
+    """
     await asyncio.sleep(2 * METRICS_EVERY_S)
     load, counted_before = Load(gateway.port), counted(gateway.admin_port)
     clients = [asyncio.create_task(load.client()) for _ in range(6)]
     await load.until("small")
     before, streaming = workers_of(gateway.pid), asyncio.create_task(stream(gateway.port))
-    await asyncio.sleep(0.3)  # the stream is under way in a worker that is about to go
+    await asyncio.sleep(0.3)  # the stream is in progress in a worker that will be replaced
     gateway.change(answer="large")
     os.kill(gateway.pid, signal.SIGHUP)
     await load.until("large")
@@ -215,8 +217,8 @@ async def test_a_reload_under_load_fails_no_request_and_cuts_no_stream(gateway: 
     assert await asyncio.to_thread(gateway.told) == "READY=1"
 
 
-async def test_a_reload_moves_no_run_folder(accepted: Gateway) -> None:
-    """What is spooled in the one would never be shipped: refused, and it shows."""
+async def test_a_reload_cannot_move_the_run_folder(accepted: Gateway) -> None:
+    """Records in the old one would never be shipped, so it is refused, and both port and metric show it."""
     before = workers_of(accepted.pid)
     accepted.change(answer="large", run_dir=f"{accepted.folder}/elsewhere")
     os.kill(accepted.pid, signal.SIGHUP)
@@ -225,7 +227,7 @@ async def test_a_reload_moves_no_run_folder(accepted: Gateway) -> None:
 
 
 async def test_fewer_workers_leave_no_connection_unanswered(gateway: Gateway) -> None:
-    """What waits in the queue of a worker that goes is answered by one that stays, and a stream under way has as long
+    """Connections in the queue of a worker that ends are answered by one that stays; streams in progress have as long
     as at any reload, whatever the drain timeout.
     """
     gateway.change(answer="small", drain_timeout_s=0.5)
@@ -257,7 +259,9 @@ async def test_fewer_workers_leave_no_connection_unanswered(gateway: Gateway) ->
 
 
 async def test_a_faulty_file_changes_nothing(gateway: Gateway) -> None:
-    """After SIGHUP with a broken file the same workers serve on, and one that dies starts again as it was."""
+    """After SIGHUP with a broken file the same workers continue, and one that dies is restarted with the old
+    configuration.
+    """
     load = Load(gateway.port)
     before = workers_of(gateway.pid)
     (gateway.folder / "headgate.toml").write_text("[server]\nworkers = 0\n")
@@ -272,8 +276,8 @@ async def test_a_faulty_file_changes_nothing(gateway: Gateway) -> None:
 
 
 async def test_a_configuration_that_no_worker_starts_with_changes_nothing(gateway: Gateway) -> None:
-    """A trained file that isn't there is found out by the first new worker: the old ones serve on, one that dies starts
-    again as it was, and what lies in the run folder is what is in force.
+    """A missing trained file is found by the first new worker: the old ones continue, one that dies is restarted with
+    the old configuration, and the run folder holds what is in force.
     """
     in_force = gateway.folder / "run" / "config.toml"
     good, before = in_force.read_bytes(), set(workers_of(gateway.pid))
@@ -294,9 +298,9 @@ async def test_a_configuration_that_no_worker_starts_with_changes_nothing(gatewa
     assert not load.failures
 
 
-async def test_a_configuration_that_only_some_workers_start_with_is_taken_back(gateway: Gateway) -> None:
-    """The first worker goes by the new one already when the second can't start with it: it is replaced again by one of
-    the old, nobody's request fails meanwhile, and a worker that dies later starts again as it was.
+async def test_a_configuration_that_only_some_workers_start_with_is_reverted(gateway: Gateway) -> None:
+    """The first worker already has the new configuration when the second can't start with it. It is replaced by one
+    with the old configuration, no request fails, and a worker that dies later is restarted with the old one.
     """
     in_force, on_trial = gateway.folder / "run" / "config.toml", gateway.folder / "run" / "config.trial.toml"
     good, before = in_force.read_bytes(), set(workers_of(gateway.pid))
@@ -307,7 +311,7 @@ async def test_a_configuration_that_only_some_workers_start_with_is_taken_back(g
     os.kill(gateway.pid, signal.SIGHUP)
     begun: set[int] = set()
     async with asyncio.timeout(PATIENCE_S):
-        while len(begun) < 2:  # the first is ready, the second has begun and read nothing yet
+        while len(begun) < 2:  # the first is ready, the second has begun and not read the file yet
             await asyncio.sleep(0.002)
             begun |= set(workers_of(gateway.pid)) - before
     on_trial.write_text("[server]\nworkers = 0\n")
@@ -329,8 +333,8 @@ async def test_a_configuration_that_only_some_workers_start_with_is_taken_back(g
     assert set(load.answers) <= {"small"}
 
 
-async def test_a_reload_that_finds_no_room_changes_nothing(gateway: Gateway) -> None:
-    """A full disk keeps the old configuration, and systemd isn't left waiting."""
+async def test_a_reload_on_a_full_disk_changes_nothing(gateway: Gateway) -> None:
+    """The old configuration stays, and systemd is told that the reload has ended."""
     blocked = gateway.folder / "run" / "config.trial.new"
     blocked.mkdir()
     before = workers_of(gateway.pid)
@@ -344,7 +348,7 @@ async def test_a_reload_that_finds_no_room_changes_nothing(gateway: Gateway) -> 
 
 @pytest.mark.slow
 async def test_nobody_waits_for_a_worker_that_cannot_start(gateway: Gateway) -> None:
-    """A worker that dies at its start again and again leaves its share of the connections to the others."""
+    """A worker that dies repeatedly at its start leaves its connections to the other workers."""
     in_force = gateway.folder / "run" / "config.toml"
     assert ask_all(gateway.port) == {200}  # both workers are up again
     good, victim = in_force.read_bytes(), workers_of(gateway.pid)[0]
@@ -357,7 +361,7 @@ async def test_nobody_waits_for_a_worker_that_cannot_start(gateway: Gateway) -> 
 
 
 def ask_all(port: int) -> set[int]:
-    """How requests over so many connections that every worker is asked are answered."""
+    """The status codes of enough requests to reach every worker."""
     return {CLIENT.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=CHAT).status_code for _ in range(12)}
 
 
@@ -368,13 +372,13 @@ def both_serve(gateway: Gateway) -> bool:
 
 
 def sockets_at(port: int) -> int:
-    """How many listening sockets share this port."""
+    """Number of listening sockets on this port."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     return sum(line.split()[1] == f"0100007F:{port:04X}" and line.split()[3] == "0A" for line in lines)
 
 
 def servers_of(pid: int) -> dict[int, str]:
-    """The model servers of ours that a supervisor runs, with their commands."""
+    """The model servers that a supervisor manages, with their commands."""
     found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,args="], capture_output=True, text=True, check=True)
     told = (line.split(maxsplit=1) for line in found.stdout.splitlines() if " --uds " in line)
     return {int(number): command for number, command in told}
@@ -386,9 +390,9 @@ async def reloaded(gateway: Gateway) -> None:
     assert await asyncio.to_thread(gateway.told) == "READY=1"
 
 
-async def test_model_servers_of_ours_follow_the_file(gateway: Gateway) -> None:
-    """One that stays is not started again; another in its place is up before it is asked, and the old one goes when its
-    last stream has ended.
+async def test_model_servers_follow_the_file(gateway: Gateway) -> None:
+    """An unchanged one isn't restarted. A replacement is ready before it is asked, and the old server ends after its
+    last stream.
     """
     await until(lambda: len(servers_of(gateway.pid)) <= 1, PATIENCE_S)
     before = servers_of(gateway.pid)
@@ -404,7 +408,7 @@ async def test_model_servers_of_ours_follow_the_file(gateway: Gateway) -> None:
     text = await streaming
     assert "six" in text and text.endswith("data: [DONE]\n\n")
     async with asyncio.timeout(PATIENCE_S):
-        while "eight" not in await stream(gateway.port):  # a worker that is told to retire may just take one more
+        while "eight" not in await stream(gateway.port):  # a worker that is told to retire may accept one more request
             pass
     await until(lambda: len(servers_of(gateway.pid)) <= 1, PATIENCE_S)
     load.stop = True
@@ -413,8 +417,8 @@ async def test_model_servers_of_ours_follow_the_file(gateway: Gateway) -> None:
     assert len([*(gateway.folder / "run").glob("*.sock")]) == 1
 
 
-async def test_a_model_server_that_can_not_start_changes_nothing(gateway: Gateway) -> None:
-    """Its model isn't there: the old configuration goes on, the old servers too."""
+async def test_a_model_server_that_cannot_start_changes_nothing(gateway: Gateway) -> None:
+    """Its model is missing: the old configuration and the old servers continue."""
     await until(lambda: len(servers_of(gateway.pid)) <= 1, PATIENCE_S)
     before = servers_of(gateway.pid)
     gateway.change(answer="large")
@@ -426,7 +430,9 @@ async def test_a_model_server_that_can_not_start_changes_nothing(gateway: Gatewa
 
 
 def refused(gateway: Gateway) -> tuple[str, str, str]:
-    """What the admin port says of the last reload, and the metric; control begins anew with each reload."""
+    """The state of the last reload, by the admin port and the metric. The control process starts again with each
+    reload.
+    """
     try:
         told = CLIENT.get(f"http://127.0.0.1:{gateway.admin_port}/readyz").json()
         figures = CLIENT.get(f"http://127.0.0.1:{gateway.admin_port}/metrics").text
@@ -436,8 +442,8 @@ def refused(gateway: Gateway) -> tuple[str, str, str]:
     return told["reload"], told["status"], figure
 
 
-async def test_a_spoilt_model_beside_a_sound_one_changes_nothing_and_shows(accepted: Gateway) -> None:
-    """As a file that is no TOML does: the admin port says that the last reload was refused, until one is done."""
+async def test_a_damaged_model_is_refused_and_shown(accepted: Gateway) -> None:
+    """Like an invalid file, it is shown by the admin port and the metric until a reload succeeds."""
     spoilt = accepted.folder / "spoilt"
     sound = shipped_models()["tiny-small"]
     shutil.copytree(sound, spoilt, dirs_exist_ok=True)

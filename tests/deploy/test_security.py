@@ -1,4 +1,4 @@
-"""What stands between the gateway and its misuse: the points of deploy/THREATS.md that no other test holds."""
+"""Protection against misuse: the points of deploy/THREATS.md that no other test covers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATH = "/v1/chat/completions"
 
 
 async def talk(url: str, data: bytes) -> bytes:
-    """Everything that comes back until the server closes."""
+    """Everything that is received until the server closes the connection."""
     host, _, port = url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -46,7 +46,7 @@ async def talk(url: str, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("where", ["lane", "elsewhere", "endless"])
 async def test_headers_have_a_limit(tmp_path: Path, where: str) -> None:
-    """More than 64 KiB of them is answered 431 and the connection ends, whole or not, whatever is asked for."""
+    """More than 64 KiB of them are answered with 431 and the connection ends, whether or not they are complete."""
     line = b"GET /v1/models HTTP/1.1\r\n" if where == "elsewhere" else b"POST /v1/chat/completions HTTP/1.1\r\n"
     head = line + b"host: x\r\n" + b"x-filler: " + b"a" * 70_000
     async with live(tmp_path) as gateway:
@@ -58,7 +58,7 @@ async def test_headers_have_a_limit(tmp_path: Path, where: str) -> None:
 
 
 async def test_bodies_have_a_limit(tmp_path: Path) -> None:
-    """413, by what the head says or by what comes."""
+    """They are answered with 413, by their stated length or by what arrives."""
     async with live(tmp_path, server={"max_body_bytes": 1000}) as gateway, httpx.AsyncClient() as client:
         stated = await client.post(gateway.url + PATH, content=b"x" * 1001)
 
@@ -70,8 +70,8 @@ async def test_bodies_have_a_limit(tmp_path: Path) -> None:
         assert (stated.status_code, streamed.status_code) == (413, 413)
 
 
-async def test_a_head_that_never_comes_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that says nothing, or goes on and on about its headers, is closed."""
+async def test_an_incomplete_head_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that sends nothing, or headers without end, is closed."""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.1)
     async with live(tmp_path) as gateway, asyncio.timeout(20):
         assert await talk(gateway.url, b"") == b""
@@ -79,7 +79,7 @@ async def test_a_head_that_never_comes_is_not_waited_for(tmp_path: Path, monkeyp
 
 
 async def test_no_url_of_a_request_is_fetched(tmp_path: Path) -> None:
-    """An image's URL is passed on as it is: nobody connects to it, by whatever name it is called."""
+    """An image's URL is passed on unchanged, and nothing connects to it, whatever its name."""
     visits = 0
 
     async def visit(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -117,21 +117,21 @@ async def test_no_url_of_a_request_is_fetched(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_addresses_of_providers(address: str, inner: bool, is_refused: bool) -> None:
-    """Inner addresses only where the URL means one; metadata and link-local ones never."""
+    """Internal addresses are reached only if the URL states one; metadata and link-local ones never are."""
     assert bool(refusal(address, inner=inner)) is is_refused
 
 
-def test_names_of_providers() -> None:
-    """What the URL says is believed."""
+def test_internal_names_of_providers() -> None:
+    """Local names and private addresses are internal; a public name is not, whatever words it contains."""
     assert all(map(names_inner, ("10.0.0.5", "localhost", "vllm", "vllm.models.svc", "gpu.internal", "::1")))
     assert not any(map(names_inner, ("api.acme.example", "internal.example.com")))
 
 
 @pytest.mark.parametrize(("may", "status"), [(False, 502), (True, 200)])
-async def test_a_public_name_that_resolves_to_an_inner_address(
+async def test_a_public_name_that_resolves_to_an_internal_address_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may: bool, status: int
 ) -> None:
-    """Is refused before a byte of the request leaves, unless the provider is said to be inside."""
+    """It is refused before a byte of the request is sent, unless the provider is configured as internal."""
     look_up = socket.getaddrinfo
 
     def resolved(host: str, *words: Any, **more: Any) -> Any:
@@ -154,11 +154,11 @@ async def test_a_public_name_that_resolves_to_an_inner_address(
 
 
 @pytest.mark.parametrize("may", [False, True])
-async def test_batches_vectors_and_probes_go_nowhere_else(
+async def test_batches_vectors_and_probes_reach_no_internal_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may: bool
 ) -> None:
-    """Neither the endpoint of batches nor that of vectors, nor an engine's page, is reached at an inner address by a
-    public name: its prompts and our credential stay here.
+    """Neither the batch endpoint, the embedding endpoint nor an engine's metrics page is reached at an internal address
+    by a public name, so prompts and credentials aren't sent there.
     """
     real = socket.getaddrinfo
 
@@ -184,7 +184,7 @@ async def test_batches_vectors_and_probes_go_nowhere_else(
 
 
 @pytest.mark.parametrize("section", ["providers", "embedding"])
-def test_a_file_may_not_name_the_clouds_metadata(section: str) -> None:
+def test_a_configuration_may_not_name_cloud_metadata(section: str) -> None:
     """`check-config` refuses it with its path."""
     named = {"kind": "openai", "base_url": "http://169.254.169.254/v1", "model": "m", "dims": 3}
     provider = {"name": "p", "kind": "openai", "base_url": named["base_url"]}
@@ -193,8 +193,8 @@ def test_a_file_may_not_name_the_clouds_metadata(section: str) -> None:
     assert any(line.startswith(f"{where}.base_url") and "metadata" in line for line in problems)
 
 
-async def test_a_clients_key_is_not_sent_on(tmp_path: Path) -> None:
-    """The provider sees our credential and none of the client's, by whatever header it came."""
+async def test_a_clients_key_is_not_forwarded(tmp_path: Path) -> None:
+    """The provider gets the gateway's credential and none of the client's, in whatever header."""
     auth = {"master_key": "hg-master-0123456789", "keys": [{"name": "app", "key": "hg-client-0123456789"}]}
     async with live(tmp_path, auth=auth) as gateway, httpx.AsyncClient() as client:
         for header in ({"authorization": "Bearer hg-client-0123456789"}, {"x-api-key": "hg-client-0123456789"},
@@ -207,8 +207,8 @@ async def test_a_clients_key_is_not_sent_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [400, 404, 422, 429, 500])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_provider_that_repeats_our_credential(tmp_path: Path, status: int, stream: bool) -> None:
-    """Whatever the status, no client reads it; the rest of what was said is passed on where it helps."""
+async def test_a_credential_that_a_provider_repeats_is_hidden(tmp_path: Path, status: int, stream: bool) -> None:
+    """No client reads it, whatever the status; the rest of the message is passed on where it helps."""
     said = {"status": status, "error": "no model for sk-upstream-secret here"}
     scripts = {"rude": [said] * 8}
     async with live(tmp_path, scripts=scripts, models=["rude"]) as gateway, httpx.AsyncClient() as client:
@@ -218,8 +218,7 @@ async def test_a_provider_that_repeats_our_credential(tmp_path: Path, status: in
             assert status != 400 or "no model for *** here" in answer.text
 
 
-async def test_a_provider_that_repeats_our_credential_inside_a_stream(tmp_path: Path) -> None:
-    """Behind the first words too."""
+async def test_a_credential_that_a_provider_repeats_inside_a_stream_is_hidden(tmp_path: Path) -> None:
     late = {"text": "one two three", "fault": "late_error", "after": 2, "gap_s": 0.1,
             "error": "no quota for sk-upstream-secret"}  # fmt: skip
     async with live(tmp_path, scripts={"rude": [late]}, models=["rude"]) as gateway, httpx.AsyncClient() as client:
@@ -228,8 +227,8 @@ async def test_a_provider_that_repeats_our_credential_inside_a_stream(tmp_path: 
     assert "sk-upstream-secret" not in answer.text
 
 
-def test_keys_are_kept_as_digests() -> None:
-    """Neither a record nor a keyring nor its configuration shows a key."""
+def test_keys_are_stored_as_digests() -> None:
+    """Neither a record, a keyring nor its configuration shows a key."""
     plain, record = new_key("app", 1.0)
     assert plain not in str(record) and record.key_hash == hashlib.sha256(plain.encode()).hexdigest()
     config = Auth(master_key=Secret("master-key-1"), keys=[KeyConfig(name="a", key=Secret("client-key-1"))])
@@ -240,7 +239,7 @@ def test_keys_are_kept_as_digests() -> None:
 
 
 def test_the_master_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digests of equal length go through `compare_digest`, for a right key and for a wrong one."""
+    """Digests of equal length are compared by `compare_digest`, for a right key and for a wrong one."""
     compared: list[tuple[int, int]] = []
     really = hmac.compare_digest
 
@@ -256,8 +255,8 @@ def test_the_master_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyP
     assert compared == [(32, 32), (32, 32)]
 
 
-async def test_admin_and_data_are_apart(tmp_path: Path) -> None:
-    """The data port has no admin path, for whatever key; its metrics are for the master key, or for this machine."""
+async def test_admin_and_data_are_separate(tmp_path: Path) -> None:
+    """The data port has no admin path, whatever the key; its metrics are for the master key, or for this machine."""
     auth = {"master_key": "hg-master-0123456789", "keys": [{"name": "app", "key": "hg-client-0123456789"}]}
     async with live(tmp_path, auth=auth) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
         for key in ("hg-master-0123456789", "hg-client-0123456789"):
@@ -285,7 +284,7 @@ async def test_admin_and_data_are_apart(tmp_path: Path) -> None:
     {"origin": "http://localhost.evil.example"}, {"host": "[evil"},
 ])  # fmt: skip
 async def test_a_web_page_does_not_reach_an_open_gateway(tmp_path: Path, told: dict[str, str]) -> None:
-    """Without keys neither a foreign page nor a public name that leads here is answered, in the lane or out of it."""
+    """Without keys neither a foreign page nor a public name for this address is answered, on every path."""
     async with live(tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url, headers=told) as client:
         plain = {"content": json.dumps(CHAT), "headers": {"content-type": "text/plain"}}
         for answer in (await client.post(PATH, **plain), await client.get("/v1/models"), await client.get("/v1/files")):
@@ -301,8 +300,8 @@ async def test_a_web_page_does_not_reach_an_open_gateway(tmp_path: Path, told: d
     {}, {"origin": "https://chat.example.org"}, {"origin": "http://localhost:3000"}, {"host": "localhost:8080"},
     {"host": "host.docker.internal:8080"}, {"host": "[::1]:8080"}, {"host": "gateway"}, {"origin": "vscode-webview://1"},
 ])  # fmt: skip
-async def test_programs_and_pages_that_are_meant_reach_an_open_gateway(tmp_path: Path, told: dict[str, str]) -> None:
-    """By any name that can only mean an inner network, and from the origins of the configuration."""
+async def test_allowed_programs_and_pages_reach_an_open_gateway(tmp_path: Path, told: dict[str, str]) -> None:
+    """They use a name that can only be internal, or an origin of the configuration."""
     pages = {"cors_origins": ["https://chat.example.org"]}
     async with live(tmp_path, server=pages) as gateway, httpx.AsyncClient(headers=told) as client:
         assert (await client.post(gateway.url + PATH, json=CHAT)).status_code == 200
@@ -312,7 +311,7 @@ async def test_programs_and_pages_that_are_meant_reach_an_open_gateway(tmp_path:
 
 
 def certificate(folder: Path, name: str, authority: tuple[Path, Path] | None = None) -> tuple[Path, Path]:
-    """A certificate for localhost, by itself or by that authority, made by OpenSSL."""
+    """A certificate for localhost, self-signed or signed by that authority, made by OpenSSL."""
     key, cert = folder / f"{name}.key", folder / f"{name}.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
                "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
@@ -324,7 +323,7 @@ def certificate(folder: Path, name: str, authority: tuple[Path, Path] | None = N
 
 
 async def test_tls_and_client_certificates(tmp_path: Path) -> None:
-    """With a certificate only TLS is spoken; with `tls_client_ca` only to clients of that authority."""
+    """With a certificate only TLS is accepted; with `tls_client_ca` only clients of that authority."""
     cert, key = certificate(tmp_path, "server")
     client_cert, client_key = certificate(tmp_path, "client")
     tls = {"tls_certificate": str(cert), "tls_key": str(key), "tls_client_ca": str(client_cert)}
@@ -343,8 +342,8 @@ async def test_tls_and_client_certificates(tmp_path: Path) -> None:
                 await client.post(gateway.url + PATH, json=CHAT)
 
 
-def test_tls_that_cannot_be_used_is_refused_at_start(tmp_path: Path) -> None:
-    """A key that is missing, foreign or rubbish is told with its path by `check-config`."""
+def test_invalid_tls_is_refused_at_start(tmp_path: Path) -> None:
+    """`check-config` names the path of a missing, foreign or invalid key."""
     cert, key = certificate(tmp_path, "one")
     _, foreign = certificate(tmp_path, "two")
     rubbish = tmp_path / "rubbish"

@@ -1,4 +1,4 @@
-"""While everything goes wrong, nothing that is written holds a secret or the words of a request, whoever wrote it."""
+"""While everything fails, no output contains a secret or text of a request, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WORDS = {
 PROMPT, ANSWER, COMMENT, FILED, FILED_ANSWER = (f"{word} and more" for word in WORDS.values())
 LEAK = " ".join((SECRETS["a header of ours"], SECRETS["the provider's key"], PROMPT))
 LATE_LEAK = f"{SECRETS['a key set at run time']} {PROMPT}"
-"""What a provider with a loose tongue says of a request."""
+"""A provider's message that repeats what a request contains."""
 TOML = """
 [server]
 port = {port}
@@ -101,7 +101,7 @@ SURFACES: dict[str, dict[str, Any]] = {
 
 
 class Collector:
-    """Takes spans as a collector does, and keeps their bytes."""
+    """Receives spans as a collector does, and keeps their bytes."""
 
     def __init__(self) -> None:
         self.heard: list[bytes] = []
@@ -124,8 +124,10 @@ class Collector:
         writer.close()
 
 
-async def test_nothing_that_is_written_tells(tmp_path: Path) -> None:
-    """Logs at every level, spans, metrics, the journal; in answers no secret, in the admin port's no words either."""
+async def test_no_output_reveals_anything(tmp_path: Path) -> None:
+    """These are logs at every level, spans, metrics and the journal; answers have no secret, and the admin port's have
+    no text either.
+    """
     port, admin_port, log = free_port(), free_port(), tmp_path / "said.log"
     models = "".join(f'[[models]]\nname = "{name}"\nprovider = "up"\ninput_usd_per_mtok = 1.0\n' for name in SCRIPTS)
     file = tmp_path / "headgate.toml"
@@ -161,7 +163,7 @@ async def test_nothing_that_is_written_tells(tmp_path: Path) -> None:
 
 
 class Heard:
-    """A client that keeps all it was told."""
+    """A client that keeps everything it receives."""
 
     def __init__(self, port: int) -> None:
         self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
@@ -206,7 +208,7 @@ async def ready(process: asyncio.subprocess.Process, admin: httpx.AsyncClient) -
 
 
 async def add_provider(admin: Heard, upstream: str) -> None:
-    """Its key is one that no file names."""
+    """Add a provider whose key is in no file."""
     late = {"kind": "openai", "base_url": upstream, "api_key": SECRETS["a key set at run time"], "version": 0}
     assert (await admin.ask("PUT", "/admin/providers/late", json=late)).is_success
     for name in LATE:
@@ -215,13 +217,13 @@ async def add_provider(admin: Heard, upstream: str) -> None:
 
 
 async def ask_everything(data: Heard) -> None:
-    """Every surface of every model, whole and streamed; then what is no request."""
+    """Send requests to every surface of every model, whole and streamed, and then invalid ones."""
     key = SECRETS["a client's key"]
     models = ["auto", "away", *SCRIPTS, *LATE, PROMPT]
 
     async def ask(surface: str, model: str, stream: bool) -> None:
         body = {"model": model, **SURFACES[surface], **({"stream": True} if stream else {})}
-        with suppress(httpx.HTTPError):  # a stream that breaks off is broken off
+        with suppress(httpx.HTTPError):  # broken off on purpose
             await data.ask("POST", f"/v1/{surface}", key, json=body)
 
     for surface in SURFACES:
@@ -249,7 +251,7 @@ async def ask_everything(data: Heard) -> None:
 
 
 async def administer(admin: Heard) -> None:
-    """Wrong secrets, wrong shapes, a user, a key, a connection test, every page."""
+    """Use wrong secrets and invalid bodies, add a user and a key, test a connection, and open every page."""
     password = SECRETS["a password"]
     user = {"name": "otto", "role": "viewer", "password": password}
     await admin.ask("POST", "/admin/users", json=user)
@@ -268,7 +270,7 @@ async def administer(admin: Heard) -> None:
 
 
 async def run_batches(data: Heard, upstream: ScriptedServer) -> None:
-    """Lines that are answered, fail, and can't be read: files of clients, which the database keeps for them."""
+    """Run batches whose lines are answered, fail, or can't be read; the database stores the files for their clients."""
     key = SECRETS["a client's key"]
     lines = [
         {"custom_id": f"{n}", "method": "POST", "url": "/v1/chat/completions",
@@ -289,7 +291,7 @@ async def run_batches(data: Heard, upstream: ScriptedServer) -> None:
 
 
 async def reload(process: asyncio.subprocess.Process, file: Path, text: str, log: Path) -> None:
-    """Faulty files, each of which names a new secret; then one that is right, and the command that checks them."""
+    """Reload faulty files, each with a new secret, then a right one, and run the command that checks them."""
     new = SECRETS["a key in a faulty file"]
     key, redis = 'api_key = "plainprovidercanary1"', 'redis_url = "redis://:plainrediscanary8@'
     for faulty in (
@@ -313,7 +315,7 @@ async def reload(process: asyncio.subprocess.Process, file: Path, text: str, log
 
 
 async def lose_the_database(folder: Path, data: Heard, admin: Heard) -> None:
-    """It is no database any more while records are to be written, and the pages ask."""
+    """Break the database while records are to be written and pages are requested."""
     for one in folder.glob("journal.db*"):
         one.write_bytes(b"no database" * 1000)
     for _ in range(4):
@@ -325,7 +327,9 @@ async def lose_the_database(folder: Path, data: Heard, admin: Heard) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that the gateway left, but its own copies of secrets, which nobody else may read, and plans of batches."""
+    """All files that the gateway left, except its own copies of secrets, which only its user may read, and plans of
+    batches.
+    """
     found = [*(folder / "run").rglob("*"), *folder.glob("journal.db*")]
     secret = [path for path in found if path.name in ("config.toml", "secrets.json")]
     assert len(secret) == 2 and all(path.stat().st_mode & 0o77 == 0 for path in secret)
@@ -337,7 +341,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def found_in(written: dict[str, bytes], words: list[str]) -> list[str]:
-    """Which word is where, with what stands around it."""
+    """Each word that was found, where, and its context."""
     found = []
     for where, text in written.items():
         for word in words:

@@ -1,4 +1,4 @@
-"""What the gateway is made of: pinned, hashed, listed."""
+"""The gateway's dependencies: pinned, hashed, listed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_every_package_is_pinned_and_hashed() -> None:
-    """The lock is sound: versions, SHA-256 hashes, nothing from elsewhere, permissive licences."""
+    """The lock has versions, SHA-256 hashes, only the configured index, and permissive licences."""
     pins, strange = read_lock(LOCK)
     found = [line for line in problems(pins, strange) if "is installed, the lock says" not in line]
     assert found == []
     assert len(pins) > 50
 
 
-def test_all_that_the_project_asks_for_is_in_the_lock() -> None:
-    """Dependencies, and the extras that the image takes."""
+def test_all_dependencies_are_in_the_lock() -> None:
+    """These are the dependencies, and the extras that the image installs."""
     locked = {pin.name for pin in read_lock(LOCK)[0]}
     asked = [*PROJECT["dependencies"]]
     for extra in ("postgres", "otel"):
@@ -34,8 +34,8 @@ def test_all_that_the_project_asks_for_is_in_the_lock() -> None:
     assert names <= locked, names - locked
 
 
-def test_what_is_unsound_is_said() -> None:
-    """A package without a hash, one twice, one by address, one known to be hostile."""
+def test_an_unsafe_lock_is_reported() -> None:
+    """A package has no hash, is listed twice, comes from a URL, or is known to be malicious."""
     text = f"a==1.0 \\\n    --hash=sha256:{'0' * 64}\nb==2.0\na==1.0 \\\n    --hash=sha256:{'0' * 64}\n"
     text += "c @ https://example.com/c.whl\nlitellm==1.82.7 \\\n    --hash=sha256:" + "1" * 64
     found = problems(*read_lock(text))
@@ -45,7 +45,7 @@ def test_what_is_unsound_is_said() -> None:
 
 
 def test_the_bill_of_materials_names_every_package() -> None:
-    """CycloneDX 1.6: each with version, address and hashes; the same lock gives the same bill."""
+    """It is CycloneDX 1.6, each package has version, address and hashes, and the same lock gives the same file."""
     pins, _ = read_lock(LOCK)
     told = bill(pins, PROJECT)
     assert told == bill(pins, PROJECT)
@@ -61,14 +61,14 @@ def test_the_bill_of_materials_names_every_package() -> None:
 
 
 def test_the_command_prints_it() -> None:
-    """As `make sbom` runs it."""
+    """It is run as `make sbom` does."""
     command = [sys.executable, str(ROOT / "deploy" / "sbom.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert json.loads(done.stdout)["metadata"]["component"]["name"] == "headgate"
 
 
 def test_the_threat_model_names_tests_that_exist() -> None:
-    """Each row's tests are there: a claim without one is a wish."""
+    """Each row of the threat model needs a test that exists."""
     text = (ROOT / "deploy" / "THREATS.md").read_text().partition("## Threats and answers")[2]
     rows = [line for line in text.splitlines() if line.startswith("| ") and line.count("|") == 4 and "---" not in line]
     assert len(rows) > 15
