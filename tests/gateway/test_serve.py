@@ -103,16 +103,16 @@ async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path:
     async with served(config), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         assert (tmp_path / "run").stat().st_mode & 0o077 == 0  # what is cached there is nobody else's to read
         assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 401
-        made = json.loads((await asyncio.to_thread(started, "keys", "create", "app", "--json", *where)).stdout)
+        made = json.loads((await asyncio.to_thread(headgate, "keys", "create", "app", "--json", *where)).out)
         auth = {"authorization": f"Bearer {made['key']}"}
         answer = await eventually(client, auth, 200)
         assert answer.json()["choices"][0]["message"]["content"] == "a small answer"
-        told = await asyncio.to_thread(started, "explain", answer.headers["x-headgate-decision-id"], "--json", *where)
-        assert json.loads(told.stdout)["key_id"] == made["id"]
-        listed = await asyncio.to_thread(started, "keys", "list", *where)
-        assert made["key"] not in listed.stdout
+        told = await asyncio.to_thread(headgate, "explain", answer.headers["x-headgate-decision-id"], "--json", *where)
+        assert json.loads(told.out)["key_id"] == made["id"]
+        listed = await asyncio.to_thread(headgate, "keys", "list", *where)
+        assert made["key"] not in listed.out
         words = ("keys", "rotate", made["id"], "--grace", "5s", "--json", *where)
-        fresh = json.loads((await asyncio.to_thread(started, *words)).stdout)
+        fresh = json.loads((await asyncio.to_thread(headgate, *words)).out)
         renewed = {"authorization": f"Bearer {fresh['key']}"}
         await eventually(client, renewed, 200)
         if time.time() < fresh["earlier_until_s"]:
@@ -120,7 +120,7 @@ async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path:
         told = await eventually(client, auth, 401)
         assert time.time() >= fresh["earlier_until_s"] and "has expired" in told.json()["error"]["message"]
         assert (await eventually(client, renewed, 200)).status_code == 200
-        await asyncio.to_thread(started, "keys", "revoke", made["id"], *where)
+        await asyncio.to_thread(headgate, "keys", "revoke", made["id"], *where)
         await eventually(client, renewed, 401)
 
 
@@ -334,7 +334,7 @@ def test_a_base_install_without_a_file_says_what_it_needs(tmp_path: Path) -> Non
 
 def test_the_version_is_told() -> None:
     """`--version` prints the version."""
-    assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", started("--version").stdout)
+    assert re.fullmatch(r"headgate \d+\.\d+\.\d+\n", headgate("--version").out)
 
 
 def test_no_help_text_loses_a_word() -> None:
@@ -636,7 +636,7 @@ async def test_a_reload_to_several_workers_needs_what_a_start_needs(tmp_path: Pa
     config, _, _ = write_config(tmp_path, master_key="")
     async with served(config) as process:
         words = ("keys", "create", "app", "--budget-usd", "1", "--config", str(config))
-        assert (await asyncio.to_thread(started, *words)).returncode == 0
+        assert (await asyncio.to_thread(headgate, *words)).code == 0
         await until(lambda: b"app" in (tmp_path / "run" / "settings.json").read_bytes())
         before = workers_of(process.pid)
         config.write_text(config.read_text().replace("[server]", "[server]\nworkers = 2"))

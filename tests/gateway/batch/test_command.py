@@ -1,4 +1,4 @@
-"""`headgate batch run` and `batch status`, as real processes."""
+"""`headgate batch run` as a real process, and the commands that control its jobs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ pytestmark = pytest.mark.usefixtures("commands_end")
 
 
 async def headgate(folder: Path, *words: str) -> tuple[int | None, str, str]:
+    """Runs jobs in a process of their own, because they handle signals, and everything else in this process."""
+    if words[0] != "run":
+        return await asyncio.to_thread(command.headgate, "batch", *words, "--config", folder / "headgate.toml")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", "batch", *words, "--config", str(folder / "headgate.toml"),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.command import Ended, headgate
 
 CONFIG = """
 [server]
@@ -44,20 +44,22 @@ provider = "up"
 name = "auto"
 models = ["small"]
 """
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HG_")}
+Run = Callable[..., Ended]
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command beside its configuration, with these secrets only."""
     (tmp_path / "headgate.toml").write_text(CONFIG.format(database="HG_DATABASE"))
     monkeypatch.chdir(tmp_path)
 
+    def run(*words: str, **secrets: str) -> Ended:
+        with monkeypatch.context() as patched:
+            for name, value in secrets.items():
+                patched.setenv(name, value)
+            return headgate(*words)
 
-def headgate(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *words], env={**ENVIRONMENT, **environment}, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+    return run
 
 
 @pytest.mark.parametrize(
@@ -65,33 +67,33 @@ def headgate(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     ["migrate", "versions", "keys list", "keys create app --rpm 5", "export --out found", "batch status",
      "cascade floors"],
 )  # fmt: skip
-def test_a_command_on_the_database_needs_only_its_secret(words: str) -> None:
+def test_a_command_on_the_database_needs_only_its_secret(run: Run, words: str) -> None:
     """Without it the error names that secret alone."""
-    done = headgate(*words.split(), HG_DATABASE="journal")
-    assert done.returncode == 0, done.stderr
-    refused = headgate(*words.split())
-    assert refused.returncode == 2 and "HG_DATABASE" in refused.stderr
-    assert not any(name in refused.stderr for name in ("HG_MASTER", "HG_ACME", "HG_REDIS", "HG_EMBED", "HG_KEY"))
+    done = run(*words.split(), HG_DATABASE="journal")
+    assert done.code == 0, done.err
+    refused = run(*words.split())
+    assert refused.code == 2 and "HG_DATABASE" in refused.err
+    assert not any(name in refused.err for name in ("HG_MASTER", "HG_ACME", "HG_REDIS", "HG_EMBED", "HG_KEY"))
 
 
-def test_an_unknown_decision_is_looked_for_without_secrets() -> None:
+def test_an_unknown_decision_is_looked_for_without_secrets(run: Run) -> None:
     """`explain` gets as far as the journal."""
-    assert headgate("explain", "dec_1", HG_DATABASE="journal").stderr == "no decision has the id 'dec_1'\n"
+    assert run("explain", "dec_1", HG_DATABASE="journal").err == "no decision has the id 'dec_1'\n"
 
 
 @pytest.mark.parametrize("words", ["whatif --cost-weight 0.5", "limits", "replay dec_1"])
-def test_a_command_that_reads_counters_needs_redis_too(words: str) -> None:
+def test_a_command_that_reads_counters_needs_redis_too(run: Run, words: str) -> None:
     """It needs no other secret; one that is set is still validated."""
-    refused = headgate(*words.split(), HG_DATABASE="journal").stderr
+    refused = run(*words.split(), HG_DATABASE="journal").err
     assert "storage.redis_url" in refused and "HG_REDIS" in refused and "HG_MASTER" not in refused
-    wrong = headgate(*words.split(), HG_DATABASE="journal", HG_REDIS="memcached://x").stderr
+    wrong = run(*words.split(), HG_DATABASE="journal", HG_REDIS="memcached://x").err
     assert "storage.redis_url: must start with" in wrong
 
 
 @pytest.mark.parametrize("words", ["serve", "check-config", "batch run prompts.jsonl"])
-def test_serving_needs_every_secret(words: str) -> None:
+def test_serving_needs_every_secret(run: Run, words: str) -> None:
     """All missing ones are named at once."""
-    refused = headgate(*words.split(), HG_DATABASE="journal")
-    assert refused.returncode == 2
+    refused = run(*words.split(), HG_DATABASE="journal")
+    assert refused.code == 2
     for name in ("HG_MASTER", "HG_ACME", "HG_TEAM", "HG_REDIS", "HG_EMBED", "HG_KEY"):
-        assert name in refused.stderr, refused.stderr
+        assert name in refused.err, refused.err
