@@ -625,9 +625,11 @@ async def spoil(redis: Redis, name: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["string", "list", "field"])
 async def test_a_spoilt_budget_is_nobody_elses_trouble(
-    redis: Redis, worker: Make, clock: Clock, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
+    redis: Redis, worker: Make, clock: Clock, how: str, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Only its own callers are refused, and the journal restores it with the right amount."""
+    monkeypatch.setattr(ledger_redis, "PULSE_S", 0.02)
     ledger = worker(clock, when_away="refuse")
     runner = asyncio.create_task(ledger.run())
     other = Account("tenant:sound", 1000, "day")
@@ -642,7 +644,7 @@ async def test_a_spoilt_budget_is_nobody_elses_trouble(
     under_way.settle(5)
     await until(lambda: not ledger.queued)
     assert await ledger.balance(other) == (8, 0)
-    await asyncio.sleep(1.2)
+    await asyncio.sleep(10 * ledger_redis.PULSE_S)
     assert not ledger.is_away and list(ledger.spoilt) == [KEY.id] and not runner.done()
     assert [r.message for r in caplog.records if KEY.id in r.message] != []
 
@@ -659,9 +661,12 @@ async def test_a_spoilt_budget_is_nobody_elses_trouble(
 
 
 @pytest.mark.parametrize("name", ["leases", "workers", "born"])
-async def test_what_all_budgets_need_is_made_anew(redis: Redis, worker: Make, clock: Clock, name: str) -> None:
+async def test_what_all_budgets_need_is_made_anew(
+    redis: Redis, worker: Make, clock: Clock, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where something else is at one of the ledger's own keys, budgets are away for a moment, and nothing is forgotten.
     """
+    monkeypatch.setattr(ledger_redis, "PULSE_S", 0.02)
     ledger = worker(clock, when_away="refuse")
     runner = asyncio.create_task(ledger.run())
     (await ledger.hold([KEY], 20)).settle(20)
@@ -670,7 +675,7 @@ async def test_what_all_budgets_need_is_made_anew(redis: Redis, worker: Make, cl
     await spoil(redis, name, "string")
     with contextlib.suppress(BudgetsAway):
         (await ledger.hold([KEY], 1)).release()
-    await asyncio.sleep(1.2)
+    await asyncio.sleep(10 * ledger_redis.PULSE_S)
     await until(lambda: not ledger.is_away and not ledger.queued)
     assert await ledger.balance(KEY) == (20, 10)
     held.release()
