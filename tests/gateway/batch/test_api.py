@@ -91,23 +91,17 @@ async def test_the_official_clients_batch_example_runs_unchanged(tmp_path: Path)
 
 async def test_a_batch_may_name_models_and_no_route(tmp_path: Path) -> None:
     """The official client names models in its lines. A route that is named must exist."""
-    async with ScriptedServer() as upstream:
-        config = configuration(tmp_path, upstream.url)
-        port, admin_port = free_port(), free_port()
-        text, _, _ = config.read_text().partition("[[routes]]")
-        config.write_text(text.replace("[server]", f"[server]\nport = {port}\nadmin_port = {admin_port}"))
-        async with served(config):
-            client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-            lines = "".join(line(f"r-{n}", f"word {n}", "small") for n in range(3))
-            file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
-            wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-            batch = await over(client, (await client.batches.create(**wanted)).id)  # type: ignore[arg-type]
-            assert batch.status == "completed" and batch.request_counts.completed == 3, batch.errors
-            with pytest.raises(NotFoundError):
-                await client.batches.create(**wanted, extra_body={"headgate": {"route": "auto"}})  # type: ignore[arg-type]
-            plain = await client.files.create(file=("in.jsonl", b'{"prompt": "hello"}'), purpose="batch")
-            failed = await over(client, (await client.batches.create(**wanted | {"input_file_id": plain.id})).id)  # type: ignore[arg-type]
-            assert failed.status == "failed" and "'auto' does not exist" in failed.errors.data[0].message
+    async with owned(tmp_path, routes=[]) as (_, client):
+        lines = "".join(line(f"r-{n}", f"word {n}", "small") for n in range(3))
+        file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = await over(client, (await client.batches.create(**wanted)).id)  # type: ignore[arg-type]
+        assert batch.status == "completed" and batch.request_counts.completed == 3, batch.errors
+        with pytest.raises(NotFoundError):
+            await client.batches.create(**wanted, extra_body={"headgate": {"route": "auto"}})  # type: ignore[arg-type]
+        plain = await client.files.create(file=("in.jsonl", b'{"prompt": "hello"}'), purpose="batch")
+        failed = await over(client, (await client.batches.create(**wanted | {"input_file_id": plain.id})).id)  # type: ignore[arg-type]
+        assert failed.status == "failed" and "'auto' does not exist" in failed.errors.data[0].message
 
 
 @pytest.mark.slow
@@ -211,7 +205,7 @@ async def owned(
     """A gateway in this process that runs jobs and ships its journal. `run`: the replica's own folder."""
     from gateway.batch.execute import shipping
 
-    routes = [{"name": "auto", "models": ["small"], "cache": cache}]
+    routes = extra.pop("routes", [{"name": "auto", "models": ["small"], "cache": cache}])
     server = {"run_dir": str(tmp_path / run), "drain_timeout_s": 2.0}
     async with live(tmp_path, models=models, routes=routes, auth=auth, server=server, **extra) as up:
         jobs = open_jobs(up.services)
