@@ -1,6 +1,7 @@
-"""Ports for servers that must be told where to listen; each belongs to one process as long as it runs. They are below
-the range from which the kernel assigns ports, so no other program takes one between its choice and its server's bind,
-and no two test processes get the same one.
+"""Ports for servers that must be told where to listen; each belongs to one process as long as it runs.
+
+They are below the range from which the kernel assigns ports, so no other program takes one between its choice and its
+server's bind, and no two test processes get the same one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One Chromium and one gateway with traffic, shared by all tests of this folder; each test has a browser context of its
-own. Both are stopped after the last of these tests, because no asyncio test could start while Playwright's event loop
-runs.
+own.
+
+Both are stopped after the last of these tests, because no asyncio test could start while Playwright's event loop runs.
 """
 
 from __future__ import annotations

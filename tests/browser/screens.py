@@ -1,6 +1,7 @@
-"""The pictures in the documentation: `python -m tests.browser.screens [FOLDER]`. A gateway has a day of decisions in
-its journal, made by a trained router on the town's questions, and live traffic on top. Every figure on the pictures is
-computed from those records.
+"""The pictures in the documentation: `python -m tests.browser.screens [FOLDER]`.
+
+A gateway has a day of decisions in its journal, made by a trained router on the town's questions, and live traffic on
+top. Every figure on the pictures is computed from those records.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""A gateway for browser tests: real processes, two workers, three models with known quality, real traffic. It has plain
-functions and no event loop, because the browser is driven synchronously.
+"""A gateway for browser tests: real processes, two workers, three models with known quality, real traffic.
+
+It has plain functions and no event loop, because the browser is driven synchronously.
 """
 
 from __future__ import annotations

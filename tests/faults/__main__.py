@@ -20,7 +20,7 @@ console = Console(width=140)
 
 
 def main() -> None:
-    """Exit status 1 where a case ended in any other way than it must."""
+    """Exit status 1 if a case ended in another way than it must."""
     begun = time.monotonic()
     suites = [(fault, stream) for stream, faults in ((True, STREAMED), (False, WHOLE)) for fault in faults]
     table = Table("", "fault", "alone", "with a fallback", "attempts", "billed, n$", "held", box=None)
@@ -54,7 +54,7 @@ def complaints(results: Iterable[Result]) -> list[str]:
 
 
 def row(fault: Fault, results: list[Result], *, stream: bool) -> list[str]:
-    """Both kinds of provider and all surfaces in one line; what differs between them is listed."""
+    """Both kinds of provider and all surfaces in one line; differences between them are listed."""
     alone = [result for result in results if not result.case.fallback]
     helped = [result for result in results if result.case.fallback]
     return [
@@ -79,7 +79,7 @@ def listed(words: Iterable[str]) -> str:
 
 
 def span(amounts: Iterable[int]) -> str:
-    """Least and most; one number where they are the same."""
+    """The smallest and largest value, or one number if they are equal."""
     known = sorted(amounts)
     return f"{known[0]}" if known[0] == known[-1] else f"{known[0]}-{known[-1]}"
 

@@ -1,8 +1,8 @@
 """The faults of an upstream, and the one way in which each request must end.
 
-`before`: nothing of the answer has reached the client, so another model answers, or the client gets one error
-in its own shape. `inside`: the client has begun to see it, so it ends with one error event and no terminal.
-`none`: the answer is whole all the same. `late`: the deadline is used up, so nobody else can answer either.
+`before`: the client has received nothing of the answer, so another model answers, or the client gets one error in its
+API's form. `inside`: the client has received a part, so the stream ends with one error event and no terminal event.
+`none`: the answer is complete all the same. `late`: the deadline has passed, so no other model can answer either.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What must be true of a case once it is over."""
+"""What must hold for a case once it has ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TRIED_AGAIN = {"timeout": 1, "unauthorized": 1, "not_found": 1}
 
 
 def check(result: Result) -> None:
-    """What must hold of each case."""
+    """Checks everything that must hold for a case."""
     case, record, heard = result.case, result.record, result.heard
     assert result.ending == case.ending, (case, heard, record.attempts)
     assert [attempt.failure for attempt in record.attempts] == expected_failures(result), (case, record.attempts)

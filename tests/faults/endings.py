@@ -39,6 +39,7 @@ def read_stream(body: bytes | bytearray) -> Streamed:
 
 
 def _take(seen: Streamed, event: dict[str, Any]) -> None:
+    """The parsed events of a stream, on any surface."""
     kind = event.get("type") or ""
     if kind in TERMINALS:
         seen.terminals += 1
@@ -80,9 +81,9 @@ def assert_error_shape(surface: str, heard: Heard) -> None:
 
 
 def ending_of(surface: str, heard: Heard, *, stream: bool, texts: dict[str, str]) -> str:
-    """answer | fallback | error | in-band error; anything else is a defect and raises.
+    """The kind of ending: answer, fallback, error or in-band error.
 
-    `texts`: what each whole ending says.
+    Anything else raises. `texts` are the texts of complete answers.
     """
     assert heard.heads == 1 and heard.whole, f"the message has no proper end: {heard}"
     if heard.status != 200:

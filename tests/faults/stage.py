@@ -37,7 +37,7 @@ class Result:
     record: DecisionRecord
     spent: int
     held: int
-    """After the end."""
+    """At the end of the case."""
     counted: int
     """Failures that the breaker of the faulty deployment counted."""
 
@@ -60,7 +60,7 @@ def open_files() -> int:
 @asynccontextmanager
 async def stage(folder: Path, cases: Sequence[Case]) -> AsyncIterator[Live]:
     """A gateway with a route, a model and a key for every case, under the case's name."""
-    with socket.socket() as deaf:  # bound and not listening: connections are refused
+    with socket.socket() as deaf:  # a bound socket that doesn't listen refuses connections
         deaf.bind(("127.0.0.1", 0))
         deaf_url = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
         silence_s = SILENCE_S if any(case.fault.is_silence for case in cases) else 15.0
@@ -100,7 +100,7 @@ def _route(case: Case) -> dict[str, Any]:
 
 
 async def meet(gateway: Live, case: Case) -> Heard:
-    """Ask once, as the case's own key."""
+    """Send one request with the case's own key."""
     deadline_s = DEADLINE_S if case.fault.where == "late" else 15.0
     return await ask(
         gateway.url,
@@ -112,7 +112,7 @@ async def meet(gateway: Live, case: Case) -> Heard:
 
 
 async def run_cases(folder: Path, cases: Sequence[Case]) -> list[Result]:
-    """All at once on one gateway; then everything is checked that must hold for the gateway as a whole."""
+    """Runs all cases at once on one gateway, and then checks what must hold for the gateway as a whole."""
     async with nothing_left(), stage(folder, cases) as gateway:
         heards = await asyncio.gather(*(meet(gateway, case) for case in cases))
         await gateway.rest()
@@ -129,7 +129,7 @@ async def run_cases(folder: Path, cases: Sequence[Case]) -> list[Result]:
 
 
 async def upstream_rests(gateway: Live) -> None:
-    """It answers nobody any more: whoever was given up has seen us leave."""
+    """Waits until the upstream answers nobody any more, which shows that abandoned requests were cancelled."""
     await until(lambda: not any(connection.playing for connection in gateway.upstream.connections))
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [--cases 100000]`: bad input on codecs and both ports, and what came of it, as a table."""
+"""`python -m tests.fuzz [--cases 100000]`: bad input to codecs and both ports, and the outcomes as a table."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.fuzz.codecs import CODECS
 from tests.fuzz.ports import Said, Tally, bad_bodies, bad_wire, by_document, ports
 
 SHARES = {"codecs": 0.5, "bodies": 0.38, "wire": 0.12, "document": 0.01}
-"""Of all cases; the document's are for each port."""
+"""Shares of all cases; those of the OpenAPI documents are for each port."""
 
 
 def main() -> None:
-    """Exit status 1 where anything was a fault of ours."""
+    """Exit status 1 if any outcome was a fault of the gateway."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)

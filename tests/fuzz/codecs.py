@@ -1,4 +1,4 @@
-"""Wire codecs under bad input: whatever comes, they answer or say whose fault it is, and raise nothing else."""
+"""Wire codecs under bad input: they return a result or raise one of the defined errors, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIENTS = ("chat", "completions", "responses", "messages")
 
 
 def request(draw: random.Random) -> None:
-    """A client's body: read, described, put into each upstream's dialect."""
+    """A client's body is read, described, and translated for each upstream API."""
     surface = draw.choice(SURFACES)
     body = bad_json(GOOD[surface], draw)
     try:
@@ -40,7 +40,7 @@ def request(draw: random.Random) -> None:
 
 
 def answer(draw: random.Random) -> None:
-    """An upstream's body: put into each client's dialect, looked into, replayed as a stream."""
+    """An upstream's body is translated for each client API, inspected, and replayed as a stream."""
     src = draw.choice(tuple(ANSWERS))
     dst = draw.choice(CLIENTS)
     body = bad_json(ANSWERS[src], draw)
@@ -54,7 +54,7 @@ def answer(draw: random.Random) -> None:
 
 
 def stream(draw: random.Random) -> None:
-    """An upstream's events, in pieces: one ending, and only one."""
+    """An upstream's events, in pieces, have exactly one ending."""
     src, dst = draw.choice(tuple(EVENTS)), draw.choice(CLIENTS)
     options = Options(include_usage=draw.random() < 0.5, collect=True)
     flow = Relay(src, dst, model="m", request=decode(b'{"model":"m"}'), options=options)
@@ -73,7 +73,7 @@ def stream(draw: random.Random) -> None:
 
 
 def error(draw: random.Random) -> None:
-    """An upstream's refusal, however worded: classified, and rendered for every surface."""
+    """An upstream's error, however worded, is classified and rendered for every surface."""
     said = {"error": {"message": "no", "type": "x", "code": "rate_limit_exceeded", "param": None}}
     status = draw.choice((400, 401, 404, 408, 413, 429, 500, 502, 503, 529))
     found = classify(status, bad_json(said, draw), {"retry-after": draw.choice(("1", "", "x", "-1", "1e400"))})

@@ -1,4 +1,4 @@
-"""Bad input: bodies that were good once and lost their way, by structure and by byte, and streams that go wrong."""
+"""Bad input: valid bodies that were damaged in structure or bytes, and broken streams."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ DEEP = (b"[" * 3000 + b"]" * 3000, b'{"a":' * 2000 + b"1" + b"}" * 2000, b"[" * 
 
 
 def places(value: Json, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every path into a JSON value, the root's left out."""
+    """Every path into a JSON value except the root's."""
     found: list[tuple[Any, ...]] = []
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, one in inner:
@@ -102,7 +102,7 @@ def places(value: Json, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def spoiled(value: Json, draw: random.Random) -> Json:
-    """A copy with one to three places changed: another value, one too many, none at all, or a key misnamed."""
+    """A copy with one to three changes: another value, an additional one, a missing one, or a misspelt key."""
     spoilt = copy.deepcopy(value)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         found = places(spoilt)
@@ -135,7 +135,7 @@ def odd(draw: random.Random) -> Json:
 
 
 def garbled(body: bytes, draw: random.Random) -> bytes:
-    """Bytes put in, taken out, doubled or changed."""
+    """Bytes are inserted, removed, doubled or changed."""
     for _ in range(draw.choice((1, 1, 2, 4))):
         at = draw.randrange(len(body) + 1)
         end = min(len(body), at + draw.choice((1, 1, 3, 20)))
@@ -154,7 +154,7 @@ def garbled(body: bytes, draw: random.Random) -> bytes:
 
 
 def bad_json(value: Json, draw: random.Random) -> bytes:
-    """One bad body out of a good one."""
+    """A damaged body made from a valid one."""
     how = draw.random()
     if how < 0.02:
         return draw.choice(DEEP)
@@ -165,7 +165,7 @@ def bad_json(value: Json, draw: random.Random) -> bytes:
 
 
 def bad_stream(dialect: str, draw: random.Random) -> list[bytes]:
-    """Events of an upstream, spoilt and cut into pieces anywhere."""
+    """Damaged events of an upstream, cut into pieces anywhere."""
     events = [event for event in EVENTS[dialect] if draw.random() > 0.08]
     if draw.random() < 0.2:
         draw.shuffle(events)

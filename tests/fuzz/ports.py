@@ -1,7 +1,7 @@
-"""Both ports under bad input: every case is one request, and no answer may be a fault of ours (5xx).
+"""Both ports under bad input: every case is one request, and no answer may be a fault of the gateway (5xx).
 
-Cases come from the ports' own OpenAPI documents by schemathesis, as described and against the description, from
-bodies gone wrong (tests/fuzz/junk.py), and as raw bytes on a socket.
+Cases come from the ports' own OpenAPI documents by schemathesis, conforming and violating, from damaged bodies
+(tests/fuzz/junk.py), and as raw bytes on a socket.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ FIRST_LINES = (
 )  # fmt: skip
 LENGTHS = (b"-1", b"x", b"1, 2", b"99999999999", b"0", b"", b"5", b"1e3")
 LEAVES_S = 1.0
-"""A client that is still waiting leaves: streams without an end end so."""
+"""Seconds after which a client that is still waiting leaves, so that endless streams end."""
 REFUSALS_OF_OURS = (501, 504)
-"""Honest answers that are no fault: not served here, not in the cache. Nor is 503 where no worker runs to ask."""
+"""Status codes that are no fault: not implemented here, not in the cache, and 503 where no worker is running."""
 
 
 @dataclass(slots=True)
 class Said:
-    """One answer."""
+    """An answer's status and body."""
 
     status: int = 0
     body: bytes = b""
@@ -74,7 +74,7 @@ class Said:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the cases so far."""
+    """Counts the outcomes so far."""
 
     cases: int = 0
     statuses: dict[int, int] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Tally:
 
 
 class Ports:
-    """Both applications in this process, asked without a socket in between; the data port listens as well."""
+    """Both applications in this process, called without a socket; the data port also listens on one."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, data: Any, admin: Any, port: int) -> None:
         self.loop, self.data, self.admin, self.port = loop, data, admin, port
@@ -105,7 +105,7 @@ class Ports:
 
 @contextmanager
 def ports(folder: Path) -> Iterator[Ports]:
-    """A gateway over a scripted upstream that answers anything, with routes, a cache, keys and a journal."""
+    """A gateway with a scripted upstream that answers everything, with routes, a cache, keys and a journal."""
     with ExitStack() as stack:
         loop = asyncio.new_event_loop()
         stack.callback(loop.close)
@@ -140,7 +140,7 @@ def ports(folder: Path) -> Iterator[Ports]:
 
 
 async def ask(app: Any, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> Said:
-    """One request of an ASGI application."""
+    """One request to an ASGI application."""
     said, at = Said(), urlsplit(target)
     sent = False
 
@@ -165,18 +165,18 @@ async def ask(app: Any, method: str, target: str, headers: Sequence[tuple[bytes,
     }  # fmt: skip
     try:
         await app(scope, receive, send)
-    except Exception as fault:  # what the server would answer 500 to
+    except Exception as fault:  # the server would answer 500
         ours = [one for one in traceback.extract_tb(fault.__traceback__) if "/gateway/" in one.filename]
         where = f"{ours[-1].filename.partition('/gateway/')[2]}:{ours[-1].lineno}" if ours else ""
         return Said(500, f"{type(fault).__name__} {fault} in {where}".encode(errors="replace"))
     return said
 
 
-# ---- bodies gone wrong
+# ---- damaged bodies
 
 
 def bad_bodies(here: Ports, cases: int, tally: Tally, seed: int = 0) -> None:
-    """Good requests spoilt, with headers spoilt now and then."""
+    """Valid requests with damaged bodies, and sometimes damaged headers."""
     for number in range(cases):
         draw = random.Random(f"{seed}.{number}")
         surface = draw.choice(tuple(SURFACES))
@@ -193,7 +193,7 @@ def bad_bodies(here: Ports, cases: int, tally: Tally, seed: int = 0) -> None:
 
 
 def bad_wire(here: Ports, cases: int, tally: Tally, seed: int = 0) -> None:
-    """Requests whose HTTP itself is wrong: the server answers 4xx or closes, and goes on serving."""
+    """Requests with invalid HTTP: the server answers 4xx or closes the connection, and serves the next request."""
     here.loop.run_until_complete(_bad_wire(here, cases, tally, seed))
 
 
@@ -218,7 +218,7 @@ async def _one_wire(here: Ports, draw: random.Random, tally: Tally) -> None:
 
 
 def spoilt_wire(draw: random.Random) -> bytes:
-    """A request's bytes with one or two things wrong in its head."""
+    """A request's bytes with one or two faults in its head."""
     surface = draw.choice(tuple(SURFACES))
     body = json.dumps(dict(GOOD[surface], model="echo")).encode()
     lines = [
@@ -250,13 +250,13 @@ def spoilt_wire(draw: random.Random) -> bytes:
     return wire[: draw.randrange(len(wire))] if draw.random() < 0.2 else wire
 
 
-# ---- by the document
+# ---- by the OpenAPI document
 
 
 def by_document(
     here: Ports, app: Any, document: dict[str, Any], cases: int, tally: Tally, seed: int = 0
 ) -> None:
-    """Cases of every operation, half as described and half against the description."""
+    """Cases for every operation, half of them conforming and half violating."""
     schema = schemathesis.openapi.from_dict(document)
     operations = [found.ok() for found in schema.get_all_operations()]
     each = max(1, cases // (2 * len(operations)))
