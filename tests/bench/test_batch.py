@@ -1,4 +1,4 @@
-"""What a planned job is measured by: its own optimum in hindsight."""
+"""The reference for a planned job: its own optimum in hindsight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from tests.bench.batch_thresholds import Side
 
 
 def side(n: int = 600, *, noise: float = 0.3, seed: int = 0) -> Side:
-    """Answers right or wrong of three models, the dearer the better; `noise`: of the predictions."""
+    """Right or wrong answers of three models, of which the more expensive are better; `noise` is that of the
+    predictions.
+    """
     rng = np.random.default_rng(seed)
     chance = np.clip(rng.uniform(-0.2, 0.8, (n, 1)) + np.array([0.0, 0.2, 0.35]), 0.02, 0.98)
     score = (rng.random(chance.shape) < chance).astype(float)
@@ -24,8 +26,8 @@ def side(n: int = 600, *, noise: float = 0.3, seed: int = 0) -> Side:
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.9])
 @pytest.mark.parametrize("alike", [False, True])
 def test_the_optimum_in_hindsight_is_the_linear_programs(share: float, alike: bool) -> None:
-    """Of answers right or wrong, of graded ones, and of ones that all cost alike: what HiGHS finds, and more only for
-    more money, up to every best answer.
+    """For right or wrong answers, graded ones, and ones of equal cost it is HiGHS's optimum, and rises with the budget
+    up to every best answer.
     """
     true = side()
     score = np.round(true.score * np.random.default_rng(2).random(true.score.shape), 1)
@@ -39,8 +41,8 @@ def test_the_optimum_in_hindsight_is_the_linear_programs(share: float, alike: bo
     assert optimum(score, paid, np.inf).sum() == pytest.approx(score.max(1).sum())
 
 
-def test_the_share_reached_is_of_the_optimum_at_equal_spend() -> None:
-    """A job that knew every outcome reaches nearly all of it, one that guesses less; no rule reaches more."""
+def test_the_share_reached_is_of_the_optimum_at_equal_cost() -> None:
+    """A job with perfect predictions reaches nearly all of it, one with noisy ones less, and none reaches more."""
     train, test = side(seed=1), side()
     knowing = Side(test.score, np.full_like(test.score, 0.001), test.paid, test.score, test.paid)
     for row in on_sides(train, knowing):

@@ -1,4 +1,4 @@
-"""The benchmark itself, in its shortest form, and what it relies on: connections that are kept alive."""
+"""The benchmark in its shortest form, and its assumption that connections are kept alive."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.bench.side import main as side
 from tests.bench.targets import Case, headgate, upstream, upstream_connects
 
 
-def test_it_measures_every_case_and_writes_it_down(tmp_path: Path) -> None:
-    """Without rivals: each case has its CPU time, its share by process and a ratio to the bare proxy."""
+def test_every_case_is_measured_and_written(tmp_path: Path) -> None:
+    """Without other gateways, each case has its CPU time, its share by process and a ratio to the bare proxy."""
     found = tmp_path / "bench.json"
     main(["--quick", "--seconds", "0.1", "--no-rivals", "--json", str(found)])
     result = json.loads(found.read_text())
@@ -38,7 +38,7 @@ def test_it_measures_every_case_and_writes_it_down(tmp_path: Path) -> None:
 
 
 def test_connections_are_kept_alive_under_load(tmp_path: Path) -> None:
-    """However many requests and streams pass, the upstream sees no more connections than clients at once."""
+    """However many requests and streams there are, the upstream has no more connections than concurrent clients."""
     with ExitStack() as stack:
         url = stack.enter_context(upstream())
         target = stack.enter_context(headgate(tmp_path, url))
@@ -54,15 +54,15 @@ def test_connections_are_kept_alive_under_load(tmp_path: Path) -> None:
         assert upstream_connects(url) - before <= 8 + own
 
 
-def test_ratios_are_of_rounds_not_of_medians() -> None:
-    """A round in which the machine was busy weighs no more than any other."""
+def test_ratios_are_medians_of_the_rounds_ratios() -> None:
+    """A round in which the machine was busy counts no more than any other."""
     slow = Case("a", "a", "m", cpu_us=[10.0, 200.0, 30.0])
     fast = Case("b", "b", "m", cpu_us=[1.0, 20.0, 2.0])
     assert ratio(slow, fast) == 10.0
 
 
-def test_gateways_stand_side_by_side(tmp_path: Path) -> None:
-    """nginx and Headgate in one run: every figure of every case is there."""
+def test_gateways_are_measured_side_by_side(tmp_path: Path) -> None:
+    """nginx and Headgate are measured in one run, with every figure of every case."""
     cases = side(["--quick", "--seconds", "0.1", "--only", "nginx", "headgate", "--connections", "1", "--parts",
                   "whole", "streams", "--memory-requests", "50", "--json", str(tmp_path / "side.json")])  # fmt: skip
     assert json.loads((tmp_path / "side.json").read_text())["memory"]["headgate"][2] >= 50
@@ -75,8 +75,8 @@ def test_gateways_stand_side_by_side(tmp_path: Path) -> None:
             assert case.median("delay_p50_us") > 0
 
 
-def test_a_large_journal_is_like_a_small_one(tmp_path: Path) -> None:
-    """Rows made by the thousand have ids of their own, times within the month, and every index that the schema has."""
+def test_a_generated_large_journal_is_like_a_real_one(tmp_path: Path) -> None:
+    """Rows made by the thousand have unique ids, times within the month, and every index of the schema."""
     fill(tmp_path / "journal.db", 3000)
     with closing(sqlite3.connect(tmp_path / "journal.db")) as db:
         count, ids, oldest = db.execute(

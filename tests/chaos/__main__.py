@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--fault WORDS] [--json FILE]`: every fault under load, and what came of it, as a table."""
+"""`python -m tests.chaos [--fault WORDS] [--json FILE]`: every fault under load, and its effects, as a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.chaos.stage import missing
 
 
 def main() -> None:
-    """Exit status 1 where a promise was broken."""
+    """Exit status 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
     parser.add_argument("--fault", default="", help="only faults whose name holds these words")
     parser.add_argument("--rounds", type=int, default=1)

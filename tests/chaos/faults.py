@@ -1,4 +1,4 @@
-"""The faults: how each begins and how it ends. What it may do to requests is said here, and nothing else may happen."""
+"""The faults: how each begins and ends. Each states which effects on requests are allowed, and no other may occur."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ BALLAST = "ballast"
 
 
 async def nothing(world: World) -> None:
-    """The fault is over at once."""
+    """Does nothing: the fault is over at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`begin` and `end` act on the world; the load runs before, during and after."""
+    """`begin` and `end` act on the world; the load runs before, during and after the fault."""
 
     name: str
     begin: Act
     end: Act = nothing
     breaks: bool = False
-    """Requests in flight may be broken off (their worker dies)."""
+    """Whether requests in flight may break off, because their worker dies."""
     keeps_journal: bool = True
-    """False: while it lasts decisions may go unrecorded, counted and alarmed (there is no disk to record them on)."""
+    """False if decisions may be lost meanwhile, because there is no disk for them; they are counted and alarmed."""
     needs: str = ""
-    """An attribute of the world that must not be None."""
+    """Name of an attribute of the world that must not be None."""
 
     @property
     def purse(self) -> str:
-        """The key whose budget is under fire while this fault strikes."""
+        """The key whose budget is spent while this fault lasts."""
         return "purse-" + "-".join(self.name.lower().replace("+", "").split())
 
 
@@ -137,7 +137,7 @@ async def start_servers(world: World) -> None:
 
 
 def fill(disk: Path) -> None:
-    """Until it has no page left; what is written already may be written over."""
+    """Fill the disk until no page is left; existing files may still be overwritten."""
     with (disk / BALLAST).open("wb", buffering=0) as ballast, suppress(OSError):
         while ballast.write(bytes(4096)) == 4096:
             pass

@@ -1,4 +1,5 @@
-"""Clients that never rest, and what they saw: right, refused for a stated reason, broken off, or wrong."""
+"""Clients that send requests without pause, and what they saw: right answers, stated refusals, broken or wrong answers.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from tests.faults.talk import Heard, ask, question
 SURFACES = ("chat", "completions", "messages", "responses")
 FEEDBACK_SHARE = 0.2
 PAUSE_S = 0.05
-"""Of a client after a refusal, as a client that backs off."""
+"""A client's pause after a refusal."""
 PATIENCE_S = 20.0
 
 
@@ -28,26 +29,26 @@ class Load:
 
     url: str
     answered: list[str] = field(default_factory=list)
-    """Ids of decisions whose answer came whole and said what it must."""
+    """Ids of decisions whose answer was complete and right."""
     acknowledged: list[str] = field(default_factory=list)
-    """Ids of feedback that was taken."""
+    """Ids of acknowledged feedback."""
     right: Counter[str] = field(default_factory=Counter)
-    """By key."""
+    """Counts by key."""
     outcomes: Counter[str] = field(default_factory=Counter)
-    """Since the last `turn`: right, refused NNN code, broken."""
+    """Outcomes since the last `turn`: right, refused NNN code, broken."""
     wrong: list[str] = field(default_factory=list)
     longest_s: float = 0.0
     """The slowest right answer since the last `turn`."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def turn(self) -> tuple[Counter[str], float]:
-        """Outcomes so far; counting begins anew."""
+        """Returns the outcomes so far, and starts counting anew."""
         seen, longest = self.outcomes, self.longest_s
         self.outcomes, self.longest_s = Counter(), 0.0
         return seen, longest
 
     async def client(self, seed: int, key: str, model: str = "") -> None:
-        """Asks until cancelled. `model` "": any of the routes."""
+        """Sends requests until it is cancelled. An empty `model` stands for any of the routes."""
         draw = random.Random(seed)
         while True:
             asked = model or draw.choice(("fresh", "kept"))
@@ -55,7 +56,7 @@ class Load:
                 await asyncio.sleep(PAUSE_S)
 
     async def one(self, draw: random.Random, key: str, model: str) -> bool:
-        """True: answered, and rightly."""
+        """Whether the request got a right answer."""
         surface, stream = draw.choice(SURFACES), draw.random() < 0.5
         said = f"{key} says {draw.randrange(6) if model == 'kept' else f'number {next(self._numbers)}'}"
         body = with_text(surface, question(surface, model, stream=stream), said)
@@ -108,7 +109,7 @@ def with_text(surface: str, body: dict[str, object], said: str) -> dict[str, obj
 
 
 def verdict_on(surface: str, heard: Heard, said: str, *, stream: bool) -> str:
-    """`right`, or why it was refused; AssertionError where the answer is neither."""
+    """`right`, or why the request was refused; raises AssertionError for anything else."""
     if heard.status != 200:
         assert_error_shape(surface, heard)
         assert heard.status in (429, 503), f"status {heard.status}"

@@ -1,4 +1,4 @@
-"""Strikes faults one after the other under load, and judges what was left of every promise."""
+"""Applies the faults one after the other under load, and checks every promise afterwards."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ RECOVERY_S = 150.0
 
 @dataclass(slots=True)
 class Result:
-    """What a fault did."""
+    """The effects of a fault."""
 
     fault: str
     skipped: str = ""
     during: Counter[str] = field(default_factory=Counter)
     """Outcomes of requests from the fault's beginning to its end."""
     after: Counter[str] = field(default_factory=Counter)
-    """From its end to recovery."""
+    """Outcomes from the fault's end to the recovery."""
     longest_s: float = 0.0
     """The slowest right answer meanwhile."""
     recovered_s: float = 0.0
-    """From the fault's end until answers come, a decision reaches the database and the budgets are shared again."""
+    """Seconds from the fault's end until requests are answered, a decision reaches the database and budgets are shared.
+    """
     bought: int = 0
-    """Answers that the upstream gave on the purse's model."""
+    """Answers of the upstream with the purse's model."""
     sold: int = 0
-    """Of these, seen whole by a client."""
+    """Those answers that a client received completely."""
     budget: int = BUDGET_ANSWERS
 
     @property
     def complaints(self) -> list[str]:
-        """What was promised and not kept."""
+        """The promises that were not kept."""
         found = []
         if self.during["WRONG"] or self.after["WRONG"]:
             found.append("wrong answers")
@@ -57,22 +58,22 @@ class Report:
     answered: int = 0
     acknowledged: int = 0
     lost_answers: int = 0
-    """Decisions of whole answers that are in no database, while a disk was there to record them on."""
+    """Decisions of complete answers that are not in the database, although there was a disk for them."""
     lost_feedback: int = 0
     twice: int = 0
 
 
 @dataclass(slots=True)
 class Scale:
-    """How hard it is pressed."""
+    """The amount of load."""
 
     clients: int = 12
     answers: int = 60
-    """Right answers or refusals to see while a fault lasts."""
+    """Number of right answers or refusals to see while a fault lasts."""
     longest_s: float = 4.0
-    """A fault ends after this long, however little was seen."""
+    """Seconds after which a fault ends in any case."""
     away: str = "refuse"
-    """What becomes of budgets while Redis is away: storage.redis_away."""
+    """The setting storage.redis_away: what happens to budgets while Redis is away."""
 
 
 async def run(folder: Path, faults: Sequence[Fault], scale: Scale, say: Callable[[str], None]) -> Report:
@@ -97,7 +98,7 @@ async def run(folder: Path, faults: Sequence[Fault], scale: Scale, say: Callable
 
 @asynccontextmanager
 async def pressed(load: Load, clients: int) -> AsyncIterator[None]:
-    """Clients of two tenants, without a tight budget, all the time."""
+    """Clients of two tenants without a tight budget, throughout the run."""
     asking = [
         asyncio.create_task(load.client(number, "rich" if number % 3 else "other")) for number in range(clients)
     ]
@@ -116,7 +117,7 @@ async def stopped(asking: Sequence[asyncio.Task[None]]) -> None:
 
 
 async def strike(stage: World, load: Load, fault: Fault, scale: Scale, unrecorded: set[str]) -> Result:
-    """One fault under load, until the gateway has recovered and the fault's purse is empty."""
+    """Applies one fault under load, until the gateway has recovered and the fault's purse is empty."""
     result = Result(fault.name)
     if fault.needs and getattr(stage, fault.needs) is None:
         result.skipped = f"this machine has no {fault.needs} to play with"
@@ -148,14 +149,16 @@ async def strike(stage: World, load: Load, fault: Fault, scale: Scale, unrecorde
 
 
 async def grown(count: Callable[[], int], by: int, within_s: float) -> None:
-    """Until the count has grown by so much, or the time is over."""
+    """Waits until the count has grown by this much, or the time is over."""
     target, deadline = count() + by, time.monotonic() + within_s
     while count() < target and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
 
 
 async def recover(stage: World, load: Load, result: Result, over: float) -> None:
-    """Twenty right answers in a row and a decision made since then in the database; AssertionError after RECOVERY_S."""
+    """Waits for twenty right answers in a row, and for a decision made since then to be in the database; raises
+    AssertionError after RECOVERY_S.
+    """
     deadline = over + RECOVERY_S
     while time.monotonic() < deadline:
         before = sum(load.right.values())
@@ -179,7 +182,7 @@ async def arrived(stage: World, decision_id: str, deadline: float) -> bool:
 
 
 async def spent_out(load: Load, purse: str) -> None:
-    """Until the purse's clients get nothing any more: the budget is at its end, or what is left is still held."""
+    """Waits until the purse's clients are always refused: the budget is spent, or the rest is still held."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         before = load.right[purse]
@@ -189,7 +192,7 @@ async def spent_out(load: Load, purse: str) -> None:
 
 
 async def settle_down(stage: World, load: Load, report: Report, unrecorded: set[str]) -> None:
-    """After the last request: everything that was acknowledged is in the database, once."""
+    """After the last request, checks that everything that was acknowledged is in the database once."""
     deadline = time.monotonic() + RECOVERY_S
     answered, acknowledged = set(load.answered) - unrecorded, set(load.acknowledged)
     while True:

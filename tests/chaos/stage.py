@@ -30,17 +30,17 @@ WORKERS = 2
 OUTPUT_TOKENS = 64
 USD_PER_MTOK = 4.0
 ANSWER_NANOUSD = round(OUTPUT_TOKENS * USD_PER_MTOK * 1e3)
-"""What every answer of a `poor` model costs: prompts are free."""
+"""The cost of an answer of a `poor` model; its prompts are free."""
 FAKETIME = next((str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
-"""Debian's libfaketime; empty: there is none."""
+"""Path of Debian's libfaketime, or an empty text."""
 REDIS_TIMEOUT_S = 1.0
-"""A busy machine is no outage."""
+"""A long timeout, because a busy machine is no outage."""
 DISK_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class World:
-    """Everything that a fault may strike."""
+    """Everything that a fault may act on."""
 
     folder: Path
     url: str
@@ -52,14 +52,14 @@ class World:
     redis_wire: Wire
     postgres_wire: Wire
     database: str
-    """Straight to PostgreSQL, past the wire."""
+    """PostgreSQL's own URL, without the wire."""
     clock: Path | None
-    """The file that tells the gateway's processes the time; None: there is no libfaketime."""
+    """The file with the time for the gateway's processes; None without libfaketime."""
     disk: Path | None
-    """A small disk of its own with the gateway's run_dir; None: this user can't mount one."""
+    """A small disk with the gateway's run_dir; None if this user can't mount one."""
 
     def processes(self, module: str) -> list[int]:
-        """The supervisor's children that run this module."""
+        """The supervisor's child processes that run this module."""
         found = []
         pid = self.gateway.pid
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -96,7 +96,7 @@ def signal_all(pid: int, signum: int) -> None:
 
 
 def missing() -> str:
-    """Why there can be no chaos here; empty: there can."""
+    """Why chaos can't run on this machine, or an empty text."""
     if shutil.which("redis-server") is None:
         return "redis-server is not installed"
     return "" if binaries() else "PostgreSQL is not installed"
@@ -104,7 +104,9 @@ def missing() -> str:
 
 @asynccontextmanager
 async def world(folder: Path, purses: Sequence[str], budget_answers: int, away: str) -> AsyncIterator[World]:
-    """`purses`: names of keys, each with a budget of so many answers of a model of its own. `away`: see the config."""
+    """`purses` are names of keys, each with a budget of this many answers of a model of its own. `away` is
+    storage.redis_away.
+    """
     programs = binaries()
     assert programs is not None
     async with AsyncExitStack() as stack:
@@ -186,7 +188,7 @@ budget_usd = 100000
 
 
 def small_disk(stack: AsyncExitStack, folder: Path) -> Path | None:
-    """A file system of a few megabytes, where this user may mount one."""
+    """A file system of a few megabytes, if this user may mount one."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "headgate-chaos", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -204,7 +206,7 @@ def start_clock(folder: Path) -> Path | None:
 
 
 def faked(clock: Path | None) -> dict[str, str]:
-    """The environment under which wall clocks follow the file; monotonic ones go on as they are."""
+    """The environment in which wall clocks follow the file and monotonic ones go on."""
     if clock is None:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""The chaos run in its short form: real servers struck under load, every promise checked."""
+"""The chaos run in its short form: real servers fail under load, and every promise is checked."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 
 
 def silent(report: Report) -> list[str]:
-    """Faults after which nobody was answered."""
+    """Faults during which no request was answered."""
     return [one.fault for one in report.results if not one.skipped and not sum(one.after.values())]
 
 
 async def test_the_worst_faults_under_load(tmp_path: Path) -> None:
-    """Redis lost, PostgreSQL killed, a worker killed, a full disk, a wrong clock: all is well again by itself, with no
-    wrong answer, nothing acknowledged lost or stored twice, no budget overspent.
+    """Redis loses its data, PostgreSQL and a worker are killed, a disk is full, a clock is wrong: the gateway recovers
+    by itself, with no wrong answer, nothing acknowledged that is lost or stored twice, and no budget overspent.
     """
     faults = [fault for fault in FAULTS if fault.name in SHORT]
     assert len(faults) == len(SHORT)
@@ -31,6 +31,6 @@ async def test_the_worst_faults_under_load(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 async def test_every_fault_under_load(tmp_path: Path) -> None:
-    """The long form: what `python -m tests.chaos` prints."""
+    """The long form, as `python -m tests.chaos` prints it."""
     report = await run(tmp_path, FAULTS, Scale(answers=150), lambda name: None)
     assert (report.complaints, silent(report)) == ([], [])

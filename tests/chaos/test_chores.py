@@ -1,4 +1,4 @@
-"""The control process goes on after a fault of its own."""
+"""The control process continues after an error of its own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.gateway.journal.records import decision, feedback
 from tests.live import table
 
 
-def test_a_chore_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that nobody foresaw ends neither that chore nor the others."""
+def test_a_failed_chore_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected error ends neither that chore nor the others."""
     config, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, ["m"], {}), {"UP_KEY": "k"})
     assert config is not None, problems
     migrate(str(config.storage.url))
@@ -39,8 +39,8 @@ def test_a_chore_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
     assert len(turns) == 2
 
 
-def test_old_decisions_go_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many: between two parts the other chores have their turn, and writers the database."""
+def test_old_decisions_are_deleted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two parts the other chores run, and writers get the database."""
     config, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, ["m"], {}), {"UP_KEY": "k"})
     assert config is not None, problems
     migrate(str(config.storage.url))

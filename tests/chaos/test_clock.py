@@ -1,4 +1,4 @@
-"""What a clock that is suddenly wrong must not do."""
+"""The effects of a clock that is suddenly wrong."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from gateway.control import not_ahead
 
 
-def test_a_clock_that_jumps_ahead_makes_nothing_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is forgotten for its age is judged by the time that has passed; a clock put back forgets less."""
+def test_a_clock_that_jumps_ahead_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retention counts the time that has passed; a clock that is set back deletes less."""
     real = time.time
     begun = real() - time.monotonic()
     monkeypatch.setattr(time, "time", lambda: real() + 40 * 86_400)

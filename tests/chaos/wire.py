@@ -1,4 +1,4 @@
-"""A TCP wire between the gateway and a server, that a test can slow, cut, or leave dead."""
+"""A TCP connection between the gateway and a server that a test can slow, cut, or freeze."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CHUNK_BYTES = 65536
 
 
 class Wire:
-    """Everything that passes between `port` and the server behind it; each direction by itself."""
+    """Everything that passes between `port` and the server behind it, each direction by itself."""
 
     def __init__(self, server_port: int) -> None:
         self.server_port = server_port
@@ -20,12 +20,12 @@ class Wire:
         self._open: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
-        """Break every connection that there is; new ones pass."""
+        """Break every existing connection; new ones work."""
         for writer in list(self._open):
             writer.transport.abort()
 
     async def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until either side ends it."""
+        """One connection, until either side closes it."""
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.server_port)
         except OSError:

@@ -13,11 +13,11 @@ from rich.console import Console
 from tests.soak.run import Verdict, soak
 
 LIMIT = 1.0
-"""Megabytes per 100,000 requests."""
+"""Largest accepted growth in megabytes per 100,000 requests."""
 
 
 def main() -> None:
-    """Exit status 1 where something leaked or grew."""
+    """Exit status 1 if anything was leaked or grew."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=24)

@@ -1,4 +1,4 @@
-"""Mixed traffic: every surface, whole and streamed, clients that leave, upstreams that fail, bad input."""
+"""Mixed traffic: every surface, whole and streamed, clients that disconnect, upstreams that fail, bad input."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SCRIPTS: dict[str, object] = {
 LEAVERS = 0.05
 BAD = 0.03
 CLOSES = 0.02
-"""So often a client makes a new connection without need."""
+"""Share of requests after which a client reconnects without need."""
 KNOWN = 50
-"""Questions that are asked again and again, where answers are kept."""
+"""Number of questions that are repeated, so that their answers are cached."""
 LENGTHS = (1, 4, 60)
 WORDS = 600
-"""Different ones in a message: as many as a router reads of it."""
+"""Number of different words in a message: as many as a router reads."""
 ALL_WORDS = MEMO_STRETCHES + WORDS
 
 
@@ -47,7 +47,7 @@ class Soaked:
     statuses: Counter[str] = field(default_factory=Counter)
     until: float = 0.0
     most: int = 0
-    """Requests after which it is over; 0: time decides."""
+    """Number of requests after which the load ends; 0 means that the time decides."""
 
     @property
     def is_over(self) -> bool:
@@ -67,7 +67,7 @@ class Answer:
 
 
 async def client(url: tuple[str, int], key: str, seed: int, soaked: Soaked) -> None:
-    """Keeps its connection as long as the gateway does, and makes a new one where it must."""
+    """One client: it keeps its connection as long as the gateway does, and reconnects where necessary."""
     draw = random.Random(seed)
     wires: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while not soaked.is_over:
@@ -86,7 +86,7 @@ async def client(url: tuple[str, int], key: str, seed: int, soaked: Soaked) -> N
 async def one(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str, draw: random.Random, soaked: Soaked
 ) -> bool:
-    """One request; False: the connection is of no more use."""
+    """One request; returns False if the connection can't be used any more."""
     writer.write(request_of(key, draw))
     if draw.random() < LEAVERS:
         await asyncio.sleep(draw.random() * 0.02)
@@ -102,7 +102,7 @@ async def one(
 
 
 async def answered(reader: asyncio.StreamReader) -> Answer:
-    """As much of it as came."""
+    """As much of the answer as arrived."""
     answer = Answer()
     while not answer.whole and (data := await reader.read(65536)):
         answer.parser.feed_data(data)
@@ -110,9 +110,9 @@ async def answered(reader: asyncio.StreamReader) -> Answer:
 
 
 async def fill_up(url: tuple[str, int], key: str) -> None:
-    """Every known question once, in every form; as many stored responses and different words as are remembered.
+    """Every known question once in every form, and as many stored responses and different words as are kept in memory.
 
-    From then on what is remembered of answers, responses and words neither grows nor shrinks.
+    These memories then neither grow nor shrink.
     """
     surfaces = [surface for surface in PATHS if surface != "embeddings"]
     forms = [(surface, length, stream) for surface in surfaces for length in LENGTHS for stream in (False, True)]
@@ -150,7 +150,7 @@ def request_of(key: str, draw: random.Random) -> bytes:
 
 
 def head_of(key: str, surface: str, body: bytes) -> bytes:
-    """The whole request."""
+    """The complete request."""
     return (
         f"POST {PATHS[surface]} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"

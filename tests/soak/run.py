@@ -1,4 +1,4 @@
-"""Loads a gateway for a while and measures what grows."""
+"""Puts load on a gateway for a while and measures what grows."""
 
 from __future__ import annotations
 
@@ -17,34 +17,33 @@ BLOCKS = 12
 T_95 = 2.228
 """Student's t at 95 % for BLOCKS - 2 degrees of freedom."""
 WARM_SHARE = 0.25
-"""Of the samples, the first ones are left out: pools and the allocator fill up to their bounds (what is
-remembered is full before the first)."""
+"""Share of the samples that are left out at the beginning, in which pools and the allocator fill up to their bounds."""
 MB = 1e6
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What a soak came to."""
+    """The result of a soak."""
 
     requests: int = 0
     minutes: float = 0.0
     rss_mb: tuple[float, float] = (0.0, 0.0)
-    """At the end of the warm-up, and at the end."""
+    """Resident memory at the end of the warm-up, and at the end."""
     slope: float = 0.0
     """Megabytes per 100,000 requests after the warm-up."""
     slope_error: float = 0.0
     """Half the width of its 95 % interval."""
     leaks: dict[str, float] = field(default_factory=dict)
-    """What is still there at rest and should not be."""
+    """What is left at rest and should not be."""
     statuses: dict[str, int] = field(default_factory=dict)
     samples: list[tuple[int, int]] = field(default_factory=list)
-    """Requests so far and resident bytes."""
+    """Number of requests so far, and resident bytes."""
 
 
 async def soak(
     folder: Path, *, minutes: float, clients: int, requests: int = 0, say: Callable[[str], None] = str
 ) -> Verdict:
-    """For so long, or so many requests where that is less."""
+    """Runs for this time, or for this many requests if that is shorter."""
     async with soaking(folder) as here:
         await fill_up(("127.0.0.1", here.port), KEY)
         before, files = await here.at_rest(), here.files()
@@ -69,7 +68,7 @@ async def soak(
 async def sampled(
     here: Soaking, soaked: Soaked, asking: list[asyncio.Task[None]], every_s: float, say: Callable[[str], None]
 ) -> list[tuple[int, int]]:
-    """(requests, resident bytes) until all clients are done."""
+    """Pairs of requests and resident bytes until all clients are done."""
     found = []
     while not all(task.done() for task in asking):
         await asyncio.wait(asking, timeout=every_s)
@@ -79,7 +78,7 @@ async def sampled(
 
 
 async def leaked(here: Soaking, tasks: float, files: int) -> dict[str, float]:
-    """Tasks and files that are there now and were not at the beginning; idle connections to upstreams may stay."""
+    """Tasks and files that exist now and didn't at the beginning; idle connections to upstreams may stay."""
     deadline = time.monotonic() + 10
     while True:
         left = await here.left()
@@ -95,13 +94,14 @@ async def leaked(here: Soaking, tasks: float, files: int) -> dict[str, float]:
 
 
 EXTRA_FILES = 2
-"""Opened at the first need and kept: the spool's segment and the journal's reader."""
+"""Files that are opened when first needed and kept: the spool's segment and the journal's reader."""
 
 
 def slope(samples: list[tuple[int, int]]) -> tuple[float, float]:
-    """Megabytes per 100,000 requests and half its 95 % interval: a line through the means of BLOCKS blocks.
+    """Megabytes per 100,000 requests with half the width of the 95 % interval, by a line through the means of BLOCKS
+    blocks.
 
-    Neighbouring samples hang together, blocks hardly do.
+    Neighbouring samples are correlated, blocks hardly.
     """
     if len(samples) < 2 * BLOCKS:
         return 0.0, float("inf")

@@ -1,4 +1,6 @@
-"""What is soaked: one worker with its control process, the scripted upstream, limits, budgets, cache and journal."""
+"""The gateway under soak: one worker with its control process, the scripted upstream, limits, budgets, cache and
+journal.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ GAUGES = {
     "headgate_in_flight_requests": "requests in flight", "headgate_holds_outstanding": "holds of money",
     "headgate_deployment_in_flight": "attempts under way", "headgate_pool_connections": "upstream connections in use",
 }  # fmt: skip
-"""What must be nothing at rest."""
+"""Metrics that must be zero at rest."""
 
 
 @dataclass(slots=True)
@@ -33,17 +35,17 @@ class Soaking:
     url: str
     port: int
     worker: int
-    """Its process id."""
+    """The worker's process id."""
 
     def rss_bytes(self) -> int:
         return int(Path(f"/proc/{self.worker}/statm").read_text().split()[1]) * PAGE_BYTES
 
     def files(self) -> int:
-        """Open files and sockets."""
+        """Number of open files and sockets."""
         return len(os.listdir(f"/proc/{self.worker}/fd"))
 
     async def left(self) -> dict[str, float]:
-        """What is still under way."""
+        """What is still in use."""
         async with httpx.AsyncClient(base_url=self.url) as client:
             text = (await client.get("/metrics")).text
         found = dict.fromkeys(GAUGES.values(), 0.0) | {"tasks": 0.0, "idle connections": 0.0}
@@ -59,7 +61,7 @@ class Soaking:
         return found
 
     async def at_rest(self) -> dict[str, float]:
-        """What is left once nobody asks any more; waits for what is under way to end."""
+        """What is left when no request is sent any more; waits for requests in flight to end."""
         deadline = asyncio.get_running_loop().time() + REST_S
         while True:
             left = await self.left()
@@ -136,7 +138,7 @@ budget_usd = 1000000
 
 
 def _inline(steps: object) -> str:
-    """As TOML writes a list of tables in a line."""
+    """A list of tables in TOML's inline form."""
     assert isinstance(steps, list)
     tables = (", ".join(f"{name} = {json.dumps(value)}" for name, value in one.items()) for one in steps)
     return "[" + ", ".join(f"{{{table}}}" for table in tables) + "]"

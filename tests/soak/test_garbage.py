@@ -1,4 +1,4 @@
-"""What a request held is freed when it ends, not when the collector comes by."""
+"""The memory of a request is freed when it ends, and not only by the garbage collector."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FAULTS = {
 
 @pytest.fixture(params=FAULTS)
 async def gateway(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Live]:
-    """Its only model answers in one way."""
+    """A gateway whose only model always answers in the same way."""
     scripts = {"m": [FAULTS[request.param]]}
     async with live(tmp_path, scripts=scripts, models=["m"], routes=ROUTES) as found:
         yield found
@@ -37,7 +37,9 @@ async def gateway(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterat
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failed_request_leaves_no_cycle(gateway: Live, stream: bool) -> None:
-    """An error that is kept for its words doesn't keep the frames it came through, and so the request's body."""
+    """An error that is stored for its message must not keep the frames that it passed, and with them the request's
+    body.
+    """
     async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
         for model in ("m", "kept"):
             body = {"model": model, "messages": [{"role": "user", "content": "why?"}], "stream": stream}

@@ -1,4 +1,5 @@
-"""What flows is never hoarded and never reconnected for: back-pressure both ways, keep-alive under load."""
+"""Streams are neither collected in memory nor reconnected: back-pressure in both directions, and keep-alive under load.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +18,17 @@ from tests.soak.stage import PAGE_BYTES, worker_of
 CLIENTS = 12
 EVENT_BYTES = 60_000
 EVENTS = 400
-"""24 MB a stream: 12 streams are 288 MB, which a gateway that hoards would hold."""
+"""Events of a stream, together 24 MB. A gateway without back-pressure would hold the 288 MB of 12 streams in memory."""
 
 
 @dataclass(slots=True)
 class Tap:
-    """An upstream whose streams are large and come as fast as they are taken, or one event at a time."""
+    """An upstream with large streams that are sent as fast as they are read, or one event at a time."""
 
     sent: int = 0
-    """Events that the gateway's socket has taken."""
+    """Number of events that the gateway's socket has accepted."""
     gates: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
-    """Where `lockstep`: an event goes out for each item."""
+    """With `lockstep` an event is sent for each item."""
     lockstep: bool = False
     url: str = ""
 
@@ -51,7 +52,8 @@ class Tap:
 
 
 def event(text: str, padding: str, finish: str | None = None) -> bytes:
-    """`padding`: a field that passes as it came; an answer's text is known until its end, to be billed and checked."""
+    """`padding` is a field that is passed on unchanged; an answer's text is kept until its end, for billing and checks.
+    """
     choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
     whole = {"id": "x", "model": "m", "choices": [choice], "padding": padding}
     return chunk(b"data: %b\n\n" % json.dumps(whole).encode())
@@ -73,7 +75,7 @@ async def tap() -> AsyncIterator[Tap]:
 
 
 async def test_a_client_that_does_not_read_costs_no_memory(tmp_path: Path) -> None:
-    """Streams of 288 MB for clients that don't read: the upstream is held back, and later all of it arrives."""
+    """For clients that don't read streams of 288 MB the upstream is paused, and later all of it arrives."""
     async with AsyncExitStack() as stack:
         source = await stack.enter_async_context(tap())
         port = free_port()
@@ -105,7 +107,7 @@ async def test_a_client_that_does_not_read_costs_no_memory(tmp_path: Path) -> No
 
 
 async def padding_of(reader: asyncio.StreamReader) -> int:
-    """Bytes of padding until the stream's proper end."""
+    """Number of padding bytes up to the stream's proper end."""
     count, tail = 0, b""
     while b"[DONE]" not in tail:
         data = await reader.read(65536)
@@ -116,7 +118,7 @@ async def padding_of(reader: asyncio.StreamReader) -> int:
 
 
 async def quiet(source: Tap) -> None:
-    """Until the upstream can't send any more for a while."""
+    """Waits until the upstream can send nothing for a while."""
     sent, still = -1, 0
     while still < 10:
         still = still + 1 if source.sent == sent else 0
@@ -128,8 +130,8 @@ def rss(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
 
-async def test_every_event_passes_before_the_next_is_made(tmp_path: Path) -> None:
-    """A slow upstream's events aren't gathered: each reaches the client while the next doesn't exist yet."""
+async def test_every_event_is_passed_on_before_the_next_is_made(tmp_path: Path) -> None:
+    """A slow upstream's events aren't collected: each reaches the client before the next one exists."""
     async with tap() as source:
         source.lockstep = True
         providers = [{"name": "tap", "kind": "openai", "base_url": source.url, "api_key": "k"}]
@@ -146,7 +148,9 @@ async def test_every_event_passes_before_the_next_is_made(tmp_path: Path) -> Non
 
 
 async def test_keep_alive_is_never_lost(tmp_path: Path) -> None:
-    """Whole answers, streams and refusals on four connections at once: the upstream never sees a fifth."""
+    """With whole answers, streams and refusals on four concurrent connections the upstream never gets a fifth
+    connection.
+    """
     steps = [
         {"text": "a b c"}, {"status": 429, "retry_after_s": 0.001}, {"text": "d"}, {"status": 500}, {"status": 404},
         {"text": "e f g h", "gap_s": 0.001}, {"status": 400}, {"text": "i", "framing": "chunked"},

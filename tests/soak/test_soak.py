@@ -1,4 +1,4 @@
-"""The soak in its short form, and the arithmetic of its slope."""
+"""The soak in its short form, and the computation of its slope."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.soak.run import slope, soak
 
 
 async def test_nothing_is_left_after_mixed_load(tmp_path: Path) -> None:
-    """Streams, clients that leave, failing upstreams and bad input: no task, socket, slot or hold stays."""
+    """After streams, disconnects, failing upstreams and bad input there is no task, socket, slot or hold left."""
     verdict = await soak(tmp_path, minutes=2, clients=16, requests=1200)
     assert verdict.requests >= 1200
     assert verdict.leaks == {}
@@ -20,14 +20,14 @@ async def test_nothing_is_left_after_mixed_load(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_memory_stays_flat(tmp_path: Path) -> None:
-    """A hundred thousand requests or more: the slope isn't above 1 MB per 100,000 by more than its interval."""
+    """After at least a hundred thousand requests the slope exceeds 1 MB per 100,000 by no more than its interval."""
     verdict = await soak(tmp_path, minutes=30, clients=32)
     assert verdict.leaks == {}
     assert verdict.slope - verdict.slope_error <= 1.0, verdict
 
 
 def test_the_slope_is_found_in_noise() -> None:
-    """Two megabytes per 100,000 requests under correlated noise lie inside the interval; none does not."""
+    """Two megabytes per 100,000 requests with correlated noise lie inside the interval, and a slope of zero doesn't."""
     rng = np.random.default_rng(3)
     requests = np.linspace(0, 1e6, 1200)
     noise = np.convolve(rng.normal(0, 2e5, 1220), np.ones(21) / 21, "valid")
