@@ -12,7 +12,7 @@ import pytest
 SLOW = "timed out during startup"
 
 
-async def told(*words: str) -> dict[str, Any]:
+async def json_of(*words: str) -> dict[str, Any]:
     """The command's output with --json. The test is skipped if Ray itself couldn't start in any of its attempts: its
     helper process has 15 seconds for its imports, which isn't enough on a machine with dozens of busy processes.
     """

@@ -34,14 +34,14 @@ async def replica(url: str, timeout_s: float = 10, rest_s: float = 0.0, **more: 
     await link.close()
 
 
-async def found(store: RedisStore, key: bytes = b"k") -> bool:
+async def is_stored(store: RedisStore, key: bytes = b"k") -> bool:
     """Whether the store returns the entry."""
     return await store.get(key, tenant="t", now_s=101) is not None
 
 
 async def comes_back(store: RedisStore, key: bytes = b"k") -> None:
     """Waits until the store returns the entry again."""
-    await until(lambda: found(store, key))
+    await until(lambda: is_stored(store, key))
 
 
 async def test_a_deletion_holds_on_every_replica_at_once(server: RedisServer) -> None:
@@ -50,11 +50,11 @@ async def test_a_deletion_holds_on_every_replica_at_once(server: RedisServer) ->
         for n in range(20):
             await one.put(b"k", entry(f"a{n}"))
             await one.put(b"l", entry(f"b{n}"))
-            assert await found(other)
+            assert await is_stored(other)
             assert await other.delete(f"a{n}")
-            assert not await found(one) and await found(one, b"l")
+            assert not await is_stored(one) and await is_stored(one, b"l")
             assert await one.delete_tenant("t")
-            assert not await found(other, b"l")
+            assert not await is_stored(other, b"l")
 
 
 async def test_a_deleted_tenants_bytes_are_freed(server: RedisServer) -> None:
@@ -66,7 +66,7 @@ async def test_a_deleted_tenants_bytes_are_freed(server: RedisServer) -> None:
         await store.put(b"0", entry("later"))
         await store.close()
         values = [key async for key in store._link.client.scan_iter("*}e:*")]
-        assert len(values) == 1 and await found(store, b"0")
+        assert len(values) == 1 and await is_stored(store, b"0")
         totals = await store._link.client.hget(values[0].split(b"e:")[0] + b"m", "used")
         assert totals is not None and ENTRY_BYTES < int(totals) < 2 * ENTRY_BYTES
 
@@ -77,8 +77,8 @@ async def test_a_tenant_stays_within_its_quota(server: RedisServer) -> None:
         await store.put(b"u", entry("u", tenant="u"))
         for n in range(100):
             await store.put(b"%d" % n, entry(f"e{n}", body=b"x" * 1000, cost_usd=9 if n < 5 else 0.1))
-            assert await found(store, b"7") or n < 7 or n == 7
-        kept = [n for n in range(100) if await found(store, b"%d" % n)]
+            assert await is_stored(store, b"7") or n < 7 or n == 7
+        kept = [n for n in range(100) if await is_stored(store, b"%d" % n)]
         assert 15 <= len(kept) <= 20 and {0, 1, 2, 3, 4, 7, 99} <= set(kept)
         assert await store.get(b"u", tenant="u", now_s=101) is not None
         assert not await store.put(b"big", entry("big", body=b"x" * 40_000))
@@ -96,15 +96,15 @@ async def test_foreign_and_broken_values_are_misses(server: RedisServer) -> None
         assert epoch is not None
         for value in (b"", b"nonsense", whole[:-1], whole[::-1], pack(b"l", epoch[0], entry())):
             await client.set(name, value)
-            assert not await found(store)
+            assert not await is_stored(store)
         await client.set(name, pack(b"k", "other", entry()))
-        assert not await found(store)
+        assert not await is_stored(store)
         await client.delete(name)
         await client.lpush(name, "a list")
-        assert not await found(store)
+        assert not await is_stored(store)
         await client.delete(name)
         await client.set(name, whole)
-        assert await found(store)
+        assert await is_stored(store)
         assert store.stats().corrupt == 5
 
 
@@ -118,11 +118,11 @@ async def test_hits_come_back_after_garbage_in_every_key(server: RedisServer, ot
         for name in await client.keys("*"):
             await client.delete(name)
             await (client.lpush(name, "a list") if other_type else client.set(name, b"\xff\x00 nonsense"))
-        assert not await found(store, b"1")
+        assert not await is_stored(store, b"1")
         async with asyncio.timeout(PATIENCE_S):
-            while not await found(store, b"1"):
+            while not await is_stored(store, b"1"):
                 await store.put(b"1", entry("again"))
-        assert await store.put(b"2", entry("more")) and await found(store, b"2")
+        assert await store.put(b"2", entry("more")) and await is_stored(store, b"2")
 
 
 async def test_an_emptied_redis_is_an_empty_cache(server: RedisServer) -> None:
@@ -131,12 +131,12 @@ async def test_an_emptied_redis_is_an_empty_cache(server: RedisServer) -> None:
         await store.put(b"k", entry())
         await store._link.client.flushall()
         await store._link.client.script_flush()
-        assert not await found(store)
-        assert await store.put(b"k", entry()) and await found(store)
+        assert not await is_stored(store)
+        assert await store.put(b"k", entry()) and await is_stored(store)
         epoch = (await store._link.client.keys("*epoch"))[0]
         await store._link.client.delete(epoch)
-        assert not await found(store)
-        assert await store.put(b"l", entry("l")) and not await found(store)
+        assert not await is_stored(store)
+        assert await store.put(b"l", entry("l")) and not await is_stored(store)
 
 
 async def test_scripts_run_where_only_eval_is_allowed(server: RedisServer) -> None:
@@ -145,7 +145,7 @@ async def test_scripts_run_where_only_eval_is_allowed(server: RedisServer) -> No
         await store._link.client.acl_setuser(
             "default", enabled=True, nopass=True, categories=["+@all"], commands=["-evalsha"], keys=["*"]
         )
-        assert await store.put(b"k", entry()) and await found(store)
+        assert await store.put(b"k", entry()) and await is_stored(store)
         assert await store.delete("e1")
 
 
@@ -186,7 +186,7 @@ async def test_a_dead_redis_is_not_waited_for_at_every_request(server: RedisServ
     async with replica(server.url, timeout_s=0.05, rest_s=3600) as store:
         server.freeze()
         for _ in range(500):
-            assert not await found(store)
+            assert not await is_stored(store)
         server.thaw()
         assert store._link.tried < 10
         assert store.stats().failures == 500
@@ -199,14 +199,14 @@ async def test_a_primary_that_became_a_replica_is_left(server: RedisServer, tmp_
     async with wire_to(server.port) as name, replica(f"redis://127.0.0.1:{name.port}/0") as store:
         try:
             await store.put(b"k", entry("a"))
-            assert await found(store)
+            assert await is_stored(store)
             name.server_port = successor.port
             async with Redis.from_url(server.url) as old:
                 await old.replicaof("127.0.0.1", successor.port)
                 try:
                     await store.put(b"l", entry("b"))
                     await store.put(b"m", entry("c"))
-                    assert await found(store, b"m")
+                    assert await is_stored(store, b"m")
                 finally:
                     await old.replicaof("NO", "ONE")
         finally:
@@ -232,7 +232,7 @@ async def test_a_server_that_speaks_nonsense_is_a_miss() -> None:
         port = free_port()
         listening = await asyncio.start_server(speak, "127.0.0.1", port)
         async with replica(f"redis://127.0.0.1:{port}/0", timeout_s=0.1) as store:
-            assert not await found(store)
+            assert not await is_stored(store)
             await store.put(b"k", entry())
             assert not await store.delete("e1")
         listening.close()

@@ -11,7 +11,7 @@ from cascade.types import Evidence, Outcome, Plan, Rung, Verdict
 Answer = Callable[[Rung], Outcome]
 
 
-def said(rung: Rung, text: str, logprob: float = float("nan"), cost_usd: float = 1.0) -> Outcome:
+def outcome_of(rung: Rung, text: str, logprob: float = float("nan"), cost_usd: float = 1.0) -> Outcome:
     """An answer to a rung."""
     return Outcome(rung.model, evidence=Evidence(logprob, logprob, text=text), cost_usd=cost_usd)
 

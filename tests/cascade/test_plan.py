@@ -9,7 +9,7 @@ import pytest
 from cascade.plan import MAX_STEPS, NAMES, plan_for
 from cascade.types import Limits, Outcome, PlanError
 from routers.types import Choice, Estimate
-from tests.cascade.playbook import driven, said
+from tests.cascade.playbook import driven, outcome_of
 
 PRICES = {"small": 1.0, "middle": 3.0, "large": 9.0, "spare": 2.0, "huge": 20.0}
 
@@ -88,7 +88,7 @@ CHAT = [{"role": "user", "content": "What are the advantages of trains?"}]
 def test_every_named_cascade_answers(name: str):
     """Each strategy's plan ends with an answer if every model answers."""
     plan = plan_for(KNOWN, name, PRICES, messages=CHAT, limits=Limits(max_attempts=20))
-    verdict, _ = driven(plan, lambda rung: said(rung, "1. one\n2. two", -0.01))
+    verdict, _ = driven(plan, lambda rung: outcome_of(rung, "1. one\n2. two", -0.01))
     assert verdict.kept is not None
     assert verdict.spent_usd <= sum(step.worst_cost_usd for step in plan.steps)
 
@@ -97,7 +97,7 @@ def test_every_named_cascade_answers(name: str):
 def test_every_named_cascade_survives_a_failing_model(name: str):
     """If the chosen model fails, another one answers."""
     plan = plan_for(KNOWN, name, PRICES, messages=CHAT, limits=Limits(max_attempts=20), retries=0)
-    down = lambda rung: Outcome("small", "connect") if rung.model == "small" else said(rung, "x", -0.01)  # noqa: E731
+    down = lambda rung: Outcome("small", "connect") if rung.model == "small" else outcome_of(rung, "x", -0.01)  # noqa: E731
     verdict, _ = driven(plan, down)
     assert verdict.kept is not None and verdict.model != "small"
 
@@ -112,7 +112,7 @@ def test_agreement_asks_two_cheap_models_and_escalates_to_the_best():
     """The two cheapest are asked in parallel, and the best one if they disagree."""
     plan = plan_for(KNOWN, "agreement", PRICES)
     texts = {"small": "7", "middle": "8", "large": "9"}
-    verdict, asked = driven(plan, lambda rung: said(rung, texts[rung.model]))
+    verdict, asked = driven(plan, lambda rung: outcome_of(rung, texts[rung.model]))
     assert [r.model for r in asked] == ["small", "middle", "large"] and verdict.model == "large"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from cascade.prompts import next_step
 from cascade.stepwise import Stepwise
 from cascade.types import Evidence, Limits, Outcome, Plan, Rung, Step
-from tests.cascade.playbook import driven, said
+from tests.cascade.playbook import driven, outcome_of
 
 SMALL, LARGE = Step("small", worst_cost_usd=1.0), Step("large", worst_cost_usd=10.0)
 ASKED = [{"role": "user", "content": "3 + 4 + 5?"}]
@@ -21,7 +21,7 @@ def plan(limits: Limits | None = None) -> Plan:
 def test_good_steps_are_kept():
     """The large model is never called, and each step is shown to the next one."""
     texts = iter(["3 + 4 = 7.", "Final answer: 12"])
-    verdict, asked = driven(plan(), lambda rung: said(rung, next(texts), -0.01))
+    verdict, asked = driven(plan(), lambda rung: outcome_of(rung, next(texts), -0.01))
     assert verdict.text == "3 + 4 = 7.\nFinal answer: 12"
     assert [r.model for r in asked] == ["small", "small"]
     assert asked[1].overrides["messages"][1]["content"] == "3 + 4 = 7."
@@ -30,14 +30,14 @@ def test_good_steps_are_kept():
 def test_a_poor_step_is_rewritten_by_the_large_model():
     """The large model's step replaces the draft, and drafting goes on."""
     script = iter([("3 + 4 = 8.", -2.0), ("3 + 4 = 7.", -2.0), ("Final answer: 12", -0.01)])
-    verdict, asked = driven(plan(), lambda rung: said(rung, *next(script)))
+    verdict, asked = driven(plan(), lambda rung: outcome_of(rung, *next(script)))
     assert [r.model for r in asked] == ["small", "large", "small"]
     assert verdict.text == "3 + 4 = 7.\nFinal answer: 12"
 
 
 def test_a_failed_step_falls_back_to_a_plain_answer():
     """The large model answers the whole question, streaming."""
-    failing = lambda rung: Outcome("small", "reset") if rung.model == "small" else said(rung, "12")  # noqa: E731
+    failing = lambda rung: Outcome("small", "reset") if rung.model == "small" else outcome_of(rung, "12")  # noqa: E731
     verdict, asked = driven(plan(), failing)
     assert asked[-1].final and "messages" not in asked[-1].overrides
     assert verdict.model == "large" and not verdict.text
@@ -45,13 +45,13 @@ def test_a_failed_step_falls_back_to_a_plain_answer():
 
 def test_an_endless_solution_is_ended():
     """After the maximum number of steps the large model answers the whole question."""
-    verdict, asked = driven(plan(), lambda rung: said(rung, "and on", -0.01))
+    verdict, asked = driven(plan(), lambda rung: outcome_of(rung, "and on", -0.01))
     assert len(asked) == DRAFTS.most + 1 and verdict.model == "large"
 
 
 def test_an_incomplete_solution_is_never_returned():
     """A budget that ends in the middle leaves no answer."""
-    verdict, _ = driven(plan(Limits(40, max_cost_usd=2.0)), lambda rung: said(rung, "and on", -0.01))
+    verdict, _ = driven(plan(Limits(40, max_cost_usd=2.0)), lambda rung: outcome_of(rung, "and on", -0.01))
     assert verdict.kept is None and not verdict.text
 
 

@@ -20,7 +20,7 @@ from cascade.rewrite import Refine, Skeleton, points_of, suits_skeleton
 from cascade.types import Evidence, Limits, Outcome, Plan, Rung, Step, Strategy
 from cascade.verify import Pomdp, SelfVerification, Threshold, fit_pomdp, verdict_of
 from cascade.voting import Vote, alike, samples, stays_ahead
-from tests.cascade.playbook import driven, said
+from tests.cascade.playbook import driven, outcome_of
 
 SMALL, LARGE = Step("small", worst_cost_usd=1.0), Step("large", worst_cost_usd=10.0)
 ROOMY = Limits(max_attempts=50)
@@ -34,7 +34,7 @@ def plan(strategy: Strategy, limits: Limits = ROOMY, retries: int = 0) -> Plan:
 def scripted(*texts: str):
     """Gives these answers in order, whichever model is asked."""
     left = list(texts)
-    return lambda rung: said(rung, left.pop(0))
+    return lambda rung: outcome_of(rung, left.pop(0))
 
 
 # -- voting
@@ -195,7 +195,7 @@ def test_a_failed_escalation_keeps_the_draft():
     texts = iter(["12", "no", "no", "no"])
 
     def answer(rung: Rung) -> Outcome:
-        return Outcome("large", "reset") if rung.model == "large" else said(rung, next(texts))
+        return Outcome("large", "reset") if rung.model == "large" else outcome_of(rung, next(texts))
 
     verdict, _ = driven(plan(automix(Threshold(0.6))), answer)
     assert (verdict.kept, verdict.reason) == (0, "exhausted")
@@ -203,7 +203,7 @@ def test_a_failed_escalation_keeps_the_draft():
 
 def test_a_failed_draft_is_escalated():
     """Without a draft there is nothing to verify."""
-    failing = lambda rung: Outcome("small", "reset") if rung.model == "small" else said(rung, "13")  # noqa: E731
+    failing = lambda rung: Outcome("small", "reset") if rung.model == "small" else outcome_of(rung, "13")  # noqa: E731
     verdict, asked = driven(plan(automix(Threshold(0.6)), retries=1), failing)
     assert verdict.model == "large" and len(asked) == 2
 
@@ -239,7 +239,7 @@ def test_the_pomdp_escalates_only_where_the_large_model_is_better():
 def test_a_good_draft_is_not_refined():
     """A draft with enough evidence takes one call."""
     refine = Refine(SMALL, lambda text: refinement(ASKED, text), rounds=2)
-    verdict, asked = driven(plan(refine), lambda rung: said(rung, "x", -0.01))
+    verdict, asked = driven(plan(refine), lambda rung: outcome_of(rung, "x", -0.01))
     assert len(asked) == 1 and verdict.kept == 0
 
 
@@ -247,7 +247,7 @@ def test_a_refined_answer_is_kept_only_if_better():
     """The draft or revision with the most evidence is kept."""
     shows = iter([-0.7, -0.4, -0.9])
     refine = Refine(SMALL, lambda text: refinement(ASKED, text), rounds=2)
-    verdict, asked = driven(plan(refine), lambda rung: said(rung, "x", next(shows)))
+    verdict, asked = driven(plan(refine), lambda rung: outcome_of(rung, "x", next(shows)))
     assert len(asked) == 3 and verdict.kept == 1
     assert asked[1].overrides["messages"][1]["content"] == "x"
 
@@ -286,7 +286,7 @@ def test_a_failed_point_falls_back_to_a_plain_answer():
 
     def answer(rung: Rung) -> Outcome:
         text = next(texts)
-        return Outcome(rung.model, "reset") if text is None else said(rung, text)
+        return Outcome(rung.model, "reset") if text is None else outcome_of(rung, text)
 
     verdict, asked = driven(plan(sketching()), answer)
     assert verdict.outcomes[verdict.kept or 0].evidence.text == "plain" and asked[-1].final

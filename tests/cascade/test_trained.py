@@ -50,11 +50,11 @@ def climbed(cascade: TrainedCascade, answers: dict[str, Outcome], *models: str) 
     return driven(plan, answer)
 
 
-def said(model: str, text: str, logprob: float) -> Outcome:
+def outcome_of(model: str, text: str, logprob: float) -> Outcome:
     return Outcome(model, evidence=Evidence(logprob, logprob, text=text), cost_usd=1e-5)
 
 
-ANSWERS = {m: said(m, "A", -0.01) for m in MODELS} | {"verdict": said("", "Correct", -0.1)}
+ANSWERS = {m: outcome_of(m, "A", -0.01) for m in MODELS} | {"verdict": outcome_of("", "Correct", -0.1)}
 
 
 def test_a_chain_is_read_back_and_its_thresholds_decide(frugal: TrainedCascade, tmp_path: Path):
@@ -68,7 +68,7 @@ def test_a_chain_is_read_back_and_its_thresholds_decide(frugal: TrainedCascade, 
     first = read.plan(PlanRequest(choice(*MODELS), WORST)).steps[0].model
     kept, asked = climbed(read, ANSWERS, *MODELS)
     assert kept.model == first and len(asked) == 1
-    unsure = ANSWERS | {first: said(first, "B", -6.0)}
+    unsure = ANSWERS | {first: outcome_of(first, "B", -6.0)}
     assert climbed(read, unsure, *MODELS)[0].model != first
 
 
@@ -99,7 +99,7 @@ def test_a_draft_with_good_verdicts_is_kept(verified: TrainedCascade, tmp_path: 
     pair = read.pair_for(1.0)
     kept, asked = climbed(read, ANSWERS, *MODELS)
     assert kept.model == pair.draft and len(asked) == 1 + verdicts_within(4) == 3
-    doubted, _ = climbed(read, ANSWERS | {"verdict": said("", "Incorrect", -0.1)}, *MODELS)
+    doubted, _ = climbed(read, ANSWERS | {"verdict": outcome_of("", "Incorrect", -0.1)}, *MODELS)
     assert doubted.model == pair.escalate
 
 

@@ -182,7 +182,7 @@ async def test_a_budget_is_held_and_refuses_at_once(tmp_path: Path) -> None:
         await sdk.do("responses.cancel", made.id)
 
 
-async def heard(sdk: Sdk, id: str, after: int | None = None) -> list[Any]:
+async def resumed(sdk: Sdk, id: str, after: int | None = None) -> list[Any]:
     more = {} if after is None else {"starting_after": after}
     return await sdk.events("responses.retrieve", response_id=id, stream=True, **more)
 
@@ -205,7 +205,7 @@ async def test_a_background_response_is_streamed(tmp_path: Path, kind: str) -> N
         id = seen[0].response.id
         assert seen[0].type == "response.created" and seen[0].response.status == "in_progress"
         assert (await there.do("responses.retrieve", id)).status == "in_progress"
-        rests = await asyncio.gather(heard(sdk, id, 11), heard(there, id, 11), heard(there, id), heard(sdk, id))
+        rests = await asyncio.gather(resumed(sdk, id, 11), resumed(there, id, 11), resumed(there, id), resumed(sdk, id))
         assert home.requests == 1
         for rest, begin in ((rests[0], 12), (rests[1], 12), (rests[2], 0), (rests[3], 0)):
             events = [*seen[:begin], *rest]
@@ -218,13 +218,13 @@ async def test_a_background_response_is_streamed(tmp_path: Path, kind: str) -> N
         assert whole.to_dict() == rests[0][-1].response.to_dict()
         number = rests[0][-1].sequence_number
         for client in (sdk, there):
-            assert [event.to_dict() for event in await heard(client, id)] == [one.to_dict() for one in rests[3]]
-            assert len(await heard(client, id, number - 1)) == 1 and not await heard(client, id, number)
+            assert [event.to_dict() for event in await resumed(client, id)] == [one.to_dict() for one in rests[3]]
+            assert len(await resumed(client, id, number - 1)) == 1 and not await resumed(client, id, number)
         after = await sdk.do("responses.create", model=f"{kind}/echo", input="two", previous_response_id=id)
         assert after.output_text == "two"
         await sdk.do("responses.delete", id)
         with pytest.raises(openai.NotFoundError):
-            await heard(there, id)
+            await resumed(there, id)
         await there.close()
 
 
@@ -241,17 +241,17 @@ async def test_how_a_background_stream_may_end(tmp_path: Path) -> None:
         assert (await sdk.do("responses.retrieve", broken[0].response.id)).status == "failed"
         telling = asyncio.create_task(sdk.events("responses.create", model="openai/words", **ask))
         (id,) = await until(lambda: home.gateway.services.responses.running)
-        listening = asyncio.create_task(heard(sdk, id))
+        listening = asyncio.create_task(resumed(sdk, id))
         await asyncio.sleep(0.3)
         await sdk.do("responses.cancel", id)
-        for events in (await telling, await listening, await heard(sdk, id)):
+        for events in (await telling, await listening, await resumed(sdk, id)):
             assert (events[-1].type, events[-1].response.status) == ("response.failed", "cancelled")
         plain = await sdk.do("responses.create", model="openai/soon", input="x", background=True)
         await ended(sdk, plain.id)
-        assert (await heard(sdk, plain.id))[-1].response.output_text == "done"
+        assert (await resumed(sdk, plain.id))[-1].response.output_text == "done"
         for after in (1, "x"):
             with pytest.raises(openai.BadRequestError) as caught:
-                await heard(sdk, plain.id, after)  # type: ignore[arg-type]
+                await resumed(sdk, plain.id, after)  # type: ignore[arg-type]
             assert caught.value.param == "starting_after"
 
 
@@ -277,7 +277,7 @@ async def test_a_silent_background_stream_gives_signs(tmp_path: Path, monkeypatc
         for told in (await beginning, *rests):
             assert told.count(": still here") >= 3 and "event: response.completed" in told
             assert told.index(": still here") < told.index("event: response.output_text.delta")
-        assert (await heard(home.sdk("openai"), id))[-1].response.output_text == "at last"
+        assert (await resumed(home.sdk("openai"), id))[-1].response.output_text == "at last"
         stream = await home.sdk("openai").client.responses.create(**{**ask, "model": "openai/slow"})
         async with asyncio.timeout(5.0):
             made = await anext(aiter(stream))
@@ -294,7 +294,7 @@ async def test_no_tenant_hears_anothers_stream(tmp_path: Path) -> None:
         id = (await anext(aiter(stream))).response.id
         for _ in range(2):
             with pytest.raises(openai.NotFoundError):
-                await heard(other, id)
+                await resumed(other, id)
             await ended(sdk, id)
         await stream.close()
 
@@ -323,7 +323,7 @@ async def test_a_worker_that_is_killed_leaves_a_failed_response(tmp_path: Path) 
             assert response.status == "failed" and response.error.message
             assert (await sdk.do("responses.cancel", made.id)).status == "failed"
             await stream.close()
-            told += await heard(sdk, told[0].response.id, 0)
+            told += await resumed(sdk, told[0].response.id, 0)
             assert [event.type for event in told] == ["response.created", "response.failed"]
             await sdk.close()
 

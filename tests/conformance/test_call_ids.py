@@ -37,7 +37,7 @@ async def home(tmp_path: Path) -> AsyncIterator[House]:
         yield built
 
 
-def told(home: House) -> Json:
+def last_body(home: House) -> Json:
     body: Json = json.loads(home.last["body"])
     return body
 
@@ -127,7 +127,7 @@ async def test_a_conversation_goes_on_with_whoever_takes_the_next_turn(home: Hou
         )  # fmt: skip
         for model in (begun, goes_on, begun):
             await said.turn(model)
-        calls, results = paired(told(home))
+        calls, results = paired(last_body(home))
         assert len(set(calls)) == 4 and calls == results, (begun, goes_on)
         if begun not in (GEMINI, MISTRAL):
             text = home.last["body"]
@@ -141,7 +141,7 @@ async def test_gemini_is_given_its_own_signature_back(home: House, surface: str,
     said = Messages(home, stream) if surface == "messages" else Responses(home, stream, surface == "kept")
     await said.turn(GEMINI)
     await said.turn(GEMINI)
-    first, second = next(turn for turn in told(home)["messages"] if turn.get("tool_calls"))["tool_calls"]
+    first, second = next(turn for turn in last_body(home)["messages"] if turn.get("tool_calls"))["tool_calls"]
     assert first["extra_content"] == signature_of(first["id"]) and "extra_content" not in second
     assert first["id"].startswith("call_scripted-") and first["id"].endswith("_0")
 
@@ -157,14 +157,14 @@ async def test_what_a_signature_comes_late_for(tmp_path: Path, surface: str, str
             said = Messages(home, stream) if surface == "messages" else Responses(home, stream, surface == "kept")
             await said.turn(late)
             await said.turn(goes_on)
-            sent = told(home)
+            sent = last_body(home)
             calls, results = paired(sent)
             assert len(calls) == 2 and calls == results
             text = home.last["body"]
             assert "Let me look." in text and not holds_sealed(text.encode())
             assert ("extra_content" in text) == (goes_on == late)
             await said.turn(late)
-            turns = [turn for turn in told(home)["messages"] if turn.get("tool_calls")]
+            turns = [turn for turn in last_body(home)["messages"] if turn.get("tool_calls")]
             assert turns[0]["extra_content"] == signature_of("Let me look.")
             first, second = turns[0]["tool_calls"]
             assert first["extra_content"] == signature_of(first["id"]) and "extra_content" not in second
@@ -188,9 +188,9 @@ async def test_a_text_alone_is_signed(tmp_path: Path, stream: bool) -> None:
         assert first.output_text == "hello" and first.output[-1].type == "reasoning"
         for model in (GEMINI, "openai/plain", "native/plain", "anthropic/plain"):
             await claude.do("messages.create", **{**ask, "model": model})
-            sents = [told(home)]
+            sents = [last_body(home)]
             await gpt.do("responses.create", model=model, input="y", previous_response_id=first.id)
-            for sent in (*sents, told(home)):
+            for sent in (*sents, last_body(home)):
                 text = json.dumps(sent)
                 assert "hello" in text and not holds_sealed(text.encode())
                 assert ("extra_content" in text) == (model == GEMINI)
@@ -206,7 +206,7 @@ async def test_a_fallback_takes_over_in_the_middle(tmp_path: Path) -> None:
         said = Messages(home, False)
         for by in ("plain", "mistral-large", "plain"):
             await said.turn("r")
-            assert told(home)["model"] == by
+            assert last_body(home)["model"] == by
 
 
 async def test_a_call_that_nobody_signed_is_marked_as_one(home: House) -> None:
@@ -214,7 +214,7 @@ async def test_a_call_that_nobody_signed_is_marked_as_one(home: House) -> None:
     said = Chat(home, False)
     await said.turn(GEMINI)
     await said.turn(GEMINI)
-    assert told(home)["messages"][1]["tool_calls"][0]["extra_content"] == UNSIGNED
+    assert last_body(home)["messages"][1]["tool_calls"][0]["extra_content"] == UNSIGNED
     async with house(Path(home.gateway.services.config.server.run_dir) / "any", SCRIPTS, kinds=("openai",),
                      more=[{"name": "as-is", "provider": "up", "upstream_name": "gemini-3-pro", "call_ids": "any"}],
                      ) as other:  # fmt: skip
@@ -232,7 +232,7 @@ async def test_what_a_chat_client_returns_whole_is_passed_as_it_is(home: House) 
         results = [{"role": "tool", "tool_call_id": call["id"], "content": "ok"} for call in turn["tool_calls"]]
         turns = [{"role": "user", "content": "x"}, turn, *results]
         await sdk.do("chat.completions.create", model=model, messages=turns)
-        assert told(home)["messages"] == turns and told(home)["model"] == name
+        assert last_body(home)["messages"] == turns and last_body(home)["model"] == name
 
 
 @pytest.mark.parametrize(

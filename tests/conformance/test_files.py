@@ -82,7 +82,7 @@ async def ask(home: House, surface: str, model: str, *parts: dict[str, Any], key
     return await sdk.do("chat.completions.create", model=model, messages=turns, **more)
 
 
-def given(home: House) -> str:
+def received(home: House) -> str:
     """The last request that the upstream received."""
     return str(home.last["body"])
 
@@ -94,7 +94,7 @@ async def test_a_file_reaches_every_upstream(home: House, surface: str, kind: st
     """The file reaches the upstream in its API's form, and no upstream gets an id that it can't know."""
     id = await upload(home, name, data)
     await ask(home, surface, f"{kind}/echo", part_of(surface, id))
-    body = given(home)
+    body = received(home)
     assert id not in body
     if name == "a.pdf":
         assert base64.b64encode(data).decode() in body and "a.pdf" in body
@@ -111,7 +111,8 @@ async def test_a_file_reaches_every_upstream(home: House, surface: str, kind: st
 async def test_an_image_reaches_every_upstream(home: House, surface: str, kind: str) -> None:
     id = await upload(home, "a.png", PNG)
     await ask(home, surface, f"{kind}/echo", part_of(surface, id, image=True))
-    assert id not in given(home) and base64.b64encode(PNG).decode() in given(home) and "image/png" in given(home)
+    body = received(home)
+    assert id not in body and base64.b64encode(PNG).decode() in body and "image/png" in body
 
 
 async def test_a_conversation_keeps_the_id(home: House) -> None:
@@ -123,7 +124,7 @@ async def test_a_conversation_keeps_the_id(home: House) -> None:
     assert item.content[0].file_id == id and SECRET not in item.to_json()
     again: dict[str, Any] = {"model": "openai/echo", "input": "more", "previous_response_id": first.id}
     await sdk.do("responses.create", **again)
-    assert base64.b64encode(TEXT).decode() in given(home)
+    assert base64.b64encode(TEXT).decode() in received(home)
     counted = await sdk.do("responses.input_tokens.count", **again)
     assert counted.input_tokens > len(TEXT) / 4
     record = await home.gateway.decision(first.id)
@@ -140,7 +141,7 @@ async def test_a_response_of_the_background_has_the_file_too(home: House) -> Non
     told = await ask(home, "responses", "openai/echo", part_of("responses", id), background=True)
     while told.status in ("queued", "in_progress"):
         told = await sdk.do("responses.retrieve", told.id)
-    assert told.status == "completed" and inline in given(home)
+    assert told.status == "completed" and inline in received(home)
     record = await home.gateway.services.journal.response(told.id, "a")
     assert record is not None and id.encode() in record.input and inline.encode() not in record.input + record.output
 
@@ -155,7 +156,7 @@ async def test_what_is_held_and_counted_is_of_the_file(home: House) -> None:
     counted = await client(home, "anthropic").do("messages.count_tokens", **body)
     assert counted.input_tokens > 5000
     await client(home, "anthropic").do("messages.count_tokens", **(body | {"model": "anthropic/echo"}))
-    assert "word word" in given(home) and id not in given(home)
+    assert "word word" in received(home) and id not in received(home)
 
 
 @pytest.mark.parametrize("surface", PATHS)
@@ -173,9 +174,9 @@ async def test_anothers_file_is_as_unknown_as_none(home: House, surface: str) ->
 async def test_an_upstreams_own_id_is_passed_on_or_refused(home: House) -> None:
     """An upstream's own id is passed on to a provider of the same surface, and refused for others."""
     await ask(home, "chat", "openai/echo", part_of("chat", "file-abc123"))
-    assert json.loads(given(home))["messages"][0]["content"][0] == part_of("chat", "file-abc123")
+    assert json.loads(received(home))["messages"][0]["content"][0] == part_of("chat", "file-abc123")
     await ask(home, "messages", "anthropic/echo", part_of("messages", "file_011CNha8iCJcU1wXNR6q4V8w"))
-    assert "file_011CNha8iCJcU1wXNR6q4V8w" in given(home)
+    assert "file_011CNha8iCJcU1wXNR6q4V8w" in received(home)
     await ask(home, "messages", "anthropic/echo", {"type": "container_upload", "file_id": "file_011CNha8iCJcU1w"})
     with pytest.raises(openai.BadRequestError):
         await ask(home, "chat", "anthropic/echo", part_of("chat", "file-abc123"))

@@ -19,7 +19,7 @@ SEARCH = [{"type": "web_search"}]
 SEALED = "reasoning.encrypted_content"
 
 
-def told(home: House) -> dict[str, Any]:
+def last_body(home: House) -> dict[str, Any]:
     """The last body that an upstream received."""
     body: dict[str, Any] = json.loads(home.last["body"])
     return body
@@ -32,7 +32,7 @@ async def test_a_built_in_tool_is_the_upstreams_own(home: House, kind: str) -> N
     ask: dict[str, Any] = {"model": f"{kind}/echo", "input": "news?", "tools": SEARCH}
     whole = await sdk.do("responses.create", **ask)
     assert [item.type for item in whole.output] == ["web_search_call", "message"] and whole.output_text == "news?"
-    assert told(home)["tools"] == SEARCH and told(home)["store"] is False
+    assert last_body(home)["tools"] == SEARCH and last_body(home)["store"] is False
     assert whole.store is None or whole.store is True
     events = await sdk.events("responses.create", **ask, stream=True)
     assert "response.web_search_call.searching" in [event.type for event in events]
@@ -58,29 +58,29 @@ async def test_a_conversation_moves_between_kinds_of_upstream(home: House, strea
 
     thinks = {"reasoning": {"effort": "low"}}
     first = await turn("native/echo", "one", **thinks, tools=SEARCH)
-    assert told(home)["include"] == [SEALED]
+    assert last_body(home)["include"] == [SEALED]
     second = await turn("native/echo", "two", **thinks, previous_response_id=first.id)
-    sent = told(home)
+    sent = last_body(home)
     assert "previous_response_id" not in sent and second.previous_response_id == first.id
     kinds = [item.get("type", "message") for item in sent["input"]]
     assert kinds == ["message", "reasoning", "web_search_call", "message", "message"]
     assert sent["input"][1]["encrypted_content"].startswith("sealed-")
     third = await turn("openai/echo", "three", previous_response_id=second.id)
-    assert [message["role"] for message in told(home)["messages"]] == ["user", "assistant"] * 2 + ["user"]
+    assert [message["role"] for message in last_body(home)["messages"]] == ["user", "assistant"] * 2 + ["user"]
     fourth = await turn("anthropic/echo", "four", previous_response_id=third.id)
     fifth = await turn("native/echo", "five", previous_response_id=fourth.id)
-    assert fifth.output_text == "five" and len(told(home)["input"]) == 12
+    assert fifth.output_text == "five" and len(last_body(home)["input"]) == 12
 
 
 async def test_thoughts_that_were_not_sealed_stay_behind(home: House) -> None:
     """Reasoning that isn't encrypted is left out, and the upstream accepts the turn without it."""
     sdk = home.sdk("openai")
     first = await sdk.do("responses.create", model="native/echo", input="one", reasoning={"effort": "low"}, store=False)
-    assert "include" not in told(home) and [item.type for item in first.output] == ["reasoning", "message"]
+    assert "include" not in last_body(home) and [item.type for item in first.output] == ["reasoning", "message"]
     output = [item.to_dict() for item in first.output]
     turns = [{"role": "user", "content": "one"}, *output, {"role": "user", "content": "two"}]
     second = await sdk.do("responses.create", model="native/echo", input=turns)
-    roles = [item.get("role") for item in told(home)["input"]]
+    roles = [item.get("role") for item in last_body(home)["input"]]
     assert second.output_text == "two" and roles == ["user", "assistant", "user"]
 
 
@@ -91,7 +91,7 @@ async def test_an_upstreams_items_are_referred_to_and_deleted(home: House) -> No
     named = [{"type": "item_reference", "id": item.id} for item in first.output]
     turns = [{"role": "user", "content": "one"}, *named, {"role": "user", "content": "two"}]
     await sdk.do("responses.create", model="native/echo", input=turns)
-    assert [item["id"] for item in told(home)["input"][1:3]] == [item.id for item in first.output]
+    assert [item["id"] for item in last_body(home)["input"][1:3]] == [item.id for item in first.output]
     await sdk.do("responses.delete", first.id)
     with pytest.raises(openai.NotFoundError):
         await sdk.do("responses.create", model="native/echo", input=turns)

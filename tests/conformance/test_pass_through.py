@@ -117,7 +117,7 @@ DELTA = {"type": "transcript.text.delta", "delta": "so"}
 DONE = {"type": "transcript.text.done", "text": "so it is", "usage": COUNTED["usage"]}
 
 
-async def heard(home: Studio, mode: str = "async") -> tuple[list[Any], Mapping[str, str]]:
+async def transcription_events(home: Studio, mode: str = "async") -> tuple[list[Any], Mapping[str, str]]:
     """A transcription's events, and the headers of the answer."""
     raw = await sent(home, "audio.transcriptions", mode, model="ear", file=("a.mp3", SOUND), stream=True)
     stream = raw.parse()
@@ -131,7 +131,7 @@ async def test_events_of_a_transcription(tmp_path: Path, mode: str) -> None:
     """The events arrive unchanged, and the usage in the last one is billed."""
     said = Said(events_of(DELTA, DONE), "text/event-stream")
     async with studio(tmp_path, {"/audio/transcriptions": said}, [{"name": "ear"}]) as home:
-        seen, headers = await heard(home, mode)
+        seen, headers = await transcription_events(home, mode)
         assert [event.type for event in seen] == [DELTA["type"], DONE["type"]]
         record = await home.decision(headers)
     assert record.attempts[0].usage["output"] == 12 and record.stream
@@ -148,7 +148,7 @@ async def test_events_of_a_transcription(tmp_path: Path, mode: str) -> None:
 async def test_events_that_break_off_end_with_an_error(tmp_path: Path, said: Said, error: str) -> None:
     async with studio(tmp_path, {"/audio/transcriptions": said}, [{"name": "ear"}]) as home:
         with pytest.raises(openai.APIError, match=error):
-            await heard(home)
+            await transcription_events(home)
 
 
 async def test_sound_that_breaks_off_is_never_taken_for_whole(tmp_path: Path) -> None:

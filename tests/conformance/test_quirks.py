@@ -29,7 +29,7 @@ CALL: Json = {"id": "c1", "type": "function", "function": {"name": "now", "argum
 KEEPS = {"routes": [{"name": "r", "models": ["m"], "store_text": True, "retries": 0}]}
 
 
-async def told(home: Fixed, surface: str, stream: bool) -> Any:
+async def small_answer(home: Fixed, surface: str, stream: bool) -> Any:
     """The answer to a small request, streamed or not, parsed by the official client."""
     if surface == "messages":
         body: Json = {"model": "r", "max_tokens": 99, "messages": TURNS}
@@ -68,7 +68,7 @@ async def test_a_stream_for_an_answer_and_the_reverse(tmp_path: Path, kind: str,
     async with fixed(tmp_path, kind, whole, {"output_usd_per_mtok": 1.0, "input_usd_per_mtok": 1.0}, **KEEPS) as home:
         for stream in (True, False):
             home.answer = b"\n\n" + json.dumps(whole).encode() if stream else streamed(events)
-            assert text_of(await told(home, surface, stream)) == "hi"
+            assert text_of(await small_answer(home, surface, stream)) == "hi"
         found = [(record.error, record.answer_text, record.cost_nanousd) for record in recorded(home)]
         assert found == [("", "hi", 8000)] * 2
 
@@ -79,7 +79,7 @@ async def test_an_error_told_without_a_status(tmp_path: Path) -> None:
     async with fixed(tmp_path, "openai", said, **KEEPS) as home:
         for stream in (True, False):
             with pytest.raises(openai.RateLimitError, match="slow down"):
-                await told(home, "chat", stream)
+                await small_answer(home, "chat", stream)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -92,7 +92,7 @@ async def test_json_of_a_lenient_server(tmp_path: Path, surface: str, stream: bo
     body = streamed(said) if isinstance(said, list) else json.dumps(said).encode()
     body = b"\xef\xbb\xbf" + body.replace(b"HALF", b"\\ud83d").replace(b'"NAN"', b"NaN")
     async with fixed(tmp_path, "openai", body, **KEEPS) as home:
-        assert text_of(await told(home, surface, stream)) == "hi ?"
+        assert text_of(await small_answer(home, surface, stream)) == "hi ?"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -102,10 +102,10 @@ async def test_an_answer_in_parts(tmp_path: Path, stream: bool) -> None:
     deltas: list[Json] = [{"content": [thought]}, {"content": "h"}, {"content": [{"type": "text", "text": "i"}]}]
     said = completion_events(*deltas) if stream else completion(content=[thought, TEXT])
     async with fixed(tmp_path, "openai", said, **KEEPS) as home:
-        answer = await told(home, "messages", stream)
+        answer = await small_answer(home, "messages", stream)
         assert [block.type for block in answer.content] == ["thinking", "text"]
         assert (answer.content[0].thinking, text_of(answer)) == ("hm", "hi")
-        response = await told(home, "responses", stream)
+        response = await small_answer(home, "responses", stream)
         assert ([item.type for item in response.output], response.output_text) == (["reasoning", "message"], "hi")
         assert (recorded(home)[0]).answer_text == "hi"
     async with fixed(tmp_path / "next", "anthropic", message(TEXT)) as home:
@@ -126,7 +126,7 @@ async def test_a_failure_in_the_choice_is_an_error(tmp_path: Path, stream: bool)
         said["choices"] = [{**failed, "message": {"role": "assistant", "content": "hi"}}]
     async with fixed(tmp_path, "openai", said, **KEEPS) as home:
         with pytest.raises(openai.InternalServerError, match="it died"):
-            await told(home, "chat", stream)
+            await small_answer(home, "chat", stream)
         assert (recorded(home)[0]).error == "server_error"
 
 
@@ -134,7 +134,7 @@ async def test_nulls_beside_a_call(tmp_path: Path) -> None:
     """`tool_calls: null` in a stream's first chunk, as SGLang sends it, doesn't prevent recording the answer."""
     pieces = [{"content": "", "tool_calls": None}, {"tool_calls": [{"index": 0, **CALL}]}, {"tool_calls": None}]
     async with fixed(tmp_path, "openai", completion_events(*pieces, finish="eos"), **KEEPS) as home:
-        answer = await told(home, "messages", True)
+        answer = await small_answer(home, "messages", True)
         assert (answer.content[0].input, answer.stop_reason) == ({"a": 1}, "tool_use")
         assert (recorded(home)[0]).error == ""
 
@@ -147,10 +147,10 @@ async def test_nulls_of_an_anthropic_server(tmp_path: Path, stream: bool) -> Non
     events[-2] |= {"index": None, "message": None}
     for surface in ("chat", "responses"):
         async with fixed(tmp_path / surface, "anthropic", events if stream else whole, **KEEPS) as home:
-            assert text_of(await told(home, surface, stream)) == "hi"
+            assert text_of(await small_answer(home, surface, stream)) == "hi"
     if not stream:
         async with fixed(tmp_path / "bare", "anthropic", message(content="hi"), **KEEPS) as home:
-            assert text_of(await told(home, "chat", stream)) == "hi"
+            assert text_of(await small_answer(home, "chat", stream)) == "hi"
 
 
 async def test_a_stream_that_tells_no_usage_at_its_end(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ async def test_a_stream_that_tells_no_usage_at_its_end(tmp_path: Path) -> None:
     events = message_events((SAID[0], [{"type": "text_delta", "text": "x" * 400}]))
     del events[-2]["usage"]
     async with fixed(tmp_path, "anthropic", events, {"output_usd_per_mtok": 1.0}, **KEEPS) as home:
-        await told(home, "chat", True)
+        await small_answer(home, "chat", True)
         record = recorded(home)[0]
         assert (record.attempts[0].estimated, record.cost_nanousd) == (True, 105_000)
 
@@ -169,7 +169,7 @@ async def test_an_answer_that_the_record_can_not_read(tmp_path: Path, stream: bo
     odd = {"id": "c1", "type": "function", "function": {"name": 5, "arguments": "{}"}}
     said = completion_events({"tool_calls": [odd]}) if stream else completion(tool_calls=[odd])
     async with fixed(tmp_path, "openai", said, **KEEPS) as home:
-        answer = await told(home, "messages", stream)
+        answer = await small_answer(home, "messages", stream)
         assert answer.content[0].type == "tool_use"
         assert (recorded(home)[0]).status == 200
 
@@ -178,5 +178,5 @@ async def test_a_stream_that_can_not_be_put_together(tmp_path: Path) -> None:
     """The client gets the whole stream; only the record lacks its text."""
     said = completion_events({"tool_calls": [5]}, {"content": "hi"})
     async with fixed(tmp_path, "openai", said, **KEEPS) as home:
-        assert text_of(await told(home, "messages", True)) == "hi"
+        assert text_of(await small_answer(home, "messages", True)) == "hi"
         assert [(record.status, record.error, record.answer_text) for record in recorded(home)] == [(200, "", "")]

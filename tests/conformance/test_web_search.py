@@ -27,19 +27,19 @@ NOW = {"type": "function", "name": "now", "parameters": {"type": "object", "prop
 SEARCHES = [{"type": "web_search"}]
 
 
-def used(searches: int) -> Json:
+def usage_with(searches: int) -> Json:
     return {"input_tokens": 5, "output_tokens": 3, "server_tool_use": {"web_search_requests": searches}}
 
 
 def whole(searches: int) -> Json:
-    return message(*[SEARCH, FOUND] * searches, text("it rains", RAIN), usage=used(searches))
+    return message(*[SEARCH, FOUND] * searches, text("it rains", RAIN), usage=usage_with(searches))
 
 
 def streamed(searches: int, found: Json = FOUND) -> list[Json]:
     asks = [{"type": "input_json_delta", "partial_json": piece} for piece in ('{"que', 'ry": "Bern ☀"}')]
     blocks = [({**SEARCH, "input": {}}, asks), (found, [])] * searches
     *events, end, stop = message_events(*blocks, text_events("it rains", RAIN))
-    return [*events, {**end, "usage": used(searches if found is FOUND else 0)}, stop]
+    return [*events, {**end, "usage": usage_with(searches if found is FOUND else 0)}, stop]
 
 
 async def billed(home: Fixed, decision: str) -> int:
@@ -118,7 +118,7 @@ async def test_a_search_streams_as_an_item(tmp_path: Path) -> None:
         assert "response.web_search_call.completed" not in [one.type for one in told]
         response = told[-1].response
         assert response.output[0].status == "failed" and await billed(home, response.id) == TOKENS
-        home.answer = message(SEARCH, FAILED, text("no"), usage=used(0))
+        home.answer = message(SEARCH, FAILED, text("no"), usage=usage_with(0))
         made = await sdk.do("responses.create", model="m", input="x", tools=SEARCHES)
         assert [(one.type, one.status) for one in made.output] == [
             ("web_search_call", "failed"), ("message", "completed"),

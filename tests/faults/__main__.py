@@ -60,15 +60,15 @@ def row(fault: Fault, results: list[Result], *, stream: bool) -> list[str]:
     return [
         "stream" if stream else "whole",
         fault.name,
-        listed(said(result) for result in alone),
-        listed(said(result) for result in helped),
+        listed(as_text(result) for result in alone),
+        listed(as_text(result) for result in helped),
         f"{listed(str(len(r.record.attempts)) for r in alone)} / {listed(str(len(r.record.attempts)) for r in helped)}",
         f"{span(r.spent for r in alone)} / {span(r.spent for r in helped)}",
         span(result.held for result in results),
     ]
 
 
-def said(result: Result) -> str:
+def as_text(result: Result) -> str:
     if result.ending == "error":
         return f"error {result.heard.status}"
     return result.ending

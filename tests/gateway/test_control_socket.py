@@ -44,7 +44,7 @@ async def opened(folder: Path, **extra: Any) -> AsyncIterator[tuple[Live, Contro
             await sock.close()
 
 
-async def asked(gateway: Live, text: str = "hello", model: str = "auto", **fields: Any) -> httpx.Response:
+async def send_chat(gateway: Live, text: str = "hello", model: str = "auto", **fields: Any) -> httpx.Response:
     async with httpx.AsyncClient(base_url=gateway.url) as client:
         body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": text}], **fields}
         answer = await client.post("/v1/chat/completions", json=body)
@@ -72,17 +72,17 @@ def test_a_deep_folder_still_has_a_socket(tmp_path: Path) -> None:
 async def test_settings_are_in_force_before_the_answer_comes(tmp_path: Path) -> None:
     """An answered version is in force for the next request, and a version with faults is never confirmed."""
     async with opened(tmp_path) as (gateway, _):
-        assert (await asked(gateway)).headers["x-headgate-model"] == "echo"
+        assert (await send_chat(gateway)).headers["x-headgate-model"] == "echo"
         change(gateway, {"auto": {"models": ["other"]}})
         sock = socket_path(run_dir(gateway), 0)
         assert await asyncio.to_thread(settings_version, sock) == 1
-        assert (await asked(gateway, "anew")).headers["x-headgate-model"] == "other"
+        assert (await send_chat(gateway, "anew")).headers["x-headgate-model"] == "other"
         change(gateway, {"auto": {"models": ["nobody"]}})
         assert await asyncio.to_thread(settings_version, sock) == 1
-        assert (await asked(gateway, "again")).headers["x-headgate-model"] == "other"
+        assert (await send_chat(gateway, "again")).headers["x-headgate-model"] == "other"
         change(gateway, {})
         assert await asyncio.to_thread(settings_version, sock) == 3
-        assert (await asked(gateway, "at last")).headers["x-headgate-model"] == "echo"
+        assert (await send_chat(gateway, "at last")).headers["x-headgate-model"] == "echo"
 
 
 def change(gateway: Live, routes: dict[str, dict[str, Any]]) -> None:
@@ -145,14 +145,14 @@ async def test_a_provider_is_replaced_under_traffic(tmp_path: Path) -> None:
         before = gateway.services.driver.sender.providers["up"]
         url = before.config.base_url
         overlay = Overlay(providers={"up": {"base_url": url, "max_connections": 3}})
-        busy = [asyncio.create_task(asked(gateway, f"question {n}", cache="none")) for n in range(8)]
+        busy = [asyncio.create_task(send_chat(gateway, f"question {n}", cache="none")) for n in range(8)]
         change_settings(run_dir(gateway), lambda held: msgspec.structs.replace(held, overlay=overlay))
         follower.look()
         after = gateway.services.driver.sender.providers["up"]
         assert after is not before and after.config.max_connections == 3
         assert gateway.services.driver.sender.providers["claude"].config.name == "claude"
         await asyncio.gather(*busy)
-        await asked(gateway, "and one more")
+        await send_chat(gateway, "and one more")
         await until(lambda: not (before.pool.in_use or follower._retiring))
 
 
@@ -161,8 +161,8 @@ async def test_entries_are_found_shown_and_forgotten(tmp_path: Path) -> None:
     gone.
     """
     async with opened(tmp_path) as (gateway, _):
-        await asked(gateway, "alpha particle")
-        await asked(gateway, "beta decay")
+        await send_chat(gateway, "alpha particle")
+        await send_chat(gateway, "beta decay")
         folder = run_dir(gateway)
 
         async def found(**wanted: Any) -> list[dict[str, Any]]:
@@ -177,11 +177,11 @@ async def test_entries_are_found_shown_and_forgotten(tmp_path: Path) -> None:
         assert await found(query="alpha", text=False) == []
         assert len(await found(query=one["id"], text=False)) == 1
         assert await found(tenant="nobody") == [] and len(await found(model="echo", limit=1)) == 1
-        assert (await asked(gateway, "alpha particle")).headers["x-headgate-cache"] == "hit"
+        assert (await send_chat(gateway, "alpha particle")).headers["x-headgate-cache"] == "hit"
         sock = socket_path(folder, 0)
         assert await asyncio.to_thread(ask, sock, {"ask": "forget", "id": one["id"]}) is True
         assert await asyncio.to_thread(ask, sock, {"ask": "forget", "id": one["id"]}) is False
-        assert (await asked(gateway, "alpha particle")).headers["x-headgate-cache"] == "miss"
+        assert (await send_chat(gateway, "alpha particle")).headers["x-headgate-cache"] == "miss"
 
 
 async def test_an_invalid_request_closes_nothing(tmp_path: Path) -> None:

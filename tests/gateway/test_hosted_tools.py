@@ -60,7 +60,7 @@ async def ask(gateway: Live, surface: str, *, stream: bool, **more: Any) -> Deci
                     id = (await events.get_final_message()).id
             else:
                 id = (await claude.messages.create(**body)).id
-        return await found(gateway, id)
+        return await record_of(gateway, id)
     async with openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="k", max_retries=0) as gpt:
         if surface == "chat":
             create: Any = gpt.chat.completions.create
@@ -70,11 +70,11 @@ async def ask(gateway: Live, surface: str, *, stream: bool, **more: Any) -> Deci
         answer = await create(model=surface, stream=stream, **body, **more)
         if stream:
             told = [event async for event in answer]
-            return await found(gateway, told[-1].id if surface == "chat" else told[-1].response.id)
-        return await found(gateway, answer.id)
+            return await record_of(gateway, told[-1].id if surface == "chat" else told[-1].response.id)
+        return await record_of(gateway, answer.id)
 
 
-async def found(gateway: Live, id: str) -> DecisionRecord:
+async def record_of(gateway: Live, id: str) -> DecisionRecord:
     await gateway.rest()
     return await gateway.decision(id)
 
@@ -138,7 +138,7 @@ async def test_what_ran_is_paid_where_the_client_leaves(tmp_path: Path, surface:
             if (seen := seen + 1) == 14:
                 break
         await events.close()
-        record = await found(gateway, id)
+        record = await record_of(gateway, id)
     (attempt,) = record.attempts
     assert attempt.failure == "cancelled" and attempt.usage[ran] == 2 and attempt.usage["container"] == 1
     assert attempt.cost_nanousd >= 30_000_000

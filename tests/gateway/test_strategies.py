@@ -39,7 +39,7 @@ def question(i: int) -> tuple[bool, str]:
     return False, f"Write a tender poem about garden number {i} at night"
 
 
-async def taught(client: httpx.AsyncClient, gateway: Live, rounds: int) -> None:
+async def teach(client: httpx.AsyncClient, gateway: Live, rounds: int) -> None:
     """Ask questions and give feedback by which sums are right only when verified, and poems always."""
     for i in range(rounds):
         hard, text = question(i)
@@ -60,7 +60,7 @@ async def test_a_strategy_is_drawn_recorded_and_learnt(tmp_path: Path) -> None:
     ):
         services = gateway.services
         services.draws = iter(random.Random(2).random, None)
-        await taught(client, gateway, 120)
+        await teach(client, gateway, 120)
         record = await gateway.decision((await ask(client, gateway, question(1)[1])).headers["x-headgate-decision-id"])
         assert set(record.strategies) == {"none", "verify"}
         assert sum(record.strategies.values()) == pytest.approx(1.0)

@@ -24,7 +24,7 @@ def whole(number: int, blocks: int) -> list[int]:
     return [number] * (blocks * SIZE)
 
 
-def asked(numbers: list[int], blocks: int = 1) -> list[Asked]:
+def requests_for(numbers: list[int], blocks: int = 1) -> list[Asked]:
     """Prompts of whole blocks and one further token."""
     return [Asked([*whole(number, blocks), 999], 1, True, ((0.1, 9),)) for number in numbers]
 
@@ -63,12 +63,12 @@ def test_the_bound_that_knows_the_future_is_optimal() -> None:
             for some in kept
             if all(sum(since < at < until for since, until in some) <= room for at in range(len(numbers)))
         )
-        assert best_by_future(asked(numbers), 3) * (SIZE + 1) * len(numbers) == pytest.approx(most * SIZE)
+        assert best_by_future(requests_for(numbers), 3) * (SIZE + 1) * len(numbers) == pytest.approx(most * SIZE)
 
 
 def test_the_expected_bound_counts_what_may_be_asked_again() -> None:
     """One useful block is cached, and requested next time with a probability of one in ten."""
-    trace = asked([1, 2])
+    trace = requests_for([1, 2])
     assert best_by_odds(trace[:1], 1) == 0.0
     assert best_by_odds(trace, 1) == pytest.approx(SIZE * 0.1 / (2 * (SIZE + 1)))
     one_off = Asked(whole(7, 1), 0, False, trace[0].odds)

@@ -16,7 +16,7 @@ pieces = st.lists(
 )
 
 
-def taught(steps: int = 600, noise: float = 0.0) -> StepMeter:
+def trained_meter(steps: int = 600, noise: float = 0.0) -> StepMeter:
     """A meter that has observed steps of known true cost."""
     rng = np.random.default_rng(0)
     meter = StepMeter()
@@ -42,7 +42,7 @@ def test_shares_add_up_to_the_step(batch: list[Piece], amount: float) -> None:
 @pytest.mark.parametrize(("noise", "within"), [(0.0, 0.02), (0.2, 0.2)])
 def test_the_time_of_a_step_is_learned(noise: float, within: float) -> None:
     """Steps with any batch and prompt are predicted, from noisy timings too."""
-    meter = taught(noise=noise)
+    meter = trained_meter(noise=noise)
     for decoding, context, prompt in ((1, 100, 0), (8, 3000, 0), (4, 1000, 256), (12, 200, 64)):
         x = np.array([1.0, prompt, decoding, prompt + decoding * context])
         assert meter.step_s(decoding, context, prompt) == pytest.approx(float(x @ TRUE), rel=within)
@@ -60,7 +60,7 @@ def test_no_price_is_negative(seed: int) -> None:
 
 def test_a_batch_and_a_cached_prefix_make_an_answer_cheaper() -> None:
     """Alone an answer pays the base cost of each step; cached tokens aren't computed."""
-    meter = taught()
+    meter = trained_meter()
     alone = meter.answer_s(200, 0, 50, decoding=0)
     assert alone > meter.answer_s(200, 0, 50, decoding=4) > meter.answer_s(200, 192, 50, decoding=4)
 

@@ -207,7 +207,7 @@ def test_regret_is_below_a_learner_that_does_not_read_the_query() -> None:
         assert found[THOMPSON]["regret"] < found["epsilon_greedy"]["regret"]
 
 
-def seen(rng: np.random.Generator, rounds: int, differ: float) -> BanditState:
+def state_after(rng: np.random.Generator, rounds: int, differ: float) -> BanditState:
     """Answers of two models whose quality depends on the query, or doesn't."""
     state = BanditState.empty((), DIMS)
     for i in range(rounds):
@@ -221,7 +221,7 @@ def test_the_penalty_on_own_slopes_is_learned() -> None:
     """The evidence lowers it where models differ by query, and keeps it where they don't."""
     rng, stated = np.random.default_rng(1), Shrinkage()
     for differ in (0.0, 1.0):
-        state = seen(rng, 200, differ)
+        state = state_after(rng, 200, differ)
         held = np.abs(posterior(state, stated).quality[:, 0]).max()
         free = np.abs(fitted(state, stated).quality[:, 0]).max()
         assert (free > 1.5 * held) == (differ > 0)
@@ -230,7 +230,7 @@ def test_the_penalty_on_own_slopes_is_learned() -> None:
 def test_the_noise_is_learned() -> None:
     """If answers are predicted well, the bandit's deviations are smaller."""
     rng = np.random.default_rng(2)
-    loud, quiet = seen(rng, 400, 0.0), BanditState.empty((), DIMS)
+    loud, quiet = state_after(rng, 400, 0.0), BanditState.empty((), DIMS)
     for _ in range(400):
         quiet.learn(np.append(rng.normal(size=DIMS), 1.0), "a", 0.1)
     assert fitted(quiet, Shrinkage()).noise < 0.1 < fitted(loud, Shrinkage()).noise

@@ -23,7 +23,7 @@ def vectors(seed: int, n: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, 4)).astype(np.float32)
 
 
-def taught(bandit: StrategyBandit, rounds: int, seed: int = 0) -> None:
+def teach(bandit: StrategyBandit, rounds: int, seed: int = 0) -> None:
     """Checking helps where the first axis is positive and costs two more calls; elsewhere it changes nothing."""
     rng = np.random.default_rng(seed)
     for x in vectors(seed, rounds):
@@ -35,7 +35,7 @@ def taught(bandit: StrategyBandit, rounds: int, seed: int = 0) -> None:
 def test_steps_are_paid_only_where_they_help() -> None:
     """After some hundred answers hard queries are verified and easy ones are not."""
     bandit = StrategyBandit(("none", "verify"), flat(), step_price=0.1)
-    taught(bandit, 600)
+    teach(bandit, 600)
     assert bandit.choose(np.array([2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "verify"
     assert bandit.choose(np.array([-2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "none"
 
@@ -43,7 +43,7 @@ def test_steps_are_paid_only_where_they_help() -> None:
 def test_another_price_needs_no_new_answers() -> None:
     """Scores and steps are learned separately: at a price above any answer's value nothing is verified."""
     bandit = StrategyBandit(("none", "verify"), flat(), step_price=0.1)
-    taught(bandit, 600)
+    teach(bandit, 600)
     dear = StrategyBandit(("none", "verify"), flat(), step_price=0.6)
     dear.state = bandit.state
     assert dear.choose(np.array([2, 0, 0, 0], np.float32), 0.5, explore=False).arm == "none"
@@ -54,7 +54,7 @@ def test_another_price_needs_no_new_answers() -> None:
 def test_every_arm_keeps_its_share(rounds: int, draw: float, explore: float) -> None:
     """Whatever was learned, the probabilities sum to 1, and the propensity is that of the drawn arm."""
     bandit = StrategyBandit(("none", "verify", "refine"), flat(), 0.05, explore)
-    taught(bandit, rounds)
+    teach(bandit, rounds)
     pick = bandit.choose(vectors(1, 1)[0], draw)
     assert sum(pick.probabilities.values()) == pytest.approx(1.0)
     assert min(pick.probabilities.values()) >= explore / 3 - 1e-9

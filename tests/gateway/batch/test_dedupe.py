@@ -90,7 +90,7 @@ def test_a_repeated_key_is_found_unless_it_has_a_higher_floor(tmp_path: Path) ->
     assert deduper.find(b"", None, "auto", 0.0) is None
 
 
-def told(deduper: Deduper, book: RouteBook, *texts: str) -> list[tuple[int, str] | None]:
+def results_of(deduper: Deduper, book: RouteBook, *texts: str) -> list[tuple[int, str] | None]:
     """What becomes of these prompts, one after the other."""
     found = []
     for index, text in enumerate(texts):
@@ -109,7 +109,7 @@ PARAPHRASES = ("How do I reset my password?", "how can I reset my password", "Ho
 def test_paraphrases_are_merged_if_the_rule_and_the_guard_agree(tmp_path: Path) -> None:
     """A negation, another number and another question are not merged."""
     deduper = Deduper(shipped_featurizer(), {"auto": willing()})
-    assert told(deduper, book_of(tmp_path, "semantic"), *PARAPHRASES) == [None, (0, "semantic"), None, None, None]
+    assert results_of(deduper, book_of(tmp_path, "semantic"), *PARAPHRASES) == [None, (0, "semantic"), None, None, None]
 
 
 def test_nothing_is_merged_by_meaning_before_the_rule_has_learned(tmp_path: Path) -> None:
@@ -117,13 +117,13 @@ def test_nothing_is_merged_by_meaning_before_the_rule_has_learned(tmp_path: Path
     book = book_of(tmp_path, "semantic")
     untaught = Acceptance(AcceptanceOptions(), random.Random(0))
     for acceptances in ({}, {"auto": untaught}, {"other": willing()}):
-        assert told(Deduper(shipped_featurizer(), acceptances), book, *PARAPHRASES) == [None] * 5
+        assert results_of(Deduper(shipped_featurizer(), acceptances), book, *PARAPHRASES) == [None] * 5
 
 
 def test_a_job_does_not_change_the_routes_rule(tmp_path: Path) -> None:
     """A job's look-ups don't count as traffic of the route."""
     rule = willing()
-    told(Deduper(shipped_featurizer(), {"auto": rule}), book_of(tmp_path, "semantic"), *PARAPHRASES)
+    results_of(Deduper(shipped_featurizer(), {"auto": rule}), book_of(tmp_path, "semantic"), *PARAPHRASES)
     assert (rule.requests, rule.hits, rule.judgements) == (0, 0, 0)
 
 

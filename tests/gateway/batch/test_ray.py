@@ -10,13 +10,13 @@ import pytest
 from gateway.providers.scripted import ScriptedServer
 from tests.gateway.batch.made import read
 from tests.gateway.batch.test_kill import configuration, write_prompts
-from tests.ray_command import told
+from tests.ray_command import json_of
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed: pip install 'headgate[ray]'")
 
 
 async def run(folder: Path, *words: str) -> dict[str, Any]:
-    return await told(
+    return await json_of(
         "batch", "run", str(folder / "prompts.jsonl"), "--config", str(folder / "headgate.toml"),
         "--out", str(folder / "out.jsonl"), "--budget", "1", *words,
     )  # fmt: skip

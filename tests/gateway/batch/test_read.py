@@ -25,7 +25,7 @@ def line(**fields: Any) -> bytes:
     return json.dumps(fields).encode()
 
 
-def asked(**body: Any) -> bytes:
+def batch_line(**body: Any) -> bytes:
     """A batch line with one user turn."""
     return line(
         custom_id="a", method="POST", url="/v1/chat/completions",
@@ -60,8 +60,8 @@ def test_a_batch_line_keeps_its_body_byte_for_byte(book: RouteBook) -> None:
 def test_a_duplicate_key_is_found_in_every_line(book: RouteBook) -> None:
     """That includes lines that were judged like an earlier one except for their messages."""
     reader = LineReader(book, ReadOptions())
-    twice = asked().replace(b'"content": "hi"', b'"content": "hi", "content": "ho"')
-    assert isinstance(reader.judge(1, asked()), Request) and isinstance(reader.judge(2, asked()), Request)
+    twice = batch_line().replace(b'"content": "hi"', b'"content": "hi", "content": "ho"')
+    assert isinstance(reader.judge(1, batch_line()), Request) and isinstance(reader.judge(2, batch_line()), Request)
     found = reader.judge(3, twice)
     assert isinstance(found, Problem) and found.code == "duplicate_parameter"
 
@@ -93,7 +93,7 @@ def test_the_fast_path_reads_what_the_full_path_reads(
     book: RouteBook, body: dict[str, Any], options: ReadOptions
 ) -> None:
     """It reads lines in the documented form, with the same fields and the same faults."""
-    usual = asked(**body)
+    usual = batch_line(**body)
     odd = json.dumps({**json.loads(usual), "method": "post"}).encode()
     reader = LineReader(book, options)
     one, other = reader.judge(7, usual), reader.judge(7, odd)
@@ -140,16 +140,16 @@ def test_columns_of_a_plain_prompt_are_in_its_body(book: RouteBook) -> None:
 
 def test_lines_keep_their_model_unless_the_job_ignores_it(book: RouteBook) -> None:
     """A named model is pinned; a job that ignores names sends the line to its route."""
-    assert [model.name for model in good(book, asked(model=LARGE)).route.models] == [LARGE]
-    rerouted = good(book, asked(model="gpt-unheard-of"), ReadOptions(ignore_models=True))
+    assert [model.name for model in good(book, batch_line(model=LARGE)).route.models] == [LARGE]
+    rerouted = good(book, batch_line(model="gpt-unheard-of"), ReadOptions(ignore_models=True))
     assert rerouted.route.name == "auto"
     assert json.loads(rerouted.body)["model"] == "auto"
 
 
 def test_floors_come_from_the_line_then_its_knobs_then_the_job(book: RouteBook) -> None:
     job = ReadOptions(floor=0.2)
-    assert good(book, asked(), job).floor == 0.2
-    assert good(book, asked(headgate={"min_quality": 0.5}), job).floor == 0.5
+    assert good(book, batch_line(), job).floor == 0.2
+    assert good(book, batch_line(headgate={"min_quality": 0.5}), job).floor == 0.5
     assert good(book, line(prompt="hi", floor="0.7"), job).floor == 0.7
     assert bad(book, line(prompt="hi", floor=1.5)).code == "invalid_floor"
     assert bad(book, line(prompt="hi", min_quality="high")).code == "invalid_floor"
@@ -157,16 +157,16 @@ def test_floors_come_from_the_line_then_its_knobs_then_the_job(book: RouteBook) 
 
 def test_knobs_narrow_the_models(book: RouteBook) -> None:
     """A line may exclude models of its route, and add none."""
-    narrowed = good(book, asked(headgate={"models": [SMALL]})).route
+    narrowed = good(book, batch_line(headgate={"models": [SMALL]})).route
     assert [model.name for model in narrowed.models] == [SMALL]
-    assert "auto" in bad(book, asked(headgate={"models": ["elsewhere"]})).message
+    assert "auto" in bad(book, batch_line(headgate={"models": ["elsewhere"]})).message
 
 
 @pytest.mark.parametrize(
     ("record", "code"),
     [
         (b"{broken", "invalid_json"),
-        (asked().replace(b'"content": "hi"', b'"content": "hi", "content": "ho"'), "duplicate_parameter"),
+        (batch_line().replace(b'"content": "hi"', b'"content": "hi", "content": "ho"'), "duplicate_parameter"),
         (line(messages=[{"content": "hi"}]).replace(b'"hi"', b'"hi", "content": "ho"'), "duplicate_parameter"),
         (b"\xff\xfe", "invalid_json"),
         (b"[1, 2]", "invalid_line"),
@@ -182,14 +182,14 @@ def test_knobs_narrow_the_models(book: RouteBook) -> None:
         (line(body={"model": "auto", "messages": []}, custom_id=""), "invalid_custom_id"),
         (line(body={"model": "auto", "messages": []}, custom_id=["a"]), "invalid_custom_id"),
         (line(body={"model": "auto"}, custom_id="a"), "missing_required_parameter"),
-        (asked(messages=[]), "empty_array"),
-        (asked(messages="hi"), "invalid_type"),
-        (asked(model="nope"), "model_not_found"),
-        (asked(model=4), "invalid_type"),
-        (asked(stream=True), "invalid_stream"),
-        (asked(n=0), "value_out_of_range"),
-        (asked(max_tokens=-1), "value_out_of_range"),
-        (asked(headgate={"unheard": 1}), "invalid_request"),
+        (batch_line(messages=[]), "empty_array"),
+        (batch_line(messages="hi"), "invalid_type"),
+        (batch_line(model="nope"), "model_not_found"),
+        (batch_line(model=4), "invalid_type"),
+        (batch_line(stream=True), "invalid_stream"),
+        (batch_line(n=0), "value_out_of_range"),
+        (batch_line(max_tokens=-1), "value_out_of_range"),
+        (batch_line(headgate={"unheard": 1}), "invalid_request"),
     ],
 )
 def test_every_fault_of_a_line_is_named(book: RouteBook, record: bytes, code: str) -> None:
@@ -199,11 +199,11 @@ def test_every_fault_of_a_line_is_named(book: RouteBook, record: bytes, code: st
 
 def test_a_job_for_one_endpoint_refuses_lines_for_others(book: RouteBook) -> None:
     """OpenAI's batches do the same."""
-    assert bad(book, asked(), ReadOptions(url="/v1/embeddings")).code == "mismatched_url"
+    assert bad(book, batch_line(), ReadOptions(url="/v1/embeddings")).code == "mismatched_url"
 
 
 def test_a_problem_has_its_line_and_id(book: RouteBook) -> None:
-    assert str(bad(book, asked(model="nope"))).startswith("line 7 (a): ")
+    assert str(bad(book, batch_line(model="nope"))).startswith("line 7 (a): ")
 
 
 _json = st.recursive(
@@ -271,7 +271,7 @@ def test_lines_read_together_are_read_as_each_alone(book: RouteBook, asked: list
 def test_lines_with_the_same_options_are_checked_once(book: RouteBook) -> None:
     """They share a template, unlike lines with other options; a body that has its messages inside a text has none."""
     reader = LineReader(book, ReadOptions())
-    first, second, other = (reader.judge(1, asked(**body)) for body in ({"n": 1}, {"n": 1}, {"n": 2}))
+    first, second, other = (reader.judge(1, batch_line(**body)) for body in ({"n": 1}, {"n": 1}, {"n": 2}))
     assert isinstance(first, Request) and isinstance(second, Request) and isinstance(other, Request)
     assert first.mould is second.mould is not None and other.mould is not first.mould
     chat = b'[{"role":"user","content":"hi"}]'
@@ -288,5 +288,5 @@ def test_repeated_texts_count_as_often_as_they_are_named(book: RouteBook) -> Non
     for count in (0, 1, 2):
         content = [{"type": "text", "text": "hi"}, *[part] * count]
         for _ in range(2):
-            found = reader.judge(7, asked(messages=[{"role": "user", "content": content}]))
+            found = reader.judge(7, batch_line(messages=[{"role": "user", "content": content}]))
             assert isinstance(found, Request) and found.call.described.input_tokens // 5000 == count

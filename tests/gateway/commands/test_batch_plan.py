@@ -46,7 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(*arguments: str, status: int = 0) -> Any:
+def planned(*arguments: str, status: int = 0) -> Any:
     """Run the command; its JSON output."""
     result = RUN.invoke(app, ["batch", "plan", *arguments, "--json"])
     assert result.exit_code == status, result.output
@@ -64,7 +64,7 @@ def test_a_plan_is_shown_before_anything_is_spent(home: Path) -> None:
 
 def test_a_plan_has_a_json_form_and_a_plot(home: Path) -> None:
     """The JSON is one object with everything except the prompts; the plot is made if requested."""
-    found = told("in.jsonl", "--budget", "0.02", "--out", "there", "--plot", "plot.png")
+    found = planned("in.jsonl", "--budget", "0.02", "--out", "there", "--plot", "plot.png")
     assert found["ok"] and found["prompts"] == 39
     assert found["duplicates"] == {"exact": 1, "semantic": 0}
     assert sum(share["prompts"] for share in found["shares"]) == 39
@@ -82,7 +82,7 @@ def test_a_large_budget_does_not_flatten_the_plot(home: Path) -> None:
     """It is written in the legend, and the frontier keeps its width."""
     for budget, beyond in (("1000", True), ("0.01", False)):
         with rc_context({"svg.fonttype": "none"}):
-            told("in.jsonl", "--budget", budget, "--out", f"plan{budget}", "--plot", "plot.svg")
+            planned("in.jsonl", "--budget", budget, "--out", f"plan{budget}", "--plot", "plot.svg")
         assert ("beyond the right edge" in (home / "plot.svg").read_text()) == beyond
 
 
@@ -93,17 +93,17 @@ def test_bad_lines_are_listed_by_number(home: Path) -> None:
     result = RUN.invoke(app, ["batch", "plan", "in.jsonl", "--budget", "1"])
     assert result.exit_code == 2
     assert "line 41" in result.output and "line 42" in result.output and "nope" in result.output
-    assert [(one["line"], one["code"]) for one in told("in.jsonl", "--budget", "1", status=2)["problems"]] == [
+    assert [(one["line"], one["code"]) for one in planned("in.jsonl", "--budget", "1", status=2)["problems"]] == [
         (41, "invalid_json"), (42, "model_not_found"),
     ]  # fmt: skip
-    assert told("in.jsonl", "--budget", "1", "--skip-bad")["prompts"] == 39
+    assert planned("in.jsonl", "--budget", "1", "--skip-bad")["prompts"] == 39
 
 
 def test_an_impossible_plan_names_what_would_do(home: Path) -> None:
     """An impossible budget or deadline ends the command with status 2."""
-    found = told("in.jsonl", "--budget", "0.000001", status=2)
+    found = planned("in.jsonl", "--budget", "0.000001", status=2)
     assert 0 < found["least_budget_usd"] < 0.02 and not found["ok"]
-    found = told("in.jsonl", "--budget", "1", "--deadline", "20s", status=2)
+    found = planned("in.jsonl", "--budget", "1", "--deadline", "20s", status=2)
     assert found["least_deadline_s"] == pytest.approx(39, rel=0.03)
     assert found["least_budget_usd"] is None
 
@@ -139,7 +139,7 @@ def test_output_of_libraries_is_not_in_the_json(capfd: pytest.CaptureFixture[str
 
 
 def test_options_for_floors_samples_and_models_are_in_the_plan(home: Path) -> None:
-    found = told("in.jsonl", "--samples", "2,3", "--min-quality", "0.3", "--dedupe", "none", "--concurrency", "4")
+    found = planned("in.jsonl", "--samples", "2,3", "--min-quality", "0.3", "--dedupe", "none", "--concurrency", "4")
     assert [arm["samples"] for arm in found["arms"]] == [1, 1, 2, 2, 3, 3]
     assert found["prompts"] == 40
     assert found["budget_usd"] is None
@@ -167,7 +167,7 @@ def test_a_pilot_asks_before_it_spends(home: Path) -> None:
 
 def test_a_failed_pilot_changes_nothing(home: Path) -> None:
     """Its failures cost nothing here, and are counted."""
-    found = told("in.jsonl", "--budget", "1", "--pilot", "2", "--yes")
+    found = planned("in.jsonl", "--budget", "1", "--pilot", "2", "--yes")
     pilot = found["pilot"]
     assert pilot["calls"] == pilot["failures"] >= 2
     assert pilot["calls"] + pilot["skipped"] == 4

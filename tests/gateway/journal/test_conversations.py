@@ -16,7 +16,7 @@ def item(name: str) -> Item:
     return Item(name, msgspec.Raw(b'{"said":"%b"}' % name.encode()))
 
 
-def made(store: Store, *names: str) -> Conversations:
+def conversations_with(store: Store, *names: str) -> Conversations:
     kept = Conversations(store.engine)
     kept.add(Conversation("conv_1", "acme", 1.0, 1.0, {"a": "b"}), [item(name) for name in names])
     return kept
@@ -24,7 +24,7 @@ def made(store: Store, *names: str) -> Conversations:
 
 def test_items_keep_their_order_and_names(store: Store) -> None:
     """The second of two items with one name gets another name; deleting an item changes no other's place."""
-    kept = made(store, "a", "b")
+    kept = conversations_with(store, "a", "b")
     (again, fresh) = kept.append("conv_1", "acme", [item("a"), item("c")], 2.0)
     assert again.id != "a" and fresh.id == "c"
     kept.remove("conv_1", "acme", "b", 3.0)
@@ -41,7 +41,7 @@ def test_items_keep_their_order_and_names(store: Store) -> None:
 
 def test_a_refused_change_changes_nothing(store: Store) -> None:
     """It exceeds the limits, is another tenant's, or its conversation is deleted."""
-    kept = made(store, "a")
+    kept = conversations_with(store, "a")
     for limits in (Limits(1, 1000), Limits(9, 20)):
         with pytest.raises(CallerError):
             kept.append("conv_1", "acme", [item("b")], 9.0, limits)
@@ -63,7 +63,7 @@ def test_a_refused_change_changes_nothing(store: Store) -> None:
 
 def test_concurrent_additions_are_all_stored(store: Store) -> None:
     """No items are lost, and each addition's items stay together."""
-    kept = made(store)
+    kept = conversations_with(store)
     with ThreadPoolExecutor(8) as threads:
         turns = [[item(f"{number} {part}") for part in "abc"] for number in range(24)]
         list(threads.map(lambda turn: kept.append("conv_1", "acme", turn, 2.0), turns))

@@ -42,7 +42,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def told(config: Path, *words: str) -> tuple[int, str]:
+def run_command(config: Path, *words: str) -> tuple[int, str]:
     app = typer.Typer()
     add_to(app)
     done = CliRunner().invoke(app, [*words, "--config", str(config)])
@@ -51,7 +51,7 @@ def told(config: Path, *words: str) -> tuple[int, str]:
 
 def test_whatif_answers_for_a_knob(config: Path) -> None:
     """Each figure has an interval, and the JSON says how much the log supports."""
-    code, output = told(config, "whatif", "--cost-weight", "0.9", "--json")
+    code, output = run_command(config, "whatif", "--cost-weight", "0.9", "--json")
     assert code == 0, output
     answer = json.loads(output)
     assert answer["rounds"] == 400 and answer["effective_rounds"] > 50
@@ -63,26 +63,26 @@ def test_whatif_answers_for_a_knob(config: Path) -> None:
 def test_whatif_starts_from_the_knobs_in_force(config: Path, tmp_path: Path) -> None:
     """A knob changed on the dashboard counts, and not the file's; providers' secrets aren't needed."""
     config.write_text(config.read_text().replace('kind = "openai"', 'kind = "openai"\napi_key = "${NOT_SET_HERE}"'))
-    _, output = told(config, "whatif", "--cost-weight", "0.95", "--json")
+    _, output = run_command(config, "whatif", "--cost-weight", "0.95", "--json")
     wanted = json.loads(output)["shares"]["then"]
-    _, output = told(config, "whatif", "--json")
+    _, output = run_command(config, "whatif", "--json")
     assert json.loads(output)["shares"]["then"] != wanted
     overlay = Overlay(routes={"auto": {"cost_weight": 0.95}})
     change_settings(tmp_path / "run", lambda held: msgspec.structs.replace(held, overlay=overlay))
-    code, output = told(config, "whatif", "--json")
+    code, output = run_command(config, "whatif", "--json")
     assert code == 0, output
     assert json.loads(output)["shares"]["then"] == wanted
 
 
 def test_whatif_shows_a_table(config: Path) -> None:
     """The output without --json is a table."""
-    code, output = told(config, "whatif", "--models", "small,middle")
+    code, output = run_command(config, "whatif", "--models", "small,middle")
     assert code == 0 and "would be" in output and "large 33% -> 0%" in output.replace("\n", " ")
 
 
 def test_learn_takes_one_step(config: Path) -> None:
     """From the journal alone a candidate is trained, passes the gate and becomes the shadow."""
-    code, output = told(config, "learn", "--once", "--json")
+    code, output = run_command(config, "learn", "--once", "--json")
     assert code == 0, output
     assert json.loads(output)["action"] == "shadow", output
 
@@ -91,7 +91,7 @@ def test_learn_takes_one_step(config: Path) -> None:
 def test_learn_trains_the_routes_own_router(config: Path, tmp_path: Path, words: tuple[str, ...], kind: str) -> None:
     """Without an option it is the route's `learn_router`, as in the gateway's own loop."""
     config.write_text(config.read_text() + 'learn_router = "knn"\n')
-    code, output = told(config, "learn", "--once", "--json", *words)
+    code, output = run_command(config, "learn", "--once", "--json", *words)
     assert code == 0, output
     store = open_store(f"sqlite:///{tmp_path}/j.db")
     (version,) = Versions(store, str(tmp_path / "run")).list("auto")
@@ -101,12 +101,12 @@ def test_learn_trains_the_routes_own_router(config: Path, tmp_path: Path, words:
 
 def test_limits_are_reported_per_model(config: Path) -> None:
     """Every answer in the journal took 100 tokens, so each model's best limit is the next one above."""
-    code, output = told(config, "limits", "--json")
+    code, output = run_command(config, "limits", "--json")
     assert code == 0, output
     models = {one["model"]: one for one in json.loads(output)}
     assert set(models) == set(PRICE)
     assert all(one["best"] == 128 and one["cut"] == 0 for one in models.values())
-    code, output = told(config, "limits")
+    code, output = run_command(config, "limits")
     assert code == 0 and "best limit" in output
 
 
@@ -123,5 +123,5 @@ def test_limits_are_reported_per_model(config: Path) -> None:
 )
 def test_an_impossible_question_is_refused(config: Path, words: tuple[str, ...], said: str) -> None:
     """The error is a clear sentence, and the exit status isn't zero."""
-    code, output = told(config, *words)
+    code, output = run_command(config, *words)
     assert code != 0 and said in output

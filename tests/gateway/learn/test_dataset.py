@@ -39,7 +39,7 @@ def decisions(n: int = 60, seed: int = 0, labelled: float = 1.0) -> list[Scored]
     return Town(seed).decisions(EVEN, n, labelled=labelled)
 
 
-def seen(record: DecisionRecord, **evidence: object) -> DecisionRecord:
+def shown(record: DecisionRecord, **evidence: object) -> DecisionRecord:
     attempt = replace(record.attempts[0], evidence=EvidenceRecord(**evidence))
     return replace(record, attempts=(attempt,))
 
@@ -57,19 +57,19 @@ def seen(record: DecisionRecord, **evidence: object) -> DecisionRecord:
 def test_each_check_gives_its_verdict(evidence: dict[str, object], said: str) -> None:
     """An answer's own evidence is read as a verdict."""
     record, _ = decisions(1)[0]
-    assert failed_check(seen(record, **evidence)) == said
+    assert failed_check(shown(record, **evidence)) == said
     assert failed_check(replace(record, status=502)) == "no answer"
 
 
 def test_feedback_outranks_checks() -> None:
     """An explicit score stays, whatever the checks found."""
-    rows = [(seen(record, refused=True), 1.0) for record, _ in decisions(20)]
+    rows = [(shown(record, refused=True), 1.0) for record, _ in decisions(20)]
     assert all(score == 1.0 for _, score in scored_by_checks(rows))
 
 
 def test_a_repeated_question_counts_against_the_first_answer() -> None:
     """It is the same question of the same caller within two minutes; the last answer isn't affected."""
-    record = seen(decisions(1)[0][0], checks_passed=True)
+    record = shown(decisions(1)[0][0], checks_passed=True)
     soon, later = replace(record, time_s=record.time_s + 5), replace(record, time_s=record.time_s + 5000)
     other = replace(soon, tenant="another")
     assert [score for _, score in scored_by_checks([(record, None), (soon, None)])] == [0.0, 1.0]
@@ -80,13 +80,13 @@ def test_a_repeated_question_counts_against_the_first_answer() -> None:
 @pytest.mark.parametrize("evidence", [{}, {"refused": False}])
 def test_passed_checks_alone_are_no_score(evidence: dict[str, object]) -> None:
     """Without feedback, and without a check of the content, an answer's quality is unknown."""
-    rows = [(seen(record, **evidence), None) for record, _ in decisions(9)]
+    rows = [(shown(record, **evidence), None) for record, _ in decisions(9)]
     rows.append((replace(rows[0][0], id="dec_failed", status=502), None))
     assert not any(score is not None for _, score in scored_by_checks(rows))
 
 
 def test_checks_of_the_content_score_without_feedback() -> None:
-    found = scored_by_checks([(seen(record, schema_valid=i > 2), None) for i, (record, _) in enumerate(decisions(9))])
+    found = scored_by_checks([(shown(record, schema_valid=i > 2), None) for i, (record, _) in enumerate(decisions(9))])
     assert [score for _, score in found] == [0.0] * 3 + [1.0] * 6
 
 

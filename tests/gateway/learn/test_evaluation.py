@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data"))
 
 
-def asked(*arguments: str) -> dict:
+def report_of(*arguments: str) -> dict:
     fewer = ["--resamples", "20"] if arguments[0] == "evaluate" else []
     result = RUN.invoke(app, [*arguments, *fewer, "--json"])
     assert result.exit_code == 0, result.output
@@ -50,7 +50,7 @@ def asked(*arguments: str) -> dict:
 
 def test_the_report_has_every_figure(folder: Path) -> None:
     """Every policy has every figure with its interval, and the operating point has its own two."""
-    report = asked("evaluate", "--data", str(folder), "--router", "linear")
+    report = report_of("evaluate", "--data", str(folder), "--router", "linear")
     assert report["n_queries"] == 72
     assert report["models"] == ["large", "middle", "small"]
     for policy in ("router", "task_mean", "zero_router", "best_single", "oracle"):
@@ -70,12 +70,12 @@ def test_a_router_that_reads_the_query_beats_the_zero_router(folder: Path) -> No
 def test_an_artefact_scores_as_its_router_by_name(folder: Path, tmp_path: Path) -> None:
     """It was trained on the same training rows."""
     out = tmp_path / "linear.safetensors"
-    found = asked("train", "--data", str(folder), "--router", "linear", "--out", str(out))
+    found = report_of("train", "--data", str(folder), "--router", "linear", "--out", str(out))
     assert found["n_train"] == 148  # of 168 queries twenty are also in the test split
     assert found["metrics"]["brier"] < found["metrics"]["brier_of_means"]
     assert load_router(out).name == "linear"
-    by_file = asked("evaluate", "--data", str(folder), "--router", str(out))
-    by_name = asked("evaluate", "--data", str(folder), "--router", "linear")
+    by_file = report_of("evaluate", "--data", str(folder), "--router", str(out))
+    by_name = report_of("evaluate", "--data", str(folder), "--router", "linear")
     assert by_file["router"]["aiq"]["value"] == pytest.approx(by_name["router"]["aiq"]["value"], abs=1e-6)
 
 
@@ -102,13 +102,13 @@ def test_queries_of_the_test_split_are_not_trained_on(folder: Path, tmp_path: Pa
         return text if row % 10 > 6 else f"{text} {row}"
 
     leaking = rewritten(folder, tmp_path / "leaking", text=leak)
-    report = asked("evaluate", "--data", str(leaking), "--router", "knn")
+    report = report_of("evaluate", "--data", str(leaking), "--router", "knn")
     assert report["left_out"] == {"models": [], "queries": 0, "repeated": 5, "recurring": 0}
     assert report["n_train"] == 163
     table = RUN.invoke(app, ["evaluate", "--data", str(leaking), "--router", "knn", "--resamples", "5"]).output
     assert "left out: 5 training queries that are test queries too" in table
     same = rewritten(folder, tmp_path / "same", text=lambda row, _: test[row % 2]["text"])
-    report = asked("evaluate", "--data", str(same), "--router", "knn")
+    report = report_of("evaluate", "--data", str(same), "--router", "knn")
     assert report["n_train"] == 168 == report["left_out"]["recurring"]
 
 
@@ -123,7 +123,7 @@ def test_left_out_data_is_reported(folder: Path, tmp_path: Path) -> None:
     """This is a model that rarely has a cost, and queries with a gap."""
     gaps = {0, 5, *range(1, 600, 3)}
     holes = rewritten(folder, tmp_path / "holes", cost_usd=lambda row, usd: None if row in gaps else usd)
-    report = asked("evaluate", "--data", str(holes), "--router", "knn")
+    report = report_of("evaluate", "--data", str(holes), "--router", "knn")
     assert report["models"] == ["large", "small"]
     assert report["left_out"]["models"] == ["middle"] and report["left_out"]["queries"] == 2
 
@@ -142,7 +142,7 @@ def test_undefined_figures_are_null(folder: Path, tmp_path: Path, score: float) 
 def test_figures_do_not_depend_on_the_unit_of_cost(folder: Path, tmp_path: Path, factor: float) -> None:
     """Models a thousand times cheaper or more expensive are routed in the same way."""
     other = rewritten(folder, tmp_path / "other", cost_usd=lambda _, usd: usd * factor)
-    (mine, theirs) = (asked("evaluate", "--data", str(one), "--router", "linear") for one in (folder, other))
+    (mine, theirs) = (report_of("evaluate", "--data", str(one), "--router", "linear") for one in (folder, other))
     for name in ("router", "task_mean", "oracle"):
         assert theirs[name]["aiq"]["value"] == pytest.approx(mine[name]["aiq"]["value"], abs=2e-3)
     ratios = [one["operating_point"]["cost_ratio"]["value"] for one in (mine, theirs)]
@@ -154,20 +154,20 @@ def test_costs_may_be_given(folder: Path, tmp_path: Path) -> None:
     out.
     """
     bare = write_folder(tmp_path / "bare", priced=False)
-    stated = asked("evaluate", "--data", str(bare), "--router", "domain", "--costs", "small=8,middle=14,large=70")
+    stated = report_of("evaluate", "--data", str(bare), "--router", "domain", "--costs", "small=8,middle=14,large=70")
     assert stated["cost"] == "as stated per call" and stated["best_single"]["cost_saved_99"]["value"] == 0.0
     point = stated["operating_point"]
     assert 8.0 <= point["mean_cost"]["low"] < point["mean_cost"]["value"] < 70.0
     assert point["cost_ratio"]["value"] == pytest.approx(point["mean_cost"]["value"] / 70.0)
     assert stated["best_single_model"] == "large"
-    two = asked("evaluate", "--data", str(bare), "--router", "domain", "--costs", "small=8,large=70")
+    two = report_of("evaluate", "--data", str(bare), "--router", "domain", "--costs", "small=8,large=70")
     assert two["models"] == ["large", "small"] and two["left_out"]["models"] == ["middle"]
 
 
 def test_another_folder_may_train(folder: Path, tmp_path: Path) -> None:
     """With --train-data all rows of --data are tested."""
     other = write_folder(tmp_path / "other", n=200, seed=3)
-    report = asked("evaluate", "--data", str(folder), "--train-data", str(other), "--router", "linear")
+    report = report_of("evaluate", "--data", str(folder), "--train-data", str(other), "--router", "linear")
     assert (report["n_queries"], report["n_train"]) == (240, 132)
 
 
@@ -183,8 +183,8 @@ def test_one_pair_of_models_may_stand_for_another(folder: Path, tmp_path: Path) 
     pq.write_table(pa.concat_tables([table, flat]), two / "outcomes.parquet")
     (two / "queries.parquet").write_bytes((folder / "queries.parquet").read_bytes())
     pair = ["--router", "linear", "--models", "small,large"]
-    own = asked("evaluate", "--data", str(folder), *pair)
-    blind = asked("evaluate", "--data", str(two), *pair, "--trained-on", "small-too,large-too")
+    own = report_of("evaluate", "--data", str(folder), *pair)
+    blind = report_of("evaluate", "--data", str(two), *pair, "--trained-on", "small-too,large-too")
     assert blind["models"] == ["small", "large"] and blind["n_train"] == own["n_train"]
     assert blind["best_single"]["aiq"] == own["best_single"]["aiq"]
     assert blind["router"]["apgr"]["value"] < own["router"]["apgr"]["value"] - 0.1
@@ -196,7 +196,7 @@ def test_one_pair_of_models_may_stand_for_another(folder: Path, tmp_path: Path) 
 def test_two_models_without_prices_get_apgr(tmp_path: Path) -> None:
     """Without costs the calls to the strong model are counted."""
     pair = write_folder(tmp_path / "pair", models=("small", "large"), priced=False)
-    report = asked("evaluate", "--data", str(pair), "--router", "linear")
+    report = report_of("evaluate", "--data", str(pair), "--router", "linear")
     assert report["cost"].startswith("share of calls")
     assert report["router"]["apgr"]["value"] > 0.6
     assert report["oracle"]["apgr"]["value"] > report["router"]["apgr"]["value"] + 0.1
@@ -229,7 +229,7 @@ def test_the_plot_shows_what_the_table_shows(tmp_path: Path, what: tuple[str, ..
     write(replace(log, data=replace(log.data, splits=np.where(np.arange(160) < 80, "train", "test"))), tmp_path)
     picture = tmp_path / "frontier.svg"
     with rc_context({"svg.fonttype": "none"}):
-        report = asked("evaluate", "--data", str(tmp_path), *what, "--plot", str(picture))
+        report = report_of("evaluate", "--data", str(tmp_path), *what, "--plot", str(picture))
     drawn = picture.read_text()
     named = {name.replace("_", " ") for name in report if isinstance(report[name], dict) and "aiq" in report[name]}
     words = {*named - {"best single"}, *report["models"], "dollars per 1,000 queries", "80 test queries"}
@@ -274,7 +274,7 @@ def test_other_routers_are_compared(folder: Path) -> None:
     learn is refused.
     """
     words = ["evaluate", "--data", str(folder), "--router", "linear", "--beside", "linear,factor"]
-    report = asked(*words)
+    report = report_of(*words)
     assert report["linear"] == report["router"]
     assert report["router_minus_linear"]["aiq"]["value"] == 0.0
     assert report["factor"].keys() >= FIGURES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.learn.folders import write_folder
-from tests.ray_command import told
+from tests.ray_command import json_of
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed: pip install 'headgate[ray]'")
 
@@ -20,5 +20,5 @@ async def test_an_engine_changes_no_figure(command: str, tmp_path: Path) -> None
     folder = write_folder(tmp_path)
     words = [command, "--data", str(folder), "--router", "linear"]
     words += ["--out", str(tmp_path / "router.safetensors")] if command == "train" else ["--resamples", "120"]
-    found = [await told(*words, "--engine", engine) for engine in ("embedded", "ray")]
+    found = [await json_of(*words, "--engine", engine) for engine in ("embedded", "ray")]
     assert found[0] == found[1]

@@ -66,7 +66,7 @@ async def say(client: httpx.AsyncClient, gateway: Live, answer: httpx.Response, 
     assert (await client.post(f"{gateway.url}/v1/feedback", json=said)).status_code == 200
 
 
-async def taught(gateway: Live, rounds: int) -> None:
+async def teach(gateway: Live, rounds: int) -> None:
     async with httpx.AsyncClient(timeout=30) as client:
         for i in range(rounds):
             kind, text = question(i)
@@ -109,7 +109,7 @@ async def test_a_bandit_learns_from_feedback_over_http(tmp_path: Path) -> None:
     """After some rounds the small model is expected to write poems and to fail at sums; propensities stay exact."""
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
         gateway.services.draws = iter(random.Random(1).random, None)
-        await taught(gateway, 240)
+        await teach(gateway, 240)
         assert known(gateway) == pytest.approx(240)
         found = expected(gateway, "small")
         assert found["poem"] > 0.7 and found["sum"] < 0.3
@@ -134,8 +134,8 @@ async def test_replicas_share_what_they_learned(tmp_path: Path, shared: str) -> 
             live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra) as two,
         ):
             chores = [asyncio.create_task(g.services.online.run()) for g in (one, two)]
-            await taught(one, 12)
-            await taught(two, 8)
+            await teach(one, 12)
+            await teach(two, 8)
             await until(lambda: known(one) == known(two) == 20)
             assert await preferred(one) == await preferred(two)
             for chore in chores:
@@ -152,10 +152,10 @@ async def test_a_redis_that_lost_its_data_loses_no_knowledge(tmp_path: Path) -> 
             return live(tmp_path / name, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra)
 
         async with gateway("gone") as gone:
-            await taught(gone, 6)
+            await teach(gone, 6)
         async with gateway("one") as one, gateway("two") as two:
             chores = [asyncio.create_task(g.services.online.run()) for g in (one, two)]
-            await taught(one, 4)
+            await teach(one, 4)
             await until(lambda: known(one) == known(two) == 10)
             with Redis.from_url(url) as client:
                 client.flushall()
@@ -188,7 +188,7 @@ async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
     for rounds in (6, 12):
         async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
             chore = asyncio.create_task(gateway.services.online.run())
-            await taught(gateway, 6)
+            await teach(gateway, 6)
             await until(lambda wanted=rounds: known(gateway) >= wanted)
             assert known(gateway) == rounds
             chore.cancel()
@@ -197,10 +197,10 @@ async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
 async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
     """New settings make new routers, with the learned sums."""
     async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
-        await taught(gateway, 6)
+        await teach(gateway, 6)
         reload(gateway.services)
         assert known(gateway) == 6
-        await taught(gateway, 2)
+        await teach(gateway, 2)
         assert known(gateway) == 8
 
 
@@ -225,11 +225,11 @@ async def test_models_come_and_go(tmp_path: Path) -> None:
         for answer in answers:
             await say(client, gateway, answer, 1.0)
         assert known(gateway) == small
-        await taught(gateway, 3)
+        await teach(gateway, 3)
         serve("small", "large")
         record = await gateway.decision((await ask(client, gateway, "a word")).headers["x-headgate-decision-id"])
         assert {one.model: one.probability > 0.2 for one in record.candidates} == {"small": True, "large": True}
-        await taught(gateway, 8)
+        await teach(gateway, 8)
         assert known(gateway) == small + 11
 
 
@@ -346,7 +346,7 @@ async def test_a_what_if_uses_what_the_bandit_has_learned(tmp_path: Path, shared
     for url in redis(tmp_path, shared):
         extra = {"storage": {"redis_url": url}} if url else {}
         async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE], **extra) as gateway:
-            await taught(gateway, 10)
+            await teach(gateway, 10)
             config, serving = gateway.services.config, bandit_of(gateway.services.book.find("auto").router)
         store = open_store(config.storage.url)
         policy = await asyncio.to_thread(route_policy, config, store, "auto")
