@@ -63,10 +63,6 @@ class Hold(Protocol):
         """
         ...
 
-    def release(self) -> bool:
-        """Settle at 0."""
-        ...
-
 
 class Joined:
     """Two holds of one request as one `Hold`."""
@@ -87,9 +83,6 @@ class Joined:
     def settle(self, nanousd: int) -> bool:
         part = min(nanousd, self._first.nanousd)
         return self._first.settle(part) and self._then.settle(nanousd - part)
-
-    def release(self) -> bool:
-        return self.settle(0)
 
 
 class Ledger(Protocol):
@@ -200,9 +193,6 @@ class MemoryHold:
         self._ledger.book(self._rows, self.nanousd, nanousd)
         self.nanousd = 0
         return True
-
-    def release(self) -> bool:
-        return self.settle(0)
 
 
 class MemoryLedger:

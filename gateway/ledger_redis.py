@@ -86,9 +86,6 @@ class RedisHold:
             self._ledger.settled(self, held, nanousd)
         return settled
 
-    def release(self) -> bool:
-        return self.settle(0)
-
 
 class Unreadable(Exception):
     """The Redis key of this account holds something else than an account."""
@@ -167,17 +164,17 @@ class RedisLedger:
             try:
                 self._apply(await self._run_hold(hold, nanousd, shared), hold, nanousd, shared)
             except RedisError as fault:
-                hold.release()  # Redis may have made the hold without our having its answer
+                hold.settle(0)  # Redis may have made the hold without our having its answer
                 failed = fault
             except PolicyError:
-                hold.local.release()
+                hold.local.settle(0)
                 raise
             except Unreadable as fault:
-                hold.local.release()
+                hold.local.settle(0)
                 self._note_spoilt(fault.account)
                 return self._hold_offline(accounts, nanousd, shared)
             except BaseException:
-                hold.release()
+                hold.settle(0)
                 raise
             else:
                 self._holds[hold.id] = hold

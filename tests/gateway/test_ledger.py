@@ -70,7 +70,7 @@ class Interleavings(RuleBasedStateMachine):
             return
         accounts, held = self.open.pop(hold)
         assert hold.settle(amount) is True
-        assert hold.settle(amount) is False and hold.release() is False
+        assert hold.settle(amount) is False and hold.settle(0) is False
         for account in accounts:
             self.spent[account] += amount
         self.overrun += max(0, amount - held)
@@ -94,7 +94,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for hold in list(self.open):
-            hold.release()
+            hold.settle(0)
         assert [self.ledger.balance(account)[1] for account in ACCOUNTS] == [0, 0, 0]
         assert self.ledger.outstanding == 0
 
@@ -166,7 +166,7 @@ async def test_until_the_journal_answers_nothing_is_held_of_a_budget(monkeypatch
     with pytest.raises(BudgetsAway) as refused:
         await ledger.hold((KEY, ROUTE), 1)
     assert (refused.value.status, refused.value.retry_after_s, ledger.outstanding) == (503, 0.01, 0)
-    (await ledger.hold((Account("key:free", None),), 10**12)).release()
+    (await ledger.hold((Account("key:free", None),), 10**12)).settle(0)
     answers.append({"key:a": 950})
     await chore
     with pytest.raises(OverBudget):
@@ -206,7 +206,7 @@ def test_two_holds_of_a_request_are_one(shrunk: int, spent: int) -> None:
     assert both.nanousd == shrunk and ledger.balance(KEY) == (0, shrunk)
     with pytest.raises(ValueError):
         both.settle(-1)
-    assert both.settle(spent) and not both.settle(spent) and not both.release()
+    assert both.settle(spent) and not both.settle(spent) and not both.settle(0)
     assert ledger.balance(KEY) == (spent, 0) and ledger.overrun_nanousd == max(0, spent - shrunk)
     assert (both.nanousd, ledger.outstanding) == (0, 0)
 

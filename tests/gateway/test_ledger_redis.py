@@ -106,7 +106,7 @@ async def test_settling_is_counted_once_however_often_it_is_sent(worker: Make, c
     """A settlement whose answer was lost is sent again and changes nothing."""
     ledger = worker(clock)
     hold = await ledger.hold((KEY,), 700)
-    assert hold.settle(1200) and not hold.settle(1) and not hold.release()
+    assert hold.settle(1200) and not hold.settle(1) and not hold.settle(0)
     outbox = ledger._outbox
     sent = list(outbox.settlements)
     await ledger.flush()
@@ -125,7 +125,7 @@ async def test_shrinking_gives_back_at_once(worker: Make, clock: Clock) -> None:
     assert await ledger.balance(KEY) == (0, 200)
     with pytest.raises(ValueError):
         hold.shrink(201)
-    hold.release()
+    hold.settle(0)
     await ledger.flush()
     assert await ledger.balance(KEY) == (0, 0)
 
@@ -210,7 +210,7 @@ async def test_while_redis_is_away_budgets_go_on_and_nothing_spent_is_lost(
     assert ledger.is_away
     hold.shrink(270)
     assert hold.settle(250)
-    (await ledger.hold((KEY,), 150)).release()
+    (await ledger.hold((KEY,), 150)).settle(0)
     with pytest.raises(OverBudget):
         await ledger.hold((KEY,), 151)
     redis_server.start()
@@ -347,7 +347,7 @@ async def test_what_the_dead_had_spent_the_journal_tells(
     await redis.flushall()
     with pytest.raises(BudgetsAway, match="can't be checked"):
         await left.hold((KEY,), 100)
-    (await left.hold((FREE,), 100)).release()
+    (await left.hold((FREE,), 100)).settle(0)
     left._outbox.settle(left.new_id(), (KEY,), 100)
     with pytest.raises(RedisAway):
         await left.come_back()
@@ -356,7 +356,7 @@ async def test_what_the_dead_had_spent_the_journal_tells(
     assert await left.balance(KEY) == (800, 0)
     with pytest.raises(OverBudget):
         await left.hold((KEY,), 300)
-    (await left.hold((KEY,), 200)).release()
+    (await left.hold((KEY,), 200)).settle(0)
 
 
 async def test_a_redis_that_was_told_already_needs_no_journal(redis: Redis, worker: Make, clock: Clock) -> None:
@@ -365,7 +365,7 @@ async def test_a_redis_that_was_told_already_needs_no_journal(redis: Redis, work
     await redis.hset(PREFIX + "born", RIGHTED, "1")
     fresh = worker(clock, when_away="refuse")
     fresh.recall = Journal({}, is_away=True)
-    (await fresh.hold((KEY,), 300)).release()
+    (await fresh.hold((KEY,), 300)).settle(0)
     assert not fresh.is_away
 
 
@@ -461,7 +461,7 @@ async def test_every_account_is_looked_after_in_its_turn(worker: Make, clock: Cl
     accounts = [Account(f"key:{n}", 1000, "total") for n in range(2 * QUIET_AT_ONCE + 100)]
     two.restore({}, accounts)
     await two.renew()
-    (await two.hold((KEY,), 10)).release()
+    (await two.hold((KEY,), 10)).settle(0)
     clock.now += 60.0
     looked_at = [two._offline.due() for _ in range(3)]
     assert [KEY in found for found in looked_at] == [True] * 3
@@ -654,7 +654,7 @@ async def test_a_spoilt_budget_is_nobody_elses_trouble(
     assert await ledger.balance(KEY) == (25, 0)
     with pytest.raises(OverBudget):
         await ledger.hold([KEY, other], 976)
-    (await ledger.hold([KEY, other], 975)).release()
+    (await ledger.hold([KEY, other], 975)).settle(0)
     await until(lambda: not ledger.queued)
     assert (await ledger.balance(KEY), await ledger.balance(other)) == ((25, 0), (8, 0))
     runner.cancel()
@@ -674,11 +674,11 @@ async def test_what_all_budgets_need_is_made_anew(
     await until(lambda: not ledger.queued)
     await spoil(redis, name, "string")
     with contextlib.suppress(BudgetsAway):
-        (await ledger.hold([KEY], 1)).release()
+        (await ledger.hold([KEY], 1)).settle(0)
     await asyncio.sleep(10 * ledger_redis.PULSE_S)
     await until(lambda: not ledger.is_away and not ledger.queued)
     assert await ledger.balance(KEY) == (20, 10)
-    held.release()
+    held.settle(0)
     await until(lambda: not ledger.queued)
     assert await ledger.balance(KEY) == (20, 0)
     runner.cancel()
@@ -719,7 +719,7 @@ async def test_a_redis_that_refuses_to_write_is_away_for_so_long(
     await until(lambda: not ledger.queued)
     await redis.execute_command(*spoils)
     try:
-        (await ledger.hold([], 5)).release()
+        (await ledger.hold([], 5)).settle(0)
         under_way.settle(7)
         if when_away == "refuse":
             with pytest.raises(BudgetsAway):
