@@ -21,7 +21,7 @@ from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Sender, Timeouts
 from gateway.batch.store import BatchStore
-from gateway.budgets import open_ledger, open_limits
+from gateway.budgets import open_budgets
 from gateway.config import Config, RouteConfig
 from gateway.config_load import is_path
 from gateway.drive import Driver
@@ -74,7 +74,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     fleet = Fleet(config.models, queueing={one.name for one in config.providers if one.kind == "local"})
     providers = {provider.name: open_provider(provider, server) for provider in config.providers}
     timeouts = Timeouts(server.first_byte_timeout_s, server.stall_timeout_s, server.request_timeout_s)
-    ledger = open_ledger(config, clock)
+    ledger, limits = open_budgets(config, clock)
     sender = Sender(fleet, providers, timeouts, ledger, MAX_ANSWER_BYTES, now)
     directory = spool_dir(server.run_dir)
     spool = Spool(directory)
@@ -91,7 +91,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
         ids=Ids(),
         keyring=Keyring(config.auth, lambda: current.settings.keys),
         ledger=ledger,
-        limits=open_limits(ledger),
+        limits=limits,
         book=open_book(config, current.settings),
         fleet=fleet,
         featurizer=shipped_featurizer,

@@ -26,27 +26,18 @@ LEADS_S = 15.0
 """Seconds after which a control process that hasn't renewed its entry no longer counts as a leader."""
 
 
-def open_ledger(config: Config, clock: Callable[[], float]) -> Ledger:
-    """A ledger in this process, or shared by all replicas if the configuration names a Redis."""
-    if not config.storage.redis_url:
-        return MemoryLedger(clock)
-    from gateway.ledger_redis import RedisLedger
-    from gateway.redis_wire import RedisWire
-
+def open_budgets(config: Config, clock: Callable[[], float]) -> tuple[Ledger, Limits]:
+    """Budgets and rate limits in this process, or shared by all replicas if the configuration names a Redis."""
     storage = config.storage
-    wire = RedisWire(str(storage.redis_url), timeout_s=storage.redis_timeout_s)
-    return RedisLedger(wire, when_away=storage.redis_away)
-
-
-def open_limits(ledger: Ledger) -> Limits:
-    """The rate limits, kept where the ledger keeps budgets."""
-    if isinstance(ledger, MemoryLedger):
-        return Limits()
+    if not storage.redis_url:
+        return MemoryLedger(clock), Limits()
     from gateway.ledger_redis import RedisLedger
     from gateway.limits_shared import SharedLimits
+    from gateway.redis_wire import RedisWire
 
-    assert isinstance(ledger, RedisLedger)
-    return SharedLimits(ledger)
+    wire = RedisWire(str(storage.redis_url), timeout_s=storage.redis_timeout_s)
+    ledger = RedisLedger(wire, when_away=storage.redis_away)
+    return ledger, SharedLimits(ledger)
 
 
 def restore(services: Services) -> None:

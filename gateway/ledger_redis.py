@@ -95,11 +95,7 @@ class Unreadable(Exception):
 
 
 class RedisLedger:
-    """The ledger of one worker. `run` must be running; `close` sends what is still queued.
-
-    `clock` is set only in tests. Without it Redis' own clock counts, except for the start of a period, which the
-    worker's clock decides.
-    """
+    """The ledger of one worker. `run` must be running; `close` sends what is still queued. `clock`: as for `Naming`."""
 
     def __init__(
         self,
@@ -186,19 +182,22 @@ class RedisLedger:
     async def _run_hold(self, hold: RedisHold, nanousd: int, shared: SharedTaken | None) -> list[Any]:
         """Run HOLD, if need be after a Redis that has lost its data was sent what this worker knows."""
         while True:
-            answer = cast(list[Any], await self._wire.run(HOLD, *self._hold_arguments(hold, nanousd, shared)))
+            arguments = self._hold_arguments(hold.id, hold.accounts, nanousd, shared)
+            answer = cast(list[Any], await self._wire.run(HOLD, *arguments))
             if not answer[1]:
                 return answer
             await self._introduce(answer[0].decode())
             await asyncio.sleep(float(answer[1]))
 
-    def _hold_arguments(self, hold: RedisHold, nanousd: int, shared: SharedTaken | None) -> tuple[list[str], Arguments]:
+    def _hold_arguments(
+        self, id: str, accounts: Sequence[Account], nanousd: int, shared: SharedTaken | None
+    ) -> tuple[list[str], Arguments]:
         now = self._clock()
-        keys = [self._prefix + "leases", *self._naming.keys(hold.accounts)]
-        arguments: Arguments = [self._prefix, hold.id, self._naming.now(), self._lease_s, nanousd, secrets.token_hex(8),
+        keys = [self._prefix + "leases", *self._naming.keys(accounts)]
+        arguments: Arguments = [self._prefix, id, self._naming.now(), self._lease_s, nanousd, secrets.token_hex(8),
                             self._settle_down_s, shared.tokens if shared else 0, self._epoch,
-                            len(hold.accounts)]  # fmt: skip
-        for account in hold.accounts:
+                            len(accounts)]  # fmt: skip
+        for account in accounts:
             limit = account.limit_nanousd
             arguments += ["" if limit is None else limit, self._naming.start(account.period, now)]
         if shared is not None:
@@ -273,8 +272,7 @@ class RedisLedger:
 
     async def _read_epoch(self) -> str:
         """The epoch of the Redis that answers now, which draws one if it has none."""
-        nothing = RedisHold(self, MemoryLedger(self._clock).hold_now((), 0), (), offline=True)
-        answer = await self._wire.run(HOLD, *self._hold_arguments(nothing, 0, None))
+        answer = await self._wire.run(HOLD, *self._hold_arguments(self.new_id(), (), 0, None))
         return str(answer[0].decode())
 
     async def _introduce(self, epoch: str) -> None:
@@ -446,6 +444,3 @@ def raising(
     for account in accounts:
         arguments += [spent.get(account.id, 0), int(period_start(account.period, now))]
     return [prefix + account.id for account in accounts], arguments
-
-
-__all__ = ["RedisAway", "RedisHold", "RedisLedger", "RedisRefused", "raising"]

@@ -16,11 +16,11 @@ from gateway import ledger_outbox, ledger_redis
 from gateway.errors import BudgetsAway, OverBudget, PolicyError, RateLimited
 from gateway.ledger import Account
 from gateway.ledger_offline import QUIET_AT_ONCE
-from gateway.ledger_redis import PREFIX, RIGHTED, RedisAway, RedisLedger, raising
+from gateway.ledger_redis import PREFIX, RIGHTED, RedisLedger, raising
 from gateway.ledger_scripts import RAISE
 from gateway.limits import Limit
 from gateway.limits_shared import SharedLimits, SharedTaken
-from gateway.redis_wire import RedisWire
+from gateway.redis_wire import RedisAway, RedisWire
 from tests.until import PATIENCE_S, until
 
 from .redis_server import RedisServer
