@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from cascade.climb import climb
 from cascade.confidence import RAW
-from cascade.types import Outcome, Rung, Verdict
+from cascade.types import Outcome, Plan, Rung, Verdict
 from gateway.attempt import (
     Opened,
     Sender,
@@ -60,12 +60,12 @@ class Driver:
         draws: Iterator[float],
         hedging: Hedging,
         prefixes: Prefixes,
-        streams: LiveStreams | None = None,
+        streams: LiveStreams,
     ) -> None:
         self.sender = sender
         self.draws = draws
         self.prefixes = prefixes
-        self.streams = streams or LiveStreams(0.0)
+        self.streams = streams
         self.hedging = hedging
         self.gathering = QuestionBatcher(sender, draws)
 
@@ -76,7 +76,7 @@ class Driver:
         Raises the last UpstreamError if there is no answer, CallerError (422) if the cascade abstained.
         """
         assert exchange.plan is not None
-        run = Run(self, exchange, reply, headers)
+        run = Run(self, exchange, exchange.plan, reply, headers)
         steps = climb(exchange.plan, self.draws)
         try:
             await run.follow(steps)
@@ -88,9 +88,13 @@ class Driver:
 class Run:
     """One climb in progress."""
 
-    def __init__(self, driver: Driver, exchange: Exchange, reply: Reply, headers: Callable[[], Headers]) -> None:
+    def __init__(
+        self, driver: Driver, exchange: Exchange, plan: Plan, reply: Reply, headers: Callable[[], Headers]
+    ) -> None:
         self.driver = driver
+        self.sender = driver.sender
         self.exchange = exchange
+        self.plan = plan
         self.reply = reply
         self.headers = headers
         self.answers: list[Kept | None] = []
@@ -116,11 +120,11 @@ class Run:
 
     async def back_off(self, delay_s: float) -> None:
         """Wait before a retry; the wait counts as the upstreams' time, not the gateway's."""
-        begun = self.driver.sender.now()
+        begun = self.sender.now()
         try:
             await asyncio.sleep(delay_s)
         finally:
-            self.exchange.upstream_s += self.driver.sender.now() - begun
+            self.exchange.upstream_s += self.sender.now() - begun
 
     def finish(self) -> bytes:
         """Take the verdict's answer into the exchange. Returns and raises as `Driver.drive` does."""
@@ -146,19 +150,19 @@ class Run:
     async def step_parallel(self, rung: Rung) -> Outcome:
         """Run a rung and those beside it concurrently. Their answers are kept in the climb's order of rungs."""
         rungs = (rung, *rung.beside)
-        runs = [Run(self.driver, self.exchange, self.reply, self.headers) for _ in rungs]
+        runs = [Run(self.driver, self.exchange, self.plan, self.reply, self.headers) for _ in rungs]
         steps = [run.step(one) for run, one in zip(runs, rungs, strict=True)]
-        begun, waited_s = self.driver.sender.now(), self.exchange.upstream_s
+        begun, waited_s = self.sender.now(), self.exchange.upstream_s
         outcomes = await run_parallel(steps, rung.enough, lambda place: self.cancelled_outcome(rungs[place]))
         for run in runs:
             self.answers += run.answers or [None]
             self.error = run.error or self.error
-        self.exchange.upstream_s = waited_s + self.driver.sender.now() - begun
+        self.exchange.upstream_s = waited_s + self.sender.now() - begun
         return replace(outcomes[0], beside=tuple(outcomes[1:]))
 
     async def step(self, rung: Rung) -> Outcome:
         """Run one rung: pick a deployment, call it, and relay its stream if the answer is final and streamed."""
-        sender, exchange = self.driver.sender, self.exchange
+        sender, exchange = self.sender, self.exchange
         begun = sender.now()
         if begun >= exchange.call.received_s + exchange.call.timeout_s:
             return self.failed_outcome(rung, UpstreamError("timeout", "the deadline has passed", status=504), begun)
@@ -189,13 +193,11 @@ class Run:
             exchange.upstream_s += sender.now() - begun
         if exchange.route.checker is not None:
             await self.check(exchange.route.checker, rung, opened.attempt)
-        self.error = None
-        self.answers.append(opened.kept)
         return self.outcome(rung, opened, begun)
 
     def warm(self, deployments: Sequence[Deployment]) -> Sequence[float] | None:
         """Share of the client's prompt that each deployment is expected to have cached; None for a short prompt."""
-        return self.driver.prefixes.affinity(self.exchange, deployments, self.driver.sender.now())
+        return self.driver.prefixes.affinity(self.exchange, deployments, self.sender.now())
 
     async def ask_batched(self, rung: Rung, begun: float) -> Outcome | None:
         """Ask in one call with other small questions. None if this one has to be asked alone."""
@@ -204,20 +206,15 @@ class Run:
         except UpstreamError as error:
             return self.failed_outcome(rung, error, begun)
         finally:
-            self.exchange.upstream_s += self.driver.sender.now() - begun
-        if opened is None:
-            return None
-        self.error = None
-        self.answers.append(opened.kept)
-        return self.outcome(rung, opened, begun)
+            self.exchange.upstream_s += self.sender.now() - begun
+        return self.outcome(rung, opened, begun) if opened is not None else None
 
     async def check(self, checker: Checker, rung: Rung, attempt: Attempt) -> None:
         """Run the operator's check on an answer that may still be escalated, and add its result to the evidence."""
-        plan = self.exchange.plan
-        asks_other_question = "messages" in rung.overrides and plan is not None and plan.strategy
+        asks_other_question = "messages" in rung.overrides and self.plan.strategy
         if rung.final or asks_other_question or not attempt.evidence.text:
             return
-        left_s = self.exchange.call.received_s + self.exchange.call.timeout_s - self.driver.sender.now()
+        left_s = self.exchange.call.received_s + self.exchange.call.timeout_s - self.sender.now()
         passed = await checker.check(attempt.evidence.text, within_s=left_s)
         attempt.evidence = replace(attempt.evidence, checks_passed=passed)
 
@@ -225,7 +222,7 @@ class Run:
         """The outcome of a rung that was cancelled because another's answer sufficed, with its cost so far."""
         attempts = [one for one in self.exchange.attempts if one.model == rung.model and one.failure == "cancelled"]
         cost_usd = sum(one.cost_nanousd for one in attempts) / 1e9
-        elapsed_s = self.driver.sender.now() - self.exchange.call.received_s
+        elapsed_s = self.sender.now() - self.exchange.call.received_s
         return Outcome(rung.model, "cancelled", cost_usd=cost_usd, elapsed_s=elapsed_s, attempts=len(attempts))
 
     def attempts_made(self) -> int:
@@ -233,9 +230,11 @@ class Run:
         return 1 + (self.exchange.hedged and not self.hedged_before)
 
     def outcome(self, rung: Rung, opened: Opened, begun: float) -> Outcome:
-        attempt, now = opened.attempt, self.driver.sender.now()
-        if rung.reads_confidence and self.exchange.plan is not None:
-            attempt.confidence = (self.exchange.plan.confidence or RAW)(rung.model, attempt.evidence)
+        self.error = None
+        self.answers.append(opened.kept)
+        attempt, now = opened.attempt, self.sender.now()
+        if rung.reads_confidence:
+            attempt.confidence = (self.plan.confidence or RAW)(rung.model, attempt.evidence)
         return Outcome(
             model=rung.model,
             may_move=not self.reply.committed,
@@ -249,7 +248,7 @@ class Run:
     def failed_outcome(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
         self.error = error.bare()
         self.answers.append(None)
-        attempts, now = self.exchange.attempts, self.driver.sender.now()
+        attempts, now = self.exchange.attempts, self.sender.now()
         committed = self.reply.committed
         return Outcome(
             model=rung.model,
@@ -265,7 +264,7 @@ class Run:
 
     def has_alternative(self, rung: Rung, error: UpstreamError) -> bool:
         """True if another deployment of the model can serve at once, so that the `retry-after` doesn't matter."""
-        sender = self.driver.sender
+        sender = self.sender
         return error.failure in OPENS_AT_ONCE and sender.fleet.healthy(rung.model, sender.now())
 
     async def relay(self, opened: Opened, rung: Rung) -> None:
@@ -278,7 +277,7 @@ class Run:
         try:
             await self.pass_on(opened, flow)
             for _ in range(MOST_PAUSES):
-                if not flow.paused or not await self.driver.sender.resume(exchange, rung, opened):
+                if not flow.paused or not await self.sender.resume(exchange, rung, opened):
                     break
                 await self.pass_on(opened, flow)
             if flow.paused:
@@ -296,7 +295,7 @@ class Run:
         """Relay one upstream stream to its end, then charge and count it. A paused turn consists of several."""
         response, attempt, deployment = opened.response, opened.attempt, opened.deployment
         assert response is not None
-        sender, exchange, reply = self.driver.sender, self.exchange, self.reply
+        sender, exchange, reply = self.sender, self.exchange, self.reply
         try:
             if not reply.committed:
                 await reply.begin(200, self.headers())
@@ -326,13 +325,13 @@ class Run:
     @property
     def ends_s(self) -> float:
         """Monotonic deadline of the whole stream. The client's own timeout limits each read, not the stream."""
-        return self.exchange.call.received_s + self.driver.sender.timeouts.whole_s
+        return self.exchange.call.received_s + self.sender.timeouts.whole_s
 
     async def pump(self, response: Response, flow: Relay, data: bytes) -> None:
         """Relay until the stream ends. Time spent waiting for a slow client doesn't count as the upstream's silence.
         Raises UpstreamError for a stream that stalls or ends with a fault.
         """
-        sender = self.driver.sender
+        sender = self.sender
         silence_s = min(sender.timeouts.stall_s, self.exchange.call.timeout_s)
         passing = LiveStream(response, flow, self.reply, sender.now, silence_s, self.ends_s)
         if not self.reply.push(data):
