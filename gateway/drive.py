@@ -102,7 +102,7 @@ class Run:
         self.error: UpstreamError | None = None
         self.tail = b""
         self.hedged_before = False
-        """True if the request was hedged before the step under way."""
+        """True if the request was hedged before the step under way, which else made a second attempt with its hedge."""
         self.failed: Deployment | None = None
         """Deployment of the last failed attempt, which a retry avoids if the model has another."""
 
@@ -225,10 +225,6 @@ class Run:
         elapsed_s = self.sender.now() - self.exchange.call.received_s
         return Outcome(rung.model, "cancelled", cost_usd=cost_usd, elapsed_s=elapsed_s, attempts=len(attempts))
 
-    def attempts_made(self) -> int:
-        """Number of attempts of the step under way: two if it was hedged, else one."""
-        return 1 + (self.exchange.hedged and not self.hedged_before)
-
     def outcome(self, rung: Rung, opened: Opened, begun: float) -> Outcome:
         self.error = None
         self.answers.append(opened.kept)
@@ -242,7 +238,7 @@ class Run:
             cost_usd=(opened.before_nanousd + attempt.cost_nanousd) / 1e9,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
-            attempts=self.attempts_made(),
+            attempts=1 + self.exchange.hedged - self.hedged_before,
         )
 
     def failed_outcome(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
@@ -259,7 +255,7 @@ class Run:
             cost_usd=(error.before_nanousd + attempts[-1].cost_nanousd) / 1e9 if attempts else 0.0,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
-            attempts=self.attempts_made(),
+            attempts=1 + self.exchange.hedged - self.hedged_before,
         )
 
     def has_alternative(self, rung: Rung, error: UpstreamError) -> bool:
