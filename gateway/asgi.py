@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from gateway.answer import Answering
-from gateway.background import Background, is_background, without_background
+from gateway.background import Background, is_background
 from gateway.call import PATHS, Arrival, read_call, read_passed, read_raw
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.file_inputs import call_with_files, with_files
@@ -28,7 +28,6 @@ from gateway.services import Services
 from gateway.wire.body import encode
 from gateway.wire.errors import render_error, status_of
 from gateway.wire.pass_through import COMPACT, PASSED
-from gateway.wire.responses import new_id
 from gateway.wire.to_responses import to_compact
 
 log = logging.getLogger("headgate.asgi")
@@ -198,8 +197,6 @@ class App:
             if call.described.attached:
                 call = await call_with_files(services, call, services.caller_of(headers, host).tenant)
             if raw is not None and is_background(raw):
-                call.raw, call.background = without_background(call.raw), new_id("resp_")
-                call.timeout_s = server.request_timeout_s
                 await self.background.begin(call, reply)
             else:
                 await self.answering.answer(call, reply)

@@ -24,7 +24,7 @@ from gateway.reply import EVENTS, JSON, Heard, Reply, give
 from gateway.settle import settle
 from gateway.wire.body import encode_json, read
 from gateway.wire.request import Raw
-from gateway.wire.responses import Turn, response_object
+from gateway.wire.responses import Turn, new_id, response_object
 from gateway.wire.to_responses import is_kept
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Background:
         Raises HeadgateError.
         """
         s = self.s
+        call.raw, call.background = without_background(call.raw), new_id("resp_")
+        call.timeout_s = s.config.server.request_timeout_s  # no client waits, so no read timeout counts
         if not is_kept(call.raw):
             raise CallerError("A background response is stored: 'store' can't be false.", param="store")
         if self._closing or len(self.running) >= s.config.server.max_concurrency:

@@ -86,14 +86,13 @@ class Worker:
 
 def as_it_stands(record: ResponseRecord, worker: Worker, now_s: float) -> ResponseRecord:
     """The record as a client may see it: without its mark, and failed if nobody generates it any more."""
-    if MARK.encode() not in record.output:
+    mark = mark_of(record)
+    if mark is None:
         return record
     response = msgspec.json.decode(record.output)
-    stored = response.pop(MARK, None)
-    if stored is not None:
-        mark = msgspec.convert(stored, Mark)
-        if now_s > mark.until_s or worker.is_gone(mark.worker):
-            response |= failed(ENDED_EARLY)
+    del response[MARK]
+    if now_s > mark.until_s or worker.is_gone(mark.worker):
+        response |= failed(ENDED_EARLY)
     return msgspec.structs.replace(record, output=encode_json(response))
 
 
