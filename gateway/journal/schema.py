@@ -66,7 +66,7 @@ def migrate(url: str) -> list[str]:
     engine = open_engine(url)
     try:
         with engine.begin() as connection:
-            _take_migration_lock(connection)
+            take_lock(connection, _MIGRATION_LOCK)
             before = _revision(connection)
             if before is not None and before not in _known_revisions():
                 return []  # a newer release's schema, which this one runs on
@@ -123,9 +123,12 @@ def _leave_standby(context: sa.engine.ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-def _take_migration_lock(connection: sa.Connection) -> None:
+def take_lock(connection: sa.Connection, lock: int) -> None:
+    """Let one transaction at a time of all replicas go on, so that what it has read is still true when it writes.
+    `lock`: a PostgreSQL advisory lock; SQLite has one lock for everything.
+    """
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
     else:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 

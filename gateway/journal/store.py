@@ -24,7 +24,7 @@ from gateway.journal.record import (
     new_id,
 )
 from gateway.journal.rollup_tables import KEPT_S, rollups, sessions
-from gateway.journal.schema import check_schema, migrate, open_engine
+from gateway.journal.schema import check_schema, migrate, open_engine, take_lock
 from gateway.journal.tables import (
     audit,
     decisions,
@@ -190,7 +190,7 @@ class Store:
     def add_key(self, key: KeyRecord, actor: str) -> None:
         """Store a new key. Raises ValueError where a key that isn't revoked has the same name."""
         with self.engine.begin() as connection:
-            _take_lock(connection, _KEYS_LOCK)
+            take_lock(connection, _KEYS_LOCK)
             same = sa.select(keys.c.id).where(keys.c.name == key.name, keys.c.revoked_s.is_(None))
             if connection.execute(same).first() is not None:
                 raise ValueError(f"a key named {key.name!r} exists")
@@ -297,7 +297,7 @@ class Store:
         Raises VersionConflict where `instead` is given and is not the live version (empty: none is live).
         """
         with self.engine.begin() as connection:
-            _take_lock(connection, _VERSIONS_LOCK)
+            take_lock(connection, _VERSIONS_LOCK)
             if instead is not None and (live := _live(connection, version.name)) != instead:
                 raise VersionConflict(live)
             if version.state == "live":
@@ -420,14 +420,6 @@ def _live(connection: sa.Connection, name: str) -> str:
     """The live version of a router; empty where none is."""
     mine = router_versions.c.name == name, router_versions.c.state == "live"
     return connection.execute(sa.select(router_versions.c.version).where(*mine)).scalar() or ""
-
-
-def _take_lock(connection: sa.Connection, lock: int) -> None:
-    """Let one transaction at a time of all replicas go on, so that what it has read is still true when it writes."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
-    else:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _put_key(connection: sa.Connection, key: KeyRecord) -> None:
