@@ -24,6 +24,7 @@ from gateway.journal.insights import insights_of
 from gateway.journal.store import RouterVersion
 from gateway.learn.shadow import begin_canary as put_before_traffic
 from gateway.learn.shadow import end_canary as take_back
+from gateway.learn.shadow import mark
 from gateway.promote import Versions
 from gateway.settings import CanarySetting
 
@@ -90,7 +91,7 @@ def begin_canary(services: AdminServices, who: Actor, route: str, version: str, 
             raise CallerError("another version is already a canary on this route: end that canary first", status=409,
                               code="canary_runs")  # fmt: skip
         put_before_traffic(str(services.run_dir), route, chosen, wanted.share)
-        _mark(services, who, chosen, "canary", share=wanted.share)
+        mark(services.store, chosen, "canary", time.time(), who.name, share=wanted.share)
     return _done(services, route, chosen.version, "canary")
 
 
@@ -101,7 +102,7 @@ def end_canary(services: AdminServices, who: Actor, route: str) -> VersionDone:
         running = [one for one in services.store.router_versions(route) if one.state == "canary"]
         take_back(str(services.run_dir), route)
         for one in running:
-            _mark(services, who, one, "candidate")
+            mark(services.store, one, "candidate", time.time(), who.name)
     return _done(services, route, running[0].version if running else "", "candidate")
 
 
@@ -121,15 +122,6 @@ def _refuse_stale(services: AdminServices, route: str, seen: str | None) -> None
 
 def _versions(services: AdminServices) -> Versions:
     return Versions(services.store, services.run_dir)
-
-
-def _mark(services: AdminServices, who: Actor, version: RouterVersion, state: str, **details: object) -> None:
-    """Store a version's new state, with further metrics."""
-    metrics = {**(version.metrics or {}), **details, "since_s": time.time()}
-    marked = RouterVersion(
-        version.name, version.version, version.time_s, state, version.artifact, version.checksum, metrics
-    )
-    services.store.save_router_version(marked, who.name)
 
 
 def _done(services: AdminServices, route: str, version: str, state: str) -> VersionDone:

@@ -7,7 +7,7 @@ decides it afterwards.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -78,13 +78,12 @@ def end_canary(run_dir: str, route: str) -> None:
     change_settings(run_dir, change)
 
 
-def mark(store: Store, version: RouterVersion, state: str, time_s: float, **notes: object) -> RouterVersion:
+def mark(
+    store: Store, version: RouterVersion, state: str, time_s: float, actor: str = "learn", /, **notes: object
+) -> RouterVersion:
     """Store a version's new state, its time, and notes on the reason."""
-    metrics = {**(version.metrics or {}), **notes, "since_s": time_s}
-    marked = RouterVersion(
-        version.name, version.version, version.time_s, state, version.artifact, version.checksum, metrics
-    )
-    store.save_router_version(marked, "learn")
+    marked = replace(version, state=state, metrics={**(version.metrics or {}), **notes, "since_s": time_s})
+    store.save_router_version(marked, actor)
     return marked
 
 
