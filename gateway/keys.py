@@ -9,13 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
@@ -24,8 +21,8 @@ from gateway.errors import CallerError, PolicyError, Unauthorized
 from gateway.journal.record import EarlierSecret, KeyRecord, new_id
 from gateway.ledger import Account
 from gateway.limits import Limit
+from gateway.loopback import is_loopback
 from gateway.prices import nanousd
-from gateway.upstream.reach import names_inner
 
 PREFIX = "hg-"
 GRACE_S = 86_400.0
@@ -112,7 +109,7 @@ class Keyring:
     def __init__(self, auth: Auth, load: Load = tuple) -> None:
         self._master = hashlib.sha256(auth.master_key.encode()).digest() if auth.master_key else b""
         self._tenants = {tenant.name: tenant for tenant in auth.tenants}
-        self._file = {hash_key(key.key): _file_caller(key, self._tenants) for key in auth.keys}
+        self._file = {hash_key(key.key): _caller(f"file:{key.name}", key, self._tenants) for key in auth.keys}
         self._load = load
         self._callers: Mapping[str, Caller] = self._file
         self.reload()
@@ -134,14 +131,15 @@ class Keyring:
         """Apply changed tenants, whose budgets their keys share."""
         if auth.tenants != list(self._tenants.values()):
             self._tenants = {tenant.name: tenant for tenant in auth.tenants}
-            self._file = {hash_key(key.key): _file_caller(key, self._tenants) for key in auth.keys}
+            self._file = {hash_key(key.key): _caller(f"file:{key.name}", key, self._tenants) for key in auth.keys}
             self.reload()
 
     def reload(self) -> None:
         """Read the database's keys again. A request sees either the old snapshot or the new one."""
         stored, earlier = {}, {}
         for record in self._load():
-            stored[record.key_hash] = caller = _stored_caller(record, self._tenants)
+            caller = _caller(record.id, record, self._tenants, record.expires_s, record.revoked_s is not None)
+            stored[record.key_hash] = caller
             for one in record.earlier:
                 earlier[one.key_hash] = ends_by(caller, one.until_s)
         self._callers = {**stored, **earlier, **self._file}
@@ -173,48 +171,6 @@ class Keyring:
         return ANYONE
 
 
-def refuse_pages(host: bytes, origin: bytes, allowed: Sequence[str]) -> None:
-    """Raise PolicyError for requests of web pages of other sites, which a browser on this machine may send to a gateway
-    without a key: under a public name that resolves to this machine (DNS rebinding), or from a foreign origin.
-    """
-    if _is_public(host):
-        raise PolicyError("This gateway has no key set, so it answers local names only: use localhost, or make a key.")
-    if origin and origin.decode("latin-1") not in allowed and _is_foreign(origin):
-        raise PolicyError("This gateway has no key set, so it answers no pages but those of server.cors_origins.")
-
-
-def _is_foreign(origin: bytes) -> bool:
-    """Whether it is the origin of a web page elsewhere, or hidden (`null`). Desktop applications have other schemes."""
-    scheme, _, authority = origin.partition(b"://")
-    host = _host_of(authority)
-    return scheme in (b"http", b"https", b"null") and host != "localhost" and not is_loopback(host)
-
-
-@lru_cache(64)
-def _is_public(authority: bytes) -> bool:
-    return not names_inner(_host_of(authority))
-
-
-def _host_of(authority: bytes) -> str:
-    """The host without its port; where it can't be read ".", which counts as a public name."""
-    try:
-        return (urlsplit(b"//" + authority).hostname or b"").decode("latin-1")
-    except ValueError:
-        return "."
-
-
-def is_loopback(host: str) -> bool:
-    """Whether it is a loopback address. Names are not resolved, so "localhost" is none."""
-    if host in ("127.0.0.1", "::1"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
-
-
 def _bearer(authorization: bytes | None) -> bytes:
     """The token of `Bearer TOKEN`, in any letter case; empty where there is none."""
     if authorization is None or authorization[:7].lower() != b"bearer ":
@@ -235,31 +191,24 @@ def ends_by(caller: Caller, until_s: float) -> Caller:
     return dataclasses.replace(caller, expires_s=ends_s)
 
 
-def _file_caller(key: KeyConfig, tenants: Mapping[str, TenantConfig]) -> Caller:
+def _caller(
+    id: str,
+    key: KeyConfig | KeyRecord,
+    tenants: Mapping[str, TenantConfig],
+    expires_s: float | None = None,
+    disabled: bool = False,
+) -> Caller:
     return Caller(
-        key_id=f"file:{key.name}",
+        key_id=id,
         name=key.name,
         tenant=key.tenant,
         models=frozenset(key.models),
         knobs=key.knobs,
         explore=key.explore,
-        accounts=_accounts(f"file:{key.name}", key, tenants),
-        limits=_limits(f"file:{key.name}", key),
-    )
-
-
-def _stored_caller(key: KeyRecord, tenants: Mapping[str, TenantConfig]) -> Caller:
-    return Caller(
-        key_id=key.id,
-        name=key.name,
-        tenant=key.tenant,
-        models=frozenset(key.models),
-        knobs=key.knobs,
-        explore=key.explore,
-        accounts=_accounts(key.id, key, tenants),
-        limits=_limits(key.id, key),
-        expires_s=key.expires_s,
-        disabled=key.revoked_s is not None,
+        accounts=_accounts(id, key, tenants),
+        limits=(Limit(f"key:{id}", key.rpm, key.tpm),) if key.rpm is not None or key.tpm is not None else (),
+        expires_s=expires_s,
+        disabled=disabled,
     )
 
 
@@ -274,7 +223,3 @@ def _accounts(
     if tenant is not None and tenant.budget_usd is not None:
         accounts.append(Account(f"tenant:{tenant.name}", nanousd(tenant.budget_usd), tenant.budget_period))
     return tuple(accounts)
-
-
-def _limits(key_id: str, key: KeyConfig | KeyRecord) -> tuple[Limit, ...]:
-    return (Limit(f"key:{key_id}", key.rpm, key.tpm),) if key.rpm is not None or key.tpm is not None else ()

@@ -17,10 +17,11 @@ from gateway.drive import Driver
 from gateway.fleet import Fleet
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool
-from gateway.keys import ANYONE, Caller, Keyring, refuse_pages
+from gateway.keys import ANYONE, Caller, Keyring
 from gateway.learn.online import Online
 from gateway.ledger import Ledger
 from gateway.limits import Limits
+from gateway.loopback import refuse_pages
 from gateway.metrics import Metrics
 from gateway.pacing import Purses
 from gateway.prefixes import Prefixes

@@ -10,7 +10,6 @@ cookie needs the session's CSRF token too.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from typing import Annotated
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +22,7 @@ from gateway.admin.services import AdminServices
 from gateway.admin.sessions import COOKIE, csrf_of, is_open, session_of
 from gateway.admin.shapes.common import Role
 from gateway.errors import HeadgateError, PolicyError, Unauthorized
+from gateway.loopback import names_loopback
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_FORM_BYTES = 1 << 20
@@ -126,21 +126,11 @@ def _by_master_key(services: AdminServices, sent: str) -> Actor:
 
 def _only_this_machine(request: Request) -> None:
     client = request.client.host if request.client else ""
-    if not is_loopback(client):
+    if not names_loopback(client):
         raise PolicyError("without a master key the admin API answers requests from this machine only")
     host = request.headers.get("host", "")
     origin = request.headers.get("origin", "")
-    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    if not names_loopback(urlsplit(f"//{host}").hostname or ""):
         raise PolicyError("without a master key the admin API must be addressed by a loopback name, such as localhost")
     if origin and urlsplit(origin).netloc != host:
         raise PolicyError("without a master key the admin API refuses requests from other sites' pages")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is `localhost` or a loopback address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

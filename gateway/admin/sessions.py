@@ -25,7 +25,7 @@ from gateway.admin.shapes.common import Role
 from gateway.admin.users import UserRow, find_user, password_matches, user_count
 from gateway.errors import PolicyError, RateLimited, Unauthorized
 from gateway.journal.rollup_tables import sessions, users
-from gateway.keys import is_loopback
+from gateway.loopback import names_loopback
 
 log = logging.getLogger("headgate.admin")
 
@@ -140,7 +140,7 @@ def set_cookies(response: Response, request: Request, signed: SignedIn) -> None:
     """
     tls = request.url.scheme == "https"
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if not tls and not (host == "localhost" or is_loopback(host)):
+    if not tls and not names_loopback(host):
         raise PolicyError(
             "passwords and sessions need https: put a TLS proxy in front, or open this page as localhost",
             code="insecure_transport", status=403,

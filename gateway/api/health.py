@@ -12,7 +12,7 @@ import msgspec
 from gateway.asgi import Answer, Request
 from gateway.errors import HeadgateError, PolicyError
 from gateway.fleet import Health
-from gateway.keys import is_loopback
+from gateway.loopback import is_loopback
 from gateway.metrics import merge
 from gateway.reply import JSON
 from gateway.services import Services

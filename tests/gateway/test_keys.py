@@ -11,7 +11,7 @@ import pytest
 from gateway.config import Auth, KeyConfig, Secret, TenantConfig
 from gateway.errors import CallerError, PolicyError, Unauthorized
 from gateway.journal.record import KeyRecord
-from gateway.keys import ANYONE, MASTER, Caller, Keyring, hash_key, is_loopback, new_key, rotated
+from gateway.keys import ANYONE, MASTER, Caller, Keyring, hash_key, new_key, rotated
 from gateway.ledger import Account
 from gateway.limits import Limit
 
@@ -180,13 +180,3 @@ def test_no_repr_and_no_log_shows_a_key(caplog: pytest.LogCaptureFixture) -> Non
     shown = [repr(keyring), repr(AUTH), repr(who(keyring, "hg-file-key")), repr(refused.value), caplog.text]
     shown += [repr(value) for value in vars(keyring).values()]
     assert not any(key in text for text in shown for key in ("hg-file-key", "hg-master", "hg-wrong-key"))
-
-
-@pytest.mark.parametrize(
-    ("host", "is_ours"),
-    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("::ffff:127.0.0.1", True),
-     ("::ffff:10.0.0.1", False), ("192.168.0.1", False), ("localhost", False), ("", False)],
-)  # fmt: skip
-def test_loopback_is_told_from_other_addresses(host: str, is_ours: bool) -> None:
-    """Loopback addresses are recognised; names are not resolved."""
-    assert is_loopback(host) is is_ours
