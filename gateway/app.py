@@ -78,7 +78,7 @@ def build_services(config: Config, current: Current, index: int) -> Services:
     sender = Sender(fleet, providers, timeouts, ledger, MAX_ANSWER_BYTES, now)
     directory = spool_dir(server.run_dir)
     spool = Spool(directory)
-    journal = Reader(config.storage.url, config.storage.keep_days, directory)
+    journal = Reader(config.storage.url, directory)
     online = Online(open_bandit_store(config, index), journal)
     prefixes = Prefixes(fleet)
     driver = Driver(sender, draws, Hedging(), prefixes, LiveStreams(server.stream_keepalive_s))

@@ -34,6 +34,7 @@ from gateway.config_load import load
 from gateway.errors import ConfigError
 from gateway.http_protocol import PlainHttpProtocol
 from gateway.journal.durable import OutageLog, database_said
+from gateway.journal.retention import forget_old
 from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
@@ -73,7 +74,7 @@ async def serve_control(
     """Run until `stop`, then ship what was spooled by then. Raises ConfigError if the schema is too old."""
     engine = open_engine(config.storage.url)
     shipper = Shipper(spool_dir(config.server.run_dir), engine)
-    services = AdminServices(config, Store(engine, keep_days=config.storage.keep_days), shipper.state)
+    services = AdminServices(config, Store(engine), shipper.state)
     server = HttpServer(
         uvicorn.Config(
             make_admin(services), admin_host(config.server), config.server.admin_port, http=PlainHttpProtocol,
@@ -171,9 +172,10 @@ def _do_chores(services: AdminServices, ended: threading.Event) -> None:
                 learning.look(time.monotonic())
             if cluster.leads and time.monotonic() >= forget_at:
                 forget_at = time.monotonic() + FORGET_EVERY_S
-                if services.store.forget_old(not_ahead(begun), FORGET_ROWS) >= FORGET_ROWS:
+                engine, now_s, keep_days = services.store.engine, not_ahead(begun), services.config.storage.keep_days
+                if forget_old(engine, now_s, keep_days, FORGET_ROWS) >= FORGET_ROWS:
                     forget_at = time.monotonic()
-                delete_expired_batches(services.store.engine, not_ahead(begun), services.store.keep_days)
+                delete_expired_batches(engine, now_s, keep_days)
             complaint.works()
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             complaint.fails(fault)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from gateway.admin.guard import Services, Viewer
 from gateway.errors import CallerError
-from gateway.journal.store import STATS_KEPT_S
+from gateway.journal.retention import STATS_KEPT_S
 from gateway.journal.tables import LATENCY_BOUNDS_S, LATENCY_COLUMNS
 from gateway.journal.upsert import Row
 

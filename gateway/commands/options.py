@@ -63,7 +63,7 @@ def open_journal(config: Config) -> Store:
 
     if fault := missing_folder(config.storage.url):
         raise ConfigError([fault])
-    return open_store(config.storage.url, keep_days=config.storage.keep_days)
+    return open_store(config.storage.url)
 
 
 def ship(config: Config, store: Store) -> None:

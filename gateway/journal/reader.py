@@ -27,10 +27,9 @@ T = TypeVar("T")
 class Reader:
     """Reads decisions, responses and spending from the database and from the spools."""
 
-    def __init__(self, url: str, keep_days: float, spools: Path) -> None:
+    def __init__(self, url: str, spools: Path) -> None:
         self.spools = spools
         self._url = url
-        self._keep_days = keep_days
         self._store: Store | None = None
         self._opening = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, "journal")
@@ -43,7 +42,7 @@ class Reader:
             if self._store is None:
                 from gateway.journal.store import open_store
 
-                self._store = open_store(self._url, keep_days=self._keep_days)
+                self._store = open_store(self._url)
             return self._store
 
     async def ask(self, question: Callable[[], T], patience_s: float = PATIENCE_S) -> T:

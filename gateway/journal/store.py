@@ -13,9 +13,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from gateway.journal.chain import chain_query, erase_deleted, forget_responses, record_of
-from gateway.journal.conversations import Conversations
-from gateway.journal.events import Events
+from gateway.journal.chain import chain_query, record_of
 from gateway.journal.record import (
     AuditRecord,
     DecisionRecord,
@@ -23,7 +21,6 @@ from gateway.journal.record import (
     ResponseRecord,
     new_id,
 )
-from gateway.journal.rollup_tables import KEPT_S, rollups, sessions
 from gateway.journal.schema import check_schema, migrate, open_engine, take_lock
 from gateway.journal.tables import (
     audit,
@@ -34,17 +31,13 @@ from gateway.journal.tables import (
     router_versions,
     settings,
     spend,
-    spool_offsets,
     stats,
 )
 from gateway.journal.upsert import Row, clean, put_row
 from gateway.journal.write import write_audit
 
-_BATCH_ROWS = 1000
 _KEYS_LOCK, _VERSIONS_LOCK = 0x6B657973, 0x72747273
 """PostgreSQL advisory locks, for adding keys and for changing the states of router versions."""
-_OFFSETS_KEPT_S = 7 * 86400.0
-STATS_KEPT_S = 400 * 86400.0
 _SUMMARY = [column for column in decisions.c if column.name not in ("payload", "counted")]
 _decode_decision = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 _decode_key = msgspec.json.Decoder(KeyRecord).decode
@@ -87,21 +80,20 @@ class VersionConflict(Exception):
     """
 
 
-def open_store(url: str, *, keep_days: float = 30.0) -> Store:
+def open_store(url: str) -> Store:
     """The store at `url`. An SQLite file is migrated here; a server must be migrated before. Raises ConfigError."""
     if url.startswith("sqlite"):
         migrate(url)
     engine = open_engine(url)
     check_schema(engine)
-    return Store(engine, keep_days=keep_days)
+    return Store(engine)
 
 
 class Store:
     """Reads the journal, and writes what the control plane decides: keys, settings, versions, the audit log."""
 
-    def __init__(self, engine: sa.Engine, *, keep_days: float = 30.0) -> None:
+    def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
-        self.keep_days = keep_days
 
     def close(self) -> None:
         """Close the connections."""
@@ -323,7 +315,7 @@ class Store:
             for row in self._rows(query)
         ]
 
-    # audit and retention
+    # audit
 
     def note(
         self, actor: str, action: str, target: str = "", detail: dict[str, object] | None = None
@@ -342,45 +334,6 @@ class Store:
         if action:
             query = query.where(audit.c.action == action)
         return [{**row, "detail": msgspec.json.decode(row["detail"])} for row in self._rows(query)]
-
-    def forget_old(self, now_s: float, most: int | None = None) -> int:
-        """Delete rows older than `keep_days`, a batch per transaction, and return their number. `most`: stop after so
-        many decisions and feedbacks, even if there are more.
-
-        Keys, settings, versions, the audit log and spend are kept; counters for 400 days, sums as `KEPT_S` says.
-        """
-        old_s = now_s - self.keep_days * 86400.0
-        gone = 0
-        for table in (decisions, feedback):
-            gone += self._forget(table, old_s, None if most is None else most - gone)
-            if gone == most:
-                return gone
-        gone += forget_responses(self.engine, old_s)
-        erase_deleted(self.engine, now_s)
-        gone += Conversations(self.engine).forget(old_s)
-        Events(self.engine).forget(old_s)
-        with self.engine.begin() as connection:
-            connection.execute(
-                sa.delete(spool_offsets).where(spool_offsets.c.time_s < now_s - _OFFSETS_KEPT_S)
-            )
-            connection.execute(sa.delete(stats).where(stats.c.minute_s < int(now_s - STATS_KEPT_S)))
-            for span_s, kept_s in KEPT_S.items():
-                old = rollups.c.span_s == span_s, rollups.c.start_s < int(now_s - kept_s)
-                connection.execute(sa.delete(rollups).where(*old))
-            connection.execute(sa.delete(sessions).where(sessions.c.expires_s < now_s))
-        return gone
-
-    def _forget(self, table: sa.Table, old_s: float, most: int | None) -> int:
-        gone = 0
-        while gone != most:
-            rows = _BATCH_ROWS if most is None else min(_BATCH_ROWS, most - gone)
-            batch = sa.select(table.c.id).where(table.c.time_s < old_s).limit(rows)
-            with self.engine.begin() as connection:
-                count = connection.execute(sa.delete(table).where(table.c.id.in_(batch))).rowcount
-            gone += count
-            if count < rows:
-                break
-        return gone
 
     def _scalar(self, query: sa.Select[Any]) -> Any:
         with self.engine.connect() as connection:

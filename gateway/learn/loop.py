@@ -91,7 +91,7 @@ class Loop:
     def opened(cls, config: Config, route: str, terms: LoopThresholds | None = None) -> Loop:
         """The loop of a route on the configured store. Raises CallerError where there is no such route."""
         route_config(config, route)
-        return cls(config, open_store(config.storage.url, keep_days=config.storage.keep_days), route, terms)
+        return cls(config, open_store(config.storage.url), route, terms)
 
     def step(self, now_s: float) -> StepReport:
         """Take at most one action."""

@@ -23,7 +23,7 @@ def test_a_failed_chore_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, ["m"], {}), {"UP_KEY": "k"})
     assert config is not None, problems
     migrate(str(config.storage.url))
-    admin = AdminServices(config, Store(open_engine(str(config.storage.url)), keep_days=30), ShipState())
+    admin = AdminServices(config, Store(open_engine(str(config.storage.url))), ShipState())
     ended, turns = threading.Event(), []
 
     def fails(_: AdminServices) -> None:
@@ -44,7 +44,7 @@ def test_old_decisions_are_deleted_in_parts(tmp_path: Path, monkeypatch: pytest.
     config, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, ["m"], {}), {"UP_KEY": "k"})
     assert config is not None, problems
     migrate(str(config.storage.url))
-    admin = AdminServices(config, Store(open_engine(str(config.storage.url)), keep_days=30), ShipState())
+    admin = AdminServices(config, Store(open_engine(str(config.storage.url))), ShipState())
     with admin.store.engine.begin() as connection:
         write_records(connection, [*map(decision, range(25)), *(feedback(number, 1.0) for number in range(25))])
     ended, left = threading.Event(), list[int]()

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from gateway.journal.conversations import Conversations
+from gateway.journal.retention import forget_old
 from tests.conformance.clients import MODES, Sdk
 from tests.conformance.house import House, house
 from tests.conformance.test_background import SLOW, ended
@@ -246,7 +247,7 @@ async def test_retention_takes_what_nobody_uses(tmp_path: Path) -> None:
         with sqlite3.connect(tmp_path / "journal.db") as database:
             database.execute("UPDATE conversations SET time_s = time_s - 40 * 86400")
         await sdk.do("responses.create", model="echo", input="x", conversation=used)
-        assert store.forget_old(gateway.services.clock()) == 1
+        assert forget_old(store.engine, gateway.services.clock(), 30.0) == 1
         kept = Conversations(store.engine)
         assert len(kept.items(used)) == 3 and not kept.items(old)
         await sdk.close()

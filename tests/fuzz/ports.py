@@ -124,7 +124,7 @@ def ports(folder: Path) -> Iterator[Ports]:
         stack.callback(lambda: loop.run_until_complete(close(app)))
         engine = open_engine(str(config.storage.url))
         admin = AdminServices(
-            config, Store(engine, keep_days=30), Shipper(spool_dir(config.server.run_dir), engine).state
+            config, Store(engine), Shipper(spool_dir(config.server.run_dir), engine).state
         )
         admin.opened = True
         stack.callback(admin.store.close)

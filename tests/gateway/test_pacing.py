@@ -102,7 +102,7 @@ def seeded(folder: Path, now_s: float, peak: int = PEAK, days: int = 3, **last: 
 def known_purses(url: str, folder: Path, clock: list[float], workers: int = 1) -> tuple[Purses, Reader]:
     purses = Purses(lambda: clock[0], workers)
     purses.adopt([route(1.0)])
-    return purses, Reader(url, 30.0, folder)
+    return purses, Reader(url, folder)
 
 
 async def test_a_new_worker_knows_when_requests_come_and_what_was_spent(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from gateway.journal.record import (
 )
 
 NOON_S = 1_700_049_600.0
+KEEP_DAYS = 30.0
 
 
 def decision(number: int, **changes: Any) -> DecisionRecord:

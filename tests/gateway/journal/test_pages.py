@@ -9,12 +9,13 @@ import pytest
 from gateway.journal import recent
 from gateway.journal.insights import insight, insights_of, keep_insight
 from gateway.journal.recent import latest_scored
+from gateway.journal.retention import forget_old
 from gateway.journal.search import DecisionFilter, search
 from gateway.journal.store import SettingConflict, Store
 from gateway.journal.sums import grouped, merged, quantile_s, sums, sums_by_tenant
 from gateway.journal.write import write_records
 from gateway.learn.rounds import is_round
-from tests.gateway.journal.records import NOON_S, decision, feedback
+from tests.gateway.journal.records import KEEP_DAYS, NOON_S, decision, feedback
 
 DAY_S = NOON_S // 86400 * 86400
 
@@ -122,6 +123,6 @@ def test_of_concurrent_writers_of_one_version_one_succeeds(store: Store) -> None
 def test_sums_are_kept_by_their_resolution(store: Store, age_days: int, spans: set[int]) -> None:
     """Minutes are kept for two days, hours for two months, and days for ever."""
     write(store)
-    store.forget_old(NOON_S + age_days * 86400 + 60)
+    forget_old(store.engine, NOON_S + age_days * 86400 + 60, KEEP_DAYS)
     kept = {span for span in (60, 3600, 86400) if sums(store, span, 0, 2**40)[0]["requests"]}
     assert kept == spans

@@ -20,11 +20,12 @@ from gateway.journal.record import (
     Record,
     ResponseRecord,
 )
+from gateway.journal.retention import forget_old
 from gateway.journal.store import DecisionFilter, RouterVersion, Store, open_store
 from gateway.journal.tables import decisions, job_items, responses
 from gateway.journal.write import write_records
 from gateway.keys import hash_key, revoked
-from tests.gateway.journal.records import NOON_S, attempt, decision, feedback
+from tests.gateway.journal.records import KEEP_DAYS, NOON_S, attempt, decision, feedback
 
 
 def write(store: Store, *records: Record) -> None:
@@ -201,7 +202,7 @@ def test_a_deletion_of_a_response_is_final(store: Store) -> None:
     write(store, made)
     found = store.response("resp_1", "acme")
     assert found is not None and found.deleted
-    store.forget_old(2.0 + ERASED_AFTER_S + 1)
+    forget_old(store.engine, 2.0 + ERASED_AFTER_S + 1, KEEP_DAYS)
     found = store.response("resp_1", "acme")
     assert found is not None and found.deleted and (found.input, found.output) == (b"", b"")
 
@@ -240,14 +241,14 @@ def test_a_deleted_turn_stays_for_its_successors(store: Store) -> None:
     write(store, gone[2])
     write(store, turn(2, 1), turn(3, 2), gone[1])
     later = 100.0 + ERASED_AFTER_S
-    store.forget_old(later)
+    forget_old(store.engine, later, KEEP_DAYS)
     chain = store.response_chain("resp_3", "acme")
     assert [chain[f"resp_{n}"].deleted for n in range(4)] == [True, True, True, False]
     assert all(one.input for one in chain.values())
     write(store, gone[3])
-    store.forget_old(60.0)
+    forget_old(store.engine, 60.0, KEEP_DAYS)
     assert store.response_chain("resp_3", "acme")["resp_0"].input
-    store.forget_old(later)
+    forget_old(store.engine, later, KEEP_DAYS)
     with store.engine.connect() as connection:
         assert set(connection.execute(sa.select(responses.c.input, responses.c.output)).all()) == {("", "")}
 
@@ -257,9 +258,9 @@ def test_retention_keeps_the_turns_of_a_used_conversation(store: Store) -> None:
     day_s = 86400.0
     old = [turn(n, n - 1 if n else None) for n in range(1200)]
     write(store, *old, turn(1200, 5), turn(1201, 1200), turn(2000, 9, time_s=40 * day_s))
-    assert store.forget_old(41 * day_s) == 1202 - 10
+    assert forget_old(store.engine, 41 * day_s, KEEP_DAYS) == 1202 - 10
     assert ids_of(store) == {f"resp_{n}" for n in (*range(10), 2000)}
-    assert store.forget_old(71 * day_s) == 11
+    assert forget_old(store.engine, 71 * day_s, KEEP_DAYS) == 11
 
 
 def test_keys_are_stored_hashed_and_changes_audited(store: Store) -> None:
@@ -349,7 +350,7 @@ def test_retention_keeps_spending(store: Store) -> None:
         AuditRecord(id="a", time_s=NOON_S, actor="x", action="y"),
         decision(99, time_s=NOON_S + 40 * 86400),
     )
-    assert store.forget_old(NOON_S + 41 * 86400) == 7
+    assert forget_old(store.engine, NOON_S + 41 * 86400, KEEP_DAYS) == 7
     assert [row["id"] for row in store.decisions(DecisionFilter())] == ["dec_99"]
     assert sum(row["cost_nanousd"] for row in store.spend_since(0)) == 6000
     assert len(store.audit_log()) == 1

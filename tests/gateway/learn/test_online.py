@@ -281,7 +281,7 @@ async def test_feedback_is_accepted_while_the_database_is_away(
         async with httpx.AsyncClient() as client:
             answer = await ask(client, gateway, "hello there")
             online._recent.clear()
-            reader, services.journal = services.journal, Reader("sqlite:////nowhere/j.db", 1.0, tmp_path / "none")
+            reader, services.journal = services.journal, Reader("sqlite:////nowhere/j.db", tmp_path / "none")
             online._journal = services.journal
             await say(client, gateway, answer, 0.0)
             chore = asyncio.create_task(online.catch_up())
