@@ -6,7 +6,7 @@ Every query is answered from an index or from counters, never by reading all dec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,22 +38,8 @@ from gateway.journal.write import write_audit
 
 _KEYS_LOCK, _VERSIONS_LOCK = 0x6B657973, 0x72747273
 """PostgreSQL advisory locks, for adding keys and for changing the states of router versions."""
-_SUMMARY = [column for column in decisions.c if column.name not in ("payload", "counted")]
 _decode_decision = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 _decode_key = msgspec.json.Decoder(KeyRecord).decode
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionFilter:
-    """Selects decisions; an empty field selects all."""
-
-    tenant: str = ""
-    route: str = ""
-    answered_model: str = ""
-    key_id: str = ""
-    since_s: float = 0.0
-    until_s: float = float("inf")
-    errors_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +101,6 @@ class Store:
             if found := self._scalar(query.limit(1)):
                 return _decode_decision(found)
         return None
-
-    def decisions(
-        self, selection: DecisionFilter, *, before: tuple[float, str] | None = None, limit: int = 100
-    ) -> list[Row]:
-        """Summaries of decisions, newest first. `before`: (time_s, id) of the last one of the page before."""
-        query = sa.select(*_SUMMARY).where(*_conditions(selection))
-        if before is not None:
-            query = query.where(sa.tuple_(decisions.c.time_s, decisions.c.id) < sa.tuple_(*before))
-        return self._rows(query.order_by(decisions.c.time_s.desc(), decisions.c.id.desc()).limit(limit))
 
     def feedback(
         self, *, decision_id: str = "", before: tuple[float, str] | None = None, limit: int = 100
@@ -342,20 +319,6 @@ class Store:
     def _rows(self, query: sa.Select[Any]) -> list[Row]:
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
-
-
-def _conditions(selection: DecisionFilter) -> Sequence[sa.ColumnElement[bool]]:
-    conditions = [
-        decisions.c[name] == value
-        for name in ("tenant", "route", "answered_model", "key_id")
-        if (value := getattr(selection, name))
-    ]
-    conditions.append(decisions.c.time_s >= selection.since_s)
-    if selection.until_s < float("inf"):
-        conditions.append(decisions.c.time_s < selection.until_s)
-    if selection.errors_only:
-        conditions.append(decisions.c.status >= 400)
-    return conditions
 
 
 def _whole_numbers(row: Row) -> Row:

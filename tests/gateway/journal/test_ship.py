@@ -19,9 +19,10 @@ from gateway.journal.frames import framed
 from gateway.journal.lookup import find_chain, find_decision, find_response, spend_since
 from gateway.journal.record import ResponseRecord
 from gateway.journal.schema import migrate, open_engine
+from gateway.journal.search import DecisionFilter, search
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import Spool
-from gateway.journal.store import DecisionFilter, Store
+from gateway.journal.store import Store
 from gateway.journal.tables import decisions
 from gateway.journal.write import write_records
 from tests.gateway.journal.records import NOON_S, decision, feedback
@@ -349,7 +350,7 @@ def test_the_list_shows_what_was_shipped(tmp_path: Path, store: Store) -> None:
     spool = Spool(tmp_path)
     spool.append(decision(1))
     Shipper(tmp_path, store.engine).ship_all()
-    (row,) = store.decisions(DecisionFilter())
+    (row,) = search(store, DecisionFilter(), None, 100).rows
     assert (row["id"], row["answered_model"], row["cost_nanousd"]) == ("dec_1", "small", 1000)
 
 

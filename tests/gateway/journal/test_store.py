@@ -21,7 +21,8 @@ from gateway.journal.record import (
     ResponseRecord,
 )
 from gateway.journal.retention import forget_old
-from gateway.journal.store import DecisionFilter, RouterVersion, Store, open_store
+from gateway.journal.search import DecisionFilter, search
+from gateway.journal.store import RouterVersion, Store, open_store
 from gateway.journal.tables import decisions, job_items, responses
 from gateway.journal.write import write_records
 from gateway.keys import hash_key, revoked
@@ -82,23 +83,30 @@ def test_writing_twice_changes_nothing(store: Store) -> None:
 def test_pages_of_decisions_have_each_once(store: Store) -> None:
     """Keyset pages have all decisions newest first, even where times are equal."""
     write(store, *(decision(number, time_s=NOON_S + number // 3) for number in range(10)))
-    seen, before = [], None
-    while page := store.decisions(DecisionFilter(), before=before, limit=3):
-        seen += [row["id"] for row in page]
-        before = (page[-1]["time_s"], page[-1]["id"])
+    page = search(store, DecisionFilter(), None, 3)
+    seen = [row["id"] for row in page.rows]
+    while page.after is not None:
+        page = search(store, DecisionFilter(), page.after, 3)
+        seen += [row["id"] for row in page.rows]
     assert sorted(seen) == sorted(f"dec_{number}" for number in range(10))
     assert len(seen) == 10
     assert seen[0] == "dec_9"
 
 
-def test_filters_narrow_the_list(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (DecisionFilter(route="code"), ["dec_2"]),
+        (DecisionFilter(tenant="b"), ["dec_3"]),
+        (DecisionFilter(errors_only=True), ["dec_3"]),
+        (DecisionFilter(until_s=NOON_S + 2), ["dec_1"]),
+        (DecisionFilter(answered_model="small", key_id="key_1"), ["dec_3", "dec_2", "dec_1"]),
+    ],
+)
+def test_filters_narrow_the_list(store: Store, asked: DecisionFilter, found: list[str]) -> None:
     """Each field of the filter selects by its own column."""
     write(store, decision(1), decision(2, route="code"), decision(3, status=502, tenant="b"))
-    assert [row["id"] for row in store.decisions(DecisionFilter(route="code"))] == ["dec_2"]
-    assert [row["id"] for row in store.decisions(DecisionFilter(tenant="b"))] == ["dec_3"]
-    assert [row["id"] for row in store.decisions(DecisionFilter(errors_only=True))] == ["dec_3"]
-    assert [row["id"] for row in store.decisions(DecisionFilter(until_s=NOON_S + 2))] == ["dec_1"]
-    assert len(store.decisions(DecisionFilter(answered_model="small", key_id="key_1"))) == 3
+    assert [row["id"] for row in search(store, asked, None, 100).rows] == found
 
 
 def test_the_counters_hold_what_the_dashboard_shows(store: Store) -> None:
@@ -351,7 +359,7 @@ def test_retention_keeps_spending(store: Store) -> None:
         decision(99, time_s=NOON_S + 40 * 86400),
     )
     assert forget_old(store.engine, NOON_S + 41 * 86400, KEEP_DAYS) == 7
-    assert [row["id"] for row in store.decisions(DecisionFilter())] == ["dec_99"]
+    assert [row["id"] for row in search(store, DecisionFilter(), None, 100).rows] == ["dec_99"]
     assert sum(row["cost_nanousd"] for row in store.spend_since(0)) == 6000
     assert len(store.audit_log()) == 1
 
