@@ -6,20 +6,17 @@ a database whose schema is older than this release ends it, with a message that 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 import threading
 import time
+from argparse import Namespace
 
 import sqlalchemy as sa
 import uvicorn
-import uvloop
-from msgspec.structs import replace
 
 from gateway.admin.app import make_admin
 from gateway.admin.services import AdminServices
@@ -28,10 +25,9 @@ from gateway.batch.jobs import Jobs
 from gateway.batch.origin import SERVED
 from gateway.batch.retention import delete_expired_batches
 from gateway.batch.store import MARKER
+from gateway.child import run_child
 from gateway.cluster import Cluster
 from gateway.config import Config
-from gateway.config_load import load
-from gateway.errors import ConfigError
 from gateway.http_protocol import PlainHttpProtocol
 from gateway.journal.durable import OutageLog, database_said
 from gateway.journal.retention import forget_old
@@ -41,8 +37,7 @@ from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
 from gateway.learn.chore import LearningChore
 from gateway.learn.promises import Promises
-from gateway.listen import admin_host, taken_over, watch_files
-from gateway.logs import secrets_of, set_up
+from gateway.listen import admin_host, watch_files
 from gateway.processes import orphaned
 from gateway.propagation import Propagation
 from gateway.server import HttpServer
@@ -193,33 +188,15 @@ def mark_batches(services: AdminServices) -> None:
         (services.run_dir / MARKER).touch()
 
 
-async def run(config: Config, sockets: list[socket.socket], parent: int = 0) -> None:
-    """Run until SIGTERM or SIGINT, or until the process `parent` has ended."""
+async def run(config: Config, sockets: list[socket.socket], chosen: Namespace) -> None:
+    """Run until SIGTERM or SIGINT, or until the parent process has ended. `chosen`: the command line."""
     stop = asyncio.Event()
-    orphan = asyncio.create_task(orphaned(parent))
+    orphan = asyncio.create_task(orphaned(chosen.parent))
     orphan.add_done_callback(lambda _: stop.set())
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     await serve_control(config, stop, sockets)
 
 
-def main() -> None:
-    """`python -m gateway.control [--config FILE] [--workers COUNT] [--fd LISTENING_SOCKET] [--parent PROCESS]`."""
-    parser = argparse.ArgumentParser(prog="python -m gateway.control")
-    parser.add_argument("--config", default=None)
-    parser.add_argument("--workers", type=int, default=None)
-    parser.add_argument("--fd", type=int, action="append", default=[])
-    parser.add_argument("--parent", type=int, default=0)
-    chosen = parser.parse_args()
-    try:
-        config = load(chosen.config, os.environ)
-        if chosen.workers is not None:  # the command line's number takes precedence over the file's
-            config = replace(config, server=replace(config.server, workers=chosen.workers))
-        set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
-        uvloop.run(run(config, taken_over(chosen.fd), chosen.parent))
-    except ConfigError as fault:
-        raise SystemExit(str(fault)) from None
-
-
 if __name__ == "__main__":
-    main()
+    run_child("gateway.control", run)

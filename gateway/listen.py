@@ -88,11 +88,3 @@ def listen(host: str, port: int, setting: str = "server.port", *, is_first: bool
         raise ConfigError([f"{setting}: {host}:{port}: {error.strerror}"]) from None
     sock.setblocking(False)
     return sock
-
-
-def taken_over(fds: list[int]) -> list[socket.socket]:
-    """The sockets of these file descriptors, which the supervisor has opened."""
-    sockets = [socket.socket(fileno=fd) for fd in fds]
-    for sock in sockets:
-        sock.setblocking(False)
-    return sockets

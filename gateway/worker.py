@@ -8,31 +8,27 @@ request timeout.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 import time
+from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
-import uvloop
-from msgspec import structs
 
 from gateway.app import build, close, reload, retire
 from gateway.asgi import App
 from gateway.budgets import restore
+from gateway.child import run_child
 from gateway.config import Config, Server
-from gateway.config_load import load
 from gateway.control_socket import ControlSocket
 from gateway.errors import ConfigError, HeadgateError
 from gateway.http_protocol import HttpProtocol
-from gateway.listen import listen, taken_over, watch_files
-from gateway.logs import secrets_of, set_up
+from gateway.listen import listen, watch_files
 from gateway.metrics import watch_loop
 from gateway.processes import RETIRE, orphaned
 from gateway.server import DRAIN_EVERY_S, HttpServer
@@ -54,31 +50,11 @@ ENDS_WITHIN_S = 2.0
 """Longest wait for background tasks after they were cancelled."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m gateway.worker")
-    parser.add_argument("--config", default=None)
-    parser.add_argument("--index", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=None)
-    parser.add_argument("--fd", type=int, action="append", default=[])
-    parser.add_argument("--ready-fd", type=int, default=None)
-    parser.add_argument("--parent", type=int, default=0)
-    chosen = parser.parse_args()
-    try:
-        config = load(chosen.config, os.environ)
-        if chosen.workers is not None:  # the command line's number won over the file's
-            config = structs.replace(config, server=structs.replace(config.server, workers=chosen.workers))
-        set_up(config.telemetry.log_level, config.telemetry.log_format, secrets_of(config))
-        uvloop.run(work(config, chosen.index, taken_over(chosen.fd), chosen.ready_fd, chosen.parent))
-    except ConfigError as fault:
-        raise SystemExit(str(fault)) from None
-
-
-async def work(
-    config: Config, index: int, sockets: list[socket.socket] | None = None, ready_fd: int | None = None, parent: int = 0
-) -> None:
-    """Serve until SIGTERM or until the process `parent` has ended; requests and streams in flight are finished first.
+async def work(config: Config, sockets: list[socket.socket], chosen: Namespace) -> None:
+    """Serve until SIGTERM or until the parent process has ended; requests and streams in flight are finished first.
+    `chosen`: the command line.
     """
-    app = build(config, index)
+    app = build(config, chosen.index)
     server = HttpServer(server_config(app, config.server), LINGER_S)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -97,14 +73,14 @@ async def work(
         asyncio.create_task(publish_metrics(app)),
         asyncio.create_task(watch_files()),
         asyncio.create_task(KeptTls(config, server).watch()),
-        asyncio.create_task(end_with(parent, app, server)),
+        asyncio.create_task(end_with(chosen.parent, app, server)),
         *(asyncio.create_task(chore()) for chore in app.services.chores),
     ]
     # Objects made at start live as long as the process, so the collector need never look at them again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
-    server.ready_fd = ready_fd
+    server.ready_fd = chosen.ready_fd
     try:
         await server.serve(sockets=sockets or [listen(config.server.host, config.server.port, is_first=False)])
     finally:
@@ -237,4 +213,4 @@ async def publish_metrics(app: App) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_child("gateway.worker", work)
