@@ -17,8 +17,9 @@ from typing import Annotated
 import typer
 
 from gateway.config import Config
+from gateway.config_check import is_path
 from gateway.config_idle import idle
-from gateway.config_load import check, file_of, is_path, load
+from gateway.config_load import check, file_of, load
 from gateway.errors import ConfigError, HeadgateError
 from gateway.extras import missing_extras
 from gateway.journal.durable import database_said

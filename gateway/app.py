@@ -23,7 +23,7 @@ from gateway.attempt import Sender, Timeouts
 from gateway.batch.store import BatchStore
 from gateway.budgets import open_budgets
 from gateway.config import Config, RouteConfig
-from gateway.config_load import is_path
+from gateway.config_check import is_path
 from gateway.drive import Driver
 from gateway.embedders import open_embedder
 from gateway.engines import Engines, engine_waits

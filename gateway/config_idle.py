@@ -1,6 +1,6 @@
 """Finds valid settings without effect, because of another setting in the same configuration.
 
-A misspelled or impossible setting is refused (gateway/config_load.py). An idle one may be meant for later, so there is
+A misspelled or impossible setting is refused (gateway/config_check.py). An idle one may be meant for later, so there is
 only a warning: `headgate check-config` lists it, `headgate serve` logs it.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from gateway.config import Config, KeyConfig, ModelConfig, RouteConfig, TenantConfig
-from gateway.config_load import LEARNED, is_path
+from gateway.config_check import LEARNED, is_path
 
 UNLEARNT = ("rules", "weighted", "cheapest")
 """Routers that estimate neither quality nor cost."""

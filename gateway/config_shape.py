@@ -1,7 +1,7 @@
 """Converts a decoded TOML document to the configuration's tree, with a line for each value that doesn't fit its type.
 
 A refused value is replaced by its default, so that reading continues and all faults are found at once. Unknown keys and
-`${ENV}` outside secrets are refused. What sections mean to each other is checked by `config_load`.
+`${ENV}` outside secrets are refused. What sections mean to each other is checked by `config_check`.
 """
 
 from __future__ import annotations

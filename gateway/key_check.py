@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.config import MOST_USD, Config
-from gateway.config_load import unshared
+from gateway.config_check import unshared
 from gateway.config_shape import unreadable
 from gateway.journal.record import KeyRecord
 

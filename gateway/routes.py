@@ -12,7 +12,7 @@ from cascade.promise import Promise
 from cascade.strategies import REPEATING
 from gateway.checker import Checker
 from gateway.config import Config, ModelConfig, RouteConfig
-from gateway.config_load import LEARNED
+from gateway.config_check import LEARNED
 from gateway.errors import CallerError, UnknownModel
 from gateway.fleet import Fleet
 from gateway.ledger import Account

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config import Config
-from gateway.config_load import check, unshared
+from gateway.config_check import unshared
+from gateway.config_load import check
 from gateway.errors import ConfigError
 from gateway.listen import admin_host, listen, raise_file_limit
 from gateway.processes import Child, Keeper, reap_orphans

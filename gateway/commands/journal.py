@@ -24,7 +24,7 @@ from gateway.commands.options import (
     ship,
 )
 from gateway.config import Config, Period
-from gateway.config_load import is_path
+from gateway.config_check import is_path
 from gateway.errors import CallerError
 from gateway.prices import dollars
 from gateway.progress_bar import progress_bar

@@ -13,7 +13,8 @@ import pytest
 
 from cascade.plan import NAMES as CASCADES
 from gateway.config import Config, Secret
-from gateway.config_load import ROUTERS, check, embedded, load, parse
+from gateway.config_check import ROUTERS
+from gateway.config_load import check, embedded, load, parse
 from gateway.errors import ConfigError
 from routers.registry import NAMES
 
