@@ -72,7 +72,7 @@ class Background:
             error = raised if isinstance(raised, HeadgateError) else HeadgateError("not begun", code="cancelled")
             settle(s, exchange, error)
             raise
-        s.responses.remember(record, _turn_of(call).before)
+        s.responses.recent.remember(record, _turn_of(call).before)
         job = self.running[record.id] = BackgroundJob(record.tenant)
         job.stream = EventStream(response) if call.stream else None
         job.task = asyncio.create_task(self._run(exchange, record, job))
@@ -134,7 +134,7 @@ class Background:
             if await self._is_wanted(record):
                 final = await self._add_to_conversation(exchange.call, final)
                 await append_durably(self.s.spool, final)
-                self.s.responses.remember(final)
+                self.s.responses.recent.remember(final)
                 self.s.responses.keep_items(final, msgspec.json.decode(final.output)["output"])
         except HeadgateError as error:
             log.error("the end of the background response %s is not stored: %s", record.id, error.message)
@@ -165,7 +165,7 @@ class Background:
             return True
         is_wanted = stored is not None and MARK.encode() in stored.output
         if not is_wanted:
-            self.s.responses.forget(record.tenant, record.id)
+            self.s.responses.recent.forget(record.tenant, record.id)
         return is_wanted
 
     def _final(self, record: ResponseRecord, reply: Heard | EventStream) -> ResponseRecord:

@@ -1,13 +1,11 @@
 """Stored /v1/responses objects, for `previous_response_id`, `item_reference` and `GET /v1/responses/{id}`.
 
-A stored response is a record in the journal like any other. The newest are also kept in memory, so that the next turn
-of a conversation need not read the database. With `store: false` nothing is stored.
+A stored response is a record in the journal like any other. With `store: false` nothing is stored.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,40 +22,18 @@ from gateway.journal.durable import append_durably
 from gateway.journal.reader import Reader
 from gateway.journal.record import ResponseRecord
 from gateway.journal.spool import Spool
+from gateway.recent_responses import RecentResponses
 from gateway.wire.body import encode_json, is_set, read
 from gateway.wire.request import Raw, responses_input, to_raw
 from gateway.wire.responses import REFERENCE, Turn, input_items, input_json, owner_of, turn_items
 from gateway.wire.to_responses import is_kept
 
-REMEMBERED = 512
-REMEMBERED_BYTES = 32 * 1024 * 1024
-"""Most bytes of all remembered responses together."""
-REMEMBERED_S = 300.0
-"""A response is read from the database again after this long, because another machine may have deleted it."""
-DELETED = "responses.deleted"
-"""File in the run folder that a worker touches when it deletes a response, so that the others forget theirs."""
-LARGE_BYTES = 64 * 1024
-"""A conversation longer than this is remembered only with its latest turn, not with each of them."""
 MOST_OWNERS = 512
 """Most responses whose items one request may refer to."""
 NOTHING = msgspec.Raw()
 Items = dict[str, dict[str, object]]
 """Items by id."""
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-
-class Remembered(msgspec.Struct, gc=False):
-    """A response in memory."""
-
-    record: ResponseRecord
-    before: bytes | None
-    """The items of the turns before this response's, as JSON; None where they were not read."""
-    since_s: float
-    """Unix time at which it was remembered."""
-
-    @property
-    def size(self) -> int:
-        return len(self.record.input) + len(self.record.output) + len(self.before or b"")
 
 
 class Responses:
@@ -73,10 +49,7 @@ class Responses:
         self.kept = StoredEventStreams(journal, clock)
         self.running: dict[str, BackgroundJob] = {}
         """Background responses that this worker is making, by id."""
-        self._recent: OrderedDict[tuple[str, str], Remembered] = OrderedDict()
-        self._recent_bytes = 0
-        self._deleted = Path(server.run_dir) / DELETED
-        self._deleted_at = _changed_at(self._deleted)
+        self.recent = RecentResponses(Path(server.run_dir), clock)
 
     async def continued(self, raw: Raw, tenant: str) -> Turn:
         """The request preceded by the turns that it continues. Raises NotFound where `previous_response_id` or
@@ -135,7 +108,7 @@ class Responses:
         """A response, and the items of the turns before it as JSON. Raises NotFound, and CallerError where a turn
         before it is no longer stored.
         """
-        recent = self._recall(tenant, id)
+        recent = self.recent.recall(tenant, id)
         if recent is not None and recent.before is not None:
             return as_it_stands(recent.record, self.worker, self._clock()), recent.before
         chain = await self._journal.response_chain(id, tenant)
@@ -148,7 +121,7 @@ class Responses:
         for one in reversed(_unbroken(chain, param)[1:]):
             items += [*turn_items(one.input), *msgspec.json.decode(one.output, type=_Output).output]
         before = encode_json(items)
-        self.remember(chain[0], before)
+        self.recent.remember(chain[0], before)
         return as_it_stands(chain[0], self.worker, self._clock()), before
 
     async def recalled(self, raw: Raw, tenant: str, known: Callable[[], Items] = dict) -> Raw:
@@ -183,7 +156,7 @@ class Responses:
 
     async def find(self, id: str, tenant: str) -> ResponseRecord:
         """The stored response. Raises NotFound."""
-        recent = self._recall(tenant, id)
+        recent = self.recent.recall(tenant, id)
         found = recent.record if recent is not None else await self._journal.response(id, tenant)
         if found is None or found.deleted:
             raise _not_found(id, None)
@@ -262,9 +235,7 @@ class Responses:
                 deleted += [name] if (await self.find(name, tenant)).decision_id == record.decision_id else []
         for one in deleted:
             await append_durably(self._spool, ResponseRecord(id=one, time_s=self._clock(), tenant=tenant, deleted=True))
-        self._deleted.parent.mkdir(parents=True, exist_ok=True)
-        self._deleted.touch()
-        self._forget_all()
+        self.recent.note_deleted()
 
     async def keep(self, exchange: Exchange) -> None:
         """Store the answer of a /v1/responses call, unless the request has `store: false`, and add it to its
@@ -292,11 +263,8 @@ class Responses:
             input=turn.stored,
             output=body,
         )
-        last = self._recent.get((record.tenant, turn.previous))
-        if last is not None and last.size > LARGE_BYTES:
-            self.forget(record.tenant, turn.previous)  # the next turn continues this one, which includes it
         self._spool.append(record)
-        self.remember(record, turn.before)
+        self.recent.follow(record, turn.before)
         self.keep_items(record, answer.output)
 
     async def add_to_conversation(self, turn: Turn, tenant: str, response: bytes) -> None:
@@ -311,38 +279,7 @@ class Responses:
         """Store the output items that have an upstream's own ids, so that requests may refer to them."""
         for name, item in _named(output, record.tenant).items():
             self._spool.append(one := _record_of(record, name, item))
-            self.remember(one)
-
-    def remember(self, record: ResponseRecord, before: bytes | None = None) -> None:
-        """Keep a response in memory. `before` has the items of the turns before it as JSON, None where not known."""
-        recent = self._recent.get((record.tenant, record.id))
-        if before is None and recent is not None:
-            before = recent.before
-        self.forget(record.tenant, record.id)
-        self._recent[record.tenant, record.id] = new = Remembered(record, before, self._clock())
-        self._recent_bytes += new.size
-        while len(self._recent) > REMEMBERED or self._recent_bytes > REMEMBERED_BYTES:
-            self.forget(*next(iter(self._recent)))
-
-    def _recall(self, tenant: str, id: str) -> Remembered | None:
-        """A response from memory. All of it is dropped first where any worker has deleted a response since."""
-        if (deleted_at := _changed_at(self._deleted)) != self._deleted_at:
-            self._deleted_at = deleted_at
-            self._forget_all()
-        recent = self._recent.get((tenant, id))
-        if recent is None or abs(self._clock() - recent.since_s) < REMEMBERED_S:
-            return recent
-        self.forget(tenant, id)
-        return None
-
-    def _forget_all(self) -> None:
-        self._recent.clear()
-        self._recent_bytes = 0
-
-    def forget(self, tenant: str, id: str) -> None:
-        recent = self._recent.pop((tenant, id), None)
-        self._recent_bytes -= recent.size if recent is not None else 0
-
+            self.recent.remember(one)
 
 def _with_input(raw: Raw) -> Raw:
     """The request with an empty input where it has none, since a turn need not add anything to those before it."""
@@ -351,13 +288,6 @@ def _with_input(raw: Raw) -> Raw:
 
 def _sent(raw: Raw) -> int:
     return len(memoryview(raw.get("input", NOTHING)))
-
-
-def _changed_at(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def _not_found(id: str, param: str | None) -> NotFound:

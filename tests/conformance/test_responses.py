@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from gateway.api.openapi import document
 from gateway.journal.record import ResponseRecord
 from gateway.journal.ship import Shipper
-from gateway.responses import REMEMBERED_S
+from gateway.recent_responses import REMEMBERED_S
 from gateway.wire.tools import folded
 from tests.conformance.clients import MODES, Sdk
 from tests.conformance.house import House, house
@@ -205,10 +205,10 @@ async def test_a_long_conversation_asks_the_database_for_nothing(tmp_path: Path)
         for number in range(40):
             body = {"model": "echo", "input": f"{number} " + "x" * 4000, "previous_response_id": ids[-1]}
             ids.append((await client.post("/v1/responses", json=body)).json()["id"])
-        kept = gateway.services.responses
+        kept = gateway.services.responses.recent
         sa.event.remove(sa.engine.Engine, "before_cursor_execute", count)
-        assert not queries and ids[-1] in {id for _, id in kept._recent}
-        assert kept._recent_bytes == sum(one.size for one in kept._recent.values()) < 2**20
+        assert not queries and ids[-1] in {id for _, id in kept._kept}
+        assert kept._bytes == sum(one.size for one in kept._kept.values()) < 2**20
         branch = {"model": "echo", "input": "y", "previous_response_id": ids[-2]}
         assert (await client.post("/v1/responses", json=branch)).json()["status"] == "completed"
         items = (await client.get(f"/v1/responses/{ids[-1]}/input_items?order=asc&limit=100")).json()["data"]
@@ -302,7 +302,7 @@ async def test_what_is_remembered_is_looked_up_again(tmp_path: Path) -> None:
         made = await sdk.do("responses.create", model="echo", input="x")
         services.spool.append(ResponseRecord(id=made.id, time_s=services.clock(), tenant="default", deleted=True))
         assert (await sdk.do("responses.retrieve", made.id)).id == made.id
-        services.responses._clock = lambda: services.clock() + REMEMBERED_S
+        services.responses.recent._clock = lambda: services.clock() + REMEMBERED_S
         with pytest.raises(openai.NotFoundError):
             await sdk.do("responses.retrieve", made.id)
         await sdk.close()
