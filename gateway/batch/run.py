@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from math import inf, isfinite
 from typing import Protocol
 
@@ -160,9 +161,7 @@ class Runner:
     @property
     def over(self) -> bool:
         """Whether the loop ends: there is nothing left to do, or this runner may not go on."""
-        if self.tasks or self.parts:
-            return self.stopped or self.lost
-        return self.stopped or self.lost or self.over_for_good
+        return self.stopped or self.lost or (self.over_for_good and not (self.tasks or self.parts))
 
     @property
     def over_for_good(self) -> bool:
@@ -243,7 +242,7 @@ class Runner:
         self.held += ready.worst_nanousd
         task = asyncio.create_task(self._ask(ready, arm, now))
         self.tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, self.tasks))
         return True
 
     def _wait_for_money(self, place: int, arm: int) -> None:
@@ -270,11 +269,14 @@ class Runner:
                     self._give_up(place)
             self._wakes.set()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+    def _ended(self, among: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+        among.discard(task)
+        if among is self.parts:
+            self.short = False
         self._wakes.set()
         if not task.cancelled() and task.exception() is not None:
-            log.error("a call of %s failed inside the gateway", self.job.id, exc_info=task.exception())
+            kind = "background task" if among is self.parts else "call"
+            log.error("a %s of %s failed inside the gateway", kind, self.job.id, exc_info=task.exception())
 
     async def _ask(self, ready: PreparedCall, arm: int, began_s: float) -> None:
         place, limiter = ready.prompt.index, self.limiters[self.queue.arms[arm].model]
@@ -441,21 +443,14 @@ class Runner:
     def _carry(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self.parts.add(task)
-        task.add_done_callback(self._carried)
-
-    def _carried(self, task: asyncio.Task[None]) -> None:
-        self.parts.discard(task)
-        self.short = False
-        self._wakes.set()
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a background task of %s failed", self.job.id, exc_info=task.exception())
+        task.add_done_callback(partial(self._ended, self.parts))
 
     async def _sleep(self) -> None:
         """Sleep until something ends or is due."""
         now = self.options.now()
         due = [self._look_s, *(limiter.opens_s - now for limiter in self.limiters.values() if limiter.opens_s > now)]
-        if self.queue.wakes_s() is not None:
-            due.append((self.queue.wakes_s() or 0.0) - now)
+        if (wakes_s := self.queue.wakes_s()) is not None:
+            due.append(wakes_s - now)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.001, min(due))):
                 await self._wakes.wait()
