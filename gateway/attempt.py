@@ -30,7 +30,7 @@ from gateway.wire.hosted_tools import billed
 from gateway.wire.mend import whole
 from gateway.wire.pass_stream import PassStream
 from gateway.wire.pause import MOST_PAUSES, Continuation, continue_turn, joined, paused
-from gateway.wire.relay import Relay, relay
+from gateway.wire.relay import Relay
 from gateway.wire.usage import Usage
 from routers.replicas import Job
 
@@ -390,7 +390,7 @@ def relay_for(sent: Sent) -> Relay:
     exchange, call = sent.exchange, sent.exchange.call
     if call.content_type:
         return PassStream(call.surface, exchange.media[1])
-    return relay(
+    return Relay(
         sent.dialect,
         call.surface,
         model=sent.attempt.model,

@@ -229,7 +229,7 @@ def _peek_response(body: bytes) -> Peek:
 
 
 def strip_logprobs(body: bytes) -> bytes:
-    """A chat or completions body or chunk with its choices' logprobs set to null; all else stays byte for byte."""
+    """A chat or completions body with its choices' logprobs set to null; all else stays byte for byte."""
     raw = msgspec.json.decode(body, type=Raw)
     choices = msgspec.json.decode(raw["choices"], type=list[Raw]) if "choices" in raw else []
     if not any("logprobs" in choice for choice in choices):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.wire.chunk import to_strict_json
-from gateway.wire.relay import relay
+from gateway.wire.relay import Relay
 
 _STREAMED = (b"data:", b"event:", b":")
 _DIALECTS = frozenset({"chat", "completions", "messages", "responses"})
@@ -16,7 +16,7 @@ def whole(body: bytes, dialect: str) -> bytes | None:
     """
     if dialect not in _DIALECTS or not body.lstrip().startswith(_STREAMED):
         return to_strict_json(body)
-    flow = relay(dialect, dialect, model="", request={}, collect=True)
+    flow = Relay(dialect, dialect, model="", request={}, collect=True)
     flow.feed(body)
     if flow.end():
         assert flow.cause is not None

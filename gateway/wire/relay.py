@@ -5,7 +5,7 @@ answer is settled. So a client that saw the end can rely on it, and a stream tha
 middle never looks complete: it ends with an error event and without a terminal event.
 
 Between equal dialects the bytes are passed on unchanged, except for what the client didn't request: the usage chunk and
-the `"usage": null` of OpenAI's chunks, and log-probabilities that a cascade requested.
+the `"usage": null` of OpenAI's chunks.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 
 from gateway.errors import HeadgateError, UpstreamError
-from gateway.wire.answer import strip_logprobs, translate_answer
+from gateway.wire.answer import translate_answer
 from gateway.wire.assemble import assemble_chat, assemble_messages
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, LogprobSummary, Peek, to_strict_json
+from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, Peek, to_strict_json
 from gateway.wire.errors import classify_in_stream
 from gateway.wire.hosted_tools import Runs
 from gateway.wire.pause import joined
@@ -58,7 +58,6 @@ class Relay:
         "_seen",
         "_splitter",
         "_src",
-        "_strip_logprobs",
         "_terminal",
         "_usage_before",
         "_usage_events",
@@ -69,14 +68,27 @@ class Relay:
         "unread",
     )  # fmt: skip
 
-    def __init__(self, src: str, dst: str, *, model: str, request: Raw, options: Options) -> None:
+    def __init__(
+        self,
+        src: str,
+        dst: str,
+        *,
+        model: str,
+        request: Raw,
+        include_usage: bool = False,
+        collect: bool = False,
+        pauses: bool = False,
+    ) -> None:
+        """`src`: the upstream's dialect; `dst`: the client's, whose translated events have the name `model`.
+        `include_usage`: the client requested the usage chunk. `collect`: keep the payloads for `answer`. `pauses`: for
+        Anthropic's streams to clients of other APIs, where a paused turn doesn't end the answer, but is continued.
+        """
         self._src, self._dst, self._same = src, dst, src == dst
         self._model, self._request = model, request
-        self._reader: Reader = MessagesReader(pauses=True) if options.pauses else reader_of(src)
-        self._writer: Writer = writer_of(dst, model, request, options.include_usage)
-        self._include_usage = options.include_usage
-        self._strip_logprobs = options.strip_logprobs
-        self._collected: list[bytes] | None = [] if options.collect or options.pauses else None
+        self._reader: Reader = MessagesReader(pauses=True) if pauses else reader_of(src)
+        self._writer: Writer = writer_of(dst, model, request, include_usage)
+        self._include_usage = include_usage
+        self._collected: list[bytes] | None = [] if collect or pauses else None
         self._parts: list[Json] = []
         """The messages of a paused turn before the current one."""
         self._usage_before = Usage()
@@ -143,8 +155,6 @@ class Relay:
             return b""
         if self._src in TYPED:
             return event
-        if self._strip_logprobs and b'"logprobs"' in payload:
-            event = frame(strip_logprobs(payload))
         if not self._include_usage and b'"usage"' in event:
             plain = event.replace(b',"usage":null', b"")
             event = plain if len(plain) < len(event) else _NULL_USAGE.sub(b"", event)
@@ -236,10 +246,7 @@ class Relay:
         body = self._assembled(assemble_messages if self._src == "messages" else assemble_chat)
         if self._parts:
             body = encode_json(reduce(joined, [*self._parts, msgspec.json.decode(body)]))
-        strip = self._strip_logprobs and self._src != "messages"
-        return translate_answer(
-            body, self._src, self._dst, model=self._model, request=self._request, strip=strip
-        )
+        return translate_answer(body, self._src, self._dst, model=self._model, request=self._request)
 
     def _assembled(self, assemble: Callable[[list[bytes]], bytes]) -> bytes:
         assert self._collected is not None
@@ -281,14 +288,6 @@ class Relay:
     def counted(self) -> bool:
         return self._seen.counted
 
-    @property
-    def text(self) -> str:
-        return "".join(self._seen.texts)
-
-    @property
-    def logprobs(self) -> LogprobSummary:
-        return self._seen.logprobs
-
     def peek(self) -> Peek:
         return self._seen.peek()
 
@@ -298,32 +297,6 @@ class Relay:
         if not self._parts:
             return seen
         return msgspec.structs.replace(seen, text=seen.text[text_chars:], thought=seen.thought[thought_chars:])
-
-
-class Options(msgspec.Struct, frozen=True):
-    include_usage: bool = False
-    """The client requested the usage chunk."""
-    strip_logprobs: bool = False
-    collect: bool = False
-    """Keep the payloads for `answer`."""
-    pauses: bool = False
-    """For Anthropic's streams to clients of other APIs: a paused turn doesn't end the answer, but is continued."""
-
-
-def relay(
-    src: str,
-    dst: str,
-    *,
-    model: str,
-    request: Raw,
-    include_usage: bool = False,
-    strip_logprobs: bool = False,
-    collect: bool = False,
-    pauses: bool = False,
-) -> Relay:
-    """A relay from the upstream's dialect `src` to the client's `dst`; translated events have the name `model`."""
-    options = Options(include_usage, strip_logprobs, collect, pauses)
-    return Relay(src, dst, model=model, request=request, options=options)
 
 
 def _cause(chunk: Chunk) -> UpstreamError:

@@ -16,7 +16,7 @@ from openai.types.responses import Response
 
 from gateway.errors import UpstreamError
 from gateway.wire.answer import peek, strip_logprobs, translate_answer, with_text
-from gateway.wire.relay import relay
+from gateway.wire.relay import Relay
 from gateway.wire.replay import replay
 from tests.gateway.wire.streams import USAGE, parsed, payloads
 
@@ -199,7 +199,7 @@ def test_a_replayed_answer_is_a_valid_stream(surface: str, body: Json) -> None:
 @pytest.mark.parametrize(("surface", "body"), [case for case in REPLAYED if case[0] != "responses"])
 def test_a_replayed_answer_collects_to_itself(surface: str, body: Json) -> None:
     """Assembling a replayed answer gives the answer again."""
-    it = relay(surface, surface, model="", request={}, include_usage=True, collect=True)
+    it = Relay(surface, surface, model="", request={}, include_usage=True, collect=True)
     it.feed(replay(json.dumps(body).encode(), surface, include_usage=True))
     assert it.end() is None
     assert json.loads(it.answer()) == body

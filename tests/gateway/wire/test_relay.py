@@ -17,7 +17,7 @@ from openai.types.responses import Response
 from gateway.errors import FAILURES, UpstreamError
 from gateway.wire.answer import translate_answer
 from gateway.wire.chunk import Choice, Chunk, Delta
-from gateway.wire.relay import Relay, relay
+from gateway.wire.relay import Relay
 from gateway.wire.writers import ChatWriter
 from tests.gateway.wire import streams
 from tests.gateway.wire.streams import (
@@ -43,7 +43,7 @@ CASES = [(src, dst, stream) for src, dst in PAIRS for stream in streams.UPSTREAM
 
 
 def make(src: str, dst: str, **options: Any) -> Relay:
-    return relay(src, dst, model="shown", request={}, **options)
+    return Relay(src, dst, model="shown", request={}, **options)
 
 
 def drain(it: Relay, *pieces: bytes) -> bytes:
@@ -129,7 +129,7 @@ def test_usage_and_evidence_are_read() -> None:
     """Usage, log-probabilities and tools of a stream are read."""
     it = make("chat", "chat")
     drain(it, CHAT)
-    assert (it.text, it.usage.known, it.usage.cache_read_tokens, it.usage.reasoning_tokens) == (
+    assert (it.peek().text, it.usage.known, it.usage.cache_read_tokens, it.usage.reasoning_tokens) == (
         CHAT_TEXT,
         True,
         8,
@@ -237,9 +237,9 @@ def test_collected_answer_parses_as_the_sdks_type(src: str, dst: str, stream: by
     answer = kinds[dst].model_validate_json(it.answer())
     assert answer.usage is not None
     if dst == "responses":
-        assert answer.output_text == it.text
+        assert answer.output_text == it.peek().text
     if dst == "messages":
-        assert "".join(block.text for block in answer.content if block.type == "text") == it.text
+        assert "".join(block.text for block in answer.content if block.type == "text") == it.peek().text
 
 
 def test_parallel_tools_become_blocks_in_order() -> None:
@@ -423,26 +423,25 @@ def test_errors_in_each_dialect() -> None:
     assert parsed(make("chat", "responses").error(exc), "responses")[-1].type == "response.failed"
 
 
-def test_logprobs_are_read_and_stripped() -> None:
-    """Log-probabilities that a cascade requested are read, and removed from the client's stream."""
+def test_logprobs_are_read_and_passed_on() -> None:
+    """Log-probabilities are read for the evidence; the client gets those that it requested."""
     logprobs = {
         "content": [{"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": []}],
         "refusal": None,
     }
     piece = {"index": 0, "delta": {"content": "x"}, "logprobs": logprobs, "finish_reason": None}
     line = data({"id": "1", "choices": [piece, {**piece, "index": 1}]})
-    it = make("chat", "chat", strip_logprobs=True)
-    [out] = payloads(it.feed(line))
-    assert [choice["logprobs"] for choice in out["choices"]] == [None, None]
-    assert (it.logprobs.count, it.logprobs.mean, it.logprobs.min) == (1, -0.5, -0.5)
-    assert make("chat", "chat").feed(line) == line
+    it = make("chat", "chat")
+    assert it.feed(line) == line
+    read = it.peek().logprobs
+    assert (read.count, read.mean, read.min) == (1, -0.5, -0.5)
 
 
 def test_deviant_chunks_are_read_loosely() -> None:
     """An index that is a string, or content in parts, doesn't end an otherwise sound stream."""
     it = make("chat", "messages")
     it.feed(data({"choices": [{"index": "0", "delta": {"content": [{"type": "text", "text": "hi"}]}}]}))
-    assert (it.fault, it.text) == (None, "hi")
+    assert (it.fault, it.peek().text) == (None, "hi")
 
 
 @pytest.mark.parametrize(("src", "dst"), PAIRS)
@@ -468,7 +467,7 @@ def test_deviant_chunks_are_read_loosely() -> None:
 @settings(max_examples=40, deadline=None)
 def test_junk_never_raises(src: str, dst: str, junk: list[bytes]) -> None:
     """Any bytes end as an answer or as one of the defined failures."""
-    it = make(src, dst, collect=True, strip_logprobs=True)
+    it = make(src, dst, collect=True)
     for piece in junk:
         it.feed(piece)
     fault = it.end()

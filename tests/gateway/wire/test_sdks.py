@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from gateway.errors import UpstreamError
-from gateway.wire.relay import relay
+from gateway.wire.relay import Relay
 from gateway.wire.replay import replay
 from tests.gateway.wire.streams import CHAT, CHAT_TEXT, MESSAGES, ROLE, TOOLS, chunk
 
@@ -38,7 +38,7 @@ def _anthropic(stream: bytes) -> anthropic.Anthropic:
 
 
 def _relayed(stream: bytes, src: str, dst: str) -> bytes:
-    it = relay(src, dst, model="shown", request={}, include_usage=True)
+    it = Relay(src, dst, model="shown", request={}, include_usage=True)
     out = it.feed(stream)
     assert it.end() is None
     return out + it.tail()
@@ -47,13 +47,13 @@ def _relayed(stream: bytes, src: str, dst: str) -> bytes:
 @pytest.mark.parametrize(("src", "stream"), [("chat", CHAT), ("chat", TOOLS), ("messages", MESSAGES)])
 def test_openai_chat_stream(src: str, stream: bytes) -> None:
     """The SDK's accumulator builds the completion, tools included."""
-    seen = relay(src, "chat", model="", request={})
+    seen = Relay(src, "chat", model="", request={})
     seen.feed(stream)
     client = _openai(_relayed(stream, src, "chat"))
     with client.chat.completions.stream(model="m", messages=[{"role": "user", "content": "hi"}]) as events:
         final = events.get_final_completion()
     message = final.choices[0].message
-    assert (message.content or "") == seen.text
+    assert (message.content or "") == seen.peek().text
     assert [call.function.arguments for call in message.tool_calls or ()] == seen.peek().tool_arguments
     assert final.usage is not None and final.usage.total_tokens == seen.usage.total
 
@@ -89,11 +89,11 @@ def test_anthropic_stream(src: str, stream: bytes) -> None:
 def test_a_fault_raises_in_the_sdks() -> None:
     """A cut stream raises an exception, and never looks like a short answer."""
     exc = UpstreamError("stream_cut", "the stream was cut")
-    it = relay("chat", "chat", model="m", request={})
+    it = Relay("chat", "chat", model="m", request={})
     cut = it.feed(ROLE + chunk({"content": "x"})) + it.error(exc)
     with pytest.raises(openai.APIError, match="the stream was cut"):
         list(_openai(cut).chat.completions.create(model="m", messages=[], stream=True))
-    it = relay("chat", "messages", model="m", request={})
+    it = Relay("chat", "messages", model="m", request={})
     cut = it.feed(ROLE + chunk({"content": "x"})) + it.error(exc)
     with pytest.raises(anthropic.APIStatusError, match="the stream was cut"):
         list(_anthropic(cut).messages.create(model="m", max_tokens=9, messages=[], stream=True))
@@ -101,7 +101,7 @@ def test_a_fault_raises_in_the_sdks() -> None:
 
 def test_a_replay_streams_in_the_sdk() -> None:
     """A cached answer is indistinguishable from a live one."""
-    it = relay("chat", "chat", model="", request={}, collect=True)
+    it = Relay("chat", "chat", model="", request={}, collect=True)
     it.feed(TOOLS)
     client = _openai(replay(it.answer(), "chat", include_usage=True))
     with client.chat.completions.stream(model="m", messages=[{"role": "user", "content": "hi"}]) as events:
