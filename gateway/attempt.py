@@ -21,7 +21,6 @@ from gateway.providers import Provider
 from gateway.reply import JSON
 from gateway.upstream import Endpoint, Response
 from gateway.upstream_request import adds_logprobs, dialect_of, fitted_to_engine, request_body, tier_asked
-from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
 from gateway.wire.describe import TOKENS_PER_IMAGE
 from gateway.wire.documents import UNKNOWN_CONTEXT
@@ -30,6 +29,7 @@ from gateway.wire.hosted_tools import billed
 from gateway.wire.mend import whole
 from gateway.wire.pass_stream import PassStream
 from gateway.wire.pause import MOST_PAUSES, Continuation, continue_turn, joined, paused
+from gateway.wire.peek import peek
 from gateway.wire.relay import Relay
 from gateway.wire.usage import Usage
 from routers.replicas import Job

@@ -27,7 +27,7 @@ from gateway.keys import Caller
 from gateway.ledger import Account
 from gateway.reply import Heard, Reply
 from gateway.services import Services
-from gateway.wire.answer import peek
+from gateway.wire.peek import peek
 
 log = logging.getLogger("headgate.audit")
 

@@ -22,7 +22,7 @@ from cache.entry import Entry
 from cache.memory import MemoryStore
 from cache.sqlite import SqliteStore
 from gateway.asgi import App
-from gateway.wire.answer import peek
+from gateway.wire.peek import peek
 
 log = logging.getLogger("headgate.control_socket")
 

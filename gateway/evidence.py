@@ -8,7 +8,7 @@ import msgspec
 
 from cascade.evidence import fits_schema
 from cascade.types import Evidence
-from gateway.wire.answer import Peek
+from gateway.wire.chunk import Peek
 
 
 def evidence_of(seen: Peek, *, wants_json: bool, schema: object = None) -> Evidence:

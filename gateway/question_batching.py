@@ -28,7 +28,7 @@ from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
 from gateway.prices import Price
-from gateway.wire.answer import peek
+from gateway.wire.peek import peek
 from gateway.wire.usage import Usage
 
 SAME = frozenset(

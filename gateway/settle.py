@@ -18,9 +18,9 @@ from gateway.exchange import Attempt, Exchange
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord, EvidenceRecord
 from gateway.journal.vectors import packed
 from gateway.services import Services
-from gateway.wire.answer import peek
 from gateway.wire.chunk import Peek
 from gateway.wire.errors import status_of
+from gateway.wire.peek import peek
 from gateway.wire.usage import Usage
 from routers.types import Choice, Knobs
 

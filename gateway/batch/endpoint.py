@@ -44,7 +44,8 @@ from gateway.providers.openai import PATHS, RESPONSES, OpenAIProvider
 from gateway.services import Services
 from gateway.settle import buckets
 from gateway.upstream_request import request_body
-from gateway.wire.answer import peek, translate_answer
+from gateway.wire.answer import translate_answer
+from gateway.wire.peek import peek
 
 log = logging.getLogger("headgate.batch")
 Write = Callable[[Call, int], bytes]

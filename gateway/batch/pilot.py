@@ -32,7 +32,7 @@ from gateway.ledger import Account
 from gateway.prices import nanousd, usd
 from gateway.reply import Heard
 from gateway.services import Services
-from gateway.wire.answer import peek
+from gateway.wire.peek import peek
 
 PILOT_SHARE = 0.02
 """Default budget of the pilot, as a share of the job's budget."""

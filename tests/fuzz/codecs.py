@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 from gateway.errors import HeadgateError
-from gateway.wire.answer import peek, translate_answer
+from gateway.wire.answer import translate_answer
 from gateway.wire.errors import classify, render_error
+from gateway.wire.peek import peek
 from gateway.wire.relay import Options, Relay
 from gateway.wire.replay import replay
 from gateway.wire.request import decode, describe, encode, translate_request

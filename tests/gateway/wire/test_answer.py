@@ -15,7 +15,8 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from gateway.errors import UpstreamError
-from gateway.wire.answer import peek, strip_logprobs, translate_answer, with_text
+from gateway.wire.answer import strip_logprobs, translate_answer, with_text
+from gateway.wire.peek import peek
 from gateway.wire.relay import Relay
 from gateway.wire.replay import replay
 from tests.gateway.wire.streams import USAGE, parsed, payloads

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai.types import CompletionUsage
 from openai.types.responses import ResponseUsage
 
-from gateway.wire.answer import peek
+from gateway.wire.peek import peek
 from gateway.wire.readers import MessagesReader, reader_of
 from gateway.wire.seen import Seen
 from gateway.wire.usage import Usage
