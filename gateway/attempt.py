@@ -1,4 +1,4 @@
-"""Sends one attempt to one deployment, and charges for it whether it is answered, fails or is cancelled."""
+"""Sends one attempt to one deployment. It is charged whether it is answered, fails or is cancelled."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import msgspec
 
 from cascade.types import Evidence, Rung
 from gateway.call import Call
+from gateway.charge import charge, charge_partial, output_chars
 from gateway.errors import CallerError, HeadgateError, PolicyError, UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment, Fleet
 from gateway.ledger import Joined, Ledger
-from gateway.prices import AUTO
 from gateway.providers import Provider
 from gateway.reply import JSON
 from gateway.upstream import Endpoint, Response
@@ -25,13 +25,11 @@ from gateway.wire.chunk import Peek
 from gateway.wire.describe import TOKENS_PER_IMAGE
 from gateway.wire.documents import UNKNOWN_CONTEXT
 from gateway.wire.errors import classify
-from gateway.wire.hosted_tools import billed
 from gateway.wire.mend import whole
 from gateway.wire.pass_stream import PassStream
 from gateway.wire.pause import MOST_PAUSES, Continuation, continue_turn, joined, paused
 from gateway.wire.peek import peek
 from gateway.wire.relay import Relay
-from gateway.wire.usage import Usage
 from routers.replicas import Job
 
 NOTHING_SEEN = Peek()
@@ -39,8 +37,6 @@ TRANSPORT_FAILURES = ("connect", "timeout", "reset")
 """Failures whose messages are the gateway's own, and hold no words of the upstream."""
 BLANK = b"\xef\xbb\xbf \t\r\n"
 """Bytes that may precede JSON: a byte order mark and white space."""
-CHARS_PER_TOKEN = 4
-"""Estimates tokens where no usage was reported: about right for English, too few tokens for code."""
 
 
 class Opened(msgspec.Struct):
@@ -79,6 +75,7 @@ class Sent(msgspec.Struct):
     exchange: Exchange
     attempt: Attempt
     deployment: Deployment
+    provider: Provider
     rung: Rung
     dialect: str
     ends_s: float
@@ -166,7 +163,7 @@ class Sender:
         if flow is not None:
             ends_s = call.received_s + self.timeouts.whole_s
         kept_body = body if call.described.web_searches and dialect == "messages" != call.surface else b""
-        sent = Sent(exchange, attempt, deployment, rung, dialect, ends_s, flow, kept_body)
+        sent = Sent(exchange, attempt, deployment, provider, rung, dialect, ends_s, flow, kept_body)
         try:
             if provider.engine is not None and not call.content_type:
                 body = fitted_to_engine(provider.engine, body)
@@ -199,7 +196,7 @@ class Sender:
         attempt.first_byte_s = now - exchange.call.received_s - attempt.started_s
         attempt.evidence = evidence_in(exchange.call, seen)
         exchange.response_id = seen.id
-        self.charge(exchange, attempt, deployment, seen.usage, output_chars(seen), seen.tier)
+        charge(exchange.call.described, attempt, deployment, sent.provider, seen.usage, seen)
         self.fleet.succeeded(
             deployment, now, attempt.first_byte_s, attempt.first_byte_s, attempt.job, attempt.usage.completion_tokens
         )
@@ -303,37 +300,6 @@ class Sender:
         exchange.hold = Joined(exchange.hold, more)
         return continuation
 
-    def charge(
-        self, exchange: Exchange, attempt: Attempt, deployment: Deployment, usage: Usage, chars: int, tier: str = ""
-    ) -> None:
-        """Charge the attempt by the usage that the upstream reports, or an estimate where it reports none. `chars`:
-        characters of output received. `tier`: the service tier that the upstream reports; where that is empty or
-        "auto", the one that was requested.
-        """
-        request = exchange.call.described
-        if not usage.tells:
-            attempt.estimated = True
-            usage = request.expected or Usage(
-                input_tokens=request.input_tokens, output_tokens=estimated_tokens(chars),
-                web_searches=usage.web_searches, tool_runs=usage.tool_runs,
-            )  # fmt: skip
-        elif chars and not (usage.output_tokens or usage.completion_tokens):
-            attempt.estimated = True
-            usage = msgspec.structs.replace(usage, output_tokens=estimated_tokens(chars))
-        searches = deployment.config.web_searches or (request.surely_searches and not self._counts_searches(deployment))
-        if searches > usage.web_searches:
-            usage = msgspec.structs.replace(usage, web_searches=int(searches))
-        if usage.tool_runs and self._counts_searches(deployment):
-            usage = msgspec.structs.replace(usage, tool_runs=billed(usage.tool_runs, request.tool_runs))
-        if request.expected is not None and not usage.units:
-            usage = msgspec.structs.replace(usage, units=request.expected.units)
-        attempt.usage = usage
-        attempt.cost_nanousd = cost_of(usage, deployment, tier if tier not in ("", AUTO) else attempt.tier)
-
-    def _counts_searches(self, deployment: Deployment) -> bool:
-        """True if the provider's usage reports web searches, as Anthropic's does."""
-        return self.providers[deployment.provider].main_dialect == "messages"
-
     def failed(
         self,
         exchange: Exchange,
@@ -345,15 +311,16 @@ class Sender:
         """Record a failure before the answer or inside a stream (`flow`). It is charged if output arrived, or if the
         upstream began to answer or timed out; a refusal is free.
         """
+        provider = self.providers[deployment.provider]
         attempt.failure = error.failure
-        self.providers[deployment.provider].hide_secrets(error)
+        provider.hide_secrets(error)
         seen = flow.part() if flow is not None else NOTHING_SEEN
         began = bool(attempt.status) or error.failure == "timeout"
         if output_chars(seen) or (began and error.upstream_status < 400):
-            self.charge_partial(exchange, attempt, deployment, seen)
+            charge_partial(exchange.call.described, attempt, deployment, provider, seen)
         if error.upstream_status:
             attempt.status = error.upstream_status
-        cause = cause_of(error, attempt.status, self.providers[deployment.provider].pool.endpoint)
+        cause = cause_of(error, attempt.status, provider.pool.endpoint)
         self.fleet.failed(deployment, error.failure, self.now(), error.retry_after_s, cause)
         deployment.over(attempt.job)
 
@@ -367,15 +334,7 @@ class Sender:
         deployment.breaker.fail("cancelled", self.now())
         deployment.over(attempt.job)
         seen = flow.part() if flow is not None else NOTHING_SEEN
-        self.charge_partial(exchange, attempt, deployment, seen)
-
-    def charge_partial(self, exchange: Exchange, attempt: Attempt, deployment: Deployment, seen: Peek) -> None:
-        """Charge a stream that broke off for what arrived, which usage reported at its start doesn't include."""
-        usage, chars = seen.usage, output_chars(seen)
-        if usage.tells and usage.completion_tokens < estimated_tokens(chars):
-            attempt.estimated = True
-            usage = msgspec.structs.replace(usage, output_tokens=estimated_tokens(chars))
-        self.charge(exchange, attempt, deployment, usage, chars, seen.tier)
+        charge_partial(exchange.call.described, attempt, deployment, self.providers[deployment.provider], seen)
 
     def abandon(self, exchange: Exchange, opened: Opened) -> None:
         """Close and charge an attempt that answered later than its twin."""
@@ -405,12 +364,6 @@ def evidence_in(call: Call, seen: Peek) -> Evidence:
     return evidence_of(seen, wants_json=call.described.wants_json, schema=call.described.schema)
 
 
-def cost_of(usage: Usage, deployment: Deployment, tier: str) -> int:
-    """Nano-dollars by the configured prices; with `told_cost`, the provider's reported cost if that is higher."""
-    cost = deployment.price.cost(usage, tier)
-    return max(cost, usage.told_nanousd) if deployment.config.told_cost else cost
-
-
 def read_answer(body: bytes, dialect: str) -> tuple[bytes, Peek]:
     """The answer and a peek into it; an answer that can't be read is repaired first. Raises UpstreamError."""
     try:
@@ -428,16 +381,6 @@ def expected_tokens(exchange: Exchange, model: str) -> tuple[float, float]:
     tokens = next((one.output_tokens for one in choice.estimates if one.model == model), nan) if choice else nan
     limit = request.max_output_tokens
     return request.input_tokens, min(tokens, limit) if limit and tokens == tokens else tokens
-
-
-def output_chars(seen: Peek) -> int:
-    """Characters of everything that an upstream bills as output."""
-    chars = len(seen.text) + len(seen.thought) + seen.other_chars
-    return chars + sum(map(len, seen.tool_arguments)) if seen.tool_arguments else chars
-
-
-def estimated_tokens(chars: int) -> int:
-    return -(-chars // CHARS_PER_TOKEN)
 
 
 def stream_fault(flow: Relay) -> UpstreamError:

@@ -20,12 +20,12 @@ from gateway.attempt import (
     Sender,
     evidence_in,
     expected_tokens,
-    output_chars,
     stall_or_deadline,
     stream_fault,
     wants_whole,
 )
 from gateway.breaker import OPENS_AT_ONCE
+from gateway.charge import charge, charge_partial
 from gateway.checker import Checker
 from gateway.errors import CallerError, UpstreamError
 from gateway.exchange import Attempt, Exchange, Kept
@@ -88,6 +88,14 @@ class Driver:
 class Run:
     """One climb in progress."""
 
+    error: UpstreamError | None = None
+    """The failure of the last step; None where it was answered."""
+    tail = b""
+    hedged_before = False
+    """True if the request was hedged before the step under way, which else made a second attempt with its hedge."""
+    failed: Deployment | None = None
+    """Deployment of the last failed attempt, which a retry avoids if the model has another."""
+
     def __init__(
         self, driver: Driver, exchange: Exchange, plan: Plan, reply: Reply, headers: Callable[[], Headers]
     ) -> None:
@@ -99,12 +107,6 @@ class Run:
         self.headers = headers
         self.answers: list[Kept | None] = []
         """The answer of each outcome, in order, None for a failure: a verdict names its answer by index."""
-        self.error: UpstreamError | None = None
-        self.tail = b""
-        self.hedged_before = False
-        """True if the request was hedged before the step under way, which else made a second attempt with its hedge."""
-        self.failed: Deployment | None = None
-        """Deployment of the last failed attempt, which a retry avoids if the model has another."""
 
     async def follow(self, steps: Generator[Rung, Outcome, Verdict]) -> None:
         """Carry out every rung of the climb; its verdict is left in the exchange."""
@@ -309,10 +311,11 @@ class Run:
         finally:
             attempt.latency_s = sender.now() - exchange.call.received_s - attempt.started_s
         opened.pending, seen = b"", flow.part()
+        request, provider = exchange.call.described, sender.providers[deployment.provider]
         if flow.counted:
-            sender.charge(exchange, attempt, deployment, flow.usage, output_chars(seen), seen.tier)
+            charge(request, attempt, deployment, provider, flow.usage, seen)
         else:
-            sender.charge_partial(exchange, attempt, deployment, seen)
+            charge_partial(request, attempt, deployment, provider, seen)
         sender.fleet.succeeded(
             deployment, sender.now(), attempt.first_byte_s, attempt.latency_s, attempt.job,
             attempt.usage.completion_tokens,

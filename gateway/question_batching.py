@@ -23,6 +23,7 @@ from cascade.batch_prompting import EXTRA_OUTPUT_TOKENS, apart, instruction, may
 from cascade.types import Rung
 from gateway.attempt import Opened, Sender
 from gateway.call import Arrival, read_call
+from gateway.charge import CHARS_PER_TOKEN
 from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
@@ -41,7 +42,6 @@ PROMPT = frozenset(
     {"input_tokens", "cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "audio_input_tokens"}
 )
 UNBOUNDED = 1 << 60
-CHARS_PER_TOKEN = 4
 
 
 class _Turn(msgspec.Struct, forbid_unknown_fields=True):

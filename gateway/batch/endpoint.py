@@ -20,7 +20,6 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from cascade.types import Rung
-from gateway.attempt import cost_of
 from gateway.batch.ask import MAY_PASS, CallResult, PreparedCall, error_code
 from gateway.batch.endpoint_api import (
     OVER,
@@ -37,6 +36,7 @@ from gateway.batch.prompt_queue import AWAY
 from gateway.batch.run import Runner
 from gateway.batch.types import Arm, Prompt
 from gateway.call import Call
+from gateway.charge import cost_of
 from gateway.errors import HeadgateError, PolicyError, UpstreamError
 from gateway.fleet import Deployment
 from gateway.journal.record import AttemptRecord, DecisionRecord, new_id
