@@ -1,23 +1,19 @@
-"""The metrics of /metrics: plain numbers while serving, Prometheus families only when they are read.
+"""The metrics that a worker counts, as plain numbers; gateway/exposition.py writes them for Prometheus.
 
 Every name, label and bucket is listed once, in `METRICS`. Labels are bounded: they come from the configuration and from
-closed vocabularies, never from a key, a user or a prompt, and each metric has at most MAX_SERIES series. The `snapshot`
-of each worker is merged with the others' when /metrics is read.
+closed vocabularies, never from a key, a user or a prompt, and each metric has at most MAX_SERIES series.
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
 
 if TYPE_CHECKING:
     from gateway.exchange import Attempt, Exchange
@@ -105,7 +101,7 @@ METRICS = (
          "Seconds until the first certificate in a setting's file expires; below 0 since it has.", ("setting",)),
     Spec("headgate_loop_lag_seconds", "histogram", "How late the event loop woke up.", (), _OURS_S),
 )  # fmt: skip
-_SPECS = {spec.name: spec for spec in METRICS}
+SPECS = {spec.name: spec for spec in METRICS}
 _RARE = ("cache_read", "cache_write", "reasoning", "audio_input", "audio_output", "cache_write_1h")
 """Buckets that most answers leave empty."""
 _rare_counts = attrgetter(*(f"{bucket}_tokens" for bucket in _RARE), "web_searches")
@@ -119,7 +115,7 @@ class Counter:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._width = len(_SPECS[name].labels)
+        self._width = len(SPECS[name].labels)
         self.values: Series = {}
 
     def child(self, labels: Labels) -> list[float]:
@@ -137,8 +133,8 @@ class Histogram:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._width = len(_SPECS[name].labels)
-        self._bounds = _SPECS[name].buckets
+        self._width = len(SPECS[name].labels)
+        self._bounds = SPECS[name].buckets
         self.values: Series = {}
 
     def child(self, labels: Labels) -> list[float]:
@@ -319,7 +315,7 @@ class Metrics:
 
     def watch(self, name: str, read: Read) -> None:
         """Call `read` for a metric's values at every snapshot."""
-        assert _SPECS[name].kind != "histogram", name
+        assert SPECS[name].kind != "histogram", name
         self._gauges[name] = read
 
     def watch_fleet(self, fleet: Fleet, now: Callable[[], float]) -> None:
@@ -344,7 +340,7 @@ class Metrics:
         self.watch("headgate_deployment_in_flight", in_flight)
 
     def snapshot(self) -> bytes:
-        """All metrics as JSON, for `merge`."""
+        """All metrics as JSON, to be merged with those of other workers."""
         series = {metric.name: list(metric.values.items()) for metric in self._all}
         for name, read in self._gauges.items():
             series[name] = [(labels, [float(value)]) for labels, value in read().items()]
@@ -356,67 +352,6 @@ def _tasks() -> dict[Labels, float]:
         return {(): float(len(asyncio.all_tasks()))}
     except RuntimeError:  # called in a thread without an event loop
         return {}
-
-
-def merge(snapshots: Iterable[bytes]) -> bytes:
-    """The metrics of all workers together in Prometheus' text format."""
-    totals: dict[str, Series] = {}
-    decoder = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]])
-    for snapshot in snapshots:
-        for name, series in decoder.decode(snapshot).items():
-            if name in _SPECS:
-                _add(totals.setdefault(name, {}), series, _SPECS[name].merged)
-    registry = CollectorRegistry()
-    registry.register(_Families(totals))
-    return generate_latest(registry)
-
-
-def _add(total: Series, series: list[tuple[Labels, list[float]]], merged: str) -> None:
-    combine = max if merged == "max" else float.__add__
-    for labels, values in series:
-        before = total.get(labels)
-        total[labels] = [combine(a, b) for a, b in zip(before, values, strict=True)] if before else values
-
-
-def total(snapshots: Iterable[bytes], name: str) -> float:
-    """The sum of a counter or gauge over all workers and labels."""
-    decoder = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]])
-    every = [series for snapshot in snapshots for series in decoder.decode(snapshot).get(name, [])]
-    return sum(value for _, (value,) in every)
-
-
-class _Families:
-    """A Prometheus collector of merged series."""
-
-    def __init__(self, totals: Mapping[str, Series]) -> None:
-        self._totals = totals
-
-    def collect(self) -> Iterable[Metric]:
-        for spec in METRICS:
-            if spec.name in self._totals:
-                yield _family(spec, self._totals[spec.name])
-
-
-def _family(spec: Spec, series: Series) -> Metric:
-    if spec.kind == "histogram":
-        histogram = HistogramMetricFamily(spec.name, spec.help, labels=spec.labels)
-        for labels, (total, *counts) in sorted(series.items()):
-            histogram.add_metric(labels, _cumulative(spec.buckets, counts), total)
-        return histogram
-    kind = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
-    family = kind(spec.name, spec.help, labels=spec.labels)
-    for labels, (value,) in sorted(series.items()):
-        family.add_metric(labels, value)
-    return family
-
-
-def _cumulative(bounds: tuple[float, ...], counts: list[float]) -> list[tuple[str, float]]:
-    """Counts per bucket as Prometheus' cumulative counts."""
-    cumulative, total = [], 0.0
-    for bound, count in zip([*map(str, map(float, bounds)), "+Inf"], counts, strict=True):
-        total += count
-        cumulative.append((bound, total))
-    return cumulative
 
 
 async def watch_loop(metrics: Metrics, every_s: float = 0.25) -> None:

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from gateway.admin.guard import Services
-from gateway.metrics import Metrics, merge, total
+from gateway.exposition import merge, total
+from gateway.metrics import Metrics
 from gateway.worker_counters import REFUSED
 
 router = APIRouter(tags=["health"])

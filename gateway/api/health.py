@@ -11,9 +11,9 @@ import msgspec
 
 from gateway.asgi import Answer, Request
 from gateway.errors import HeadgateError, PolicyError
+from gateway.exposition import merge
 from gateway.fleet import Health
 from gateway.loopback import is_loopback
-from gateway.metrics import merge
 from gateway.reply import JSON
 from gateway.services import Services
 from routers.features import ENCODED

@@ -10,8 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from cache.entry import Entry, Hit
 from gateway.errors import FAILURES
 from gateway.exchange import Attempt
+from gateway.exposition import merge
 from gateway.fleet import Fleet
-from gateway.metrics import MAX_SERIES, METRICS, Counter, Histogram, Metrics, merge, watch_loop
+from gateway.metrics import MAX_SERIES, METRICS, Counter, Histogram, Metrics, watch_loop
 from tests.until import until
 
 from .exchanges import CONFIG, PROMPT, exchange
