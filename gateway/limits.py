@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import ceil, inf
 
 from gateway.errors import RateLimited
+from gateway.reply import Headers
 
-Headers = list[tuple[bytes, bytes]]
 MINUTE_S = 60.0
 _EMPTY_S = MINUTE_S + 1e-6
 """Seconds until an empty bucket is full again, with room for rounding."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.providers import scripted_answer as say
+from gateway.providers import scripted_openai as openai
+from gateway.providers.scripted_answer import compose, count_input
 from gateway.providers.scripted_messages import message_events, messages
 from gateway.providers.scripted_responses import as_chat, response, response_events
 from gateway.providers.scripted_script import Fault, Step
@@ -90,7 +91,7 @@ def whole_answer(request: Json, dialect: str, step: Step, answer_id: str) -> tup
     if step.status != 200:
         return step.status, error_body(dialect, step.status, step)
     if dialect == "embeddings":
-        return 200, say.embeddings(request)
+        return 200, openai.embeddings(request)
     return 200, msgspec.json.decode(_body(request, dialect, step, answer_id))
 
 
@@ -125,9 +126,9 @@ def _answer(request: Json, dialect: str, step: Step, answer_id: str) -> Iterator
     elif step.fault == "not_json":
         yield head(200, "text/html", step) + b"content-length: %d\r\n\r\n%b" % (len(HTML), HTML)
     elif dialect == "embeddings":
-        yield from _whole(step, 200, encode(say.embeddings(request)))
+        yield from _whole(step, 200, encode(openai.embeddings(request)))
     elif dialect == "count_tokens":
-        yield from _whole(step, 200, encode({"input_tokens": say.count_input(request)}))
+        yield from _whole(step, 200, encode({"input_tokens": count_input(request)}))
     elif request.get("stream"):
         yield from _stream(step, _events(request, dialect, step, answer_id))
     else:
@@ -138,11 +139,11 @@ def _body(request: Json, dialect: str, step: Step, answer_id: str) -> bytes:
     if step.fault == "late_error":
         return encode(error_body(dialect, step.late_status, step))
     if dialect == "responses":
-        answer = say.compose(as_chat(request), step, dialect, answer_id)
+        answer = compose(as_chat(request), step, answer_id)
         body = encode(response(request, answer))
         return body[: len(body) // 2] if step.fault == "malformed" else body
-    answer = say.compose(request, step, dialect, answer_id)
-    render = {"chat": say.chat, "completions": say.completions, "messages": messages}[dialect]
+    answer = compose(request, step, answer_id)
+    render = {"chat": openai.chat, "completions": openai.completions, "messages": messages}[dialect]
     body = encode(render(answer))
     return body[: len(body) // 2] if step.fault == "malformed" else body
 
@@ -189,14 +190,14 @@ class _Event(msgspec.Struct):
 def _events(request: Json, dialect: str, step: Step, answer_id: str) -> list[_Event]:
     """The events of a stream, with the faults that change its content already applied."""
     as_chat_request = as_chat(request) if dialect == "responses" else request
-    answer = say.compose(as_chat_request, step, dialect, answer_id)
+    answer = compose(as_chat_request, step, answer_id)
     include_usage = bool((request.get("stream_options") or {}).get("include_usage"))
     if dialect == "responses":
         events = [_typed_event(event) for event in response_events(request, answer)]
     elif dialect == "messages":
         events = [_typed_event(event) for event in message_events(answer)]
     else:
-        make = say.chat_events if dialect == "chat" else say.completion_events
+        make = openai.chat_events if dialect == "chat" else openai.completion_events
         events = [_openai_event(event) for event in make(answer, include_usage)]
         events.append(_Event(b"data: [DONE]\n\n"))
     if step.fault == "no_done":

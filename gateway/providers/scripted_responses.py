@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.providers import scripted_answer as say
-from gateway.providers.scripted_answer import CREATED, Answer, Json, encode
+from gateway.providers.scripted_answer import CREATED, Answer, Json, encode, tokenize
+from gateway.providers.scripted_openai import token_logprob
 
 ENCRYPTED = "reasoning.encrypted_content"
 
@@ -112,7 +112,7 @@ def _ran(id: str, kind: str) -> tuple[Json, list[Json]]:
 
 
 def _message(answer: Answer) -> tuple[Json, list[Json]]:
-    tokens = [say.token_logprob(token, answer.logprob) for token in answer.tokens] if answer.wants_logprobs else []
+    tokens = [token_logprob(token, answer.logprob) for token in answer.tokens] if answer.wants_logprobs else []
     part: Json = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": tokens}
     item = {"id": f"msg_{answer.id}", "type": "message", "status": "completed", "role": "assistant", "content": [part]}
     place: Json = {"content_index": 0}
@@ -134,7 +134,7 @@ def _call(request: Json, id: str, name: str, arguments: str) -> tuple[Json, list
     item = {"id": f"{prefix}_{id}", "type": kind, "status": "completed", "call_id": f"call_{id}", "name": name,
             field: arguments}  # fmt: skip
     event = f"response.{kind}_{field}" if is_custom else "response.function_call_arguments"
-    deltas: list[Json] = [{"type": f"{event}.delta", "delta": piece} for piece in say.tokenize(arguments)]
+    deltas: list[Json] = [{"type": f"{event}.delta", "delta": piece} for piece in tokenize(arguments)]
     return item, [*deltas, {"type": f"{event}.done", field: arguments}]
 
 

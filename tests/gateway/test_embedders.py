@@ -17,7 +17,7 @@ from gateway.config import Embedding
 from gateway.embedders import EmbeddingFailed, open_embedder
 from gateway.errors import ConfigError
 from gateway.providers.scripted import ScriptedServer
-from gateway.providers.scripted_answer import DIMENSIONS
+from gateway.providers.scripted_openai import DIMENSIONS
 from routers.artifact import Card
 from routers.estimators.base import Training
 from routers.estimators.linear import Linear
