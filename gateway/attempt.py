@@ -172,7 +172,7 @@ class Sender:
             attempt.status = response.status
             if response.status >= 300:
                 refusal = await response.read(self.max_answer_bytes, timeout_s=ends_s - now())
-                raise classify(response.status, refusal, readable(response.headers), dialect)
+                raise classify(response.status, refusal, readable(response.headers))
             if flow is not None:
                 return Opened(attempt, deployment, None, response, flow, body=kept_body)
             if call.content_type:

@@ -46,7 +46,7 @@ async def _count_at_provider(request: Request, raw: Raw, model: msgspec.Raw, dep
     response = await provider.pool.send(head, encode(fields), timeout_s=TIMEOUT_S)
     body = await response.read(MAX_ANSWER_BYTES, timeout_s=TIMEOUT_S)
     if response.status >= 300:
-        error = classify(response.status, body, readable(response.headers), "messages")
+        error = classify(response.status, body, readable(response.headers))
         provider.hide_secrets(error)
         raise error
     if not body.startswith(b"{"):

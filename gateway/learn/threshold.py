@@ -87,7 +87,7 @@ def _valued(
         band = changed & (would_keep == keeping)
         if not band.any():
             continue
-        twins = _twins(log, found, band, keeping, reward, name)
+        twins = _twins(found, band, keeping, reward, name)
         if len(twins) < MIN_TWINS:
             return _refused(log, found, band, len(twins))
         then[found.place[band]] = twins.mean()
@@ -103,7 +103,7 @@ def _valued(
     return Figure(now, value, Interval.around(gap.value, stretch), value)
 
 
-def _twins(log: Log, found: Climbs, band: NDArray[np.bool_], keeping: bool, reward: Array, name: str) -> Array:
+def _twins(found: Climbs, band: NDArray[np.bool_], keeping: bool, reward: Array, name: str) -> Array:
     """Rewards of rounds with confidences as in the band that were decided as the band would be."""
     low, high = float(found.confidence[band].min()), float(found.confidence[band].max())
     alike = (found.confidence >= low) & (found.confidence <= high) & (found.kept == keeping)

@@ -93,9 +93,7 @@ def error_code(exc: HeadgateError) -> str | None:
     return _CODES.get(exc.code, exc.code) if exc.code else None
 
 
-def classify(
-    status: int, body: bytes, headers: Mapping[str, str] | None = None, dialect: str = "chat"
-) -> UpstreamError:
+def classify(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> UpstreamError:
     """The UpstreamError for an upstream's non-2xx answer. `headers` have names in lower case."""
     fields = _error_fields(body)
     message = _text(fields, "message") or f"the upstream answered {status}"
