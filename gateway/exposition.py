@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from gateway.metrics import METRICS, SPECS, Labels, Series, Spec
-
-_decode = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]]).decode
+from gateway.metrics import METRICS, SPECS, Labels, Series, Spec, read_snapshot
 
 
 def merge(snapshots: Iterable[bytes]) -> bytes:
     """The metrics of all workers together in Prometheus' text format."""
     totals: dict[str, Series] = {}
     for snapshot in snapshots:
-        for name, series in _decode(snapshot).items():
+        for name, series in read_snapshot(snapshot).items():
             if name in SPECS:
                 _add(totals.setdefault(name, {}), series, SPECS[name].merged)
     registry = CollectorRegistry()
@@ -35,7 +32,7 @@ def _add(total: Series, series: list[tuple[Labels, list[float]]], merged: str) -
 
 def total(snapshots: Iterable[bytes], name: str) -> float:
     """The sum of a counter or gauge over all workers and labels."""
-    every = [series for snapshot in snapshots for series in _decode(snapshot).get(name, [])]
+    every = [series for snapshot in snapshots for series in read_snapshot(snapshot).get(name, [])]
     return sum(value for _, (value,) in every)
 
 

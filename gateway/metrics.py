@@ -27,6 +27,8 @@ of a histogram.
 """
 Children = tuple[list[float], ...]
 Read = Callable[[], Mapping[Labels, float]]
+read_snapshot = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]]).decode
+"""Decodes `Metrics.snapshot`."""
 
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _OURS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
@@ -340,7 +342,7 @@ class Metrics:
         self.watch("headgate_deployment_in_flight", in_flight)
 
     def snapshot(self) -> bytes:
-        """All metrics as JSON, to be merged with those of other workers."""
+        """All metrics as JSON, for `read_snapshot`."""
         series = {metric.name: list(metric.values.items()) for metric in self._all}
         for name, read in self._gauges.items():
             series[name] = [(labels, [float(value)]) for labels, value in read().items()]

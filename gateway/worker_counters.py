@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.metrics import METRICS, Labels
+from gateway.metrics import METRICS, Labels, read_snapshot
 
 log = logging.getLogger("headgate.serve")
 
@@ -20,7 +20,6 @@ REFUSED = "reload.refused"
 """This file is in the run folder while the last reload of the configuration was refused."""
 _STEP_BYTES = 32 * 1024
 _LASTING = frozenset(spec.name for spec in METRICS if spec.kind != "gauge")
-_decode = msgspec.json.Decoder(dict[str, list[tuple[Labels, list[float]]]]).decode
 
 
 def snapshot_of(run_dir: Path, number: int) -> Path:
@@ -52,7 +51,7 @@ def retire(run_dir: Path, number: int) -> None:
     """
     last = snapshot_of(run_dir, number)
     try:
-        counted = _decode(last.read_bytes())
+        counted = read_snapshot(last.read_bytes())
     except (OSError, msgspec.MsgspecError):
         return
     kept = run_dir / GONE
@@ -76,7 +75,7 @@ def forget(run_dir: Path) -> None:
 
 def _kept(path: Path) -> dict[str, list[tuple[Labels, list[float]]]]:
     try:
-        return _decode(path.read_bytes())
+        return read_snapshot(path.read_bytes())
     except (FileNotFoundError, msgspec.MsgspecError):
         return {}
 
