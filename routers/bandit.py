@@ -172,10 +172,9 @@ class Bandit(LinearBandit):
         """Learn from one scored answer of `model`. `candidates` are those it was chosen among, because a prior by price
         depends on the other candidates.
         """
-        expected = self.base.forecast(query, candidates)
-        j = list(expected.models).index(model)
-        cost = 0.0 if cost_usd is None else cost_usd - float(expected.cost_usd[j])
-        self.learn(query.vector, model, quality - float(expected.quality[j]), cost)
+        expected_quality, expected_usd = self._expected(query, candidates, model)
+        cost = 0.0 if cost_usd is None else cost_usd - expected_usd
+        self.learn(query.vector, model, quality - expected_quality, cost)
 
     def learn(self, vector: Vector, model: str, quality: float, cost_usd: float = 0.0) -> None:
         """Learn from one answer. `quality` and `cost_usd` are what it had beyond the base router's estimate."""
@@ -184,10 +183,19 @@ class Bandit(LinearBandit):
         self.state.learn(self.axes(vector), model, quality, cost_usd)
         self._count_answer()
 
-    def amend(self, query: Query, model: str, by: float) -> None:
-        """Correct the quality of an answer learned before by `by`."""
-        self.state.amend(self.axes(query.vector), model, by)
+    def amend(
+        self, query: Query, candidates: Sequence[Candidate], model: str, before: float, after: float
+    ) -> None:
+        """Replace the quality of an answer learned before; `candidates` as in `update`."""
+        expected, _ = self._expected(query, candidates, model)
+        self.state.amend(self.axes(query.vector), model, before - expected, after - expected)
         self._posterior = None
+
+    def _expected(self, query: Query, candidates: Sequence[Candidate], model: str) -> tuple[float, float]:
+        """The base router's estimate of an answer's quality and cost in dollars."""
+        found = self.base.forecast(query, candidates)
+        j = list(found.models).index(model)
+        return float(found.quality[j]), float(found.cost_usd[j])
 
 
 def main_axes(projection: Projection, vectors: Array, dims: int = 16) -> Projection:

@@ -64,9 +64,10 @@ class BanditState:
         self.cost[j] += cost_usd * z
         self.squares += quality * quality
 
-    def amend(self, z: Array, model: str, by: float) -> None:
-        """Raise the quality of an answer that was added before by `by`."""
-        self.quality[self.place(model)] += by * z
+    def amend(self, z: Array, model: str, before: float, after: float) -> None:
+        """Replace the quality of an answer that was added before, beyond what the base router expected."""
+        self.quality[self.place(model)] += (after - before) * z
+        self.squares += after * after - before * before
 
     def place(self, model: str) -> int:
         """The model's column; a new one is added."""

@@ -78,10 +78,10 @@ class StrategyBandit(LinearBandit):
         self.state.learn(self.axes(vector), arm, score - EXPECTED, float(max(calls - 1, 0)))
         self._count_answer()
 
-    def amend(self, vector: Vector, arm: str, by: float) -> None:
-        """Correct the score of an answer learnt before, by this much."""
+    def amend(self, vector: Vector, arm: str, before: float, after: float) -> None:
+        """Replace the score of an answer learnt before."""
         self._known(arm)
-        self.state.amend(self.axes(vector), arm, by)
+        self.state.amend(self.axes(vector), arm, before - EXPECTED, after - EXPECTED)
         self._posterior = None
 
     def axes(self, vector: Vector) -> Array:

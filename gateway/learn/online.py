@@ -89,7 +89,7 @@ class Learner:
                 cost_usd = None if answer is None else answer.cost_nanousd / 1e9
                 bandit.update(query, candidates, model, score, cost_usd)
             else:
-                bandit.amend(query, model, score - before)
+                bandit.amend(query, candidates, model, before, score)
         except Undecided:
             return
         self.remember(record.id, score)
@@ -115,7 +115,7 @@ class StrategyLearner(Learner):
         if before is None:
             self.strategies.learn(vector, record.strategy, score, sum(not one.failure for one in record.attempts))
         else:
-            self.strategies.amend(vector, record.strategy, score - before)
+            self.strategies.amend(vector, record.strategy, before, score)
         self.remember(record.id, score)
 
     @property

@@ -268,6 +268,7 @@ async def test_later_feedback_replaces_the_earlier(tmp_path: Path) -> None:
         j = list(expected.models).index(record.model)
         once.learn(bandit.axes(query.vector), record.model, 1.0 - expected.quality[j])
         assert np.allclose(bandit.state.quality, once.quality, atol=1e-3)
+        assert bandit.state.squares == pytest.approx(once.squares, abs=1e-3)
 
 
 async def test_feedback_is_accepted_while_the_database_is_away(
