@@ -78,7 +78,9 @@ def at_threshold(log: Log, accept_at: float) -> Answer:
 def _valued(
     log: Log, found: Climbs, would_keep: NDArray[np.bool_], changed: NDArray[np.bool_], reward: Array, name: str
 ) -> Figure | Refusal | None:
-    """Unchanged rounds as they were, changed ones by the mean of their twins."""
+    """Over the rounds whose reward is known: unchanged ones as they were, changed ones by the mean of their twins. A
+    changed round without a reward is not counted, because an unchanged one isn't either.
+    """
     known = np.isfinite(reward)
     if not known.any():
         return None
@@ -87,20 +89,15 @@ def _valued(
         band = changed & (would_keep == keeping)
         if not band.any():
             continue
-        twins = _twins(found, band, keeping, reward, name)
-        if len(twins) < MIN_TWINS:
+        twins, counted = _twins(found, band, keeping, reward, name), int(known[found.place[band]].sum())
+        if len(twins) < MIN_TWINS or not counted:
             return _refused(log, found, band, len(twins))
         then[found.place[band]] = twins.mean()
-        error += float(band.sum()) * float(twins.std(ddof=1)) / sqrt(len(twins))
-    counted = known | np.isin(np.arange(len(log)), found.place[changed])
-    values = then[counted]
-    wide = mean_interval(values)
-    value = Interval.around(wide.value, wide.half_width + Z95 * error / max(len(values), 1))
-    now = mean_interval(reward[known])
-    both = counted & known
-    gap = mean_interval(then[both] - reward[both])
-    stretch = gap.half_width + Z95 * error / max(int(both.sum()), 1)
-    return Figure(now, value, Interval.around(gap.value, stretch), value)
+        error += counted * float(twins.std(ddof=1)) / sqrt(len(twins))
+    now, value, gap = (mean_interval(one[known]) for one in (reward, then, then - reward))
+    stretch = Z95 * error / int(known.sum())
+    value, gap = (Interval.around(one.value, one.half_width + stretch) for one in (value, gap))
+    return Figure(now, value, gap, value)
 
 
 def _twins(found: Climbs, band: NDArray[np.bool_], keeping: bool, reward: Array, name: str) -> Array:
@@ -123,9 +120,9 @@ def _alone(answer: AttemptRecord, name: str) -> float | None:
 
 
 def _refused(log: Log, found: Climbs, band: NDArray[np.bool_], twins: int) -> Refusal:
-    share = float(band.sum()) / len(log)
-    missing = MIN_TWINS - twins
+    share, missing = float(band.sum()) / len(log), max(MIN_TWINS - twins, 0)
     price = float(np.mean(log.cost_usd[found.place[band]]))
     overlap = ope.Overlap(len(log), float(twins), share)
-    reason = f"{share:.0%} of the answers would change sides, {twins} alike were ever decided so"
+    reason = f"{share:.0%} of the answers would change sides, "
+    reason += f"{twins} alike were ever decided so" if missing else "none of which was scored"
     return Refusal(reason, overlap, missing, round(missing / max(share, 1e-9)), missing * price)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from gateway.journal.record import AttemptRecord, EvidenceRecord
 from gateway.learn.dataset import Log, Scored, log_of
-from gateway.learn.threshold import at_threshold
+from gateway.learn.threshold import at_threshold, climbs
 from routers.simple import Weighted
 from tests.gateway.learn.world import Town
 
@@ -46,6 +48,22 @@ def test_a_threshold_between_tried_ones_is_valued(accept_at: float) -> None:
     assert figure.low - 0.01 <= quality <= figure.high + 0.01
     assert answer.figures["cost_usd"].then.value == pytest.approx(1e-6 + 1e-5 * accept_at, rel=0.06)
     assert answer.then_shares["kept"] == pytest.approx(1 - accept_at, abs=0.04)
+
+
+def test_unscored_answers_count_on_neither_side() -> None:
+    """Where few answers are scored, those that would change sides weigh no more than they are: what is told is now plus
+    the difference, near the truth. Where none of those was scored it is refused.
+    """
+    log = climbed(6000, (0.2, 0.8))
+    unheard = np.where(np.arange(len(log)) % 5 > 0, np.nan, log.score)
+    figure = at_threshold(dataclasses.replace(log, score=unheard), 0.6).figures["quality"]
+    assert figure.then.value == pytest.approx(figure.now.value + figure.difference.value)
+    assert figure.then.value == pytest.approx(0.9 * 0.6 + (1 - 0.6**2) / 2, abs=0.02)
+    found = climbs(log)
+    unheard = np.where(found.kept & (found.confidence < 0.6), np.nan, log.score)
+    refused = at_threshold(dataclasses.replace(log, score=unheard), 0.6).refusals["quality"]
+    assert refused.reason == "20% of the answers would change sides, none of which was scored"
+    assert refused.explored_calls == 0
 
 
 def test_a_higher_threshold_than_any_tried_is_refused() -> None:
