@@ -145,6 +145,8 @@ class Posterior:
     """The part of `quality` that all models share, (d + 1,)."""
     levels: Array
     """Standard deviation of each model's own mean over the queries seen, (m,)."""
+    log_volume: float
+    """Logarithm of the determinant of the covariance of all weights, shared and own, in units of the noise."""
     place: Mapping[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -209,9 +211,10 @@ def _weighed(state: BanditState, fit: Posterior, shrink: Shrinkage) -> tuple[flo
     explained = np.einsum("ki,kij,kj->", left, fit.covariance, left) + float(
         ((2 * state.quality - state.gram @ c) @ c).sum()
     )
-    missed = max(state.squares - explained + shrink.shared * float(c[:-1] @ c[:-1]), 1e-6 * state.squares)
+    penalty = shrink.shared * float(c[:-1] @ c[:-1]) + float(c[-1]) ** 2
+    missed = max(state.squares - explained + penalty, 1e-6 * state.squares)
     noise = (missed + NOISE_COUNTS * shrink.noise) / (rows + NOISE_COUNTS)
-    width = float(np.linalg.slogdet(fit.covariance)[1].sum()) + m * (d - 1) * log(shrink.own)
+    width = fit.log_volume + m * (d - 1) * log(shrink.own)
     return 0.5 * (width - (rows + NOISE_COUNTS) * log(noise)), replace(fit, noise=noise)
 
 
@@ -234,4 +237,5 @@ def posterior(state: BanditState, shrink: Shrinkage) -> Posterior:
 
     quality, common = solved(state.quality)
     levels = np.sqrt(shrink.noise * covariance[:, -1, -1])
-    return Posterior(state.models, quality, solved(state.cost)[0], covariance, shrink.noise, common, levels)
+    volume = float(np.linalg.slogdet(covariance)[1].sum() - np.linalg.slogdet(left)[1])
+    return Posterior(state.models, quality, solved(state.cost)[0], covariance, shrink.noise, common, levels, volume)

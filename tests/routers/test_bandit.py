@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,12 +17,13 @@ from routers.bandit import (
     SQUARE_CB,
     THOMPSON,
     Bandit,
+    _normal_cdf,
     drawn_spread,
     main_axes,
     thompson,
 )
 from routers.bandit_check import Replay, compared, summary
-from routers.bandit_state import BanditState, Shrinkage, fitted, posterior
+from routers.bandit_state import NOISE_COUNTS, BanditState, Shrinkage, _weighed, fitted, posterior
 from routers.plugin import PluginRouter
 from routers.projection import Projection
 from routers.select import Exploration
@@ -73,6 +76,13 @@ def test_boldness_scales_the_deviation_beyond_the_level(sd: float, level: float,
     none, (spread,), whole = (drawn_spread(np.array([sd]), np.array([level]), b) for b in (0.0, boldness, 1.0))
     assert none[0] == pytest.approx(BOLDNESS_OF_LEVEL * min(level, sd))
     assert none[0] - 1e-12 <= spread <= whole[0] + 1e-12 <= sd + 1e-9
+    assert drawn_spread(np.array([sd]), np.zeros(1), boldness) == pytest.approx(boldness * sd)
+
+
+def test_the_quick_normal_distribution_is_close() -> None:
+    """To within what is stated of it, over all that matters."""
+    z = np.linspace(-6.0, 6.0, 2401)
+    assert np.abs(_normal_cdf(z) - [NormalDist().cdf(one) for one in z.tolist()]).max() < 3e-4
 
 
 def test_levels_are_uncertain_for_untried_models_only() -> None:
@@ -101,6 +111,26 @@ def test_replicas_add_up(seed: int, cut: int) -> None:
         order = [merged.models.index(model) for model in whole.models]
         assert np.allclose(merged.gram[order], whole.gram) and np.allclose(merged.quality[order], whole.quality)
         assert np.allclose(merged.cost[order], whole.cost) and merged.squares == pytest.approx(whole.squares)
+    twice = whole.merged(whole)
+    twice.fade(0.5)
+    assert all(np.allclose(half, whole.arrays()[name]) for name, half in twice.arrays().items())
+
+
+def test_axes_may_be_moved_and_stretched() -> None:
+    """What is learnt of the models is the same on axes with another origin and unit, because penalties apply to axes
+    that are moved back.
+    """
+    rng, shift, scale = np.random.default_rng(5), np.array([5.0, -2.0, 0.0]), np.array([3.0, 0.2, 1.0])
+    plain, moved = BanditState.empty(("a", "b"), 3), BanditState.empty(("a", "b"), 3)
+    for i in range(3000):
+        z, model = rng.normal(size=3), "ab"[i % 2]
+        score = 0.2 * z[0] * (1 if i % 2 else -1) + 0.1 * z[1] + rng.normal(0.05, 0.4)
+        plain.learn(np.append(z, 1.0), model, score)
+        moved.learn(np.append(shift + scale * z, 1.0), model, score)
+    one, other = fitted(plain, Shrinkage()), fitted(moved, Shrinkage())
+    for z in rng.normal(size=(5, 3)):
+        mine, theirs = one.correction(np.append(z, 1.0)), other.correction(np.append(shift + scale * z, 1.0))
+        assert np.allclose(mine[0], theirs[0], atol=0.01) and np.allclose(mine[1], theirs[1], rtol=0.05)
 
 
 def test_a_state_survives_its_arrays() -> None:
@@ -125,6 +155,29 @@ def test_the_posterior_is_the_whole_ridge_regression() -> None:
     theta = np.linalg.solve(big.T @ big + np.diag(penalty), big.T @ y)
     expected = theta[:d] + theta[d:].reshape(m, d)
     assert np.allclose(posterior(state, shrink).quality, expected)
+
+
+@pytest.mark.parametrize("differ", [0.0, 0.5])
+def test_the_evidence_is_that_of_the_answers(differ: float) -> None:
+    """How much likelier one penalty makes the answers than another is as computed from their joint distribution: normal
+    around nothing, with a common scale that is inverse gamma.
+    """
+    rng, m, d, n = np.random.default_rng(3), 3, 4, 80
+    z, arm = np.c_[rng.normal(size=(n, d - 1)), np.ones(n)], rng.integers(0, m, n)
+    y = 0.4 * rng.normal(size=n) + 0.5 + differ * z[:, 0] * (arm - 1)
+    state = BanditState.empty([str(j) for j in range(m)], d - 1)
+    for i in range(n):
+        state.learn(z[i], str(arm[i]), y[i])
+
+    def exact(shrink: Shrinkage) -> float:
+        slopes, same = z[:, :-1] @ z[:, :-1].T, arm[:, None] == arm
+        joint = np.eye(n) + slopes / shrink.shared + 1.0 + same * (slopes / shrink.own + 1.0 / shrink.level)
+        scale = (y @ np.linalg.solve(joint, y) + NOISE_COUNTS * shrink.noise) / (n + NOISE_COUNTS)
+        return -0.5 * float(np.linalg.slogdet(joint)[1]) - 0.5 * (n + NOISE_COUNTS) * float(np.log(scale))
+
+    tight, loose = Shrinkage(), Shrinkage(own=10.0)
+    told = _weighed(state, posterior(state, loose), loose)[0] - _weighed(state, posterior(state, tight), tight)[0]
+    assert told == pytest.approx(exact(loose) - exact(tight)) and (told > 0.0) == (differ > 0.0)
 
 
 def test_without_answers_it_estimates_as_its_base() -> None:
