@@ -26,7 +26,7 @@ from routers.bandit_check import Replay, compared, summary
 from routers.bandit_state import NOISE_COUNTS, BanditState, Shrinkage, _weighed, fitted, posterior
 from routers.plugin import PluginRouter
 from routers.projection import Projection
-from routers.select import Exploration
+from routers.select import Exploration, Forecast
 from routers.types import Candidate, Knobs, Query
 from tests.routers.worlds import LARGE, POOL, SMALL, world
 
@@ -241,6 +241,39 @@ def test_a_new_model_joins() -> None:
     assert forecast.quality_sd[1] > forecast.quality_sd[0]
     learner.update(query(), [SMALL, fresh], "fresh", 1.0)
     assert "fresh" in learner.state.models
+
+
+def test_exploration_narrows_with_the_root_of_the_answers() -> None:
+    """SquareCB's gamma is the stated one after a thousand answers, and not zero before the first."""
+    learner = bandit(SQUARE_CB, exploration=Exploration(floor=0.001, sharpness=1000.0))
+    for seen, gamma in ((1000, 1000.0), (250, 500.0), (0, 1000.0 * 0.001**0.5)):
+        learner.seen = seen
+        assert learner.chances([0.9, 0.8], np.zeros(2), True) == pytest.approx([1 - (p := 1 / (2 + 0.1 * gamma)), p])
+    assert bandit(GREEDY).chances([0.8, 0.9], np.ones(2), True) == [0.0, 1.0]
+
+
+def test_of_an_unheard_model_nothing_is_corrected() -> None:
+    """Its standard deviation is the prior's: of its own mean, and of its own slopes on the query's axes."""
+    learner, asked = bandit(), query(4)
+    learner.update(asked, POOL, SMALL.model, 1.0, 0.3)
+    z, shrink = learner.axes(asked.vector), Shrinkage()
+    quality, sd, cost = learner.correction(asked.vector, (SMALL.model, "unheard"))
+    assert quality[0] > 0.0 == quality[1] and cost[0] > 0.0 == cost[1]
+    prior_variance = learner.posterior.noise * (1 / shrink.level + z[:-1] @ z[:-1] / shrink.own)
+    assert sd[1] == pytest.approx(prior_variance**0.5) and sd[0] < sd[1]
+    assert learner.spread(Forecast(["unheard"], [0.5], [sd[1]], [0.0], [0.0], [0.0])) == pytest.approx(
+        drawn_spread(np.array([sd[1]]), np.array([(learner.posterior.noise / shrink.level) ** 0.5]), learner.boldness)
+    )
+
+
+def test_an_answer_counts_at_once_and_half_after_the_half_life() -> None:
+    """What was decided before it is decided anew."""
+    learner, asked = bandit(half_life=10.0), query(4)
+    before = learner.forecast(asked, POOL).quality
+    for _ in range(11):
+        learner.update(asked, POOL, SMALL.model, 0.0)
+    assert learner.forecast(asked, POOL).quality[0] < before[0] and learner.seen == 11
+    assert learner.state.counts[0] == pytest.approx(sum(0.5 ** (age / 10) for age in range(11)))
 
 
 def test_an_unknown_rule_is_refused() -> None:

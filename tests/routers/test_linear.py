@@ -3,7 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from routers.estimators.base import Training
 from routers.estimators.linear import Linear
 from tests.routers.worlds import world
 
@@ -36,3 +38,27 @@ def test_typical_leverage_is_that_of_the_training_rows() -> None:
     fitted = Linear(ridge=5.0).fit(replace(data, x=x))
     exact = ((x @ fitted.covariance_) * x).sum(1).mean()
     assert abs(fitted.typical_leverage() - exact) < 0.15 * exact
+
+
+def test_without_penalties_it_is_least_squares() -> None:
+    """Of each model's scores on the query and a constant; its noise is what the query doesn't explain of the models'
+    deviations from each other.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(2.0, 1.0, (4000, 3))
+    scores = 0.5 + 0.02 * x @ rng.normal(size=(3, 4)) + np.array([-0.1, 0.0, 0.1, 0.2]) + rng.normal(0, 0.1, (4000, 4))
+    found = Linear(ridge=1e-9, ease=1e-9).fit(Training(x, scores, ["t"] * 4000, list("abcd")))
+    design = np.column_stack([x, np.ones(4000)])
+    assert np.allclose(found.predict(x)[0], design @ np.linalg.lstsq(design, scores)[0], atol=1e-3)
+    assert found.noise_ == pytest.approx(0.1**2 * 3 / 4, rel=0.1)
+
+
+def test_it_predicts_the_same_wherever_the_origin_is() -> None:
+    """Penalties are on slopes alone."""
+    rng = np.random.default_rng(1)
+    x, scores = rng.normal(size=(60, 3)), rng.random((60, 2))
+    scores[:20, 0] = np.nan
+    here, there = (
+        Linear().fit(Training(one, scores, ["t"] * 60, ["a", "b"])).predict(one)[0] for one in (x, x + 9.0)
+    )
+    assert np.allclose(here, there)

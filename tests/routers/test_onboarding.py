@@ -50,6 +50,34 @@ def test_dense_and_logged_data_stay_unchanged() -> None:
     assert completed(logged) is logged
 
 
+def test_easy_probes_do_not_flatter() -> None:
+    """A model that was asked easier queries than most is expected to do less well on the others."""
+    rng, flattered, adjusted = np.random.default_rng(0), [], []
+    for seed in range(8):
+        scores, chance = outcomes(1000, seed)
+        weight = np.exp(3.0 * scores[:, :7].mean(1))
+        rows = rng.choice(1000, 100, replace=False, p=weight / weight.sum())
+        few = scores.copy()
+        few[np.delete(np.arange(1000), rows), -1] = np.nan
+        gaps, truth = np.isnan(few[:, -1]), chance[np.isnan(few[:, -1])].mean()
+        flattered.append(scores[rows, -1].mean() - truth)
+        adjusted.append(completed(few)[gaps, -1].mean() - truth)
+    assert abs(np.mean(adjusted)) < 0.5 * np.mean(flattered)
+
+
+@pytest.mark.parametrize(
+    ("n", "dense", "known", "filled"),
+    [(600, 7, 4, False), (600, 7, 5, True), (600, 7, 199, True), (600, 7, 200, False),
+     (100, 7, 49, True), (100, 7, 50, False), (600, 2, 50, True), (600, 1, 50, False)],
+)  # fmt: skip
+def test_few_probes_and_two_known_models_are_needed(n: int, dense: int, known: int, filled: bool) -> None:
+    """From 5 outcomes on, below 200 and on less than half of the queries."""
+    scores, _ = outcomes(n)
+    few = scores[:, -1 - dense :].copy()
+    few[known:, -1] = np.nan
+    assert np.isfinite(completed(few)).all() == filled
+
+
 def test_every_way_of_filling_keeps_observed_scores() -> None:
     """Both an identity vector and the probes' mean fill all gaps in training."""
     scores, chance = outcomes(600)

@@ -173,6 +173,29 @@ def test_a_clock_that_was_days_ahead_does_not_stop_the_refill() -> None:
     assert purse.spent_usd == 0.0
 
 
+def test_an_hour_refills_its_share_less_the_reserve() -> None:
+    """A sixteenth of the budget is not planned to be spent, in what is recalled of earlier spending neither."""
+    purse = Purse(24.0, 0.0, 0.0)
+    purse.refill(HOUR_S)
+    assert purse.level_usd == pytest.approx(15 / 16)
+    other = Purse.new(24.0, HOUR_S)
+    other.recall([(0.0, 1.0), (HOUR_S, 0.5)], HOUR_S)
+    assert other.level_usd == pytest.approx(1.2 - 1.0 + 15 / 16 - 0.5) and other.left_usd == 22.5
+
+
+def test_spending_within_a_minute_is_one_entry() -> None:
+    """Which leaves with the last of it, never before."""
+    purse = Purse.new(24.0, 0.0)
+    for now_s in (0.0, 30.0, 59.0, 61.0, 100.0):
+        purse.refill(now_s)
+        purse.spend(0.1)
+    assert [round(usd, 9) for _, usd in purse.spent] == [0.3, 0.2]
+    purse.refill(DAY_S + 59.0)
+    assert purse.spent_usd == pytest.approx(0.5)
+    purse.refill(DAY_S + 60.0)
+    assert purse.spent_usd == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_invalid_budget_is_refused(budget: float) -> None:
     """Only a positive amount can be paced."""

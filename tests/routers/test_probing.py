@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers.probing import FIRST, leaderboard, next_batch
+from routers.probing import FIRST, Leaderboard, _contested, leaderboard, next_batch
 from routers.probing_check import BUDGETS, RULES, compared, factorised, named
 
 
@@ -78,6 +78,34 @@ def test_a_rival_with_few_answers_is_asked_before_the_leader() -> None:
     now = leaderboard(scores)
     assert now.leader == 0
     assert next_batch(scores, order)[0] == 1
+
+
+def test_an_error_is_that_of_the_mean() -> None:
+    """Models that always differ by the same: a quarter over n, over n again. Models that agree on nothing: the
+    variance of a fair coin beside it.
+    """
+    alike = leaderboard(np.tile([0.5, 0.75], (100, 1)))
+    assert alike.mean == pytest.approx([0.5, 0.75]) and alike.error == pytest.approx(0.5 / 100)
+    turns = np.tile([[1.0, 0.0], [0.0, 1.0]], (50, 1))
+    assert leaderboard(turns).error == pytest.approx(np.sqrt((0.25 + 0.25 / 100) / 100))
+    unasked = leaderboard(np.column_stack([turns, np.full(100, np.nan)]))
+    assert unasked.error[2] == np.inf and unasked.leader != 2
+
+
+@pytest.mark.parametrize(("errors", "settled"), [([0.05, 0.04, 0.0], True), ([0.05, 0.06, 0.0], False)])
+def test_it_is_settled_once_bounds_are_apart(errors: list[float], settled: bool) -> None:
+    """Two errors below the leader beside two above every other."""
+    assert Leaderboard(np.array([0.8, 0.6, 0.2]), np.array(errors)).settled == settled
+
+
+@pytest.mark.parametrize(
+    ("asked", "next_model"),
+    [([50, 50, 30], 2), ([30, 50, 30], 0), ([99, 50, 99], 1), ([99, 99, 99], 0), ([50, 99, 60], 0), ([99, 50, 30], 2)],
+)
+def test_the_leader_or_the_rival_with_the_highest_bound(asked: list[int], next_model: int) -> None:
+    """Whichever was asked less, of those that may be asked more (99 are all)."""
+    now = Leaderboard(np.array([0.8, 0.6, 0.5]), np.array([0.01, 0.01, 0.2]))
+    assert _contested(now, np.array(asked), 99) == next_model
 
 
 @pytest.mark.parametrize("rule", RULES)
