@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from routers.eligible import eligible, exclusion, expected_usd
+from routers.eligible import eligible, exclusion, expected_usd, worst_usd
 from routers.types import Knobs, Undecided
 from tests.routers.worlds import LARGE, POOL, SMALL, query
 
@@ -29,6 +29,8 @@ NONE = frozenset[str]()
         (replace(SMALL, queue_s=3.0), {}, Knobs(max_latency_s=1.0), "queue longer than max_latency_s"),
         (replace(SMALL, context_tokens=0), {"input_tokens": 10**6}, Knobs(), ""),
         (replace(SMALL, supports=NONE), {}, Knobs(), ""),
+        (SMALL, {"input_tokens": 5_000, "max_output_tokens": 3_000}, Knobs(), ""),
+        (SMALL, {"tools": 1, "images": 1, "wants_json": True}, Knobs(max_cost_usd=1.0), ""),
     ],
 )
 def test_an_excluded_candidate_has_a_reason(candidate, known, knobs, reason) -> None:
@@ -54,3 +56,16 @@ def test_expected_price_counts_prompt_and_limited_output() -> None:
     """The request's output limit bounds the expected output."""
     asked = query(input_tokens=1_000, max_output_tokens=100)
     assert expected_usd(asked, LARGE, 5_000.0) == pytest.approx((1_000 * 3.0 + 100 * 15.0) / 1e6)
+
+
+def test_the_worst_price_counts_all_that_the_request_allows() -> None:
+    """All output, all web searches (those that are made for every answer are no further ones) and all runs of tools."""
+    asked = query(input_tokens=1_000, max_output_tokens=500, web_searches=3, tool_runs=(("code", 2), ("other", 9)))
+    plain = (1_000 * 3.0 + 500 * 15.0) / 1e6
+    seeker = replace(LARGE, web_search_usd=0.01, web_searches=1)
+    assert worst_usd(asked, LARGE) == pytest.approx(plain)
+    assert worst_usd(asked, seeker) == pytest.approx(plain + 3 * 0.01)
+    assert worst_usd(replace(asked, web_searches=0), seeker) == pytest.approx(plain + 0.01)
+    assert worst_usd(asked, replace(seeker, tool_usd=(("code", 0.2),))) == pytest.approx(plain + 3 * 0.01 + 2 * 0.2)
+    assert worst_usd(replace(asked, max_output_tokens=None), LARGE) == pytest.approx(1_000 * 3.0 / 1e6)
+    assert expected_usd(asked, seeker, 200.0) == pytest.approx((1_000 * 3.0 + 200 * 15.0) / 1e6 + 0.01)

@@ -66,3 +66,27 @@ def test_a_fit_is_determined_by_its_seed() -> None:
     """The training's seed is the only source of randomness."""
     one, other = (Stacked().fit(world(80, noise=True)) for _ in range(2))
     assert one.weights == other.weights
+
+
+def test_members_predict_rows_that_they_did_not_see() -> None:
+    """What a row's models scored says nothing of what is predicted for it."""
+    data = world(80)
+    other = Training(data.x, data.scores.copy(), data.tasks, data.models)
+    other.scores[7] = 1.0 - np.nan_to_num(other.scores[7])
+    for one, two in zip(Ensemble.out_of_fold(data), Ensemble.out_of_fold(other), strict=True):
+        assert np.array_equal(one[7], two[7]) and not np.array_equal(one, two)
+
+
+def test_a_mean_of_members_is_as_unsure_as_their_mixture() -> None:
+    """Second moments are averaged like means; what is stretched is the deviation from the model's mean, and its
+    standard deviation alike.
+    """
+    data = world(200)
+    fitted = Ensemble().fit(data)
+    mean, sd = fitted.predict(data.x)
+    parts = [member.predict(data.x) for member in fitted.members.values()]
+    second = sum(w * (part**2 + error**2) for w, (part, error) in zip(fitted.weights, parts, strict=True))
+    assert np.allclose(mean**2 + sd**2, second)
+    fitted.stretch = 0.5
+    drawn, narrower = fitted.predict(data.x)
+    assert np.allclose(drawn - fitted.base_, 0.5 * (mean - fitted.base_)) and np.allclose(narrower, 0.5 * sd)
