@@ -41,6 +41,7 @@ class Round:
     confidence: float
     """NaN where no confidence was read, or the first model failed."""
     kept: bool
+    """Whether another model's answer than the reference's was given; a failed request has none."""
     cost_usd: float
 
 
@@ -201,7 +202,7 @@ class Keeper:
                 if record.attempts and not record.from_cache and record.plan:
                     first = record.answer_of(record.plan[0]) if len(record.plan) > 1 else None
                     confidence = _confidence(first) if first is not None else nan
-                    kept = record.answered_model != self.reference
+                    kept = record.answered_model not in ("", self.reference)
                     found.append(Round(record.time_s, record.router, confidence, kept, record.cost_nanousd / 1e9))
         return found[::-1], oldest_s if looked_at == MOST_ROWS else since_s
 

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from gateway.app import reload
 from gateway.config import Config
@@ -142,8 +143,8 @@ def test_another_router_needs_another_certificate(config: Config, store: Store) 
 def test_coverage_counts_kept_answers_since_the_certificate(
     config: Config, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has requests, comparisons and an interval, and survives a restart. If only the latest are counted, the report
-    says since when.
+    """It has requests, comparisons and an interval, and survives a restart. A request without an answer doesn't count
+    as kept. If only the latest are counted, the report says since when.
     """
     put(store, rounds(400, 1000.0))
     Promises(config, store).step(2000.0)
@@ -155,9 +156,13 @@ def test_coverage_counts_kept_answers_since_the_certificate(
         )
         for i in range(10)
     ]  # fmt: skip
-    put(store, [*kept, *rounds(50, 2200.0, seed=5)])
+    failed = replace(
+        kept[0], id="f", time_s=2150.0, answered_model="", status=503,
+        attempts=(AttemptRecord(model="small", failure="timeout"),),
+    )  # fmt: skip
+    put(store, [*kept, failed, *rounds(50, 2200.0, seed=5)])
     found = stepped(Promises(config, store), 3000.0)["coverage"]
-    assert found["requests"] == 60 and found["kept"] == 10 and found["measured"] == 50
+    assert found["requests"] == 61 and found["kept"] == 10 and found["measured"] == 50
     assert found["quality_low"] <= found["quality_share"] <= found["quality_high"]
     assert found["cost_usd"] < found["reference_usd"] and found["counted_since_s"] == 2000.0
     monkeypatch.setattr("gateway.learn.promises.MOST_ROWS", 20)
