@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from routers.estimators.base import Training
-from routers.estimators.preference import Preference, SimilarWins, battles
+from routers.estimators.preference import Preference, SimilarWins, _loss, _slopes, battles
+from tests.routers.test_factor import numeric
 
 
 def mostly_tied(rows: int = 3_000) -> Training:
@@ -34,3 +35,14 @@ def test_the_battles_of_a_row_are_its_observed_pairs() -> None:
     wins = battles(np.array([[1.0, 0.0, 0.0], [1.0, np.nan, 1.0]]))
     assert wins[0].tolist() == [[0, 1, 1], [0, 0, 0.5], [0, 0.5, 0]]
     assert wins[1].tolist() == [[0, 0, 0.5], [0, 0, 0], [0.5, 0, 0]]
+
+
+def test_the_slopes_are_those_of_the_loss() -> None:
+    """Ten times the gradient of the mean log loss of battles."""
+    rng = np.random.default_rng(0)
+    x, wins = rng.normal(size=(6, 3)), battles(np.array([[1.0, 0.0, 1.0], [0.0, 1.0, np.nan]] * 3))
+    weights = {"level": rng.normal(size=3), "traits": rng.normal(size=(3, 2)), "vectors": rng.normal(size=(2, 3))}
+    found = _slopes(weights, x, wins)
+    for name in weights:
+        slopes = numeric(lambda w, name=name: 10.0 * _loss(weights | {name: w}, x, wins), weights[name])
+        assert np.allclose(found[name], slopes, atol=1e-5)

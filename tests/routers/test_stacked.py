@@ -7,7 +7,7 @@ import pytest
 
 from routers.estimators.base import Training
 from routers.estimators.ensemble import Ensemble
-from routers.estimators.stacked import FOLDS, Stacked
+from routers.estimators.stacked import FOLDS, Stacked, _apart
 
 
 def world(rows: int, *, noise: bool = False, seed: int = 3) -> Training:
@@ -90,3 +90,10 @@ def test_a_mean_of_members_is_as_unsure_as_their_mixture() -> None:
     fitted.stretch = 0.5
     drawn, narrower = fitted.predict(data.x)
     assert np.allclose(drawn - fitted.base_, 0.5 * (mean - fitted.base_)) and np.allclose(narrower, 0.5 * sd)
+
+
+def test_a_cell_is_told_apart_from_its_model_and_its_row() -> None:
+    """Of what was seen alone: the models' means are 3 and 4, a row alone is its own mean."""
+    seen = np.array([[True, True], [True, False], [False, False], [True, True]])
+    found = _apart(np.array([[1.0, 5.0], [3.0, 9.0], [7.0, 7.0], [5.0, 3.0]]), seen)
+    assert np.allclose(found, [[-1.5, 1.5], [0.0, 0.0], [0.0, 0.0], [1.5, -1.5]])

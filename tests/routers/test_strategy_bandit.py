@@ -77,6 +77,23 @@ def test_replicas_add_up() -> None:
     assert np.allclose(one.worth(x), whole.worth(x))
 
 
+def test_an_arm_is_worth_its_score_less_its_steps() -> None:
+    """Of an arm that always scores .9 and makes three calls, and one that scores .4 with the first; where no call
+    answered no step is gained. An arm without any answer is expected to score .6.
+    """
+    bandit, x = StrategyBandit(("plain", "verify", "none"), flat(), 0.1), np.zeros(4, np.float32)
+    assert bandit.worth(x)[0] == pytest.approx(0.6)
+    for _ in range(2000):
+        bandit.learn(x, "verify", 0.9, 3)
+        bandit.learn(x, "plain", 0.4, 1)
+        bandit.learn(x, "none", 0.1, 0)
+    assert bandit.worth(x)[0] == pytest.approx([0.4, 0.9 - 0.1 * 2, 0.1], abs=0.01)
+    bandit.amend(x, "plain", 0.4, 200.4)
+    assert bandit.worth(x)[0][0] == pytest.approx(0.4 + 200 / 2000, abs=0.01)
+    pick = bandit.choose(x, 0.0, explore=False)
+    assert pick.arm == "verify" and pick.probabilities == {"plain": 0.0, "verify": 1.0, "none": 0.0}
+
+
 def test_an_unknown_arm_is_refused() -> None:
     """The error names the known ones."""
     with pytest.raises(ValueError, match="no strategy 'vote' among none, verify"):

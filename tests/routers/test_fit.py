@@ -1,0 +1,55 @@
+"""From outcome data to a router: what is learned of which columns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from routers.estimators.linear import Linear
+from routers.features import shipped_featurizer
+from routers.fit import described, fit_learned, predicted
+from routers.outcomes import DataError, Outcomes
+
+
+def outcomes(n: int = 40) -> Outcomes:
+    """A cheap model and a dear one, of which every second cost is known; nothing else is known of either."""
+    rng = np.random.default_rng(0)
+    cost = np.tile([0.001, 0.02], (n, 1))
+    cost[::2, 1], cost[1, 1] = np.nan, 0.04
+    none = np.full((n, 2), np.nan)
+    texts = tuple(f"what is {i} times {i % 7}" for i in range(n))
+    return Outcomes(
+        texts, texts, ("t",) * n, np.full(n, "train"), ("cheap", "dear"), rng.random((n, 2)), cost, cost, none, none,
+        none, none, none,
+    )  # fmt: skip
+
+
+def test_the_unit_of_cost_is_the_mean_call_of_the_dearest_model() -> None:
+    """Over the calls whose cost is known. Lengths and latencies that nobody stated are not learned."""
+    data, featurizer = outcomes(), shipped_featurizer()
+    x = described(data, featurizer)
+    learned = fit_learned(Linear(), data, x, featurizer.layout)
+    assert learned.reference_usd == pytest.approx((19 * 0.02 + 0.04) / 20)
+    assert learned.output_tokens is None and learned.latency is None and learned.cost is not None
+    assert predicted(learned, x)[1][:, 0] == pytest.approx(0.001)
+    timed = replace(data, output_tokens=np.full((40, 2), 50.0), latency_s=np.full((40, 2), 2.0))
+    learned = fit_learned(Linear(), timed, x, featurizer.layout)
+    assert learned.latency is not None and learned.output_tokens is not None
+    assert learned.latency.predict(np.array([[50.0, 50.0]])) == pytest.approx(2.0)
+    free = fit_learned(Linear(), replace(data, cost_usd=np.full((40, 2), np.nan)), x, featurizer.layout)
+    assert free.cost is None and free.reference_usd == 0.0 and not predicted(free, x)[1].any()
+
+
+def test_two_rows_and_a_score_of_every_model_are_needed() -> None:
+    """What is missing is named."""
+    data, featurizer = outcomes(3), shipped_featurizer()
+    x = described(data, featurizer)
+    two = np.arange(2)
+    assert fit_learned(Linear(), data.rows(two), x[:2], featurizer.layout).models == ("cheap", "dear")
+    with pytest.raises(DataError, match="1 row"):
+        fit_learned(Linear(), data.rows(two[:1]), x[:1], featurizer.layout)
+    unseen = replace(data, scores=np.column_stack([data.scores[:, 0], np.full(3, np.nan)]))
+    with pytest.raises(DataError, match="model 'dear' has no score"):
+        fit_learned(Linear(), unseen, x, featurizer.layout)
