@@ -43,8 +43,8 @@ class _Seen:
     answers: int = 0
 
     def value(self) -> float:
-        """What an answer costs on average."""
-        return self.cost_usd / max(self.answers, 1)
+        """What an answer costs on average; only asked of a key that had one."""
+        return self.cost_usd / self.answers
 
 
 class LeastExpectedCost(Generic[Key]):
@@ -123,8 +123,7 @@ class LeastExpectedCost(Generic[Key]):
             return seen
         parts = zip(seen.counts, grown, self._spans(), strict=True)
         expected = [n / growth / span + 1e-7 for n, growth, span in parts]
-        likely = sum(map(mul, self._trust, expected))
-        trust = [t * (e / likely) ** _LEARNING for t, e in zip(self._trust, expected, strict=True)]
+        trust = [t * e**_LEARNING for t, e in zip(self._trust, expected, strict=True)]
         total = sum(trust)
         self._trust = [(1 - _SHARE) * t / total + _SHARE / len(trust) for t in trust]
         seen.at, seen.counts = self._now, list(map(add, seen.counts, grown))

@@ -99,15 +99,16 @@ def guarantee(
     sample size.
     """
     rng = np.random.default_rng(seed)
+    each = max(1, splits // trainings)
     found: dict[float, list[dict[str, float]]] = {floor: [] for floor in floors}
     for family in families(logged, setting or TrainingSettings(), reference, trainings):
         n = len(family.reference)
-        orders = [rng.permutation(n) for _ in range(max(1, splits // trainings))]
+        orders = [rng.permutation(n) for _ in range(each)]
         for floor in floors:
             found[floor].append(_counted(family, floor, confidence, orders, int(calibrated * n), realised))
-    broken = 2.0 * float(np.sqrt(confidence * (1.0 - confidence) / splits))
+    broken = 2.0 * float(np.sqrt(confidence * (1.0 - confidence) / (each * trainings)))
     report = {f"{floor:.2f}": _mean(rows) | {"two_standard_errors": broken} for floor, rows in found.items()}
-    size = {"rules": len(family.scores), "rows": n, "splits": splits, "trainings": trainings}
+    size = {"rules": len(family.scores), "rows": n, "splits": each * trainings, "trainings": trainings}
     return {**size, "reference": family.reference_model, "calibration_share": calibrated, **report}
 
 

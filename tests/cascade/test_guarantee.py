@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from math import isnan
 
+import numpy as np
 import pytest
 
+from cascade.calibrate import Family
 from cascade.evaluate import evaluate
-from cascade.guarantee import certified, guarantee, reference_of
+from cascade.guarantee import _counted, certified, guarantee, reference_of
 from cascade.rows import TrainingSettings
 from routers.outcomes import DataError
 from tests.cascade.worlds import logged
@@ -26,10 +28,35 @@ def test_the_reference_is_the_most_expensive_model_or_the_named_one():
 def test_floors_are_kept_on_random_splits():
     """The share of breaches is at most the promised one, and the floor costs less than the reference."""
     setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)
-    report = guarantee(logged(600), floors=(0.9,), splits=60, trainings=2, setting=setting)
+    report = guarantee(logged(600), floors=(0.9,), splits=61, trainings=2, setting=setting)
     found = report["0.90"]
+    assert report["splits"] == 60 and found["two_standard_errors"] == pytest.approx(2 * (0.05 * 0.95 / 60) ** 0.5)
     assert found["broken"] <= 0.05 + 2 * (0.05 * 0.95 / 60) ** 0.5
     assert found["cost_ratio"] < 1.0 and found["cost_against_hindsight_of_each_split"] >= 1.0
+
+
+def test_breaches_refusals_and_prices_are_those_of_the_test_rows() -> None:
+    """The rule that is certified is paid there, the reference where none is; hindsight takes the cheapest that kept the
+    floor, and no rule that breaks it.
+    """
+    def counted(*scores: float, spoilt: float | None = None) -> dict[str, float]:
+        rules = np.tile(np.array(scores)[:, None], (1, 100))
+        if spoilt is not None:
+            rules[0, 80:] = spoilt
+        prices = np.tile(np.array([0.5, 0.125])[: len(scores), None], (1, 100))
+        family = Family(rules, prices, np.ones(100), np.full(100, 2.0), "large")
+        return _counted(family, 0.75, 0.95, [np.arange(100)], 80, True)
+
+    kept = counted(1.0, 0.5)
+    assert (kept["broken"], kept["refused"], kept["cost_ratio"]) == (0.0, 0.0, 0.25)
+    assert kept["hindsight_cost_ratio_of_each_split"] == kept["hindsight_cost_ratio_of_one_rule"] == 0.25
+    assert counted(1.0, 0.75)["cost_ratio"] == 0.0625
+    refused = counted(0.5)
+    assert (refused["broken"], refused["refused"], refused["cost_ratio"]) == (0.0, 1.0, 1.0)
+    assert refused["hindsight_cost_ratio_of_each_split"] == refused["hindsight_cost_ratio_of_one_rule"] == 1.0
+    broken = counted(1.0, spoilt=0.0)
+    assert (broken["broken"], broken["cost_ratio"]) == (1.0, 0.25)
+    assert broken["hindsight_cost_ratio_of_each_split"] == broken["hindsight_cost_ratio_of_one_rule"] == 1.0
 
 
 def test_the_report_states_means_and_spread():
