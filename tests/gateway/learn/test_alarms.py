@@ -60,7 +60,10 @@ def test_overestimated_scores_raise_an_alarm() -> None:
     """On poems alone the small model is right one time in five; with true estimates there is no alarm."""
     rows = Town(2).decisions(EVEN, 900)
     assert not calibration(log_of(expecting(rows, CALIBRATED)))
-    assert [one.model for one in calibration(log_of(expecting(rows, {**CALIBRATED, "small": 0.8})))] == ["small"]
+    (high,) = calibration(log_of(expecting(rows, {**CALIBRATED, "small": 0.8})))
+    (low,) = calibration(log_of(expecting(rows, {**CALIBRATED, "small": 0.3})))
+    assert high.message == f"small scores {-high.value:.2f} below what the router expects" and high.value < -0.15
+    assert low.message == f"small scores {low.value:.2f} above what the router expects" and low.value > 0.15
 
 
 @pytest.mark.parametrize("how", ["cascade", "fallback"])
@@ -102,6 +105,37 @@ def test_a_good_models_fall_is_detected_within_forty_answers(right: float, seen:
     assert sum(bool(changes(dataclasses.replace(log, score=one))) for one in score) <= 2
     score[:200, 560:] = rng.random((200, 40)) < right - 0.35
     assert sum(bool(changes(dataclasses.replace(log, score=one))) for one in score[:200]) >= seen
+
+
+@pytest.mark.parametrize(
+    ("sure", "share", "known", "lately", "kinds"),
+    [
+        (0.99, 0.5, 0.6, 0.6, set()),
+        (1.0, 0.5, 0.6, 0.6, {"starved"}),
+        (0.992, 0.5, 0.6, 0.6, {"starved"}),
+        (0.99, 0.95, 0.6, 0.6, set()),
+        (0.99, 0.96, 0.6, 0.6, {"concentrated"}),
+        (0.99, 0.5, 0.0, 0.0, {"unlabelled"}),
+        (0.99, 0.5, 0.02, 0.02, set()),
+        (0.99, 0.5, 0.6, 0.25, {"label delay"}),
+        (0.99, 0.5, 0.6, 0.35, set()),
+        (0.99, 0.5, 0.15, 0.0, set()),
+        (0.99, 0.5, 0.25, 0.0, {"label delay"}),
+    ],
+)
+def test_learning_that_is_dead_is_told(sure: float, share: float, known: float, lately: float, kinds: set[str]) -> None:
+    """By the probability of the likeliest model, the share of requests of the commonest, and the share of answers that
+    are scored: of the first 300 and of the last 100.
+    """
+    log = log_of(Town(7).decisions(EVEN, 400))
+    logged = np.full((400, 3), (1.0 - sure) / 2)
+    action = np.where(np.arange(400) % 100 < 100 * share, 0, 1)
+    logged[np.arange(400), action] = sure
+    rank = np.arange(400) * 37 % 100  # each hundred in another order
+    score = np.where(rank < 100 * np.where(np.arange(400) < 300, known, lately), 0.7, np.nan)
+    found = raised(dataclasses.replace(log, logged=logged, action=action, score=score))
+    assert {one.kind for one in found} == kinds
+    assert all(one.model == log.models[0] for one in found if one.kind == "concentrated")
 
 
 def test_a_router_is_stale_only_without_training() -> None:

@@ -160,8 +160,16 @@ def test_coverage_counts_kept_answers_since_the_certificate(
         kept[0], id="f", time_s=2150.0, answered_model="", status=503,
         attempts=(AttemptRecord(model="small", failure="timeout"),),
     )  # fmt: skip
-    put(store, [*kept, failed, *rounds(50, 2200.0, seed=5)])
+    compared = rounds(50, 2200.0, right=0.93, seed=5)
+    wrong = sum(
+        record.attempts[0].evidence.confidence > 0.9 and said.label == "different"
+        for record, said in zip(compared[::2], compared[1::2], strict=True)
+    )
+    put(store, [*kept, failed, *compared])
     found = stepped(Promises(config, store), 3000.0)["coverage"]
+    assert wrong > 0 and found["quality_share"] == pytest.approx(1 - wrong / 50)
+    assert found["cost_usd"] == pytest.approx((11 * 1000 + 50 * 11_000) / 1e9)
+    assert found["reference_usd"] == pytest.approx(61 * 10_000 / 1e9)
     assert found["requests"] == 61 and found["kept"] == 10 and found["measured"] == 50
     assert found["quality_low"] <= found["quality_share"] <= found["quality_high"]
     assert found["cost_usd"] < found["reference_usd"] and found["counted_since_s"] == 2000.0
