@@ -14,7 +14,7 @@ from cascade.climb import climb
 from cascade.evaluate import plans
 from cascade.logistic import logistic
 from cascade.posterior import Prices, Scene, Space, after, shown
-from cascade.posterior_fit import Board, best_quality, cheapest_matching, solve, with_forecasts
+from cascade.posterior_fit import Board, _end, best_quality, cheapest_matching, solve, with_forecasts
 from cascade.replay import LoggedModels, replay_all, replayed
 from cascade.routing import routed_plan
 from cascade.rows import TrainingSettings
@@ -185,6 +185,41 @@ def test_free_models_are_predicted_to_cost_nothing():
     free = Prices(*(np.zeros_like(usd) for usd in (told.prices.answer, told.prices.read)))
     rule = with_forecasts(solve(board, free, 1.0), board, free)
     assert np.isfinite(rule.gains).all() and np.isfinite(rule.spends).all()
+
+
+def test_what_is_foretold_is_where_climbs_end(trained: Trained):
+    """Climbed one row at a time, the chance that is believed at the end and what was paid after the first answer; their
+    means are those of the forecasts.
+    """
+    rows = part(200, seed=7, check_usd=1e-5)
+    prices = Prices(rows.logged.data.cost_usd, rows.logged.data.checked_cost_usd)
+    board = Board.of(trained.posterior, rows.scene)
+    space, m = board.space, len(MODELS)
+    rule = solve(board, prices, 300.0)
+    told = with_forecasts(rule, board, prices)
+    chance, usd = told.opened(space, board.chances[()], prices)
+    most = prices.answer.max(1) * space.depth
+    onward = 0
+    for place, action in enumerate(space.actions(())):
+        found, spent = _end(rule, board, prices, after((), action), np.arange(200))
+        for row in range(200):
+            state, paid = after((), action), 0.0
+            while True:
+                chances, own = board.chances[state][[row]], prices.rows(np.array([row]))
+                pick = int(rule.options(space, state, chances, own).argmax())
+                if pick == 0:
+                    end = max(chances[0, j] for j, _ in state)
+                    break
+                if pick <= m:
+                    end, paid = chances[0, pick - 1], paid + own.answer[0, pick - 1]
+                    break
+                further = space.actions(state)[pick - 1 - m]
+                state, paid, onward = after(state, further), paid + own.of([further])[0, 0], onward + 1
+            assert (found[row], spent[row]) == pytest.approx((end, paid))
+        assert chance[:, place].mean() == pytest.approx(found.mean(), abs=1e-3)
+        share = (usd[:, place] - prices.of([action])[:, 0]) / most
+        assert share.mean() == pytest.approx((spent / most).clip(max=1.0).mean(), abs=1e-3)
+    assert onward > 20
 
 
 def test_values_look_ahead():

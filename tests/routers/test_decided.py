@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from routers import evaluate
-from routers.estimators.decided import KEPT, SHARES, Decided
+from routers.estimators.decided import KEPT, SHARES, Decided, _costs_out_of_fold, _mixtures
 from routers.estimators.ensemble import Ensemble
 from routers.estimators.linear import Linear
 from routers.estimators.stacked import Stacked
@@ -31,6 +31,24 @@ def test_weights_are_a_convex_mixture() -> None:
     assert (weights >= 0).all()
     assert np.allclose(weights * SHARES * KEPT, np.round(weights * SHARES * KEPT))
     assert tuple(weights) == Decided().fit(data).weights
+
+
+def test_mixtures_are_all_shares_in_quarters() -> None:
+    """Of four members 35, from each alone to all alike."""
+    found = list(_mixtures(4))
+    assert len(set(found)) == len(found) == 35 and {sum(one) for one in found} == {1.0}
+    assert (0.25,) * 4 in found and (0.0, 0.0, 0.0, 1.0) in found
+
+
+def test_costs_are_predicted_for_rows_that_were_not_seen() -> None:
+    """What a row cost moves what is predicted for others, and not its own."""
+    data, _ = priced(60)
+    assert data.costs is not None
+    other = data.costs.copy()
+    other[7] *= 50.0
+    one, two = _costs_out_of_fold(data, data.costs), _costs_out_of_fold(data, other)
+    assert np.array_equal(one[7], two[7]) and not np.array_equal(one, two)
+    assert np.abs(np.log(one / PRICES)).mean() < 0.2
 
 
 def test_without_costs_or_full_rows_the_ensembles_weights_are_used() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from routers.estimators.base import Training
+from routers.estimators.clusters import Clusters
 from routers.estimators.domain import LEAST_OF_SOURCE, Domain
 
 
@@ -54,3 +55,25 @@ def test_a_part_of_the_rows_has_its_own_sources() -> None:
     assert data.rows(np.array([3, 1])).sources == [data.sources[3], data.sources[1]]
     with pytest.raises(ValueError, match="40 rows, but 1 sources"):
         replace(data, sources=["s1"])
+
+
+def test_a_cell_is_as_unsure_as_a_fair_coin_with_its_prior() -> None:
+    """Half over the root of scores and pseudo-observations; a task with fewer than eight rows is merged with others."""
+    scores = np.tile([[1.0, 0.0], [0.0, np.nan]], (10, 1))
+    tasks = ["a"] * 8 + ["b"] * 7 + ["c"] * 5
+    found = Domain().fit(Training(np.random.default_rng(0).normal(size=(20, 2)), scores, tasks, ("m", "n")))
+    assert found.names() == ["", "a"]
+    assert found.deviation_ == pytest.approx(0.5 / np.sqrt([[12 + 10, 6 + 10], [8 + 10, 4 + 10]]))
+
+
+@pytest.mark.parametrize(("kind", "weights"), [(Domain, "weights_"), (Clusters, "centres_")])
+def test_doubt_between_cells_adds_their_differences(kind: type[Domain | Clusters], weights: str) -> None:
+    """Where each is as likely, the variance is the mean of theirs and that of their means."""
+    data, _ = two_sources()
+    found = kind().fit(data)
+    setattr(found, weights, np.zeros_like(getattr(found, weights)))
+    if isinstance(found, Domain):
+        found.intercept_ = np.zeros_like(found.intercept_)
+    mean, sd = found.predict(data.x[:1])
+    assert mean[0] == pytest.approx(found.table_.mean(0))
+    assert sd[0] ** 2 == pytest.approx((found.deviation_**2).mean(0) + found.table_.var(0))
