@@ -41,7 +41,7 @@ class Round:
     confidence: float
     """NaN where no confidence was read, or the first model failed."""
     kept: bool
-    """Whether another model's answer than the reference's was given; a failed request has none."""
+    """Whether the answer came from another model than the reference; false where the request failed."""
     cost_usd: float
 
 

@@ -78,8 +78,8 @@ def at_threshold(log: Log, accept_at: float) -> Answer:
 def _valued(
     log: Log, found: Climbs, would_keep: NDArray[np.bool_], changed: NDArray[np.bool_], reward: Array, name: str
 ) -> Figure | Refusal | None:
-    """Over the rounds whose reward is known: unchanged ones as they were, changed ones by the mean of their twins. A
-    changed round without a reward is not counted, because an unchanged one isn't either.
+    """The mean over the rounds whose reward is known: unchanged rounds count as they were, changed ones by the mean of
+    their twins. Changed rounds of unknown reward don't count either, or they would outweigh unchanged ones.
     """
     known = np.isfinite(reward)
     if not known.any():
@@ -91,7 +91,7 @@ def _valued(
             continue
         twins, counted = _twins(found, band, keeping, reward, name), int(known[found.place[band]].sum())
         if len(twins) < MIN_TWINS or not counted:
-            return _refused(log, found, band, len(twins))
+            return _refused(log, found, band, len(twins), name)
         then[found.place[band]] = twins.mean()
         error += counted * float(twins.std(ddof=1)) / sqrt(len(twins))
     now, value, gap = (mean_interval(one[known]) for one in (reward, then, then - reward))
@@ -119,10 +119,10 @@ def _alone(answer: AttemptRecord, name: str) -> float | None:
     return answer.cost_nanousd / 1e9 if name == "cost_usd" else answer.latency_s
 
 
-def _refused(log: Log, found: Climbs, band: NDArray[np.bool_], twins: int) -> Refusal:
+def _refused(log: Log, found: Climbs, band: NDArray[np.bool_], twins: int, name: str) -> Refusal:
     share, missing = float(band.sum()) / len(log), max(MIN_TWINS - twins, 0)
     price = float(np.mean(log.cost_usd[found.place[band]]))
     overlap = ope.Overlap(len(log), float(twins), share)
     reason = f"{share:.0%} of the answers would change sides, "
-    reason += f"{twins} alike were ever decided so" if missing else "none of which was scored"
+    reason += f"{twins} alike were ever decided so" if missing else f"none of them has a known {name.split('_')[0]}"
     return Refusal(reason, overlap, missing, round(missing / max(share, 1e-9)), missing * price)

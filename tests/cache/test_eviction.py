@@ -78,7 +78,7 @@ def test_a_newcomer_worth_less_than_all_is_refused(kind: Any) -> None:
 
 
 def worth(asked: list[int], now: int, trust: list[float]) -> float:
-    """Rate of requests at those times: their mean over each memory, the older ones counting less."""
+    """The rate of requests at those times, averaged over the memories; each memory discounts older requests."""
     rates = [
         sum(math.exp((at - now) / memory) for at in asked) / (1 + (memory * (1 - math.exp(-now / memory))))
         if memory < math.inf else len(asked) / (1 + now)
@@ -88,8 +88,8 @@ def worth(asked: list[int], now: int, trust: list[float]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_least_of_all_go_by_rate_and_mean_cost_per_byte(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As told from the whole history of requests, held or not, whenever decay begins anew."""
+def test_the_keys_of_least_expected_cost_per_byte_are_evicted(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The victims are those that the whole history of requests gives, also after forward decay has begun anew."""
     monkeypatch.setattr(eviction, "_MEMORIES", (5.0, 40.0, math.inf))
     monkeypatch.setattr(eviction, "_TURN", 3.0)
     rng, policy = random.Random(seed), LeastExpectedCost[int](100, sample=200)
@@ -123,9 +123,9 @@ def test_the_least_of_all_go_by_rate_and_mean_cost_per_byte(seed: int, monkeypat
     assert refused > 3
 
 
-def test_the_memory_that_predicts_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where favourites change every few requests the shortest, where they never do the longest; shares sum to one, and
-    none is lost for good. Decay begins anew before its weights are too large for a float.
+def test_the_memory_that_predicts_best_gets_the_most_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the shortest where popularity changes every few requests, and the longest where it never changes. Weights
+    sum to one and never reach zero, and decay begins anew before a float would overflow.
     """
     monkeypatch.setattr(eviction, "_MEMORIES", (8.0, 100.0, math.inf))
     for turns, trusted in ((30, 0), (10**6, 2)):
@@ -136,8 +136,8 @@ def test_the_memory_that_predicts_is_trusted(monkeypatch: pytest.MonkeyPatch) ->
         assert sum(policy._trust) == pytest.approx(1.0) and min(policy._trust) > 1e-4
 
 
-def test_rates_of_few_that_left_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of keys that are not held the latest, and of those held all."""
+def test_only_the_latest_of_the_keys_not_held_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All held keys are remembered, and only the more recent half of the others once there are too many."""
     monkeypatch.setattr(eviction, "_LEAST_REMEMBERED", 8)
     policy = LeastExpectedCost[int](100)
     policy.admit(-1, 1.0, 10)

@@ -35,9 +35,9 @@ def test_floors_are_kept_on_random_splits():
     assert found["cost_ratio"] < 1.0 and found["cost_against_hindsight_of_each_split"] >= 1.0
 
 
-def test_breaches_refusals_and_prices_are_those_of_the_test_rows() -> None:
-    """The rule that is certified is paid there, the reference where none is; hindsight takes the cheapest that kept the
-    floor, and no rule that breaks it.
+def test_breaches_refusals_and_costs_are_counted_on_the_test_rows() -> None:
+    """The cost is that of the certified rule, or of the reference where the certificate is refused. Hindsight pays for
+    the cheapest rule that kept the floor, or for the reference where none did.
     """
     def counted(*scores: float, spoilt: float | None = None) -> dict[str, float]:
         rules = np.tile(np.array(scores)[:, None], (1, 100))

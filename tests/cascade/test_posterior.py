@@ -187,9 +187,9 @@ def test_free_models_are_predicted_to_cost_nothing():
     assert np.isfinite(rule.gains).all() and np.isfinite(rule.spends).all()
 
 
-def test_what_is_foretold_is_where_climbs_end(trained: Trained):
-    """Climbed one row at a time, the chance that is believed at the end and what was paid after the first answer; their
-    means are those of the forecasts.
+def test_forecasts_agree_with_climbs_row_by_row(trained: Trained):
+    """A climb of each row alone ends with the same chance and the same cost after its first answer, and the forecasts
+    have the means of both.
     """
     rows = part(200, seed=7, check_usd=1e-5)
     prices = Prices(rows.logged.data.cost_usd, rows.logged.data.checked_cost_usd)

@@ -80,7 +80,7 @@ def test_boldness_scales_the_deviation_beyond_the_level(sd: float, level: float,
 
 
 def test_the_quick_normal_distribution_is_close() -> None:
-    """To within what is stated of it, over all that matters."""
+    """Its error is below .0003, as its docstring states."""
     z = np.linspace(-6.0, 6.0, 2401)
     assert np.abs(_normal_cdf(z) - [NormalDist().cdf(one) for one in z.tolist()]).max() < 3e-4
 
@@ -116,10 +116,8 @@ def test_replicas_add_up(seed: int, cut: int) -> None:
     assert all(np.allclose(half, whole.arrays()[name]) for name, half in twice.arrays().items())
 
 
-def test_axes_may_be_moved_and_stretched() -> None:
-    """What is learnt of the models is the same on axes with another origin and unit, because penalties apply to axes
-    that are moved back.
-    """
+def test_the_origin_and_the_unit_of_the_axes_do_not_matter() -> None:
+    """On shifted and scaled axes the same corrections are learned, because penalties apply to standardised axes."""
     rng, shift, scale = np.random.default_rng(5), np.array([5.0, -2.0, 0.0]), np.array([3.0, 0.2, 1.0])
     plain, moved = BanditState.empty(("a", "b"), 3), BanditState.empty(("a", "b"), 3)
     for i in range(3000):
@@ -158,9 +156,9 @@ def test_the_posterior_is_the_whole_ridge_regression() -> None:
 
 
 @pytest.mark.parametrize("differ", [0.0, 0.5])
-def test_the_evidence_is_that_of_the_answers(differ: float) -> None:
-    """How much likelier one penalty makes the answers than another is as computed from their joint distribution: normal
-    around nothing, with a common scale that is inverse gamma.
+def test_the_evidence_is_the_marginal_likelihood(differ: float) -> None:
+    """The log ratio of the evidence of two penalties is that of the answers' joint density, computed directly: normal
+    with mean zero, and with an inverse-gamma prior on the noise.
     """
     rng, m, d, n = np.random.default_rng(3), 3, 4, 80
     z, arm = np.c_[rng.normal(size=(n, d - 1)), np.ones(n)], rng.integers(0, m, n)
@@ -243,8 +241,8 @@ def test_a_new_model_joins() -> None:
     assert "fresh" in learner.state.models
 
 
-def test_exploration_narrows_with_the_root_of_the_answers() -> None:
-    """SquareCB's gamma is the stated one after a thousand answers, and not zero before the first."""
+def test_exploration_shrinks_with_the_square_root_of_the_answers() -> None:
+    """SquareCB's gamma is the stated sharpness after 1,000 answers, and is not zero before the first."""
     learner = bandit(SQUARE_CB, exploration=Exploration(floor=0.001, sharpness=1000.0))
     for seen, gamma in ((1000, 1000.0), (250, 500.0), (0, 1000.0 * 0.001**0.5)):
         learner.seen = seen
@@ -252,8 +250,8 @@ def test_exploration_narrows_with_the_root_of_the_answers() -> None:
     assert bandit(GREEDY).chances([0.8, 0.9], np.ones(2), True) == [0.0, 1.0]
 
 
-def test_of_an_unheard_model_nothing_is_corrected() -> None:
-    """Its standard deviation is the prior's: of its own mean, and of its own slopes on the query's axes."""
+def test_a_model_without_answers_is_not_corrected() -> None:
+    """Its standard deviation is the prior one, of its own mean and of its own slopes on the query's axes."""
     learner, asked = bandit(), query(4)
     learner.update(asked, POOL, SMALL.model, 1.0, 0.3)
     z, shrink = learner.axes(asked.vector), Shrinkage()
@@ -266,8 +264,8 @@ def test_of_an_unheard_model_nothing_is_corrected() -> None:
     )
 
 
-def test_an_answer_counts_at_once_and_half_after_the_half_life() -> None:
-    """What was decided before it is decided anew."""
+def test_an_answer_counts_half_after_the_half_life() -> None:
+    """And every answer changes the next forecast."""
     learner, asked = bandit(half_life=10.0), query(4)
     before = learner.forecast(asked, POOL).quality
     for _ in range(11):

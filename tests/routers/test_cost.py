@@ -1,4 +1,4 @@
-"""What an answer costs and how long it takes, on figures worked out by hand."""
+"""Fits of cost and latency, on figures that are worked out by hand."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from routers.cost import FLOOR_USD, Latency, LogLinear, runtime
 
 
-def test_a_cost_is_fitted_in_logarithms_and_its_mean_kept() -> None:
-    """Logarithms 0 and 2 at 5 and 7: about their middle the slope is 2 / (2 + 3). A model's own rows alone count, and
-    one that was never seen is unknown.
+def test_the_logarithm_of_a_cost_is_fitted_and_its_mean_kept() -> None:
+    """The logarithms are 0 and 2 at 5 and 7, so with a penalty of 3 the slope is 2 / (2 + 3). Only rows with a cost of
+    the model count, and a model without any has no prediction.
     """
     x = np.array([[5.0], [7.0], [9.0]])
     cost = np.array([[1.0, np.nan, np.nan], [exp(2.0), np.nan, 3.0], [np.nan, np.nan, 3.0]])
@@ -23,7 +23,7 @@ def test_a_cost_is_fitted_in_logarithms_and_its_mean_kept() -> None:
 
 
 def test_free_answers_and_far_queries_have_a_finite_cost() -> None:
-    """A cost of nothing has no logarithm, and one far from all that was seen no end."""
+    """A cost of zero counts as FLOOR_USD, and a prediction is at most e^50."""
     x = np.linspace(-1.0, 1.0, 40)[:, None]
     free = LogLinear().fit(x, np.zeros((40, 1))).predict(x)
     assert free == pytest.approx(FLOOR_USD)
@@ -42,15 +42,15 @@ def test_free_answers_and_far_queries_have_a_finite_cost() -> None:
     ],
     ids=["a line", "longer is not faster", "through nothing", "one length", "no answer"],
 )
-def test_no_part_of_a_latency_is_negative(
+def test_neither_part_of_a_latency_is_negative(
     tokens: list[float], seconds: list[float], fitted: tuple[float, float]
 ) -> None:
-    """The least squares among lines that neither fall nor begin below nothing."""
+    """The fit is the non-negative least-squares line."""
     assert runtime(np.array(seconds), np.array(tokens)) == pytest.approx(fitted)
 
 
-def test_latency_is_learned_from_three_answers_on() -> None:
-    """Answers whose length or time is unknown don't count."""
+def test_three_answers_are_enough_to_learn_latency() -> None:
+    """Answers of unknown length or latency don't count."""
     tokens = np.array([[10.0, 10.0], [20.0, 20.0], [40.0, 40.0], [np.nan, 80.0], [80.0, np.nan]])
     seconds = 0.5 + 0.02 * tokens
     seconds[2, 1], seconds[3, 0] = np.nan, 9.0

@@ -33,15 +33,15 @@ def test_weights_are_a_convex_mixture() -> None:
     assert tuple(weights) == Decided().fit(data).weights
 
 
-def test_mixtures_are_all_shares_in_quarters() -> None:
-    """Of four members 35, from each alone to all alike."""
+def test_mixtures_are_all_weights_in_quarters() -> None:
+    """There are 35 of four members, each member alone and all with equal weights among them."""
     found = list(_mixtures(4))
     assert len(set(found)) == len(found) == 35 and {sum(one) for one in found} == {1.0}
     assert (0.25,) * 4 in found and (0.0, 0.0, 0.0, 1.0) in found
 
 
 def test_costs_are_predicted_for_rows_that_were_not_seen() -> None:
-    """What a row cost moves what is predicted for others, and not its own."""
+    """A row's cost changes the predictions for other rows but not its own."""
     data, _ = priced(60)
     assert data.costs is not None
     other = data.costs.copy()

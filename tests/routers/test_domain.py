@@ -57,8 +57,8 @@ def test_a_part_of_the_rows_has_its_own_sources() -> None:
         replace(data, sources=["s1"])
 
 
-def test_a_cell_is_as_unsure_as_a_fair_coin_with_its_prior() -> None:
-    """Half over the root of scores and pseudo-observations; a task with fewer than eight rows is merged with others."""
+def test_the_deviation_of_a_cell_counts_its_pseudo_scores() -> None:
+    """It is .5 / sqrt(n + prior_count). Tasks with fewer than eight rows are merged into one."""
     scores = np.tile([[1.0, 0.0], [0.0, np.nan]], (10, 1))
     tasks = ["a"] * 8 + ["b"] * 7 + ["c"] * 5
     found = Domain().fit(Training(np.random.default_rng(0).normal(size=(20, 2)), scores, tasks, ("m", "n")))
@@ -67,8 +67,8 @@ def test_a_cell_is_as_unsure_as_a_fair_coin_with_its_prior() -> None:
 
 
 @pytest.mark.parametrize(("kind", "weights"), [(Domain, "weights_"), (Clusters, "centres_")])
-def test_doubt_between_cells_adds_their_differences(kind: type[Domain | Clusters], weights: str) -> None:
-    """Where each is as likely, the variance is the mean of theirs and that of their means."""
+def test_doubt_between_cells_adds_the_variance_of_their_means(kind: type[Domain | Clusters], weights: str) -> None:
+    """If all cells are equally likely, the variance is the mean of their variances plus the variance of their means."""
     data, _ = two_sources()
     found = kind().fit(data)
     setattr(found, weights, np.zeros_like(getattr(found, weights)))

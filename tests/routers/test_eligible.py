@@ -59,7 +59,7 @@ def test_expected_price_counts_prompt_and_limited_output() -> None:
 
 
 def test_the_worst_price_counts_all_that_the_request_allows() -> None:
-    """All output, all web searches (those that are made for every answer are no further ones) and all runs of tools."""
+    """It counts all output, all web searches (those made for every answer only once) and all runs of tools."""
     asked = query(input_tokens=1_000, max_output_tokens=500, web_searches=3, tool_runs=(("code", 2), ("other", 9)))
     plain = (1_000 * 3.0 + 500 * 15.0) / 1e6
     seeker = replace(LARGE, web_search_usd=0.01, web_searches=1)

@@ -1,4 +1,4 @@
-"""Factorisation with item response: gradients, and models that join."""
+"""Tests of the factorisation: its gradients, its predictions, and models that join."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def numeric(loss: Callable[[Matrix], float], at: Matrix, step: float = 1e-5) -> 
     return found
 
 
-def test_the_slopes_are_those_of_the_log_loss() -> None:
-    """Ten times the gradient of its mean over the cells that were seen."""
+def test_the_slopes_are_the_gradient_of_the_log_loss() -> None:
+    """They are ten times the gradient of the mean loss over observed cells, as central differences show."""
     rng = np.random.default_rng(0)
     scores = (rng.random((7, 3)) < 0.5).astype(float)
     scores[0, 1] = scores[4, :2] = np.nan
@@ -43,7 +43,7 @@ def test_the_slopes_are_those_of_the_log_loss() -> None:
 
 
 def fitted(n: int = 300) -> tuple[Factor, Training]:
-    """Two models like the first trait, one unlike it."""
+    """Two models do well where the first coordinate is high, and one where it is low."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(n, 3))
     chance = sigmoid(0.5 + 0.8 * x[:, 1:2] + 2.0 * x[:, :1] * np.array([1.0, 1.0, -1.0]))
@@ -51,8 +51,8 @@ def fitted(n: int = 300) -> tuple[Factor, Training]:
     return Factor(rank=2).fit(data), data
 
 
-def test_it_predicts_as_its_logits_and_is_unsure_like_a_coin() -> None:
-    """The standard deviation of a share over the answers seen, for each trait one less."""
+def test_a_prediction_is_the_sigmoid_of_its_logits() -> None:
+    """Its variance is p (1 - p) (1 + |traits|^2) / (n + 1)."""
     factor, data = fitted()
     mean, sd = factor.predict(data.x[:5])
     traits = data.x[:5] @ factor.traits_ + factor.trait_level_
@@ -62,8 +62,8 @@ def test_it_predicts_as_its_logits_and_is_unsure_like_a_coin() -> None:
     assert ((mean > 0.5) == (data.scores[:5] > 0.5)).mean() > 0.6
 
 
-def test_a_model_that_joins_is_the_likeliest_near_the_others() -> None:
-    """Its level and vector are where the pull of its probes and that of the known models' mean are equal."""
+def test_a_model_that_joins_gets_the_likeliest_vector() -> None:
+    """There the gradient of the probes' log loss equals that of the penalty toward the known models' mean."""
     factor, data = fitted()
     centre = np.append(factor.level_.mean(), factor.vectors_.mean(1))
     spread = np.append(factor.level_.var() + 0.05, factor.vectors_.var(1) + 0.05)

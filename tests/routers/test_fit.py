@@ -1,4 +1,4 @@
-"""From outcome data to a router: what is learned of which columns."""
+"""Tests of what a router learns from the columns of outcome data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from routers.outcomes import DataError, Outcomes
 
 
 def outcomes(n: int = 40) -> Outcomes:
-    """A cheap model and a dear one, of which every second cost is known; nothing else is known of either."""
+    """Scores and costs of two models; every second cost of the dear one is unknown."""
     rng = np.random.default_rng(0)
     cost = np.tile([0.001, 0.02], (n, 1))
     cost[::2, 1], cost[1, 1] = np.nan, 0.04
@@ -26,8 +26,8 @@ def outcomes(n: int = 40) -> Outcomes:
     )  # fmt: skip
 
 
-def test_the_unit_of_cost_is_the_mean_call_of_the_dearest_model() -> None:
-    """Over the calls whose cost is known. Lengths and latencies that nobody stated are not learned."""
+def test_the_reference_cost_is_the_mean_call_of_the_most_expensive_model() -> None:
+    """Calls of unknown cost don't count. Lengths and latencies are learned only where the data has them."""
     data, featurizer = outcomes(), shipped_featurizer()
     x = described(data, featurizer)
     learned = fit_learned(Linear(), data, x, featurizer.layout)
@@ -43,7 +43,7 @@ def test_the_unit_of_cost_is_the_mean_call_of_the_dearest_model() -> None:
 
 
 def test_two_rows_and_a_score_of_every_model_are_needed() -> None:
-    """What is missing is named."""
+    """The error names what is missing."""
     data, featurizer = outcomes(3), shipped_featurizer()
     x = described(data, featurizer)
     two = np.arange(2)

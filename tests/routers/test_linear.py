@@ -41,8 +41,8 @@ def test_typical_leverage_is_that_of_the_training_rows() -> None:
 
 
 def test_without_penalties_it_is_least_squares() -> None:
-    """Of each model's scores on the query and a constant; its noise is what the query doesn't explain of the models'
-    deviations from each other.
+    """Predictions are those of each model's regression on the vector and a constant. The noise is the residual variance
+    of the models' deviations from the row's mean.
     """
     rng = np.random.default_rng(0)
     x = rng.normal(2.0, 1.0, (4000, 3))
@@ -53,8 +53,8 @@ def test_without_penalties_it_is_least_squares() -> None:
     assert found.noise_ == pytest.approx(0.1**2 * 3 / 4, rel=0.1)
 
 
-def test_it_predicts_the_same_wherever_the_origin_is() -> None:
-    """Penalties are on slopes alone."""
+def test_predictions_do_not_depend_on_the_origin() -> None:
+    """Only slopes are penalised."""
     rng = np.random.default_rng(1)
     x, scores = rng.normal(size=(60, 3)), rng.random((60, 2))
     scores[:20, 0] = np.nan

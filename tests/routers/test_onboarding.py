@@ -51,7 +51,7 @@ def test_dense_and_logged_data_stay_unchanged() -> None:
 
 
 def test_easy_probes_do_not_flatter() -> None:
-    """A model that was asked easier queries than most is expected to do less well on the others."""
+    """If a model's probes are easier than most queries, lower scores are predicted for the others."""
     rng, flattered, adjusted = np.random.default_rng(0), [], []
     for seed in range(8):
         scores, chance = outcomes(1000, seed)
@@ -71,7 +71,7 @@ def test_easy_probes_do_not_flatter() -> None:
      (100, 7, 49, True), (100, 7, 50, False), (600, 2, 50, True), (600, 1, 50, False)],
 )  # fmt: skip
 def test_few_probes_and_two_known_models_are_needed(n: int, dense: int, known: int, filled: bool) -> None:
-    """From 5 outcomes on, below 200 and on less than half of the queries."""
+    """A model is filled if it has 5 to 199 outcomes, on less than half of the queries."""
     scores, _ = outcomes(n)
     few = scores[:, -1 - dense :].copy()
     few[known:, -1] = np.nan

@@ -174,7 +174,7 @@ def test_a_clock_that_was_days_ahead_does_not_stop_the_refill() -> None:
 
 
 def test_an_hour_refills_its_share_less_the_reserve() -> None:
-    """A sixteenth of the budget is not planned to be spent, in what is recalled of earlier spending neither."""
+    """An hour of an even day refills 15/16 of 1/24 of the budget, also where earlier spending is recalled."""
     purse = Purse(24.0, 0.0, 0.0)
     purse.refill(HOUR_S)
     assert purse.level_usd == pytest.approx(15 / 16)
@@ -184,7 +184,7 @@ def test_an_hour_refills_its_share_less_the_reserve() -> None:
 
 
 def test_spending_within_a_minute_is_one_entry() -> None:
-    """Which leaves with the last of it, never before."""
+    """It leaves the last 24 hours when the last of its spending does, or later."""
     purse = Purse.new(24.0, 0.0)
     for now_s in (0.0, 30.0, 59.0, 61.0, 100.0):
         purse.refill(now_s)

@@ -37,8 +37,8 @@ def test_the_battles_of_a_row_are_its_observed_pairs() -> None:
     assert wins[1].tolist() == [[0, 0, 0.5], [0, 0, 0], [0.5, 0, 0]]
 
 
-def test_the_slopes_are_those_of_the_loss() -> None:
-    """Ten times the gradient of the mean log loss of battles."""
+def test_the_slopes_are_the_gradient_of_the_loss() -> None:
+    """They are ten times the gradient of the mean log loss of battles, as central differences show."""
     rng = np.random.default_rng(0)
     x, wins = rng.normal(size=(6, 3)), battles(np.array([[1.0, 0.0, 1.0], [0.0, 1.0, np.nan]] * 3))
     weights = {"level": rng.normal(size=3), "traits": rng.normal(size=(3, 2)), "vectors": rng.normal(size=(2, 3))}

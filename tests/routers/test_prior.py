@@ -10,8 +10,8 @@ from routers.types import Candidate
 
 
 def test_skill_grows_with_the_logarithm_of_the_price() -> None:
-    """Ten times the output price is .35 ln 10 logits more, about 1 at the middling price; a model without an output
-    price has its input price, and a free one .02. Difficulty takes from all alike.
+    """A tenfold output price adds .35 ln 10 logits, and the mean over models is 1 less the difficulty. A model without
+    an output price is ranked by its input price, and a free one as if it cost .02.
     """
     pool = [Candidate("a", 9.0, 0.4), Candidate("b", 9.0, 4.0), Candidate("c", 4.0), Candidate("free")]
     chance = expected(pool, difficulty=0.7)

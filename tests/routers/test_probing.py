@@ -81,8 +81,8 @@ def test_a_rival_with_few_answers_is_asked_before_the_leader() -> None:
 
 
 def test_an_error_is_that_of_the_mean() -> None:
-    """Models that always differ by the same: a quarter over n, over n again. Models that agree on nothing: the
-    variance of a fair coin beside it.
+    """Models that differ by a constant have a residual variance of .25 / n, the prior's. Models that never agree have
+    that of a fair coin on top. A model that was not asked has an infinite error and is never the leader.
     """
     alike = leaderboard(np.tile([0.5, 0.75], (100, 1)))
     assert alike.mean == pytest.approx([0.5, 0.75]) and alike.error == pytest.approx(0.5 / 100)
@@ -93,8 +93,8 @@ def test_an_error_is_that_of_the_mean() -> None:
 
 
 @pytest.mark.parametrize(("errors", "settled"), [([0.05, 0.04, 0.0], True), ([0.05, 0.06, 0.0], False)])
-def test_it_is_settled_once_bounds_are_apart(errors: list[float], settled: bool) -> None:
-    """Two errors below the leader beside two above every other."""
+def test_it_is_settled_when_the_bounds_are_apart(errors: list[float], settled: bool) -> None:
+    """The leader's mean less two errors must be above every other mean plus two errors."""
     assert Leaderboard(np.array([0.8, 0.6, 0.2]), np.array(errors)).settled == settled
 
 
@@ -102,8 +102,8 @@ def test_it_is_settled_once_bounds_are_apart(errors: list[float], settled: bool)
     ("asked", "next_model"),
     [([50, 50, 30], 2), ([30, 50, 30], 0), ([99, 50, 99], 1), ([99, 99, 99], 0), ([50, 99, 60], 0), ([99, 50, 30], 2)],
 )
-def test_the_leader_or_the_rival_with_the_highest_bound(asked: list[int], next_model: int) -> None:
-    """Whichever was asked less, of those that may be asked more (99 are all)."""
+def test_the_leader_or_the_rival_with_the_highest_bound_is_asked(asked: list[int], next_model: int) -> None:
+    """It is whichever was asked less; a model that was asked all 99 queries is passed over."""
     now = Leaderboard(np.array([0.8, 0.6, 0.5]), np.array([0.01, 0.01, 0.2]))
     assert _contested(now, np.array(asked), 99) == next_model
 

@@ -69,7 +69,7 @@ def test_a_fit_is_determined_by_its_seed() -> None:
 
 
 def test_members_predict_rows_that_they_did_not_see() -> None:
-    """What a row's models scored says nothing of what is predicted for it."""
+    """A row's scores don't change the members' predictions for that row."""
     data = world(80)
     other = Training(data.x, data.scores.copy(), data.tasks, data.models)
     other.scores[7] = 1.0 - np.nan_to_num(other.scores[7])
@@ -77,9 +77,9 @@ def test_members_predict_rows_that_they_did_not_see() -> None:
         assert np.array_equal(one[7], two[7]) and not np.array_equal(one, two)
 
 
-def test_a_mean_of_members_is_as_unsure_as_their_mixture() -> None:
-    """Second moments are averaged like means; what is stretched is the deviation from the model's mean, and its
-    standard deviation alike.
+def test_the_deviation_of_the_ensemble_is_that_of_a_mixture() -> None:
+    """Its second moment is the weighted mean of the members'. The stretch multiplies the standard deviation, and the
+    difference to the model's mean score.
     """
     data = world(200)
     fitted = Ensemble().fit(data)
@@ -92,8 +92,8 @@ def test_a_mean_of_members_is_as_unsure_as_their_mixture() -> None:
     assert np.allclose(drawn - fitted.base_, 0.5 * (mean - fitted.base_)) and np.allclose(narrower, 0.5 * sd)
 
 
-def test_a_cell_is_told_apart_from_its_model_and_its_row() -> None:
-    """Of what was seen alone: the models' means are 3 and 4, a row alone is its own mean."""
+def test_stacking_removes_the_means_of_models_and_rows() -> None:
+    """Only observed cells count: the models' means are 3 and 4, and a row with one cell becomes zero."""
     seen = np.array([[True, True], [True, False], [False, False], [True, True]])
     found = _apart(np.array([[1.0, 5.0], [3.0, 9.0], [7.0, 7.0], [5.0, 3.0]]), seen)
     assert np.allclose(found, [[-1.5, 1.5], [0.0, 0.0], [0.0, 0.0], [1.5, -1.5]])

@@ -78,8 +78,8 @@ def test_replicas_add_up() -> None:
 
 
 def test_an_arm_is_worth_its_score_less_its_steps() -> None:
-    """Of an arm that always scores .9 and makes three calls, and one that scores .4 with the first; where no call
-    answered no step is gained. An arm without any answer is expected to score .6.
+    """`verify` always scores .9 with three calls, so it costs two steps; `plain` scores .4 with one call. `none` had no
+    call that answered, which costs no step. An arm without evidence is expected to score .6.
     """
     bandit, x = StrategyBandit(("plain", "verify", "none"), flat(), 0.1), np.zeros(4, np.float32)
     assert bandit.worth(x)[0] == pytest.approx(0.6)

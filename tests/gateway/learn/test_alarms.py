@@ -123,9 +123,9 @@ def test_a_good_models_fall_is_detected_within_forty_answers(right: float, seen:
         (0.99, 0.5, 0.25, 0.0, {"label delay"}),
     ],
 )
-def test_learning_that_is_dead_is_told(sure: float, share: float, known: float, lately: float, kinds: set[str]) -> None:
-    """By the probability of the likeliest model, the share of requests of the commonest, and the share of answers that
-    are scored: of the first 300 and of the last 100.
+def test_each_alarm_has_its_threshold(sure: float, share: float, known: float, lately: float, kinds: set[str]) -> None:
+    """`sure`: probability of the chosen model; `share`: share of requests that one model gets; `known` and `lately`:
+    share of scored answers among the first 300 and the last 100.
     """
     log = log_of(Town(7).decisions(EVEN, 400))
     logged = np.full((400, 3), (1.0 - sure) / 2)

@@ -62,9 +62,10 @@ def test_few_answers_give_no_best_limit() -> None:
     assert told(log_of(answered(LEAST_ANSWERS - 1, limit=4096))).best is None
 
 
-def test_what_a_limit_is_worth_is_its_answers_less_their_tokens() -> None:
-    """Answers of a hundred tokens at a dollar per million: .2 quality points for what the mean call costs, so .002 a
-    token. Within 128 all finish, of 96 tokens by the middle of the interval; 64 are spent for nothing.
+def test_the_worth_of_a_limit_is_the_quality_within_it_less_the_price_of_its_tokens() -> None:
+    """Every answer has 100 tokens at one dollar per million. At the default cost weight the mean call costs .2 quality
+    points, so a token costs .002. Within 128 tokens all answers finish, at 96 tokens by the middle of the interval;
+    within 64 none finishes, and all 64 are spent.
     """
     (record, _), *_ = answered(1, limit=4096)
     answer = replace(record.attempts[0], usage={"output": 60, "reasoning": 40})
@@ -80,8 +81,8 @@ def test_what_a_limit_is_worth_is_its_answers_less_their_tokens() -> None:
 
 
 @pytest.mark.parametrize(("asked", "stated", "cut"), [(None, 100, 1), (100, 4096, 1), (4096, 100, 1), (None, 101, 0)])
-def test_the_lesser_limit_cuts(asked: int | None, stated: int, cut: int) -> None:
-    """The request's or the model's own; an answer as long as it was cut, and is no longer than so much."""
+def test_the_lower_of_two_limits_cuts_an_answer(asked: int | None, stated: int, cut: int) -> None:
+    """The limit is the request's or the model's own, and an answer that is as long as its limit was cut."""
     (record, _), *_ = answered(1, limit=4096)
     answer = replace(record.attempts[0], usage={"output": 100})
     log = log_of([(replace(record, attempts=(answer,), max_output_tokens=asked), 1.0)])

@@ -17,16 +17,18 @@ from redis import Redis
 
 from gateway.app import reload
 from gateway.journal.reader import Reader
-from gateway.journal.record import FeedbackRecord
+from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord, EvidenceRecord, FeedbackRecord
 from gateway.journal.store import open_store
-from gateway.learn.online import bandit_of, key_of, query_of
+from gateway.learn.online import Learner, bandit_of, key_of, query_of
 from gateway.learn.policy import route_policy
+from gateway.learn.rounds import drawn_of
 from routers.artifact import Card
 from routers.bandit_state import BanditState
 from routers.plugin import PluginRouter
 from routers.registry import open_router, save_router
 from tests.gateway.redis_server import RedisServer
 from tests.live import Live, live
+from tests.routers.test_bandit import bandit
 from tests.until import until
 
 MODELS = (
@@ -309,6 +311,56 @@ async def test_without_feedback_checks_teach(tmp_path: Path) -> None:
         assert known(gateway) == 40
         found = await preferred(gateway)
         assert max(found.values()) < 0.5
+
+
+class Heard(Learner):
+    """A learner that notes the scores it would learn."""
+
+    def __init__(self) -> None:
+        super().__init__(bandit(), ())
+        self.scores: list[tuple[str, float]] = []
+
+    def hear(self, record: DecisionRecord, score: float) -> None:
+        self.scores.append((record.id, score))
+
+
+def settled(id: str, *, valid: bool | None = None, status: int = 200) -> DecisionRecord:
+    """A settled request; `valid`: whether its answer conforms to the requested schema, None where nothing checked it.
+    """
+    attempt = AttemptRecord(model="small", evidence=EvidenceRecord(schema_valid=valid))
+    chosen = CandidateRecord(model="small", probability=0.5)
+    return DecisionRecord(
+        id=id, time_s=0.0, model="small", answered_model="small", status=status, attempts=(attempt,),
+        candidates=(chosen,),
+    )  # fmt: skip
+
+
+def test_failed_checks_count_as_often_as_answers_are_scored() -> None:
+    """Otherwise bad answers would be scored more often than good ones. Answers that passed a check then teach nothing.
+    """
+    learner = Heard()
+    for i in range(400):
+        learner.outcome(settled(f"a{i}"))
+        if i % 4 == 0:
+            learner.feedback(settled(f"a{i}"), 1.0)
+    assert [score for _, score in learner.scores] == [1.0] * 100
+    learner.scores.clear()
+    for i in range(200):
+        learner.outcome(settled(f"b{i}", valid=i % 2 > 0))
+    expected = [(f"b{i}", 0.0) for i in range(0, 200, 2) if drawn_of(f"b{i}") < 100 / (401 + i)]
+    assert learner.scores == expected and 10 < len(expected) < 40
+
+
+def test_without_feedback_failures_count_as_often_as_answers_are_checked() -> None:
+    """A checked answer is always scored. A request without an answer, which nothing checked, is scored by chance."""
+    learner = Heard()
+    for i in range(100):
+        learner.outcome(settled(f"c{i}", valid=i % 3 > 0) if i % 2 else settled(f"c{i}"))
+    assert learner.scores == [(f"c{i}", float(i % 3 > 0)) for i in range(1, 100, 2)]
+    learner.scores.clear()
+    for i in range(100):
+        learner.outcome(settled(f"d{i}", status=503))
+    assert learner.scores == [(f"d{i}", 0.0) for i in range(100) if drawn_of(f"d{i}") < 50 / (101 + i)]
 
 
 async def test_without_scores_nothing_is_learned(tmp_path: Path) -> None:

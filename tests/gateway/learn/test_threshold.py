@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from gateway.journal.record import AttemptRecord, EvidenceRecord
 from gateway.learn.dataset import Log, Scored, log_of
 from gateway.learn.threshold import at_threshold, climbs
+from routers.intervals import mean_interval
 from routers.simple import Weighted
 from tests.gateway.learn.world import Town
 
@@ -50,9 +51,24 @@ def test_a_threshold_between_tried_ones_is_valued(accept_at: float) -> None:
     assert answer.then_shares["kept"] == pytest.approx(1 - accept_at, abs=0.04)
 
 
-def test_unscored_answers_count_on_neither_side() -> None:
-    """Where few answers are scored, those that would change sides weigh no more than they are: what is told is now plus
-    the difference, near the truth. Where none of those was scored it is refused.
+def test_intervals_count_the_error_of_the_twins() -> None:
+    """On top of the sampling error of the rounds, for each round that changes sides."""
+    log = climbed(2000, (0.2, 0.8))
+    found = climbs(log)
+    band = found.kept & (found.confidence < 0.9)
+    alike = (found.confidence >= found.confidence[band].min()) & (found.confidence <= found.confidence[band].max())
+    twins = log.score[alike & ~found.kept]
+    then = np.where(band, twins.mean(), log.score)
+    error = 1.96 * band.sum() / 2000 * twins.std(ddof=1) / len(twins) ** 0.5
+    figure = at_threshold(log, 0.9).figures["quality"]
+    assert figure.then.value == pytest.approx(then.mean()) and error > 0.005
+    assert figure.then.half_width == pytest.approx(mean_interval(then).half_width + error, rel=1e-4)
+    assert figure.difference.half_width == pytest.approx(mean_interval(then - log.score).half_width + error, rel=1e-4)
+
+
+def test_unscored_answers_are_not_counted() -> None:
+    """If one answer in five is scored, the estimate is the logged quality plus the difference, and near the truth. If
+    none of the answers that would change sides is scored, the estimate is refused.
     """
     log = climbed(6000, (0.2, 0.8))
     unheard = np.where(np.arange(len(log)) % 5 > 0, np.nan, log.score)
@@ -62,7 +78,7 @@ def test_unscored_answers_count_on_neither_side() -> None:
     found = climbs(log)
     unheard = np.where(found.kept & (found.confidence < 0.6), np.nan, log.score)
     refused = at_threshold(dataclasses.replace(log, score=unheard), 0.6).refusals["quality"]
-    assert refused.reason == "20% of the answers would change sides, none of which was scored"
+    assert refused.reason == "20% of the answers would change sides, none of them has a known quality"
     assert refused.explored_calls == 0
 
 
