@@ -76,8 +76,8 @@ def test_the_worth_of_a_limit_is_the_quality_within_it_less_the_price_of_its_tok
     assert (found.answers, found.cut, found.best) == (60, 0, 128)
     worth = dict(zip(found.tokens, found.worth, strict=True))
     assert worth[128] == pytest.approx(1.0 - 0.002 * 96) and worth[64] == pytest.approx(-0.002 * 64)
-    (default,) = limits_of(log, [Candidate("m", 0.1, 1.0)], {"m": 4096}, Knobs())
-    assert default.worth == found.worth
+    (twice,) = limits_of(log, [Candidate("m", 0.1, 2.0)], {"m": 4096}, Knobs())
+    assert dict(zip(twice.tokens, twice.worth, strict=True))[128] == pytest.approx(1.0 - 0.004 * 96)
 
 
 @pytest.mark.parametrize(("asked", "stated", "cut"), [(None, 100, 1), (100, 4096, 1), (4096, 100, 1), (None, 101, 0)])
@@ -88,3 +88,11 @@ def test_the_lower_of_two_limits_cuts_an_answer(asked: int | None, stated: int, 
     log = log_of([(replace(record, attempts=(answer,), max_output_tokens=asked), 1.0)])
     (found,) = limits_of(log, [Candidate("m", 0.1, 1.0)], {"m": stated}, Knobs())
     assert found.cut == cut and found.tokens == (16, 32, 64, 128)
+
+
+def test_an_answer_as_long_as_a_power_of_two_finishes() -> None:
+    """There is always a limit above the longest answer."""
+    (record, _), *_ = answered(1, limit=4096)
+    answer = replace(record.attempts[0], usage={"output": 64})
+    found = told(log_of([(replace(record, attempts=(answer,)), 1.0)]))
+    assert (found.tokens, found.finished, found.cut) == ((16, 32, 64, 128), (0.0, 0.0, 1.0, 1.0), 0)
