@@ -35,12 +35,11 @@ class LogLinear:
         return self
 
     def _fit_one(self, j: int, x: Matrix, target: Matrix) -> None:
-        log, centre = np.log(target), x.mean(0)
-        gram = (x - centre).T @ (x - centre) + self.ridge * np.eye(x.shape[1])
-        self.weights_[:, j] = np.linalg.solve(gram, (x - centre).T @ (log - log.mean()))
-        self.intercept_[j] = log.mean() - centre @ self.weights_[:, j]
-        fitted = np.exp(x @ self.weights_[:, j] + self.intercept_[j])
-        self.intercept_[j] += np.log(target.mean() / fitted.mean())
+        centre = x.mean(0)
+        z, log = x - centre, np.log(target)
+        weights = np.linalg.solve(z.T @ z + self.ridge * np.eye(x.shape[1]), z.T @ log)
+        self.weights_[:, j] = weights
+        self.intercept_[j] = np.log(target.mean() / np.exp(z @ weights).mean()) - centre @ weights
 
     def predict(self, x: Matrix) -> Matrix:
         return np.asarray(np.exp(np.minimum(x @ self.weights_ + self.intercept_, 50.0)))

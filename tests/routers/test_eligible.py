@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from routers.eligible import eligible, exclusion, expected_usd, worst_usd
-from routers.types import Knobs, Undecided
+from routers.types import Candidate, Knobs, Undecided
 from tests.routers.worlds import LARGE, POOL, SMALL, query
 
 NONE = frozenset[str]()
+SPARE = Candidate("spare")
+"""A free model that every query and every knob admits."""
 
 
 @pytest.mark.parametrize(
@@ -31,11 +33,14 @@ NONE = frozenset[str]()
         (replace(SMALL, supports=NONE), {}, Knobs(), ""),
         (SMALL, {"input_tokens": 5_000, "max_output_tokens": 3_000}, Knobs(), ""),
         (SMALL, {"tools": 1, "images": 1, "wants_json": True}, Knobs(max_cost_usd=1.0), ""),
+        (replace(SMALL, queue_s=1.0), {}, Knobs(max_latency_s=1.0), ""),
     ],
 )
 def test_an_excluded_candidate_has_a_reason(candidate, known, knobs, reason) -> None:
     """Each cause of exclusion has its own words; a candidate without any is eligible."""
-    assert exclusion(query(**known), candidate, knobs) == reason
+    asked = query(**known)
+    assert exclusion(asked, candidate, knobs) == reason
+    assert eligible(asked, [candidate, SPARE], knobs)[1] == ({candidate.model: reason} if reason else {})
 
 
 def test_eligible_candidates_keep_their_order() -> None:
