@@ -1,7 +1,8 @@
 """The durable store of one machine: a SQLite file that several workers may share.
 
 Every call runs on one thread of its own with a deadline, so a slow disk or another worker's lock is a miss
-and never a stalled event loop. A file that cannot be read is renamed and begun anew.
+and never a stalled event loop. A file that is corrupt is renamed and begun anew; one that is locked, full or away
+is not, because the other workers may go on with it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -27,6 +29,8 @@ ROW_BYTES = 300
 """What a row weighs beside its value."""
 _TOUCHES = 256
 """How many hits are gathered before their scores are written."""
+OPENS_WITHIN_S = 5.0
+"""Longest wait at the start for a file that other workers, which may be starting as well, have locked."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -60,7 +64,7 @@ class SqliteStore:
         self._stats = StoreStats()
         self._touched: dict[bytes, int] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache-sqlite")
-        self._db = self._thread.submit(self._open).result()
+        self._db = self._thread.submit(self._open_first).result()
 
     async def get(self, key: bytes, *, tenant: str, now_s: float) -> Entry | None:
         """Return the living entry of this tenant under `key`."""
@@ -126,13 +130,33 @@ class SqliteStore:
             self._stats.failures += 1
             log.warning("cache file %s: %s", self._path, error)
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-                self._db.close()
-                self._db = self._open()
+                self._reopen()
             return failed
 
+    def _reopen(self) -> None:
+        """Where this fails, the connection stays closed, so that the next call tries again."""
+        self._db.close()
+        try:
+            self._db = self._open()
+        except (sqlite3.Error, OSError) as error:
+            log.warning("cache file %s: %s", self._path, error)
+
+    def _open_first(self) -> sqlite3.Connection:
+        ends_s = time.monotonic() + OPENS_WITHIN_S
+        while True:
+            try:
+                return self._open()
+            except sqlite3.OperationalError:
+                if time.monotonic() > ends_s:
+                    raise
+            time.sleep(self._timeout_s)
+
     def _open(self) -> sqlite3.Connection:
+        """The file, begun anew if it is corrupt. Raises sqlite3.OperationalError where it is locked, full or away."""
         try:
             return self._connect()
+        except sqlite3.OperationalError:
+            raise
         except sqlite3.DatabaseError as error:
             broken = self._path.with_suffix(self._path.suffix + ".broken")
             log.warning("cache file %s: %s; begun anew, the old one is %s", self._path, error, broken.name)
@@ -216,4 +240,9 @@ class _transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # not where an error, such as a full disk, has already rolled it back
+                self._db.execute("ROLLBACK")

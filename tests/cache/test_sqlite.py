@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,65 @@ async def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
     await store.put(b"k", entry())
     assert await store.get(b"k", tenant="t", now_s=101) == entry()
     await store.close()
+
+
+async def test_a_file_that_breaks_in_use_is_a_miss_until_it_can_be_begun_anew(tmp_path: Path) -> None:
+    """A file that turns out corrupt, in a folder that has gone away, fails no request; once the folder is back it is
+    begun anew.
+    """
+    folder, away = tmp_path / "run", tmp_path / "away"
+    folder.mkdir()
+    store = SqliteStore(folder / "c.db", max_bytes=1 << 20, timeout_s=10)
+    for n in range(9):
+        await store.put(b"%d" % n, entry(f"e{n}", body=b"x" * 5000))
+    with closing(sqlite3.connect(folder / "c.db")) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (folder / "c.db").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\x55" * 40_000)
+    folder.rename(away)
+    for _ in range(2):
+        assert await store.get(b"1", tenant="t", now_s=101) is None and not await store.put(b"k", entry())
+    away.rename(folder)
+    await until(lambda: store.put(b"k", entry()))
+    assert await store.get(b"k", tenant="t", now_s=101) == entry() and store.stats().entries == 1
+    assert (folder / "c.db.broken").exists()
+    await store.close()
+
+
+async def test_a_file_that_another_worker_has_locked_is_waited_for(tmp_path: Path) -> None:
+    """A worker that starts while another one writes shares its file, and does not set it aside as broken."""
+    first = SqliteStore(tmp_path / "c.db", max_bytes=1 << 20, timeout_s=10)
+    await first.put(b"k", entry())
+    other = sqlite3.connect(tmp_path / "c.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    opening = asyncio.create_task(asyncio.to_thread(SqliteStore, tmp_path / "c.db", max_bytes=1 << 20, timeout_s=0.01))
+    done, _ = await asyncio.wait((opening,), timeout=0.2)
+    other.execute("ROLLBACK")
+    other.close()
+    second = await opening
+    assert not done and not (tmp_path / "c.db.broken").exists()
+    await until(lambda: second.delete_tenant("t"))
+    assert await first.get(b"k", tenant="t", now_s=101) is None
+    await first.close()
+    await second.close()
+
+
+async def test_a_failed_write_says_why_and_keeps_no_lock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a file may not grow, the put fails with the system's reason, and the next one that fits succeeds."""
+    store = SqliteStore(tmp_path / "c.db", max_bytes=1 << 24, timeout_s=10)
+    assert await store.put(b"k", entry())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        assert not await store.put(b"l", entry("e2", body=b"x" * (1 << 22)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "disk" in caplog.text and "transaction" not in caplog.text
+    second = SqliteStore(tmp_path / "c.db", max_bytes=1 << 24, timeout_s=10)
+    assert await second.put(b"m", entry("e3")) and await store.put(b"l", entry("e2"))
+    await store.close()
+    await second.close()
 
 
 async def test_a_locked_file_delays_nobody(tmp_path: Path) -> None:
