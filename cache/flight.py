@@ -151,7 +151,7 @@ class Ticket:
     async def _claim(self, lease: Lease, look_up: LookUp, deadline_s: float) -> Entry | None:
         """Take the lease, or wait for the entry of the replica that has it."""
         pause_s = _FIRST_LOOK_S
-        while not await lease.take(self._key):
+        while not await self._take(lease):
             found = await look_up()
             if found is not None:
                 return found
@@ -159,8 +159,12 @@ class Ticket:
                 return None
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LAST_LOOK_S)
-        self._leased = True
         return await look_up()  # its last holder may have answered since we looked
+
+    async def _take(self, lease: Lease) -> bool:
+        self._leased = True  # a request that is cancelled before it learns of its lease gives it back
+        self._leased = await lease.take(self._key)
+        return self._leased
 
     def _return_lease(self) -> None:
         lease = self._flight.lease

@@ -287,3 +287,22 @@ async def test_a_failed_leader_lets_another_replica_ask(server: RedisServer) -> 
         await until(lambda: brief.take(b"k"))
         server.stop()
         assert await other.take(b"l")
+
+
+async def test_a_request_cancelled_while_it_takes_the_lease_gives_it_back(server: RedisServer) -> None:
+    """A client that leaves between the lease's command and its reply doesn't make other replicas wait for the lease's
+    end.
+    """
+    async with replica(server.url) as one:
+        flight, other = Flight(RedisLease(one._link)), RedisLease(one._link)
+        assert not await is_stored(one)
+        server.freeze()
+        with flight.join(b"k") as ticket:
+            waiting = asyncio.create_task(ticket.wait(30, lambda: one.get(b"k", tenant="t", now_s=101)))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        server.thaw()
+        await asyncio.gather(*flight._returns)
+        assert await other.take(b"k")
