@@ -146,7 +146,6 @@ class Pool:
                 return await self._dial(deadline)
             if connection.is_usable():
                 return connection
-            self._busy.discard(connection)
 
     async def _queue(self, deadline: float, *, first: bool) -> Connection | None:
         loop = asyncio.get_running_loop()
@@ -179,10 +178,8 @@ class Pool:
             connection = waiter.result()
             if connection is None:
                 self._free_slot()
-            elif connection.is_usable():
+            elif connection.is_usable():  # one that isn't frees its slot when its socket is closed
                 self.returns(connection)
-            else:
-                self._busy.discard(connection)
 
     async def _dial(self, deadline: float) -> Connection:
         """Open a connection; its slot is already counted in `_open`."""

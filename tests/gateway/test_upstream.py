@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -416,6 +417,56 @@ async def test_waiting_has_an_end() -> None:
         await pool.aclose()
 
 
+@pytest.mark.parametrize("given", ["slot", "connection", "closed connection"])
+async def test_a_request_cancelled_when_its_turn_comes_passes_it_on(given: str) -> None:
+    """What a waiting request was given in the moment it was cancelled, a slot or a connection, isn't lost."""
+    may_end = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")
+            await may_end.wait()
+            writer.write(b"k")
+
+    async with raw_server(handler) as url:
+        pool = open_pool(url, most=1)
+        holder = await pool.send(HEAD, b"{}", timeout_s=60)
+        waiting = asyncio.create_task(pool.send(HEAD, b"{}", timeout_s=60))
+        await until(lambda: pool.stats.waiting == 1)
+        may_end.set()
+        if given == "slot":
+            holder.cancel()
+        while pool.stats.waiting:
+            await asyncio.sleep(0)
+        if given == "closed connection":
+            (connection,) = pool._busy
+            connection.close()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await until(lambda: pool.in_use == 0)
+        assert await (await pool.send(HEAD, b"{}", timeout_s=60)).read(10) == b"ok"
+        assert (pool.stats.open, pool.in_use, pool.stats.waiting) == (1, 0, 0)
+        assert pool.connects == (1 if given == "connection" else 2)
+        await pool.aclose()
+
+
+async def test_a_refused_address_frees_its_slot_once() -> None:
+    """An address that may not be reached fails as `connect` before a byte leaves, and as often as it is tried."""
+    async with ScriptedServer() as server:
+        endpoint = replace(Endpoint.parse(server.url), inner=False)
+        pool = Pool(endpoint, max_connections=1, connect_timeout_s=60.0)
+        for _ in range(3):
+            with pytest.raises(UpstreamError, match="is not a public address"):
+                await pool.send(HEAD, ask(), timeout_s=60)
+            for _ in range(5):  # the transport tells of its end a few turns later
+                await asyncio.sleep(0)
+            assert (pool.stats.open, pool.in_use) == (0, 0)
+        assert server.seen.requests == 0
+        await pool.aclose()
+
+
 async def test_a_dead_connection_hands_its_slot_on() -> None:
     """When a connection breaks, the first in line opens another in its place."""
     async with ScriptedServer({"bad": [{"fault": "rst"}]}) as server:
@@ -441,6 +492,8 @@ async def test_no_answer_in_time() -> None:
             await pool.send(HEAD, ask(), timeout_s=0.03)
         assert caught.value.failure == "timeout"
         await until(lambda: pool.stats.open == 0 and server.seen.disconnects == 1)
+        with pytest.raises(UpstreamError, match="in time"):  # also after the timer has run out with nothing to watch
+            await pool.send(HEAD, ask(), timeout_s=0.3)
         await pool.aclose()
 
 
@@ -662,7 +715,8 @@ async def test_an_address_that_takes_no_connection_is_followed_by_the_names_next
 # ---- volume
 
 
-async def test_unread_bytes_are_bounded() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+async def test_unread_bytes_are_bounded(whole: bool) -> None:
     """A reader who does not read stops the upstream; when it reads on, everything is there."""
     text = "word " * 40_000
     async with ScriptedServer({"m": [{"text": text, "coalesce": True}]}) as server:
@@ -673,7 +727,7 @@ async def test_unread_bytes_are_bounded() -> None:
             await asyncio.sleep(0.001)
         assert response._unread < 4 * HIGH_WATER_BYTES
         total = 0
-        while piece := await response.chunk(60):
+        while piece := await (response.read(1 << 30, timeout_s=60) if whole else response.chunk(60)):
             total += len(piece)
         assert total > 40_000 * 100
         assert pool.stats.idle == 1
