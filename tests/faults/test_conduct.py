@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,30 @@ async def test_a_late_first_byte_is_hedged(tmp_path: Path, stream: bool) -> None
     assert record.cost_nanousd == sum(attempt.cost_nanousd for attempt in record.attempts) <= record.held_nanousd
 
 
+async def test_twins_whose_streams_begin_together_answer_once(tmp_path: Path) -> None:
+    """The one that isn't used is recorded as cancelled and billed, and its connection and place are given back."""
+    both = asyncio.Barrier(2)
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await both.wait()
+        writer.write(EVENTS + CHUNK)
+        await asyncio.sleep(0.1)
+        writer.write(ENDED)
+
+    async with (
+        nothing_left(),
+        speaking(speak) as more,
+        live(tmp_path, **more, routes=route("m", hedge_after_s=0.05, hedge_max_share=1.0)) as gateway,
+    ):
+        heard = await chat(gateway, stream=True)
+        await gateway.rest(within_s=10)
+        (record,) = decisions(gateway)
+    assert heard.body.count(b"drip") == 1 and b"[DONE]" in heard.body
+    assert sorted(attempt.failure for attempt in record.attempts) == ["", "cancelled"]
+    assert all(attempt.cost_nanousd > 0 for attempt in record.attempts)
+
+
 async def test_a_hedge_that_fails_leaves_the_first_its_time(tmp_path: Path) -> None:
     """If the hedge fails, the first attempt may still answer."""
     scripts = {"m": [{"delay_s": 1, "text": "patience"}, {"status": 500}]}
@@ -205,43 +229,91 @@ async def test_a_stream_that_never_says_anything_ends_with_the_deadline(tmp_path
 
 
 async def test_a_dribbling_stream_is_silence(tmp_path: Path) -> None:
-    """Bytes that don't complete an event don't extend the timeout, neither before the first chunk nor after it."""
+    """Bytes that don't complete an event don't extend the timeout, neither before the first chunk nor after it. What
+    was sent is billed as soon as the upstream has begun to answer.
+    """
     for before in (True, False):
-        async with dribbling(b"" if before else CHUNK) as url:
-            server = {"first_byte_timeout_s": 1.5, "stall_timeout_s": 1.5, "request_timeout_s": 60}
-            providers = [{"name": "drip", "kind": "openai", "base_url": url, "api_key": "k"}]
-            models = [{"name": "m", "provider": "drip", **PRICES}]
-            config = {"models": models, "server": server, "providers": providers}
-            async with live(tmp_path / str(before), **config, routes=route("m", retries=0)) as gateway:
-                heard = await chat(gateway, stream=True)
-                (record,) = decisions(gateway)
-        assert record.attempts[0].failure == "stream_stalled"
+
+        async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, before: bool = before) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(EVENTS if before else EVENTS + CHUNK)
+            await forever(writer, b"d")
+
+        async with (
+            speaking(drip) as more, live(tmp_path / str(before), **more, routes=route("m", retries=0)) as gateway
+        ):  # fmt: skip
+            heard = await chat(gateway, stream=True)
+            (record,) = decisions(gateway)
+        (attempt,) = record.attempts
+        assert (attempt.failure, attempt.status) == ("stream_stalled", 200) and attempt.cost_nanousd > 0
         assert heard.status == (502 if before else 200)
         assert b"[DONE]" not in heard.body and b'"error"' in heard.body
 
 
+@pytest.mark.parametrize("then", [b"", b": there is more\n\n"], ids=["silent", "talking"])
+async def test_a_stream_that_lives_is_waited_for_and_its_connection_is_not(tmp_path: Path, then: bytes) -> None:
+    """Before its first chunk, comments show that an upstream is alive. After its last event, the client has its answer
+    and the connection is given up, even if the upstream doesn't end its response.
+    """
+
+    async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(EVENTS)
+        for _ in range(10):
+            writer.write(b": alive\n\n")
+            await asyncio.sleep(0.2)
+        writer.write(CHUNK)
+        await asyncio.sleep(0.1)
+        writer.write(ENDED)
+        await forever(writer, then)
+
+    async with speaking(linger) as more, live(tmp_path, **more, routes=route("m", retries=0)) as gateway:
+        heard = await chat(gateway, stream=True)
+        await gateway.rest(within_s=10)
+        (record,) = decisions(gateway)
+    assert heard.body.endswith(b"data: [DONE]\n\n")
+    assert [attempt.failure for attempt in record.attempts] == [""]
+
+
+EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 CHUNK = (
     b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
     b'"choices":[{"index":0,"delta":{"content":"drip"},"finish_reason":null}]}\n\n'
 )
+ENDED = CHUNK.replace(b'{"content":"drip"},"finish_reason":null', b'{},"finish_reason":"stop"') + b"data: [DONE]\n\n"
+
+
+async def forever(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Send `data` again and again until the gateway has left."""
+    with suppress(ConnectionError):
+        while not writer.is_closing():
+            writer.write(data)
+            await writer.drain()
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
-async def dribbling(first: bytes) -> AsyncIterator[str]:
-    """An upstream whose stream says `first` and then one byte at a time, for ever."""
+async def speaking(
+    speak: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[dict[str, Any]]:
+    """The configuration of a gateway whose only upstream is a server that answers as `speak` does. Silence may last
+    1.5 seconds.
+    """
 
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + first)
-        with suppress(ConnectionError):
-            while not writer.is_closing():
-                writer.write(b"d")
-                await writer.drain()
-                await asyncio.sleep(0.02)
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await speak(reader, writer)
+        finally:
+            writer.close()
 
-    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield {
+            "server": {"first_byte_timeout_s": 1.5, "stall_timeout_s": 1.5, "request_timeout_s": 60},
+            "providers": [{"name": "raw", "kind": "openai", "base_url": url, "api_key": "k"}],
+            "models": [{"name": "m", "provider": "raw", **PRICES}],
+        }
 
 
 async def test_a_stream_has_an_end_in_time(tmp_path: Path) -> None:
