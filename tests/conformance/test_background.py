@@ -182,6 +182,28 @@ async def test_a_budget_is_held_and_refuses_at_once(tmp_path: Path) -> None:
         await sdk.do("responses.cancel", made.id)
 
 
+class FullSpool:
+    """A spool on a full disk."""
+
+    alarm = "the disk is full"
+
+    def append(self, record: object) -> bool:
+        return False
+
+
+async def test_what_can_not_be_stored_is_not_begun(tmp_path: Path) -> None:
+    """A background response is refused where it can't be acknowledged durably; nothing is held or asked for it."""
+    async with homes(tmp_path) as home:
+        services = home.gateway.services
+        spool, services.spool = services.spool, FullSpool()  # type: ignore[assignment]
+        with pytest.raises(openai.APIStatusError) as caught:
+            await home.sdk("openai").do("responses.create", model="openai/soon", input="x", background=True)
+        services.spool = spool
+        assert caught.value.status_code == 503 and "the disk is full" in caught.value.message
+        await home.gateway.rest()
+        assert not services.responses.running and home.gateway.upstream.seen.requests == 0
+
+
 async def resumed(sdk: Sdk, id: str, after: int | None = None) -> list[Any]:
     more = {} if after is None else {"starting_after": after}
     return await sdk.events("responses.retrieve", response_id=id, stream=True, **more)

@@ -20,6 +20,7 @@ from gateway.limits import Limit
 from gateway.routes import RouteBook
 from gateway.wire.describe import Described
 from routers.registry import open_router
+from tests.faults.talk import ask, question
 from tests.live import live
 
 from .exchanges import BOOK
@@ -132,3 +133,19 @@ def test_a_question_asked_anew_keeps_its_route_and_models() -> None:
     again = repeated(asked).options
     assert (again.route, again.models, again.stated, again.cache) == ("other", ("small", "large"), True, "none")
     assert again.knobs.cost_weight == 0.9
+
+
+async def test_a_request_holds_no_more_than_its_plan_can_cost(tmp_path: Path) -> None:
+    """What was held for a model that the router then leaves out is given back before the upstream is asked."""
+    models = [{"name": name, "input_usd_per_mtok": usd, "output_usd_per_mtok": 0.0} for name, usd in PRICES.items()]
+    routes = [{"name": "auto", "models": [*PRICES], "router": "cheapest", "retries": 1}]
+    async with live(tmp_path, models=models, routes=routes) as gateway:
+        held = []
+        for knobs in ({}, {"headgate": {"max_cost_usd": 0.001}}):
+            heard = await ask(gateway.url, "chat", {**question("chat", "auto"), **knobs})
+            record = await gateway.decision(heard.headers["x-headgate-decision-id"])
+            held.append(record.held_nanousd)
+    assert held[1] * (PRICES["cheap"] + PRICES["dear"]) == held[0] * PRICES["cheap"]
+
+
+PRICES = {"cheap": 1.0, "dear": 1000.0}
