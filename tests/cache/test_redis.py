@@ -271,9 +271,16 @@ async def test_replicas_ask_upstream_once(server: RedisServer) -> None:
 
 
 async def test_a_failed_leader_lets_another_replica_ask(server: RedisServer) -> None:
-    """A lease is released on failure, expires when its holder dies, and can be released by its holder only."""
+    """A lease is released on failure and after an answer that isn't shared, expires when its holder dies, and can be
+    released by its holder only.
+    """
     async with replica(server.url) as one:
         flight = Flight(RedisLease(one._link))
+        with flight.join(b"own") as ticket:
+            assert await ticket.wait(1, lambda: one.get(b"own", tenant="t", now_s=101)) is None
+            ticket.land(None)
+            await asyncio.gather(*flight._returns)
+            assert await RedisLease(one._link).take(b"own")
         with flight.join(b"k") as ticket:
             assert await ticket.wait(1, lambda: one.get(b"k", tenant="t", now_s=101)) is None
             other = RedisLease(one._link)

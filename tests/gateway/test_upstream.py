@@ -590,6 +590,19 @@ async def test_a_taker_that_pauses_stops_the_upstream() -> None:
         await pool.aclose()
 
 
+async def test_a_taker_may_pause_after_any_part() -> None:
+    """Also after one that comes while it is waited for, straight from the socket."""
+    async with ScriptedServer({"m": [{"text": "a b c d", "gap_s": 0.02}]}) as server:
+        pool = open_pool(server.url)
+        response = await pool.send(HEAD, ask(stream=True), timeout_s=60)
+        parts: list[bytes] = []
+        pauses = 0
+        while not await response.pour(lambda part: bool(parts.append(part)), 60):
+            pauses += 1
+        assert pauses == len(parts) >= 3 and parts[-1].endswith(b"[DONE]\n\n")
+        await pool.aclose()
+
+
 async def test_a_taker_that_fails_ends_its_own_answer_only() -> None:
     """Its exception is raised where the answer is awaited; the connection is closed, and the pool serves on."""
     async with ScriptedServer({"m": [{"text": "a b c", "gap_s": 0.005}]}) as server:
