@@ -160,7 +160,7 @@ class Scheduler:
         plan = SchedulerOutput([], [])
         budget = self.step_tokens
         for sequence in list(self.running):
-            if sequence.is_decoding and sequence in self.running and self._has_room(sequence, plan):
+            if sequence.is_decoding and self._has_room(sequence):
                 plan.work.append(Work(sequence, sequence.computed, 1))
                 budget -= 1
         budget = self._continue_prompts(plan, budget)
@@ -196,13 +196,12 @@ class Scheduler:
             plan.work.append(Work(sequence, sequence.computed, count))
             budget -= count
 
-    def _has_room(self, sequence: Sequence, plan: SchedulerOutput) -> bool:
+    def _has_room(self, sequence: Sequence) -> bool:
         """Make room for one more token, preempting younger sequences where necessary."""
         assert sequence.table is not None
         while not self.blocks.grow(sequence.table, len(sequence.ids)):
             youngest = self.running[-1]
             self._put_aside(youngest)
-            plan.work = [work for work in plan.work if work.sequence is not youngest]
             if youngest is sequence:
                 return False
         return True
