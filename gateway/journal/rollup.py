@@ -44,6 +44,11 @@ def rollup_rows(records: Iterable[DecisionRecord]) -> list[dict[str, Any]]:
     by_minute: Sums = {}
     for record in records:
         tally(by_minute, record)
+    return rows_of(by_minute)
+
+
+def rows_of(by_minute: Sums) -> list[dict[str, Any]]:
+    """Rows to add to `rollups` of what was tallied, each key once."""
     sums: dict[tuple[int, str, int, str, str], list[float]] = {}
     for (minute_s, route, model, tenant), counts in by_minute.items():
         for span_s in SPANS_S:

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,44 +147,38 @@ class Shipper:
 
     def _ship_frames(self, path: Path, frames: Sequence[Frame]) -> int:
         """Ship one batch; returns its end offset."""
-        records: list[tuple[Frame, Record]] = []
-        bad: list[Frame] = []
-        for frame in frames:
-            record = None if frame.damaged else decode_record(frame.payload)
-            if record is None:
-                bad.append(frame)
-            else:
-                records.append((frame, record))
-        _quarantine(path, bad)
-        refused = self._commit(path, records, frames[-1].end)
-        self.state.shipped += len(records) - refused
-        self.state.quarantined += len(bad) + refused
-        return frames[-1].end
-
-    def _commit(self, path: Path, records: Sequence[tuple[Frame, Record]], end: int) -> int:
-        """Commit the batch and its end offset in one transaction; returns the number of records that can't be stored.
-        """
+        end = frames[-1].end
         try:
-            with self._engine.begin() as connection:
-                write_records(connection, [record for _, record in records])
-                _set_shipped_bytes(connection, path.stem, end)
-            return 0
+            bad = self._commit(path, frames, end)
         except _UNSTORABLE:
-            return self._commit_one_by_one(path, records, end)
+            bad = self._commit_one_by_one(path, frames, end)
+        self.state.shipped += len(frames) - bad
+        self.state.quarantined += bad
+        return end
 
-    def _commit_one_by_one(self, path: Path, records: Sequence[tuple[Frame, Record]], end: int) -> int:
-        refused: list[Frame] = []
+    def _commit(self, path: Path, frames: Sequence[Frame], end: int) -> int:
+        """Commit the batch and its end offset in one transaction; returns the number of frames that are no records."""
+        bad: list[Frame] = []
+        with self._engine.begin() as connection:
+            write_records(connection, _records_in(frames, bad))
+            _set_shipped_bytes(connection, path.stem, end)
+            _quarantine(path, bad)
+        return len(bad)
+
+    def _commit_one_by_one(self, path: Path, frames: Sequence[Frame], end: int) -> int:
+        """The same for a batch with a record that can't be stored; returns the number of those too."""
+        bad: list[Frame] = []
         with self._engine.begin() as connection:
             _set_shipped_bytes(connection, path.stem, end)
-            for frame, record in records:
+            for frame in frames:
                 try:
                     with connection.begin_nested():
-                        write_records(connection, [record])
+                        write_records(connection, _records_in([frame], bad))
                 except _UNSTORABLE as fault:
                     log.warning("journal: a record is set aside in %s.bad: %s", path.stem, fault)
-                    refused.append(frame)
-            _quarantine(path, refused)
-        return len(refused)
+                    bad.append(frame)
+            _quarantine(path, bad)
+        return len(bad)
 
 
 def shipped_bytes(connection: sa.Connection, segment: str) -> int:
@@ -203,6 +197,16 @@ def decode_record(payload: bytes) -> Record | None:
         return _decoder.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+
+
+def _records_in(frames: Iterable[Frame], bad: list[Frame]) -> Iterator[Record]:
+    """The records, each decoded when it is asked for; frames that are none are added to `bad`."""
+    for frame in frames:
+        record = None if frame.damaged else decode_record(frame.payload)
+        if record is None:
+            bad.append(frame)
+        else:
+            yield record
 
 
 def _quarantine(segment: Path, frames: Sequence[Frame]) -> None:

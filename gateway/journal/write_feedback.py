@@ -6,11 +6,11 @@ decision of the tenant that gave it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
-from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord
+from gateway.journal.record import ANY_TENANT, FeedbackRecord
 from gateway.journal.tables import decisions, feedback
 from gateway.journal.upsert import Row, clean, json_list, put_rows
 
@@ -29,19 +29,21 @@ def write_feedback(connection: sa.Connection, records: Sequence[FeedbackRecord])
     put_rows(connection, feedback, rows, newer_than=feedback.c.time_s)
 
 
-def attach_waiting(connection: sa.Connection, records: Iterable[DecisionRecord]) -> None:
+def attach_waiting(connection: sa.Connection, ids: Collection[str]) -> None:
     """Attach feedback that was shipped before its decision, as it may be where another worker wrote it. Usually none
-    waits.
+    waits. `ids`: the new decisions, which are stored already.
     """
-    _own_early(connection, records)
+    _own_early(connection, ids)
     if connection.execute(_ANY_WAITING).first() is None:
         return
+    columns = decisions.c.id, decisions.c.tenant, decisions.c.response_id, decisions.c.request_id
+    latest_last = sa.select(*columns).where(decisions.c.id.in_(ids)).order_by(decisions.c.time_s)
     owners = {
-        (tenant, name, clean(id)): (clean(record.id), clean(record.tenant))
-        for record in records
-        for name, id in (("response_id", record.response_id), ("request_id", record.request_id))
-        if id
-        for tenant in (clean(record.tenant), ANY_TENANT)
+        (tenant, name, row[name]): (row["id"], row["tenant"])
+        for row in connection.execute(latest_last).mappings()
+        for name in _OTHER_IDS
+        if row[name]
+        for tenant in (row["tenant"], ANY_TENANT)
     }
     names = {id for _, _, id in owners}
     waiting = sa.select(feedback).where(
@@ -75,11 +77,7 @@ def _find_decisions(connection: sa.Connection, rows: Sequence[Row]) -> None:
 
 def _own_only(connection: sa.Connection, rows: Sequence[Row]) -> None:
     """Detach feedback from decisions of other tenants, whose ids a caller may know or guess."""
-    wanted = {row["decision_id"] for row in rows if row["decision_id"]}
-    if not wanted:
-        return
-    query = sa.select(decisions.c.id, decisions.c.tenant).where(decisions.c.id.in_(wanted))
-    owners = {row.id: row.tenant for row in connection.execute(query)}
+    owners = _tenants_of(connection, {row["decision_id"] for row in rows if row["decision_id"]})
     for row in rows:
         owner = owners.get(row["decision_id"], row["tenant"])
         if row["tenant"] == ANY_TENANT:
@@ -88,19 +86,27 @@ def _own_only(connection: sa.Connection, rows: Sequence[Row]) -> None:
             row["decision_id"] = None
 
 
-def _own_early(connection: sa.Connection, records: Iterable[DecisionRecord]) -> None:
+def _own_early(connection: sa.Connection, ids: Collection[str]) -> None:
     """Detach feedback of other tenants from decisions that are shipped after it, as `_own_only` does."""
-    tenants = {clean(record.id): clean(record.tenant) for record in records}
     if connection.dialect.name == "sqlite":  # binding the ids one by one takes more than twice as long
-        found = connection.exec_driver_sql(_FEEDBACK_ON, (json_list(tenants),))
+        found = connection.exec_driver_sql(_FEEDBACK_ON, (json_list(ids),)).all()
     else:
         query = sa.select(feedback.c.id, feedback.c.decision_id, feedback.c.tenant)
-        found = connection.execute(query.where(feedback.c.decision_id.in_(tenants)))
-    for id, decision_id, tenant in found.all():
+        found = connection.execute(query.where(feedback.c.decision_id.in_(ids))).all()
+    tenants = _tenants_of(connection, {decision_id for _, decision_id, _ in found})
+    for id, decision_id, tenant in found:
         owner = tenants[decision_id]
         if tenant != owner:
             values = {"tenant": owner} if tenant == ANY_TENANT else {"decision_id": None}
             connection.execute(sa.update(feedback).where(feedback.c.id == id).values(values))
+
+
+def _tenants_of(connection: sa.Connection, ids: Collection[str]) -> dict[str, str]:
+    """The tenants of those of the decisions that are stored."""
+    if not ids:
+        return {}
+    query = sa.select(decisions.c.id, decisions.c.tenant).where(decisions.c.id.in_(ids))
+    return {row.id: row.tenant for row in connection.execute(query)}
 
 
 def _feedback_row(record: FeedbackRecord) -> Row:
