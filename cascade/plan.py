@@ -6,7 +6,7 @@ Refuses what could never be climbed safely: an unknown strategy, a rung without 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from math import inf, isnan
 
 from cascade.prompts import Message
@@ -61,6 +61,18 @@ def plan_for(
     rest = [m for m in dict.fromkeys((*choice.ranked, *fallbacks)) if m not in tried]
     spare = tuple([_step(model, worst_cost_usd, -inf) for model in rest])
     return Plan(attempts, spare, limits or Limits(), retries, deciding, speculates=speculates)
+
+
+@lru_cache(1024)
+def plain_plan(model: str, others: tuple[str, ...], limits: Limits, retries: int) -> Plan:
+    """The plan that asks one model and, where that fails, the others in order; the same object each time.
+
+    Its steps have no price. Raises PlanError for a limit on the cost, which could not be kept without one.
+    """
+    if limits.max_cost_usd < inf:
+        raise PlanError("a plan without prices can't keep a limit on the cost")
+    spare = [Step(other) for other in dict.fromkeys(others) if other != model]
+    return Plan((Step(model),), tuple(spare), limits, retries)
 
 
 def _rungs(choice: Choice) -> list[str]:

@@ -19,7 +19,7 @@ from cache.flight import Ticket
 from cache.key import exact_key
 from cache.rules import may_cache, read_directive
 from cascade.batch_prompting import EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
-from cascade.plan import plan_for
+from cascade.plan import plain_plan, plan_for
 from cascade.planner import PlanRequest
 from cascade.strategies import COMPOSING, WRITING
 from cascade.types import Limits, Plan
@@ -250,28 +250,29 @@ class Answering:
     def plan(self, exchange: Exchange, choice: Choice) -> Plan:
         """The attempts to make for this choice: those of the route's cascade where the request may use one."""
         call, route, config = exchange.call, exchange.route, exchange.route.config
-        worst_usd = {name: nanousd / 1e9 for name, nanousd in exchange.worst.items()}
         limits = Limits(max_attempts=config.max_attempts, deadline_s=call.timeout_s)
         may_cascade = call.described.n == 1 and call.surface != "embeddings" and not call.content_type
         if route.promise is not None and may_cascade:
             return route.promise.plan(
-                choice, worst_usd, next(self.s.draws), limits=limits, retries=config.retries,
+                choice, worst_usd(exchange), next(self.s.draws), limits=limits, retries=config.retries,
                 fallbacks=route.fallbacks, speculates=config.speculate,
             )
         if route.cascade is not None and may_cascade:
             knobs = merge(route.knobs, call.options.knobs) if call.options.stated else route.knobs
             messages = chat_messages(call) if route.cascade.writes else ()
-            request = PlanRequest(choice, worst_usd, limits, config.retries, route.fallbacks, messages)
+            request = PlanRequest(choice, worst_usd(exchange), limits, config.retries, route.fallbacks, messages)
             return route.cascade.plan(request, share_of(knobs), config.most_wrong or None)
         bandit = route.strategy_bandit
         strategy = config.cascade if bandit is None else self.draw_strategy(exchange, bandit, may_cascade)
         if strategy in COMPOSING and (call.described.tools or call.described.wants_json):
             strategy = "none"
         gives_confidence = strategy != "confidence" or config.check or self.s.book.models[choice.model].config.logprobs
+        if strategy == "none" or not (may_cascade and gives_confidence) or route.cascade is not None:
+            return plain_plan(choice.model, (*choice.ranked, *route.fallbacks), limits, config.retries)
         return plan_for(
             choice,
-            strategy if may_cascade and gives_confidence and route.cascade is None else "none",
-            worst_usd,
+            strategy,
+            worst_usd(exchange),
             accept_at=config.accept_at,
             limits=limits,
             retries=config.retries,
@@ -399,6 +400,11 @@ def cost_bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) ->
     if len(tries) > config.max_attempts:
         tries = sorted(tries, reverse=True)[: config.max_attempts]
     return sum(tries) + (max(tries) if config.hedge_after_s is not None else 0)
+
+
+def worst_usd(exchange: Exchange) -> dict[str, float]:
+    """The most dollars that one attempt can cost, by model."""
+    return {name: nanousd / 1e9 for name, nanousd in exchange.worst.items()}
 
 
 def query_of(featurizer: Featurizer, request: Described) -> Query:

@@ -108,10 +108,10 @@ class Usage(msgspec.Struct, frozen=True):
         prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         in_prompt, in_completion = _part(usage, "prompt_tokens_details"), _part(usage, "completion_tokens_details")
         read = write = audio_in = reasoning = audio_out = 0
-        if in_prompt:
+        if any(in_prompt.values()):  # nearly always all are 0
             read, write = _count(in_prompt, "cached_tokens"), _count(in_prompt, "cache_write_tokens")
             audio_in = _count(in_prompt, "audio_tokens")
-        if in_completion:
+        if any(in_completion.values()):
             reasoning, audio_out = _count(in_completion, "reasoning_tokens"), _count(in_completion, "audio_tokens")
         read = read or _count(usage, "prompt_cache_hit_tokens") or _count(usage, "cached_tokens")
         unassigned = _count(usage, "total_tokens") - prompt - completion

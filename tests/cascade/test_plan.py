@@ -6,7 +6,7 @@ from math import inf, nan
 
 import pytest
 
-from cascade.plan import MAX_STEPS, NAMES, plan_for
+from cascade.plan import MAX_STEPS, NAMES, plain_plan, plan_for
 from cascade.types import Limits, Outcome, PlanError
 from routers.types import Choice, Estimate
 from tests.cascade.playbook import driven, outcome_of
@@ -28,6 +28,15 @@ def test_none_asks_the_chosen_model_and_falls_back_by_rank():
     plan = plan_for(KNOWN, "none", PRICES, fallbacks=("spare",))
     assert [s.model for s in plan.steps] == ["small"]
     assert [s.model for s in plan.fallbacks] == ["large", "middle", "spare"]
+
+
+def test_a_plan_of_one_model_is_made_once_and_bounds_no_cost():
+    """It equals the plan without a cascade except for the prices, and refuses a limit on the cost, which needs them."""
+    plan = plain_plan("small", (*KNOWN.ranked, "spare"), Limits(), 1)
+    assert plan is plain_plan("small", (*KNOWN.ranked, "spare"), Limits(), 1)
+    assert plan == plan_for(KNOWN, "none", dict.fromkeys((*PRICES, "spare"), 0.0), fallbacks=("spare",))
+    with pytest.raises(PlanError, match="cost"):
+        plain_plan("small", KNOWN.ranked, Limits(max_cost_usd=1.0), 1)
 
 
 def test_confidence_escalates_to_better_models():
