@@ -197,7 +197,7 @@ class Chain:
                 return Keep(index, "last" if outcome.model == self.steps[-1].model else "accepted")
         open_steps = self._open(history)
         for index, step in enumerate(open_steps):
-            if fits(step) or index == len(open_steps) - 1:
+            if index == len(open_steps) - 1 or fits(step):
                 then = tuple(open_steps[index + 1 :]) if step.accept_at > -inf else ()
                 if self.speculates and then:
                     return Ask((step, then[0]), then[1:], self._accepts, streams=False)

@@ -33,7 +33,7 @@ from gateway.errors import CallerError, NotFound
 from gateway.journal import search as journal
 from gateway.journal.lookup import find_decision
 from gateway.journal.outcome import NAMES, flags_of, kept_attempt, named
-from gateway.journal.record import INPUT_BUCKETS, OUTPUT_BUCKETS, DecisionRecord
+from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.journal.rollup_tables import ALL_TENANTS, rollups
 from gateway.journal.search import DecisionFilter
 from gateway.journal.tables import spend
@@ -197,19 +197,17 @@ def counterfactual(services: AdminServices, record: DecisionRecord) -> dict[str,
         return expected
     prices = {model.name: Price.of(model) for model in reversed(services.current.models)}
     names = dict.fromkeys((*(one.model for one in record.candidates), *record.excluded, record.answered_model))
-    return {name: _priced(prices[name], kept.usage) for name in names if name in prices}
+    return {name: _priced(prices[name], kept) for name in names if name in prices}
 
 
-def _priced(price: Price, usage: dict[str, int]) -> float:
-    """US dollars of this usage, with the same searches, units and tool runs, but without cache discounts, which are
+def _priced(price: Price, answer: AttemptRecord) -> float:
+    """US dollars of this answer's usage, with its searches, units and tool runs, but without cache discounts, which are
     particular to the model that answered.
     """
-    input_tokens, output_tokens = (
-        sum(usage.get(name, 0) for name in names) for names in (INPUT_BUCKETS, OUTPUT_BUCKETS)
-    )
+    usage, (into, out) = answer.usage, answer.tokens
     per_unit = usage.get("web_search", 0) * price.web_search + usage.get("units", 0) * price.unit
     per_unit += price.tool_cost(usage)
-    return (input_tokens * price.input + output_tokens * price.output) / 1e15 + per_unit / 1e9
+    return (into * price.input + out * price.output) / 1e15 + per_unit / 1e9
 
 
 def _find(services: AdminServices, id: str) -> tuple[DecisionRecord, list[FeedbackRow]]:

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from gateway.journal.record import INPUT_BUCKETS, OUTPUT_BUCKETS, AttemptRecord, DecisionRecord
+from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.journal.schema import check_schema, open_engine
 from gateway.journal.tables import decisions, feedback
 from gateway.journal.upsert import Row
@@ -140,14 +140,15 @@ def _outcomes(record: DecisionRecord, score: float | None) -> list[Row]:
 def _outcome_row(record: DecisionRecord, answer: AttemptRecord, score: float, kept: bool) -> Row:
     spent = sum(attempt.cost_nanousd for attempt in record.attempts if attempt.model == answer.model)
     planned = answer.model == record.model or answer.model in record.plan
+    into, out = answer.tokens
     return {
         "query_id": record.id,
         "model": answer.model,
         "score": score,
         "cost_usd": spent / 1e9,
         "answer_cost_usd": answer.cost_nanousd / 1e9,
-        "input_tokens": sum(answer.usage.get(bucket, 0) for bucket in INPUT_BUCKETS),
-        "output_tokens": sum(answer.usage.get(bucket, 0) for bucket in OUTPUT_BUCKETS),
+        "input_tokens": into,
+        "output_tokens": out,
         "latency_s": _known(answer.latency_s),
         "confidence": _known(answer.evidence.confidence) if answer.evidence else None,
         "response": record.answer_text if kept else "",

@@ -80,6 +80,17 @@ class AttemptRecord(_Value, frozen=True):
     """Number of questions in the same call, of whose usage and cost this is a share; 0 where it was asked alone."""
     evidence: EvidenceRecord | None = None
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of input and of output, of all buckets together."""
+        into = out = 0
+        for bucket, count in self.usage.items():
+            if bucket in INPUT_BUCKETS:
+                into += count
+            elif bucket in OUTPUT_BUCKETS:
+                out += count
+        return into, out
+
 
 class DecisionRecord(_Record, frozen=True, tag="decision.1"):
     """One request: its features, the candidates, the choice with its propensity, and the outcome."""

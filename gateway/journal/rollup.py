@@ -6,11 +6,11 @@ answers that clients got, and from sums of products for their variance.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from gateway.journal.outcome import AUDIT_KEY, explored_nanousd, kept_attempt
-from gateway.journal.record import INPUT_BUCKETS, OUTPUT_BUCKETS, DecisionRecord
+from gateway.journal.record import DecisionRecord
 from gateway.journal.rollup_tables import (
     ADDED,
     ALL_TENANTS,
@@ -112,7 +112,7 @@ def _tally_attempts(row: list[float], record: DecisionRecord) -> tuple[int, int]
     """
     kept, used = kept_attempt(record), None
     for attempt in record.attempts:
-        into, out = _tokens(attempt.usage, INPUT_BUCKETS), _tokens(attempt.usage, OUTPUT_BUCKETS)
+        into, out = attempt.tokens
         row[_IN] += into
         row[_OUT] += out
         if attempt is kept:
@@ -131,10 +131,6 @@ def _tally_answer(row: list[float], into: int, out: int, cost: int) -> None:
     row[_OO] += out * out
     row[_IC] += float(into) * cost
     row[_OC] += float(out) * cost
-
-
-def _tokens(usage: Mapping[str, int], buckets: tuple[str, ...]) -> int:
-    return sum(usage[name] for name in buckets if name in usage)
 
 
 def _plain(text: str) -> str:

@@ -18,8 +18,6 @@ from sqlalchemy.dialects import sqlite
 from gateway.journal.chain import put_responses
 from gateway.journal.outcome import flags_of
 from gateway.journal.record import (
-    INPUT_BUCKETS,
-    OUTPUT_BUCKETS,
     AuditRecord,
     DecisionRecord,
     FeedbackRecord,
@@ -201,11 +199,9 @@ def _count(counts: list[int], record: DecisionRecord) -> None:
     counts[4] += record.cost_nanousd
     counts[5] += record.saved_nanousd
     for attempt in record.attempts:
-        for bucket, tokens in attempt.usage.items():
-            if bucket in INPUT_BUCKETS:
-                counts[6] += tokens
-            elif bucket in OUTPUT_BUCKETS:
-                counts[7] += tokens
+        into, out = attempt.tokens
+        counts[6] += into
+        counts[7] += out
     if record.latency_s is not None:
         counts[_LATENCY_AT + latency_bucket(record.latency_s)] += 1
 
