@@ -31,7 +31,7 @@ def test_none_asks_the_chosen_model_and_falls_back_by_rank():
 
 
 def test_a_plan_of_one_model_is_made_once_and_bounds_no_cost():
-    """It equals the plan without a cascade except for the prices, and refuses a limit on the cost, which needs them."""
+    """It equals the plan without a cascade except for prices. It refuses a limit on the cost, which needs prices."""
     plan = plain_plan("small", (*KNOWN.ranked, "spare"), Limits(), 1)
     assert plan is plain_plan("small", (*KNOWN.ranked, "spare"), Limits(), 1)
     assert plan == plan_for(KNOWN, "none", dict.fromkeys((*PRICES, "spare"), 0.0), fallbacks=("spare",))
