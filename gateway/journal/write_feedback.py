@@ -17,13 +17,25 @@ from gateway.journal.upsert import Row, clean, json_list, put_rows
 _OTHER_IDS = ("response_id", "request_id")
 """Columns by which feedback may name its decision instead of the decision's id, the more specific one first."""
 _FEEDBACK_ON = "SELECT id, decision_id, tenant FROM feedback WHERE decision_id IN (SELECT value FROM json_each(?))"
+_TURN_LOCK = 0x7475726E
+"""PostgreSQL advisory lock of the transaction that attaches feedback to decisions."""
+_TAKE_TURN = sa.select(sa.func.pg_advisory_xact_lock(_TURN_LOCK))
 _ANY_WAITING = sa.select(feedback.c.id).where(feedback.c.decision_id.is_(None)).limit(1)
+
+
+def take_turn(connection: sa.Connection) -> None:
+    """Wait until no other transaction is between this call and its commit. Of two at the same time, of which one stores
+    a decision and the other its feedback, neither would see the other's rows. An SQLite file has one shipper.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(_TAKE_TURN)
 
 
 def write_feedback(connection: sa.Connection, records: Sequence[FeedbackRecord]) -> None:
     """Store new or newer feedback, attached to its decision where that is stored already."""
     if not records:
         return
+    take_turn(connection)
     rows = [_feedback_row(record) for record in sorted(records, key=lambda record: record.time_s)]
     _find_decisions(connection, rows)
     put_rows(connection, feedback, rows, newer_than=feedback.c.time_s)

@@ -27,6 +27,7 @@ from gateway.journal.tables import decisions, job_items, responses
 from gateway.journal.write import write_records
 from gateway.keys import hash_key, revoked
 from tests.gateway.journal.records import KEEP_DAYS, NOON_S, attempt, decision, feedback
+from tests.until import until
 
 
 def write(store: Store, *records: Record) -> None:
@@ -149,6 +150,31 @@ def test_feedback_finds_its_decision_by_any_id(store: Store) -> None:
     write(store, by_response, decision(1), by_request)
     write(store, decision(2))
     assert [row["decision_id"] for row in store.feedback()] == ["dec_2", "dec_1"]
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("feedback_first", [True, False])
+async def test_feedback_finds_a_decision_that_another_replica_stores_at_the_same_time(
+    store: Store, feedback_first: bool
+) -> None:
+    """Neither transaction sees the other's rows, and still the feedback is attached, and not to another tenant's."""
+    decisions_of = [decision(1), decision(2)]
+    scores = [feedback(1, 1.0, decision_id="", response_id="chatcmpl-1"), feedback(2, 0.0, tenant="thief")]
+    one, other = (scores, decisions_of) if feedback_first else (decisions_of, scores)
+    with ThreadPoolExecutor(1) as replica, store.engine.connect() as connection:
+        with connection.begin():
+            write_records(connection, one)
+            second = replica.submit(write, store, *other)
+            await until(lambda: second.done() or waits(store))
+        second.result()
+    assert [row["score"] for row in store.feedback(decision_id="dec_1")] == [1.0]
+    assert store.feedback(decision_id="dec_2") == []
+
+
+def waits(store: Store) -> bool:
+    """Whether some transaction waits for a lock."""
+    with store.engine.connect() as connection:
+        return bool(connection.execute(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar())
 
 
 def test_pages_of_feedback_and_audit_have_each_once(store: Store) -> None:
