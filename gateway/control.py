@@ -51,6 +51,8 @@ thresholds takes a tenth of the time of storing the batch.
 """
 CHORES_EVERY_S = 0.5
 FORGET_EVERY_S = 3600.0
+FORGET_AGAIN_S = 15.0
+"""Seconds after which a deletion that failed is tried again."""
 FORGET_ROWS = 5000
 """Most rows to delete at a time. Millions may be old after `keep_days` was shortened, and the other chores and writers
 must not wait for all of them.
@@ -166,11 +168,11 @@ def _do_chores(services: AdminServices, ended: threading.Event) -> None:
             if cluster.leads:
                 learning.look(time.monotonic())
             if cluster.leads and time.monotonic() >= forget_at:
-                forget_at = time.monotonic() + FORGET_EVERY_S
+                forget_at = time.monotonic() + FORGET_AGAIN_S
                 engine, now_s, keep_days = services.store.engine, not_ahead(begun), services.config.storage.keep_days
-                if forget_old(engine, now_s, keep_days, FORGET_ROWS) >= FORGET_ROWS:
-                    forget_at = time.monotonic()
+                gone = forget_old(engine, now_s, keep_days, FORGET_ROWS)
                 delete_expired_batches(engine, now_s, keep_days)
+                forget_at = time.monotonic() + (FORGET_EVERY_S if gone < FORGET_ROWS else 0.0)
             complaint.works()
         except (sa.exc.SQLAlchemyError, OSError, ValueError) as fault:
             complaint.fails(fault)

@@ -61,6 +61,8 @@ def evaluate(services: AdminServices, route: str, changed: Mapping[str, float | 
         return at_threshold(log, changed["accept_at"] if changed["accept_at"] is not None else 0.5)
     try:
         return what_if(log, policy_of(services, route, {n: v for n, v in changed.items() if n in KNOBS}))
+    except NothingLogged:
+        raise
     except (ValueError, Undecided) as fault:
         raise CallerError(f"this can't be predicted: {fault}", status=422) from None
 

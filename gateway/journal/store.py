@@ -132,7 +132,10 @@ class Store:
         totals = [sa.func.sum(spend.c[name]).label(name) for name in ("requests", "cost_nanousd")]
         account = (spend.c.tenant, spend.c.key_id, spend.c.route)
         query = sa.select(*account, *totals).where(spend.c.hour_s >= int(since_s) // 3600 * 3600)
-        return [_whole_numbers(row) for row in self._rows(query.group_by(*account).order_by(*account))]
+        names = "tenant", "key_id", "route", "requests", "cost_nanousd"
+        with self.engine.connect() as connection:
+            found = connection.execute(query.group_by(*account).order_by(*account))
+            return [dict(zip(names, (*row[:3], int(row[3]), int(row[4])), strict=True)) for row in found]
 
     def spend_by(self, name: str, since_s: float) -> dict[str, tuple[int, int]]:
         """Requests and nano-dollars by `name` (tenant, key_id or route), from the hour of `since_s` on."""

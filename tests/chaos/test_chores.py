@@ -62,3 +62,31 @@ def test_old_decisions_are_deleted_in_parts(tmp_path: Path, monkeypatch: pytest.
     control._do_chores(admin, ended)
     admin.store.close()
     assert left == [50, 35, 20, 5, 0]
+
+
+def test_a_deletion_that_fails_is_soon_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an hour later, when the next one would have been due."""
+    config, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, ["m"], {}), {"UP_KEY": "k"})
+    assert config is not None, problems
+    migrate(str(config.storage.url))
+    admin = AdminServices(config, Store(open_engine(str(config.storage.url)), keep_days=30), ShipState())
+    refuse = "CREATE TRIGGER refuse BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'not now'); END"
+    with admin.store.engine.begin() as connection:
+        write_records(connection, [decision(1)])
+        connection.exec_driver_sql(refuse)
+    ended, left = threading.Event(), list[int]()
+
+    def counts(_: AdminServices) -> None:
+        with admin.store.engine.begin() as connection:
+            left.append(connection.exec_driver_sql("SELECT count(*) FROM decisions").scalar_one())
+            if len(left) == 2:
+                connection.exec_driver_sql("DROP TRIGGER refuse")
+        if len(left) == 3:
+            ended.set()
+
+    monkeypatch.setattr(control, "CHORES_EVERY_S", 0.01)
+    monkeypatch.setattr(control, "FORGET_AGAIN_S", 0.0)
+    monkeypatch.setattr(control, "mark_batches", counts)
+    control._do_chores(admin, ended)
+    admin.store.close()
+    assert left == [1, 1, 0]

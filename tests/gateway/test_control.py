@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from gateway import http_protocol
 from gateway.admin.app import make_admin
+from gateway.admin.counters import SpendRow, StatsRow
 from gateway.admin.services import AdminServices
 from gateway.config import Auth, Config, ModelConfig, Secret, Server, Storage
 from gateway.control import serve_control
@@ -245,6 +246,7 @@ async def test_counters_are_shown(admin: AdminServices, client: httpx.AsyncClien
     (row,) = stats["data"]
     assert (row["requests"], row["errors"], sum(row["latency_counts"])) == (2, 1, 2)
     assert len(row["latency_counts"]) == len(stats["latency_bounds_s"]) + 1
+    assert (spend.keys(), row.keys()) == (SpendRow.model_fields.keys(), StatsRow.model_fields.keys())
     assert (await client.get("/admin/stats?step_s=61")).status_code == 422
 
 

@@ -40,6 +40,16 @@ def test_a_knob_is_in_force_and_on_record(admin: AdminServices) -> None:
     assert line.undo == {"name": "route:auto", "version": 1}
 
 
+async def test_a_route_whose_requests_left_no_vectors_has_its_page(
+    admin: AdminServices, client: httpx.AsyncClient
+) -> None:
+    """The page says that nothing can be predicted, and why; it was one error instead of the page."""
+    write(admin, *explored(40, text=False))
+    assert "neither vectors" in knobs.preview(admin, "auto", Knobs(cost_weight=0.9)).message
+    page = await client.get("/routes/auto")
+    assert page.status_code == 200 and "neither vectors" in page.text
+
+
 def test_a_changed_knob_is_compared_with_its_prediction(admin: AdminServices) -> None:
     """First there is too little traffic; then it is as predicted, or it isn't. A trial and its end don't affect the
     comparison, and after an undo there is none.
