@@ -7,6 +7,7 @@ time. A measured request is a decision that both models answered; the comparison
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import nan
@@ -28,6 +29,7 @@ from routers.intervals import wilson_interval
 LATE_S = 2.0
 """Seconds within which records may still arrive from the workers' spools; younger ones are not read."""
 MOST_ROWS = 20_000
+READ_ROWS = 500
 SAVED_EVERY_S = 3600.0
 _decode = msgspec.json.Decoder(DecisionRecord, strict=False).decode
 
@@ -82,6 +84,8 @@ class Keeper:
         self.seen_s: float = remembered.get("seen_s", 0.0)
         """Unix time up to which rounds were shown to the drift monitor."""
         self._saved_s = 0.0
+        self._compared: dict[str, tuple[float, ...] | None] = {}
+        """The `_answers` of measured rounds, by decision id."""
 
     @property
     def name(self) -> str:
@@ -165,7 +169,7 @@ class Keeper:
     def measured(self, since_s: float, until_s: float) -> Measured:
         """The comparisons in that time of rounds that the present router decided, oldest first."""
         query = (
-            sa.select(decisions.c.payload, feedback.c.label)
+            sa.select(decisions.c.id, feedback.c.label, decisions.c.router)
             .join_from(feedback, decisions, feedback.c.decision_id == decisions.c.id)
             .where(feedback.c.source == "reference", joined_to_route(self.store.engine, self.route.name))
             .where(feedback.c.time_s >= since_s, feedback.c.time_s < until_s)
@@ -173,15 +177,28 @@ class Keeper:
             .limit(MOST_ROWS)
         )
         with self.store.engine.connect() as connection:
-            found = [(_decode(row.payload), row.label == "same") for row in connection.execute(query)][::-1]
-        rows = [row for record, same in found if record.router == self.router and (row := self._row(record, same))]
+            found = connection.execute(query).all()[::-1]
+            same = [(row.id, float(row.label == "same")) for row in found if row.router == self.router]
+            self._read(connection, dict(same))
+        rows = [(one[0], right, *one[1:]) for id, right in same if (one := self._compared.get(id))]
         return Measured(*np.array(rows, np.float64).reshape(-1, 4).T)
 
-    def _row(self, record: DecisionRecord, same: bool) -> tuple[float, ...] | None:
+    def _read(self, connection: sa.Connection, ids: Collection[str]) -> None:
+        """Read those of the decisions that were not read before: there may be 20,000, and a step every 15 seconds."""
+        if len(self._compared) > 2 * MOST_ROWS:
+            self._compared = {id: one for id, one in self._compared.items() if id in ids}
+        new = [id for id in ids if id not in self._compared]
+        for first in range(0, len(new), READ_ROWS):
+            few = decisions.c.id.in_(new[first : first + READ_ROWS])
+            for id, payload in connection.execute(sa.select(decisions.c.id, decisions.c.payload).where(few)):
+                self._compared[id] = self._answers(_decode(payload))
+
+    def _answers(self, record: DecisionRecord) -> tuple[float, ...] | None:
+        """Confidence and cost of the first model's answer, and cost of the reference's; None where one is missing."""
         first, last = record.answer_of(record.plan[0]), record.answer_of(self.reference)
         if first is None or last is None:
             return None
-        return (_confidence(first), float(same), first.cost_nanousd / 1e9, last.cost_nanousd / 1e9)
+        return _confidence(first), first.cost_nanousd / 1e9, last.cost_nanousd / 1e9
 
     def _rounds(self, since_s: float, until_s: float) -> tuple[list[Round], float]:
         """The rounds of the latest decisions in that time, oldest first, and the time since which they are complete,

@@ -21,10 +21,12 @@ from gateway.journal.record import AttemptRecord, DecisionRecord, EvidenceRecord
 from gateway.journal.ship import Shipper
 from gateway.journal.store import Store, open_store
 from gateway.journal.write import write_records
+from gateway.learn import promises as module
 from gateway.learn.promises import Promises, standings
 from gateway.settings import read_settings
 from tests.live import Live, live, table
 
+module_decode = module._decode
 ROUTE = {"name": "auto", "models": ["small", "large"], "router": "cheapest", "cascade": "certified",
          "min_quality": 0.9, "measured_share": 0.5}  # fmt: skip
 MODELS = [
@@ -112,6 +114,21 @@ def test_a_model_that_turned_bad_withdraws_the_certificate(config: Config, store
     assert stepped(promises, 3100.0)["state"] == "withdrawn"
     put(store, rounds(400, 4000.0, seed=3))
     assert stepped(promises, 5000.0)["state"] == "valid"
+
+
+def test_a_comparison_is_read_once(config: Config, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step counts all comparisons, of which there may be 20,000, but reads the records of new ones only."""
+    read: list[Any] = []
+    monkeypatch.setattr(module, "_decode", lambda payload: read.append(module_decode(payload)) or read[-1])
+    keeper = Promises(config, store).keepers[0]
+    keeper.router = "cheapest@1"
+    put(store, rounds(10, 1000.0))
+    whole = keeper.measured(0.0, 2000.0)
+    assert len(whole) == len(read) == 10
+    again = keeper.measured(0.0, 2000.0)
+    assert len(read) == 10 and np.array_equal(again.confidence, whole.confidence)
+    put(store, [*rounds(5, 3000.0, seed=1), *rounds(5, 3000.0, seed=2, router="cheapest@2")])
+    assert (len(keeper.measured(0.0, 4000.0)), len(read)) == (15, 15)
 
 
 def test_comparisons_are_found_by_an_index(config: Config, store: Store) -> None:
