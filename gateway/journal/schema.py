@@ -1,7 +1,8 @@
 """Opens the journal's database, migrates its schema, and checks it at start.
 
 Migrations only expand the schema (new tables, new columns with defaults, new indexes), so that old and new releases can
-run side by side. A statement of a migration that drops, renames or retypes is refused.
+run side by side. A statement of a migration that drops, renames or retypes is refused, except that an index may be
+dropped where another one begins with its columns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gateway.errors import ConfigError
 from gateway.extras import missing_extra
 
 _DESTRUCTIVE = re.compile(
-    r"^\s*(drop|truncate|delete|alter\s+table\s.*\b(drop|rename|type)\b)", re.IGNORECASE | re.DOTALL
+    r"^\s*(drop(?!\s+index\b)|truncate|delete|alter\s+table\s.*\b(drop|rename|type)\b)", re.IGNORECASE | re.DOTALL
 )
 PAGE_BYTES = 8192
 """Page size of a new SQLite file: three decisions fit into 8,192 bytes; 4,096 would hold one and be nearly half empty.

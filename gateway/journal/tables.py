@@ -42,7 +42,6 @@ decisions = sa.Table(
     sa.Column("payload", sa.Text, nullable=False),
     sa.Column("flags", sa.Integer, nullable=False, server_default="0"),  # of gateway.journal.outcome
     sa.Column("counted", sa.Integer, nullable=False, server_default="0"),  # 1: it is in `rollups`
-    sa.Index("decisions_time", "time_s", "id"),
     sa.Index("decisions_search", "time_s", "id", "route", "tenant", "answered_model", "key_id", "flags",
              "cost_nanousd"),
     sa.Index("decisions_uncounted", "counted", sqlite_where=sa.text("counted = 0"),

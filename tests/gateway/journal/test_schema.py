@@ -19,7 +19,7 @@ from gateway.journal.write import _decision_row
 
 def test_migrations_make_exactly_the_tables(empty_database_url: str) -> None:
     """The migrated schema equals the one in the code; a second run does nothing."""
-    assert migrate(empty_database_url) == ["0001", "0002", "0003", "0004", "0005", "0006", "0007"]
+    assert migrate(empty_database_url) == ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008"]
     assert migrate(empty_database_url) == []
     with open_engine(empty_database_url).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -58,7 +58,7 @@ def test_replicas_that_start_together_migrate_once(empty_database_url: str) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(done) == [[], [], ["0001", "0002", "0003", "0004", "0005", "0006", "0007"]]
+    assert sorted(done) == [[], [], ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008"]]
 
 
 @pytest.mark.parametrize(

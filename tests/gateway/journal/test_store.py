@@ -405,6 +405,9 @@ def test_dashboard_queries_use_indexes(store: Store) -> None:
         text = listing.compile(connection, compile_kwargs={"literal_binds": True})
         plan = str(connection.exec_driver_sql(f"{explain} {text}").all())
         assert "decisions_" in plan
+        for old in ("time_s < 1.0 LIMIT 9", "(time_s, id) > (1.0, '') ORDER BY time_s, id LIMIT 9"):
+            plan = str(connection.exec_driver_sql(f"{explain} SELECT id FROM decisions WHERE {old}").all())
+            assert "decisions_search" in plan and "SORT" not in plan.upper()
 
 
 def test_every_kind_of_record_is_stored() -> None:
