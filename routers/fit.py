@@ -24,7 +24,10 @@ from routers.select import Exploration
 
 def described(data: Outcomes, featurizer: Featurizer) -> Matrix:
     """Feature vectors of every query, (n, d)."""
-    return np.stack([featurizer.describe(text).vector for text in data.texts]).astype(np.float64)
+    found = np.empty((len(data.texts), featurizer.layout.dims))
+    for row, text in enumerate(data.texts):
+        found[row] = featurizer.describe(text).vector
+    return found
 
 
 def fit_router(
