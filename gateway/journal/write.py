@@ -32,10 +32,9 @@ from gateway.journal.upsert import Row, add_counts, clean, insert_into, insert_m
 from gateway.journal.write_feedback import attach_waiting, take_turn, write_feedback
 from gateway.journal.write_job_items import write_job_items
 
-_AT_ONCE = {"sqlite": 32, "postgresql": 500}
+_AT_ONCE = 64
 """Decisions to read, insert and count before the next ones are read. So few stay in the processor's caches meanwhile,
-which takes a seventh off SQLite's time of storing a batch; PostgreSQL gets all of them in one statement, and waits for
-the network at each.
+which takes a seventh off the time of storing a batch.
 """
 _MINUTE_S = 60
 _HOUR_S = 3600
@@ -84,7 +83,7 @@ def write_decisions(connection: sa.Connection, records: Iterable[DecisionRecord]
     spent: defaultdict[_Hour, list[int]] = defaultdict(lambda: [0, 0])
     stored: set[str] = set()
     source = iter(records)
-    while some := list(islice(source, _AT_ONCE[connection.dialect.name])):
+    while some := list(islice(source, _AT_ONCE)):
         new_ids = _insert_new(connection, some)
         for record in {record.id: record for record in some if clean(record.id) in new_ids}.values():
             _count(counts[_minute_of(record)], record)

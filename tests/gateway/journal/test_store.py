@@ -74,7 +74,7 @@ def test_a_decision_of_another_tenant_is_not_found(store: Store) -> None:
 def test_writing_twice_changes_nothing(store: Store) -> None:
     """Counters count a decision once, however often it is written, in one batch, a long one too, or in several."""
     write(store, decision(1), decision(1))
-    write(store, *[decision(1), decision(2)] * 40)
+    write(store, *[decision(1), decision(2)] * 80)
     (row,) = store.stats(NOON_S - 60, NOON_S + 60)
     assert (row["requests"], row["cost_nanousd"]) == (2, 2000)
     (account,) = store.spend_since(NOON_S)
