@@ -69,7 +69,7 @@ def test_a_deletion_that_fails_is_soon_tried_again(tmp_path: Path, monkeypatch: 
     config, problems = parse(table("http://127.0.0.1:1/v1", tmp_path, ["m"], {}), {"UP_KEY": "k"})
     assert config is not None, problems
     migrate(str(config.storage.url))
-    admin = AdminServices(config, Store(open_engine(str(config.storage.url)), keep_days=30), ShipState())
+    admin = AdminServices(config, Store(open_engine(str(config.storage.url))), ShipState())
     refuse = "CREATE TRIGGER refuse BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'not now'); END"
     with admin.store.engine.begin() as connection:
         write_records(connection, [decision(1)])

@@ -8,7 +8,7 @@ from gateway.errors import HeadgateError
 from gateway.wire.answer import translate_answer
 from gateway.wire.errors import classify, render_error
 from gateway.wire.peek import peek
-from gateway.wire.relay import Options, Relay
+from gateway.wire.relay import Relay
 from gateway.wire.replay import replay
 from gateway.wire.request import decode, describe, encode, translate_request
 from gateway.wire.responses import input_items
@@ -57,8 +57,8 @@ def answer(draw: random.Random) -> None:
 def stream(draw: random.Random) -> None:
     """An upstream's events, in pieces, have exactly one ending."""
     src, dst = draw.choice(tuple(EVENTS)), draw.choice(CLIENTS)
-    options = Options(include_usage=draw.random() < 0.5, collect=True)
-    flow = Relay(src, dst, model="m", request=decode(b'{"model":"m"}'), options=options)
+    usage = draw.random() < 0.5
+    flow = Relay(src, dst, model="m", request=decode(b'{"model":"m"}'), include_usage=usage, collect=True)
     for piece in bad_stream(src, draw):
         flow.feed(piece)
     fault = None if flow.finished else flow.end()
