@@ -3,7 +3,7 @@ models are asked the queries in one shared order, so that comparisons are paired
 easy its queries were for the others (an additive completion of the table, where theirs is a product of rank one). The
 next batch goes to the leader or to the model with the highest upper confidence bound of the others, whichever was asked
 less (LUCB, Kalyanakrishnan et al. 2012), until the leader's lower bound clears every other's upper one.
-`routers.probing_check` shows it beside the published algorithms.
+`routers.bench.probing` shows it beside the published algorithms.
 """
 
 from __future__ import annotations

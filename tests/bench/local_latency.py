@@ -1,7 +1,7 @@
 """How well the latencies of the shipped local models are foretold: `python -m tests.bench.local_latency [--answers N]`.
 
 Prompts and answers of random lengths, one after another on one thread, measured by the clock, go into a folder of
-outcomes, which `routers.latency_check` reads: three in ten are held out. Texts say nothing of the lengths, so
+outcomes, which `routers.bench.latency` reads: three in ten are held out. Texts say nothing of the lengths, so
 `foretold` knows none of them.
 """
 
@@ -23,7 +23,7 @@ from local_models.decoder import Decoder
 from local_models.engine import Engine, EngineOptions
 from local_models.request import Request
 from local_models.text import TextCodec
-from routers.latency_check import as_text, compared
+from routers.bench.latency import as_text, compared
 from routers.outcomes import read_outcomes
 
 LONGEST_PROMPT, LONGEST_ANSWER = 400, 96

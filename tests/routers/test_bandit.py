@@ -22,8 +22,8 @@ from routers.bandit import (
     main_axes,
     thompson,
 )
-from routers.bandit_check import Replay, compared, summary
 from routers.bandit_state import NOISE_COUNTS, BanditState, Shrinkage, _weighed, fitted, posterior
+from routers.bench.bandit import Replay, compared, summary
 from routers.plugin import PluginRouter
 from routers.projection import Projection
 from routers.select import Exploration, Forecast

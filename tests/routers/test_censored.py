@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from routers.censored import LimitArms
-from routers.limits_check import (
+from routers.bench.limits import (
     RULES,
     WIDTHS,
     WORTH,
@@ -20,6 +19,7 @@ from routers.limits_check import (
     regret,
     shared,
 )
+from routers.censored import LimitArms
 from routers.outcomes import DataError, Outcomes
 
 LIMITS = np.array([50.0, 100.0, 200.0, 400.0, 800.0])

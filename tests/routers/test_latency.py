@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routers.latency_check import (
+from routers.bench.latency import (
     MEAN,
     OUTPUT,
     PACE,
@@ -99,6 +99,6 @@ def test_the_command_refuses_a_folder_without_latencies(tmp_path: Path) -> None:
     from tests.cascade.worlds import logged, write
 
     write(logged(60), tmp_path)
-    words = [sys.executable, "-m", "routers.latency_check", "--data", str(tmp_path)]
+    words = [sys.executable, "-m", "routers.bench.latency", "--data", str(tmp_path)]
     ended = subprocess.run(words, env=os.environ, capture_output=True, text=True, check=False)
     assert ended.returncode == 2 and "output_tokens" in ended.stderr and "Traceback" not in ended.stderr

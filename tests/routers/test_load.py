@@ -7,7 +7,7 @@ from math import nan
 import numpy as np
 import pytest
 
-from routers.load_check import BOUND_S, compared, served
+from routers.bench.load import BOUND_S, compared, served
 from routers.select import Forecast, spent, utilities
 from routers.types import Knobs
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from routers.bench.onboarding import WAYS, _shares
 from routers.onboarding import completed
-from routers.onboarding_check import WAYS, _shares
 from routers.outcomes import Outcomes
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routers import ope
+from routers.bench.ope import MODELS, checked, logging_policy, one_log, world
 from routers.intervals import mean_interval, percentile_interval
 from routers.ope import LogError, Refusal, Requirements, Rounds
-from routers.ope_check import MODELS, checked, logging_policy, one_log, world
 
 
 def logged(seed: int = 0, n: int = 400, m: int = 3) -> tuple[Rounds, np.ndarray, np.ndarray]:

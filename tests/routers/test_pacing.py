@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routers.day_shape import DAY_S, HOUR_S
-from routers.pacing import SAVED, Purse, cost_weight_of, paced, weighed
-from routers.pacing_check import (
+from routers.bench.pacing import (
     BUDGET_USD,
     KINDS,
     RESTARTS_S,
@@ -21,6 +19,8 @@ from routers.pacing_check import (
     traffic,
     worst_day,
 )
+from routers.day_shape import DAY_S, HOUR_S
+from routers.pacing import SAVED, Purse, cost_weight_of, paced, weighed
 from routers.select import exchange_rate
 from routers.types import Knobs
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from routers.bench.probing import BUDGETS, RULES, compared, factorised, named
 from routers.probing import FIRST, Leaderboard, _contested, leaderboard, next_batch
-from routers.probing_check import BUDGETS, RULES, compared, factorised, named
 
 
 def table(n: int = 800, models: int = 12, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routers.replica_check import FLEETS, compared, summary
+from routers.bench.replica import FLEETS, compared, summary
 from routers.replicas import Job, Load, Pace, Paces, least_delay
 
 PACE = Pace(first_s=0.1, read_s=0.001, write_s=0.02, beside_s=0.002)
@@ -112,7 +112,7 @@ def test_an_answer_ends_once() -> None:
 
 def test_it_beats_round_robin_and_least_busy() -> None:
     """In seeded simulations with equal and unequal replicas the mean latency is at least 5 % below both (`python -m
-    routers.replica_check` reports by how much, with intervals).
+    routers.bench.replica` reports by how much, with intervals).
     """
     for slowness in FLEETS.values():
         found = summary(compared(range(3), 400, 6.0, slowness, 0.5))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from routers.speed_check import LENGTHS, measured
+from routers.bench.speed import LENGTHS, measured
 
 
 def test_every_length_has_its_figures() -> None:

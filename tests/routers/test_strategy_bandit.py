@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routers.bench.strategy_bandit import NAMES, Ways, compared
 from routers.features import shipped_featurizer
 from routers.projection import Projection
 from routers.registry import bandit_axes
 from routers.strategy_bandit import StrategyBandit
-from routers.strategy_bandit_check import NAMES, Ways, compared
 
 
 def flat(dims: int = 4) -> Projection:
@@ -110,7 +110,7 @@ def test_a_query_without_a_vector_counts_as_average() -> None:
 
 def test_learned_arms_beat_every_fixed_strategy_where_queries_differ() -> None:
     """In a seeded world with two kinds of questions, recognisable by their texts, learning from scratch beats the best
-    fixed strategy and epsilon-greedy (`python -m routers.strategy_bandit_check` reports the result on logged outcomes).
+    fixed strategy and epsilon-greedy (`python -m routers.bench.strategy_bandit` reports the result on logged outcomes).
     """
     rng, featurizer = np.random.default_rng(0), shipped_featurizer()
     texts = [(f"Compute {i} * {i + 7} and add {i}.", f"Write a poem about the number {i}.")[i % 2] for i in range(500)]

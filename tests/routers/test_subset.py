@@ -12,7 +12,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from routers import subset_check, subset_fit
+from routers import subset_fit
+from routers.bench import subset as subset_bench
 from routers.estimators.base import Matrix
 from routers.outcomes import DataError, Outcomes, fully_priced
 from routers.subset import Fleet, Limits, NoSubset, SubsetChoice, exact, gated, greedy, judged, kept
@@ -225,13 +226,13 @@ def outcomes(latency: bool, models: int = 3, n: int = 80) -> Outcomes:
 def test_the_check_reports_every_size_under_every_limit(latency: bool) -> None:
     """Latency is limited where it is known, and reported as unknown otherwise."""
     train, test, models = subset_fit.expected(outcomes(latency), "linear", 16)
-    report = subset_check.compared(train, test, models, 2)
+    report = subset_bench.compared(train, test, models, 2)
     assert len(report["limits"]) == (9 if latency else 3)
     assert report["latency known"] is latency
     for row in report["limits"][0]["sizes"]:
         assert GREEDY <= row["share of the exhaustive worth"] <= 1.0 + 1e-12
         assert 1 <= len(row["chosen"]) <= row["models"]
-    said = subset_check._told(report)
+    said = subset_bench._told(report)
     assert ("latency is not known" in said) is not latency
 
 
@@ -240,9 +241,9 @@ def test_a_wrong_command_ends_in_one_line(
 ) -> None:
     """The line says what is wrong."""
     for words, said in (([], "queries.parquet: no such file"), (["--most", "0"], "--most 0: at least one")):
-        monkeypatch.setattr("sys.argv", ["subset_check", str(tmp_path), *words])
+        monkeypatch.setattr("sys.argv", ["subset", str(tmp_path), *words])
         with pytest.raises(SystemExit):
-            subset_check.main()
+            subset_bench.main()
         assert said in capsys.readouterr().err.splitlines()[-1]
 
 

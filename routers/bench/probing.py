@@ -1,4 +1,4 @@
-"""Shows how few outcomes tell the best model: `python -m routers.probing_check --data DIR`.
+"""Shows how few outcomes tell the best model: `python -m routers.bench.probing --data DIR`.
 
 Every run draws queries at random, hides their table of scores and buys outcomes until a share of the cells is known;
 then a model is named. Compared: `headgate probe`'s rule; each model asked the same random queries in turn; and both
@@ -203,7 +203,7 @@ def complete(data: Outcomes, without: int) -> Matrix:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.probing_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.probing", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--queries", type=int, default=1000, help="drawn for each run")
     parser.add_argument("--runs", type=int, default=10)

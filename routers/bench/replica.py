@@ -1,4 +1,4 @@
-"""Shows the choice of a replica against round robin and least busy: `python -m routers.replica_check`.
+"""Shows the choice of a replica against round robin and least busy: `python -m routers.bench.replica`.
 
 Replicas write in continuous batches: in one step every answer under way gets a token, a step takes the longer the more
 there are, and reading a prompt stops them all. Prompts and answers share a memory; when it is full the youngest answer
@@ -171,7 +171,7 @@ def summary(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.replica_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.replica", description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--noise", type=float, default=0.5)

@@ -1,4 +1,4 @@
-"""Shows what a few probes recover of a new model's worth: `python -m routers.onboarding_check --data DIR`.
+"""Shows what a few probes recover of a new model's worth: `python -m routers.bench.onboarding --data DIR`.
 
 Every model is left out in turn, and a router trained on all outcomes of the others and a few of its own. Told first is
 what share of the gain over the zero router (AIQ on the test rows) is kept, over all models. A model without which that
@@ -143,7 +143,7 @@ def _at(figure: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.onboarding_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.onboarding", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--probes", type=int, default=50)
     parser.add_argument("--draws", type=int, default=5, help="of the probes, for each model")

@@ -1,4 +1,4 @@
-"""Shows pacing against traffic of known worth: `python -m routers.pacing_check`.
+"""Shows pacing against traffic of known worth: `python -m routers.bench.pacing`.
 
 Requests come over days, each with models whose quality and cost are known beforehand to the simulation
 only. Beside the paced spending stand the best fixed rate in hindsight (the one exchange rate that would
@@ -189,7 +189,7 @@ def checked(kind: str, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.pacing_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.pacing", description=__doc__)
     parser.add_argument("--seeds", type=int, choices=range(2, 101), metavar="2..100", default=10)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

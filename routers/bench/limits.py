@@ -1,4 +1,4 @@
-"""Shows limits learnt as part of the arm: `python -m routers.limits_check [--data DIR [--tasks NAME,...]]`.
+"""Shows limits learnt as part of the arm: `python -m routers.bench.limits [--data DIR [--tasks NAME,...]]`.
 
 Each round a model is chosen and with it how many tokens its answer may have; an answer that needs more is cut, paid for
 and worth nothing (Bengs & Huellermeier 2020, bandits with censored consumption of resources). With `--data` answers are
@@ -144,7 +144,7 @@ def compared(answers: Answers, rounds: int, seeds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.limits_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.limits", description=__doc__)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tasks", default="", help="comma-separated; default: all")
     parser.add_argument("--rounds", type=int, default=3000)

@@ -1,4 +1,4 @@
-"""Shows what a decision takes on one core: `python -m routers.speed_check`.
+"""Shows what a decision takes on one core: `python -m routers.bench.speed`.
 
 A decision is features, estimates and choice among ten priced models with exploration. Hot: one after the other, each
 another text. Cold: in between eight megabytes are walked through, as a server's other work would. Routers are trained
@@ -84,7 +84,7 @@ def measured(kind: str, count: int, clock: Clock = perf_counter_ns) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.speed_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.speed", description=__doc__)
     parser.add_argument("--decisions", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Shows which models of a folder of outcomes to keep loaded: `python -m routers.subset_check DIR [--json]`.
+"""Shows which models of a folder of outcomes to keep loaded: `python -m routers.bench.subset DIR [--json]`.
 
 A gate is fitted once on the training rows. Subsets of one, two, ... models are chosen on those rows by its out-of-fold
 estimates, by greedy and by exhaustive search, under limits of mean cost (and of mean latency where the data knows it),
@@ -27,7 +27,7 @@ SHARES: tuple[float | None, ...] = (None, 0.5, 0.2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.subset_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.subset", description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--estimator", default="linear")
     parser.add_argument("--most", type=int, default=4, help="largest subset")

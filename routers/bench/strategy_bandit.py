@@ -1,4 +1,4 @@
-"""Shows the strategy bandit on logged outcomes replayed online: `python -m routers.strategy_bandit_check --data DIR`.
+"""Shows the strategy bandit on logged outcomes replayed online: `python -m routers.bench.strategy_bandit --data DIR`.
 
 Three ways of answering, as retrieval has none, one and many steps: one call (a cheap model's answer), two (a middling
 one's) and three (the best one's). Queries come in random orders; each round an arm is chosen and only its score becomes
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.bandit_check import epsilon_greedy_reward
+from routers.bench.bandit import epsilon_greedy_reward
 from routers.estimators.base import Matrix
 from routers.features import shipped_featurizer
 from routers.fit import described
@@ -80,7 +80,7 @@ def compared(x: NDArray[np.float32], found: Ways, price: float, seeds: Sequence[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.strategy_bandit_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.strategy_bandit", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")

@@ -1,4 +1,4 @@
-"""Shows bandits on logged outcomes replayed online: `python -m routers.bandit_check --data DIR`.
+"""Shows bandits on logged outcomes replayed online: `python -m routers.bench.bandit --data DIR`.
 
 Queries come in random orders; each round a model is chosen, its score and cost become known, and nothing else. Reward
 is `score - w * cost_usd`. Cumulative regret is against the best fixed model in hindsight (negative: better than it) and
@@ -178,7 +178,7 @@ def summary(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.bandit_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.bandit", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--starts", nargs="+", default=["cold", "priced", "warm"])

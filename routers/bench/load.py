@@ -1,4 +1,4 @@
-"""Shows best-effort serving under load: `python -m routers.load_check`.
+"""Shows best-effort serving under load: `python -m routers.bench.load`.
 
 A local model serves requests one after the other for nothing; a remote one is better or worse by the query, costs
 money and never queues. Arrivals rise to several times what the local model can serve and fall again. Compared: a
@@ -82,7 +82,7 @@ def compared(seeds: int = 10) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.load_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.load", description=__doc__)
     parser.add_argument("--seeds", type=int, choices=range(2, 101), metavar="2..100", default=10)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Shows how well latencies are predicted: `python -m routers.latency_check --data DIR [--resamples N] [--json]`.
+"""Shows how well latencies are predicted: `python -m routers.bench.latency --data DIR [--resamples N] [--json]`.
 
 An answer's latency is fitted per model on training rows, as the idealised runtime of Narayanan et al. 2023: a part for
 the prompt, and so much per token of the answer. On held-out rows (those of split test, else three in ten at random)
@@ -158,7 +158,7 @@ def _cells(drawn: dict[str, list[Figures]], j: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.latency_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.latency", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--resamples", type=int, default=RESAMPLES)
     parser.add_argument("--json", action="store_true")

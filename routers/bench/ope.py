@@ -1,4 +1,4 @@
-"""Shows the off-policy estimators against a known truth: `python -m routers.ope_check`.
+"""Shows the off-policy estimators against a known truth: `python -m routers.bench.ope`.
 
 A synthetic world with m models, whose success depends on the query, is logged many times by a known policy;
 another policy is then valued from each log alone. Coverage and error are over logs.
@@ -94,7 +94,7 @@ def checked(kind: str, *, logs: int = 500, rounds: int = 1000, seed: int = 0) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m routers.ope_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m routers.bench.ope", description=__doc__)
     parser.add_argument("--logs", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
