@@ -335,11 +335,11 @@ class Run:
         passing = LiveStream(response, flow, self.reply, sender.now, silence_s, self.ends_s)
         if not self.reply.push(data):
             await self.reply.room()
-        ended = passing.over
+        ended = flow.over
         self.driver.streams.passing.add(passing)
         try:
             while not ended:
-                ended = await response.pour(passing.take, passing.left_s()) or passing.over
+                ended = await response.pour(passing.take, passing.due_s() - sender.now()) or flow.over
                 if not ended:
                     await self.reply.room()
         finally:

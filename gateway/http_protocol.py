@@ -353,7 +353,7 @@ class FastPath(Reply):
     def push(self, data: bytes) -> bool:
         if data and not self.disconnected:
             self._front.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return not self._flow.write_paused
+        return not self._front.flow.write_paused
 
     def sign(self, data: bytes) -> None:
         if not self._flow.write_paused:

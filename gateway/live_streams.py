@@ -52,33 +52,28 @@ class LiveStream:
     quiet: bool = False
     """Nothing was sent since the last keep-alive tick."""
 
-    @property
-    def over(self) -> bool:
-        return self.flow.over
-
     def take(self, data: bytes) -> bool:
         """Pass on a part of the stream. False where the stream is over, or the client has to catch up first."""
-        goes_on = True
-        if out := self.flow.feed(data):
+        flow, goes_on = self.flow, True
+        if out := flow.feed(data):
             self.quiet = False
             goes_on = self.reply.push(out)
-        if self.over:
+        if flow.over:
             return False
-        if goes_on and self.flow.events > self.events:
-            self.response.grant(self.left_s())
+        if goes_on:
+            self.response.grant(self.due_s())
         return goes_on
 
     def sign(self) -> None:
         """Send a keep-alive where nothing was sent since the last call. Parts are whole events, so it never falls
         inside one.
         """
-        if self.quiet and not self.over and (data := self.flow.sign):
+        if self.quiet and not self.flow.over and (data := self.flow.sign):
             self.reply.sign(data)
         self.quiet = True
 
-    def left_s(self) -> float:
-        """Seconds left for the next event to arrive. Bytes that complete no event count as silence."""
-        now = self.now()
+    def due_s(self) -> float:
+        """Monotonic time by which the next event must arrive. Bytes that complete no event count as silence."""
         if self.flow.events > self.events:
-            self.events, self.silent_s = self.flow.events, now + self.silence_s
-        return min(self.silent_s, self.ends_s) - now
+            self.events, self.silent_s = self.flow.events, self.now() + self.silence_s
+        return min(self.silent_s, self.ends_s)

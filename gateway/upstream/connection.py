@@ -36,27 +36,29 @@ class Stale(Exception):
 class Response:
     """An answer whose head has come. Exactly one of `read`, `chunk` or `pour` to the end, or `cancel`, must follow."""
 
-    __slots__ = ("_complete", "_connection", "_error", "_parts", "_take_part", "_unread", "_waiter", "_whole_limit",
-                 "headers", "status")  # fmt: skip
+    __slots__ = ("_complete", "_connection", "_error", "_parts", "_take_part", "_waiter", "headers", "status",
+                 "unread", "whole_limit")  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self._connection: Connection | None = connection
         self._parts: list[bytes] = []
-        self._unread = 0
+        self.unread = 0
+        """Bytes of the body that were received and not yet read."""
         self._complete = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._take_part: Callable[[bytes], bool] | None = None
         """Takes body bytes as they are received, while `pour` waits; None: they are kept in `_parts`."""
-        self._whole_limit = 0
+        self.whole_limit = 0
+        """Most bytes of a body that is read whole; 0: it is read in parts."""
 
     async def read(self, limit: int, *, timeout_s: float = 600.0) -> bytes:
         """The whole body. Raises UpstreamError where it is over `limit` bytes or doesn't end within `timeout_s`."""
         if not self._complete and self._error is None:
             await self._receive_all(limit, _now() + timeout_s)
-        elif self._error is None and self._unread > limit:
+        elif self._error is None and self.unread > limit:
             raise _too_long(limit)
         if self._error is not None:
             raise self._error
@@ -78,7 +80,7 @@ class Response:
         """Call `take` with each part of the body straight from the socket, without waking this task in between.
 
         True: the message is complete. False: `take` returned false, and wants no more for now. The next part must
-        come within `stall_s` seconds, and later ones within what was last given to `grant`.
+        come within `stall_s` seconds, and later ones by what was last given to `grant`.
         """
         deadline = _now() + stall_s
         while True:
@@ -96,10 +98,10 @@ class Response:
                 if has_enough:
                     return False
 
-    def grant(self, stall_s: float) -> None:
-        """Replace the deadline of the next part: it must come within `stall_s` seconds from now."""
+    def grant(self, deadline: float) -> None:
+        """Replace the monotonic time by which the next part must come."""
         if self._connection is not None:
-            self._connection.watch(_now() + stall_s)
+            self._connection.watch(deadline)
 
     def cancel(self) -> None:
         """Give up the answer; a connection that still carries it is aborted."""
@@ -133,10 +135,10 @@ class Response:
         self.wake()
 
     async def _receive_all(self, limit: int, deadline: float) -> None:
-        if int(self.headers.get(b"content-length", b"0")) > limit or self._unread > limit:
+        if int(self.headers.get(b"content-length", b"0")) > limit or self.unread > limit:
             self.cancel()
             raise _too_long(limit)
-        self._whole_limit = limit
+        self.whole_limit = limit
         if self._connection is not None:
             self._connection.resume()
         while not self._complete and self._error is None:
@@ -146,14 +148,14 @@ class Response:
         parts = self._parts
         taken = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
-        self._unread = 0
-        if self._connection is not None:
+        self.unread = 0
+        if self._connection is not None and self._connection.paused:
             self._connection.resume()
         return taken
 
     def received(self, body: bytes) -> None:
         self._parts.append(body)
-        self._unread += len(body)
+        self.unread += len(body)
 
     def end(self) -> None:
         self._complete = True
@@ -161,24 +163,15 @@ class Response:
         self.wake()
 
     def deliver(self) -> None:
-        """Hand what was received to the waiting reader; a reader of the whole body is woken only at its end."""
-        if self._waiter is None or self._whole_limit:
+        """Hand what was received to the waiting reader."""
+        if self._waiter is None:
             return
-        if self._take_part is not None and self._parts:
-            if self._take_part(self._take()):
+        take = self._take_part
+        if take is not None and self._parts:
+            if take(self._take()):
                 return
             self._take_part = None
         self.wake()
-
-    def over_limit(self) -> bool:
-        return 0 < self._whole_limit < self._unread
-
-    def is_full(self) -> bool:
-        return self._unread > HIGH_WATER_BYTES and not self._whole_limit
-
-    @property
-    def is_read_whole(self) -> bool:
-        return self._whole_limit > 0
 
     @property
     def is_awaited(self) -> bool:
@@ -193,8 +186,8 @@ class Connection(asyncio.Protocol):
     """The asyncio protocol, and the callbacks (`on_...`) of its parser. Holds a slot of its pool until it is closed."""
 
     __slots__ = ("_body_until_eof", "_ended", "_head_bytes", "_headers", "_interim", "_keep_alive", "_parser",
-                 "_paused", "_transport", "_unsent", "_write_paused", "deadline", "holds_slot", "idle_since",
-                 "loop", "pool", "response", "served")  # fmt: skip
+                 "_transport", "_unsent", "_write_paused", "deadline", "holds_slot", "idle_since", "loop", "paused",
+                 "pool", "response", "served")  # fmt: skip
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self.pool = pool
@@ -217,7 +210,7 @@ class Connection(asyncio.Protocol):
         self._interim = False
         self._body_until_eof = False
         self._unsent = False
-        self._paused = False
+        self.paused = False
 
     # ---- the pool's side
 
@@ -259,7 +252,7 @@ class Connection(asyncio.Protocol):
         response = self.response
         if response is None:
             return
-        if response.status and not response.is_read_whole:
+        if response.status and not response.whole_limit:
             self._break("stream_stalled", "the upstream stopped sending in the middle of its answer")
         else:
             action = "finish its answer" if response.status else "answer"
@@ -277,8 +270,8 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def resume(self) -> None:
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             if self.is_usable():
                 cast(asyncio.Transport, self._transport).resume_reading()
 
@@ -306,19 +299,17 @@ class Connection(asyncio.Protocol):
         elif not response.status:
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._break("bad_response", f"the upstream's headers are over {MAX_HEAD_BYTES} bytes")
-        elif response.over_limit():
-            self._break("bad_response", "the upstream's answer is longer than allowed")
+        elif response.whole_limit:  # its reader is woken at the end
+            if response.unread > response.whole_limit:
+                self._break("bad_response", "the upstream's answer is longer than allowed")
         else:
-            if response.is_full():
+            if response.unread > HIGH_WATER_BYTES:
                 self._pause()
-            self._deliver(response)
-
-    def _deliver(self, response: Response) -> None:
-        try:
-            response.deliver()
-        except Exception as error:  # raised by `take` of `pour`: it is raised again in the reader's task
-            self.drop()
-            response.fail(error)
+            try:
+                response.deliver()
+            except Exception as error:  # raised by `take` of `pour`: it is raised again in the reader's task
+                self.drop()
+                response.fail(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         response, self.response = self.response, None
@@ -403,8 +394,8 @@ class Connection(asyncio.Protocol):
             response.fail(UpstreamError(failure, message, status=status))
 
     def _pause(self) -> None:
-        if not self._paused and self.is_usable():
-            self._paused = True
+        if not self.paused and self.is_usable():
+            self.paused = True
             cast(asyncio.Transport, self._transport).pause_reading()
 
 

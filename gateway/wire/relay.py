@@ -121,11 +121,9 @@ class Relay:
         self.events += len(events)
         if len(events) == 1:
             return self._take(events[0])
-        return b"".join([self._take(event) for event in events])
+        return b"".join([self._take(event) for event in events if not self.over])
 
     def _take(self, event: bytes) -> bytes:
-        if self.fault is not None or self._reader.done:
-            return b""
         payload = data_of(event)
         if payload is None:
             return event if self._same else b""
