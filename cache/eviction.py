@@ -40,23 +40,20 @@ class _Seen:
     counts: list[float]
     """Requests for each of the memories, each grown by what was forgotten from the clock's last turn to its time."""
     cost_usd: float = 0.0
+    """Cost of all its answers."""
     answers: int = 0
-
-    def value(self) -> float:
-        """What an answer costs on average; only asked of a key that had one."""
-        return self.cost_usd / self.answers
 
 
 class LeastExpectedCost(Generic[Key]):
     """Gives up, of a sample, the key with the least rate * cost / size.
 
     The sample makes a score that changes by itself affordable: nothing is kept sorted, and the least of a few
-    dozen random keys and of the least of earlier samples is nearly always among the least of all. Counts decay
+    random keys and of the least of earlier samples is nearly always among the least of all. Counts decay
     forward (Cormode et al., ICDE 2009): new requests weigh more instead of old ones less, so that no key is touched
     for getting older.
     """
 
-    def __init__(self, max_bytes: int, *, sample: int = 32, remembered: int = 4, seed: int = 0) -> None:
+    def __init__(self, max_bytes: int, *, sample: int = 8, remembered: int = 4, seed: int = 0) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
         self._sample = sample
@@ -141,16 +138,15 @@ class LeastExpectedCost(Generic[Key]):
         now = self._now
         return [1.0 + (m * -math.expm1(-now / m) if m < math.inf else now) for m in _MEMORIES]
 
-    def _ranked(self, keys: Iterable[Key]) -> list[tuple[float, int, Key]]:
-        """Held keys by rate * cost / size, the least first."""
+    def _worths(self, keys: Iterable[Key]) -> dict[Key, float]:
+        """Rate * cost / size of held keys."""
         fast, slow, ever = self._weights()
-        found = []
+        found = {}
         for key in keys:
             seen = self._seen[key]
             one, two, three = seen.counts
-            worth = (fast * one + slow * two + ever * three) * seen.value() / max(self._sizes[key], 1)
-            found.append((worth, self._places[key], key))
-        found.sort()
+            rate = fast * one + slow * two + ever * three
+            found[key] = rate * seen.cost_usd / (seen.answers * self._sizes[key])
         return found
 
     def _weights(self) -> list[float]:
@@ -162,22 +158,22 @@ class LeastExpectedCost(Generic[Key]):
     def _victims(self, key: Key, size_bytes: int) -> list[Key] | None:
         """Keys whose going makes room, or None when one of them is worth more than the one that comes."""
         seen = self._seen[key]
-        worth = sum(map(mul, self._weights(), seen.counts)) * seen.value() / max(size_bytes, 1)
+        worth = sum(map(mul, self._weights(), seen.counts)) * seen.cost_usd / (seen.answers * size_bytes)
         victims: list[Key] = []
         free = self.max_bytes - self.used_bytes
         while free < size_bytes:
-            drawn = {self._keys[int(self._rng.random() * len(self._keys))] for _ in range(self._sample)}
-            drawn.update(low for low in self._low if low in self._sizes)
-            drawn.difference_update(victims)
-            if not drawn:
-                drawn = {next(key for key in self._keys if key not in victims)}
-            ranked = self._ranked(drawn)
-            self._low = [low for _, _, low in ranked[1 : _KEPT_LOW + 1]]
-            if ranked[0][0] > worth:
-                self._low.append(ranked[0][2])
+            drawn = [low for low in self._low if low in self._sizes]
+            drawn += [self._keys[int(self._rng.random() * len(self._keys))] for _ in range(self._sample)]
+            worths = self._worths(key for key in drawn if key not in victims)
+            if not worths:
+                worths = self._worths([next(key for key in self._keys if key not in victims)])
+            ranked = sorted(worths, key=worths.__getitem__)
+            self._low = ranked[1 : _KEPT_LOW + 1]
+            if worths[ranked[0]] > worth:
+                self._low.append(ranked[0])
                 return None
-            victims.append(ranked[0][2])
-            free += self._sizes[ranked[0][2]]
+            victims.append(ranked[0])
+            free += self._sizes[ranked[0]]
         return victims
 
     def _forget_old(self) -> None:
