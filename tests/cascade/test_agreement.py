@@ -27,19 +27,19 @@ from cascade.agreement import agreement, agreements
         ('[1, 2, 3, 4, 5, 6]', '[6, 5, 4, 3, 2, 1]', 0.0),
     ],
 )
-def test_answers_are_compared_by_what_they_state(one: str, other: str, expected: float):
+def test_answers_are_compared_by_what_they_state(one: str, other: str, expected: float) -> None:
     """Numbers, letters and JSON are compared exactly, and short answers by their words."""
     assert agreement(one, other) == expected
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
-def test_agreement_is_symmetric(one: str, other: str):
+def test_agreement_is_symmetric(one: str, other: str) -> None:
     """For any two texts it lies in [0, 1], is the same in either order, and is 1 for equal texts."""
     assert 0.0 <= agreement(one, other) <= 1.0
     assert agreement(one, other) == agreement(other, one)
     assert agreement(one, one) == 1.0
 
 
-def test_an_agreement_table_is_symmetric():
+def test_an_agreement_table_is_symmetric() -> None:
     """The diagonal is 1, and every pair has the same value on both sides."""
     assert np.array_equal(agreements(["A", "B", "A"]), [[1, 0, 1], [0, 1, 0], [1, 0, 1]])

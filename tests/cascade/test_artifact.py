@@ -32,7 +32,7 @@ def choice(*models: str) -> Choice:
     return Choice("small", 1.0, dict.fromkeys(models, 1 / len(models)), estimates, {}, "", "r@1", models)
 
 
-def test_a_cascade_survives_its_file(cascade: RoutedCascade, tmp_path: Path):
+def test_a_cascade_survives_its_file(cascade: RoutedCascade, tmp_path: Path) -> None:
     """Every head, rule and figure is read back unchanged."""
     save_cascade(tmp_path / "c.safetensors", cascade, version="3")
     read = load_cascade(tmp_path / "c.safetensors")
@@ -47,19 +47,19 @@ def test_a_cascade_survives_its_file(cascade: RoutedCascade, tmp_path: Path):
             )
 
 
-def test_a_higher_share_of_quality_costs_more(cascade: RoutedCascade):
+def test_a_higher_share_of_quality_costs_more(cascade: RoutedCascade) -> None:
     """A floor of 70 % takes a cheaper rule than one of 100 %."""
     assert cascade.rule_for(0.7).rate > cascade.rule_for(1.0).rate
 
 
-def test_a_floor_of_one_takes_the_best_rule(cascade: RoutedCascade):
+def test_a_floor_of_one_takes_the_best_rule(cascade: RoutedCascade) -> None:
     """If no rule reaches the required share of quality, the best one serves."""
     best = cascade.held_out[:, 1].max()
     at = cascade.rules.index(cascade.rule_for(inf))
     assert cascade.held_out[at, 1] >= best - 0.02 and cascade.rule_for(inf).rate <= cascade.rule_for(1.0).rate
 
 
-def test_ineligible_models_are_never_asked(cascade: RoutedCascade):
+def test_ineligible_models_are_never_asked(cascade: RoutedCascade) -> None:
     """A model that is not eligible, or has no price now, takes no part."""
     asked: list[str] = []
     climbing = climb(cascade.plan(PlanRequest(choice("small", "middle"), WORST, retries=0)), repeat(0.5))
@@ -71,26 +71,26 @@ def test_ineligible_models_are_never_asked(cascade: RoutedCascade):
     assert set(asked) == {"small", "middle"}
 
 
-def test_an_unknown_model_is_a_fallback(cascade: RoutedCascade):
+def test_an_unknown_model_is_a_fallback(cascade: RoutedCascade) -> None:
     """A model that the cascade wasn't trained with answers when all others have failed."""
     plan = cascade.plan(PlanRequest(choice(*MODELS, "new"), {**WORST, "new": 1e-3}))
     assert [step.model for step in plan.fallbacks] == ["new"]
 
 
-def test_no_eligible_model_is_refused(cascade: RoutedCascade):
+def test_no_eligible_model_is_refused(cascade: RoutedCascade) -> None:
     """A plan without a rung is refused."""
     with pytest.raises(PlanError):
         cascade.plan(PlanRequest(choice("new"), {"new": 1e-3}))
 
 
-def test_a_foreign_artefact_is_refused(tmp_path: Path):
+def test_a_foreign_artefact_is_refused(tmp_path: Path) -> None:
     """A router's file is not a cascade's."""
     save_artifact(tmp_path / "r.safetensors", Card("linear", "1", "", MODELS), {"x": np.zeros(2)})
     with pytest.raises(ArtifactError, match="kind"):
         load_cascade(tmp_path / "r.safetensors")
 
 
-def test_a_file_with_missing_arrays_is_refused(cascade: RoutedCascade, tmp_path: Path):
+def test_a_file_with_missing_arrays_is_refused(cascade: RoutedCascade, tmp_path: Path) -> None:
     """Arrays that don't cover all states are an error when the file is loaded."""
     from routers.artifact import load_artifact
 

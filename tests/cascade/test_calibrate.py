@@ -25,7 +25,7 @@ def family(n: int, seed: int = 0) -> Family:
     return Family(scores, costs, reference, np.ones(n), "large")
 
 
-def test_the_cheapest_rule_that_passes_is_chosen():
+def test_the_cheapest_rule_that_passes_is_chosen() -> None:
     """With many rows a floor of 90 % takes the rule just above it."""
     found = certify(family(20_000), 0.9, issued="2026-01-31", data_checksum="abc")
     assert isinstance(found, Certificate)
@@ -33,7 +33,7 @@ def test_the_cheapest_rule_that_passes_is_chosen():
     assert (found.issued, found.data_checksum, found.reference, found.rows) == ("2026-01-31", "abc", "large", 20_000)
 
 
-def test_a_higher_floor_takes_a_safer_rule():
+def test_a_higher_floor_takes_a_safer_rule() -> None:
     """A floor of 97 % of the reference costs more than one of 90 %."""
     low, high = certify(family(5000), 0.90), certify(family(5000), 0.97)
     assert isinstance(low, Certificate) and isinstance(high, Certificate)
@@ -41,7 +41,7 @@ def test_a_higher_floor_takes_a_safer_rule():
 
 
 @pytest.mark.parametrize(("n", "floor"), [(10, 0.9), (120, 0.99), (500, 1.0)])
-def test_too_little_data_is_refused(n: int, floor: float):
+def test_too_little_data_is_refused(n: int, floor: float) -> None:
     """A floor that the rows can't distinguish from a breach is refused, with the number of rows that would do where it
     is known.
     """
@@ -50,7 +50,7 @@ def test_too_little_data_is_refused(n: int, floor: float):
     assert found.rows_needed is None or found.rows_needed > 10
 
 
-def test_a_rule_below_the_floor_is_never_certified():
+def test_a_rule_below_the_floor_is_never_certified() -> None:
     """No number of rows certifies a rule that is worse than the floor."""
     low = family(2000)
     worse = Family(low.scores[4:], low.costs_usd[4:], low.reference, low.reference_costs_usd, "large")
@@ -59,13 +59,13 @@ def test_a_rule_below_the_floor_is_never_certified():
 
 
 @pytest.mark.parametrize("floor", [0.0, -1.0, 1.01, float("nan")])
-def test_a_floor_outside_its_range_is_an_error(floor: float):
+def test_a_floor_outside_its_range_is_an_error(floor: float) -> None:
     """A floor must be above 0 and at most 1."""
     with pytest.raises(ValueError, match="floor"):
         certify(family(100), floor)
 
 
-def test_the_floor_is_broken_as_rarely_as_promised():
+def test_the_floor_is_broken_as_rarely_as_promised() -> None:
     """Over 200 fresh calibration sets the chosen rule is truly below the floor in at most 5 % plus two standard errors.
     """
     broken = 0
@@ -76,7 +76,7 @@ def test_the_floor_is_broken_as_rarely_as_promised():
 
 
 @pytest.mark.parametrize("mean", [0.0, -0.05])
-def test_the_betting_test_holds_its_level(mean: float):
+def test_the_betting_test_holds_its_level(mean: float) -> None:
     """Under the null hypothesis it rejects at 5 % in at most 5 % of samples, plus two standard errors."""
     rng = np.random.default_rng(1)
     samples = rng.choice([-0.9, 0.1], p=[0.1 - mean, 0.9 + mean], size=(400, 300))
@@ -84,7 +84,7 @@ def test_the_betting_test_holds_its_level(mean: float):
 
 
 @given(st.integers(0, 100), st.sampled_from([0.5, 0.9, 1.0]))
-def test_the_betting_test_is_the_published_one(seed: int, floor: float):
+def test_the_betting_test_is_the_published_one(seed: int, floor: float) -> None:
     """Its wealth agrees step by step with aGRAPA, with stakes of at most 3/4 of the possible loss (Waudby-Smith &
     Ramdas 2024, section B.3).
     """
@@ -101,7 +101,7 @@ def test_the_betting_test_is_the_published_one(seed: int, floor: float):
     assert betting_p(slack, floor, mixed=False) == pytest.approx(1.0 / most)
 
 
-def test_the_betting_test_has_power():
+def test_the_betting_test_has_power() -> None:
     """A clear margin is detected with a few hundred rows."""
     rng = np.random.default_rng(2)
     assert betting_p(rng.choice([-0.9, 0.1], p=[0.02, 0.98], size=500), 0.9) < 0.01
@@ -109,7 +109,7 @@ def test_the_betting_test_has_power():
 
 @given(st.lists(st.floats(-0.9, 1.0), min_size=1, max_size=50), st.floats(0.05, 1.0))
 @settings(deadline=None)
-def test_p_values_are_probabilities(values: list[float], floor: float):
+def test_p_values_are_probabilities(values: list[float], floor: float) -> None:
     """P-values lie in [0, 1] for any slack."""
     slack = np.clip(np.array(values), -floor, 1.0)
     assert 0.0 <= betting_p(slack, floor) <= 1.0
@@ -117,13 +117,13 @@ def test_p_values_are_probabilities(values: list[float], floor: float):
         assert 0.0 <= normal_p(slack, 100) <= 1.0
 
 
-def test_a_horizon_needs_more_rows():
+def test_a_horizon_needs_more_rows() -> None:
     """A promise about the next hundred requests is harder to certify than one about the long run."""
     slack = np.random.default_rng(3).normal(0.02, 0.2, 1000)
     assert normal_p(slack, 100) > normal_p(slack, 10**9)
 
 
-def test_a_horizons_p_value_is_that_of_a_prediction_interval():
+def test_a_horizons_p_value_is_that_of_a_prediction_interval() -> None:
     """It uses the normal distribution; rows without variance leave no uncertainty."""
     slack = np.random.default_rng(3).normal(0.02, 0.2, 1000)
     spread = np.std(slack, ddof=1) * np.sqrt(1 / 1000 + 1 / 100)
@@ -136,7 +136,7 @@ def test_a_horizons_p_value_is_that_of_a_prediction_interval():
 
 
 @pytest.mark.parametrize(("wrong", "floor"), [(0.0, 0.97), (0.04, 0.9), (0.08, 0.9), (0.02, 0.97), (0.15, 0.8)])
-def test_the_rows_that_a_refusal_names_are_about_enough(wrong: float, floor: float):
+def test_the_rows_that_a_refusal_names_are_about_enough(wrong: float, floor: float) -> None:
     """With that many rows the same rule passes in about half of all samples. A rule that is no better than the floor
     never passes.
     """
@@ -151,13 +151,13 @@ def test_the_rows_that_a_refusal_names_are_about_enough(wrong: float, floor: flo
     assert rows_for(np.tile([-0.1, 0.1], 50), floor, 0.95) is None
 
 
-def test_a_refusal_names_more_rows_than_there_are():
+def test_a_refusal_names_more_rows_than_there_are() -> None:
     """That holds even where the rows at hand suggest that fewer would do."""
     found = certify(family(60, 3), 0.9, 0.999)
     assert isinstance(found, Refusal) and found.rows_needed is not None and found.rows_needed > 60
 
 
-def test_a_certificate_states_its_rules_figures_beside_the_reference():
+def test_a_certificate_states_its_rules_figures_beside_the_reference() -> None:
     """It has the quality as a share of the reference's, and both costs, on the calibration rows."""
     rows = family(5000)
     found = certify(rows, 0.9)
@@ -166,7 +166,7 @@ def test_a_certificate_states_its_rules_figures_beside_the_reference():
     assert (found.cost_usd, found.reference_cost_usd) == pytest.approx((rows.costs_usd[found.rule, 0], 1.0))
 
 
-def test_abstention_keeps_its_risk():
+def test_abstention_keeps_its_risk() -> None:
     """Answers above the threshold are wrong no more often than stated; a risk that no threshold reaches is refused."""
     rng = np.random.default_rng(5)
     p = rng.random(4000)

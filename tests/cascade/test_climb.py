@@ -53,7 +53,7 @@ class Playbook:
         return self.verdict.model, self.verdict.reason
 
 
-def test_a_sure_answer_is_kept():
+def test_a_sure_answer_is_kept() -> None:
     """An answer with enough evidence ends the climb. Its rung was not final, and its confidence was read."""
     play = Playbook(Plan((SMALL, LARGE)))
     assert (play.rung.model, play.rung.final, play.rung.reads_confidence) == ("small", False, True)
@@ -61,7 +61,7 @@ def test_a_sure_answer_is_kept():
     assert play.ended() == ("small", "accepted")
 
 
-def test_an_unsure_answer_is_escalated_to_a_rung_that_streams():
+def test_an_unsure_answer_is_escalated_to_a_rung_that_streams() -> None:
     """An answer with too little evidence is escalated. The last rung is final, and its evidence isn't read."""
     play = Playbook(Plan((SMALL, LARGE))).answers(UNSURE)
     assert (play.rung.model, play.rung.final, play.rung.reads_confidence) == ("large", True, False)
@@ -70,24 +70,24 @@ def test_an_unsure_answer_is_escalated_to_a_rung_that_streams():
 
 
 @pytest.mark.parametrize("evidence", [Evidence(), Evidence(mean_logprob=nan), Evidence(judged=inf)])
-def test_missing_evidence_is_not_accepted(evidence: Evidence):
+def test_missing_evidence_is_not_accepted(evidence: Evidence) -> None:
     """NaN means missing evidence: the answer isn't kept while another step is possible."""
     assert Playbook(Plan((SMALL, LARGE))).answers(evidence).rung.model == "large"
 
 
-def test_a_refusal_is_escalated_however_sure_it_is():
+def test_a_refusal_is_escalated_however_sure_it_is() -> None:
     """A failed check outweighs any log-probability."""
     assert Playbook(Plan((SMALL, LARGE))).answers(replace(SURE, refused=True)).rung.model == "large"
 
 
-def test_a_single_step_streams_at_once():
+def test_a_single_step_streams_at_once() -> None:
     """Without a second step nothing can reject the answer, whatever its accept_at is."""
     play = Playbook(Plan((SMALL,)))
     assert play.rung.final
     assert play.answers(UNSURE).ended() == ("small", "only")
 
 
-def test_a_transient_failure_is_retried_with_jitter():
+def test_a_transient_failure_is_retried_with_jitter() -> None:
     """The same model is asked again after a back-off with full jitter, until its retries are used up."""
     play = Playbook(Plan((LARGE,), retries=2), draw=0.5).fails(may_pass=True)
     assert (play.rung.model, play.rung.delay_s) == ("large", 0.125)
@@ -95,98 +95,98 @@ def test_a_transient_failure_is_retried_with_jitter():
     assert play.fails(may_pass=True).ended() == ("", "failed")
 
 
-def test_retry_after_is_honoured_on_the_only_model():
+def test_retry_after_is_honoured_on_the_only_model() -> None:
     """The only model is waited for as long as its retry-after says, within the deadline."""
     play = Playbook(Plan((LARGE,))).fails("rate_limited", may_pass=True, retry_after_s=20.0)
     assert play.rung.delay_s == 20.0
 
 
-def test_no_wait_exceeds_the_deadline():
+def test_no_wait_exceeds_the_deadline() -> None:
     """A wait that would end after the deadline is not begun."""
     play = Playbook(Plan((LARGE,), limits=Limits(deadline_s=10.0)))
     assert play.fails("rate_limited", may_pass=True, retry_after_s=20.0).ended() == ("", "failed")
 
 
-def test_a_long_retry_after_moves_on_to_the_fallback():
+def test_a_long_retry_after_moves_on_to_the_fallback() -> None:
     """With a fallback left, a retry-after beyond the patience is not waited for."""
     play = Playbook(Plan((LARGE,), fallbacks=(MIDDLE,)))
     play.fails("rate_limited", may_pass=True, retry_after_s=PATIENCE_S + 1)
     assert play.rung.model == "middle"
 
 
-def test_fallbacks_are_tried_in_order():
+def test_fallbacks_are_tried_in_order() -> None:
     """After a step has failed for good, each fallback is tried until one answers."""
     play = Playbook(Plan((LARGE,), fallbacks=(MIDDLE, SMALL))).fails().fails()
     assert play.rung.model == "small" and play.rung.final
     assert play.answers().ended() == ("small", "fallback")
 
 
-def test_a_failed_escalation_keeps_the_earlier_answer():
+def test_a_failed_escalation_keeps_the_earlier_answer() -> None:
     """The best answer so far is returned instead of an error, and nothing is escalated to a fallback."""
     play = Playbook(Plan((SMALL, LARGE), fallbacks=(MIDDLE,))).answers(UNSURE).fails()
     assert play.ended() == ("small", "exhausted")
     assert play.verdict and play.verdict.kept == 0
 
 
-def test_the_best_of_several_unsure_answers_is_kept():
+def test_the_best_of_several_unsure_answers_is_kept() -> None:
     """Of two answers below their thresholds, the one with more evidence is returned after a failed escalation."""
     less = replace(UNSURE, mean_logprob=-4.0)
     play = Playbook(Plan((SMALL, MIDDLE, LARGE))).answers(UNSURE).answers(less).fails()
     assert play.ended() == ("small", "exhausted")
 
 
-def test_a_cut_stream_ends_the_climb():
+def test_a_cut_stream_ends_the_climb() -> None:
     """After bytes were sent to the client no other model may answer, and no earlier answer is returned."""
     play = Playbook(Plan((SMALL, LARGE), fallbacks=(MIDDLE,))).answers(UNSURE)
     assert play.fails("stream_cut", may_move=False).ended() == ("", "failed")
 
 
-def test_a_refused_request_leaves_the_earlier_answer():
+def test_a_refused_request_leaves_the_earlier_answer() -> None:
     """A 4xx from the last model before any byte doesn't discard the earlier answer."""
     play = Playbook(Plan((SMALL, LARGE))).answers(UNSURE)
     assert play.fails("rejected", may_move=False).ended() == ("small", "failed")
 
 
-def test_a_budget_for_one_rung_makes_it_final():
+def test_a_budget_for_one_rung_makes_it_final() -> None:
     """If no escalation can be paid for, the cheap answer streams, and the reason says what was short."""
     play = Playbook(Plan((SMALL, LARGE), limits=Limits(max_cost_usd=5.0)))
     assert play.rung.final
     assert play.answers(UNSURE).ended() == ("small", "budget")
 
 
-def test_attempts_for_one_rung_make_it_final():
+def test_attempts_for_one_rung_make_it_final() -> None:
     """The limit of attempts makes a rung final as the budget does."""
     play = Playbook(Plan((SMALL, LARGE), limits=Limits(max_attempts=1)))
     assert play.rung.final and play.answers(UNSURE).ended() == ("small", "attempts")
 
 
-def test_a_step_over_budget_is_skipped():
+def test_a_step_over_budget_is_skipped() -> None:
     """The chain goes on with the next step that the budget allows."""
     dear = Step("dear", 0.7, 100.0)
     play = Playbook(Plan((SMALL, dear, LARGE), limits=Limits(max_cost_usd=20.0))).answers(UNSURE)
     assert play.rung.model == "large" and play.rung.final
 
 
-def test_no_request_is_sent_that_the_budget_cannot_hold():
+def test_no_request_is_sent_that_the_budget_cannot_hold() -> None:
     """A first step beyond the limit ends the climb before any attempt."""
     play = Playbook(Plan((LARGE,), limits=Limits(max_cost_usd=5.0)))
     assert play.ended() == ("", "budget") and play.verdict and play.verdict.attempts == 0
 
 
-def test_a_hung_rung_leaves_time_for_the_next():
+def test_a_hung_rung_leaves_time_for_the_next() -> None:
     """A rung that may be rejected gets half of the remaining time; the final one gets all of it."""
     play = Playbook(Plan((SMALL, LARGE), limits=Limits(deadline_s=60.0)))
     assert play.rung.timeout_s == 30.0
     assert play.fails("timeout", elapsed_s=30.0).rung.timeout_s == 30.0
 
 
-def test_a_late_answer_is_kept_at_the_deadline():
+def test_a_late_answer_is_kept_at_the_deadline() -> None:
     """No escalation starts at or after the deadline; the best answer so far is returned."""
     play = Playbook(Plan((SMALL, LARGE), limits=Limits(deadline_s=5.0))).answers(UNSURE, elapsed_s=5.0)
     assert play.ended() == ("small", "deadline")
 
 
-def test_an_unknown_cost_is_charged_in_full():
+def test_an_unknown_cost_is_charged_in_full() -> None:
     """A NaN or negative cost counts as the worst case, so that the limit still holds."""
     play = Playbook(Plan((SMALL, LARGE))).answers(UNSURE, cost_usd=nan).answers(cost_usd=-1.0)
     assert play.verdict and play.verdict.spent_usd == 11.0
@@ -202,7 +202,7 @@ class Pair:
         return None
 
 
-def test_parallel_rungs_are_all_recorded():
+def test_parallel_rungs_are_all_recorded() -> None:
     """Outcomes of parallel rungs join the history in order and are paid for."""
     play = Playbook(Plan((SMALL,), strategy=Pair()))
     assert len(play.rung.beside) == 1 and not play.rung.final
@@ -210,7 +210,7 @@ def test_parallel_rungs_are_all_recorded():
     assert play.verdict and (play.verdict.kept, play.verdict.spent_usd, play.verdict.attempts) == (1, 3.0, 2)
 
 
-def test_a_driver_without_parallel_rungs_is_asked_again():
+def test_a_driver_without_parallel_rungs_is_asked_again() -> None:
     """A strategy gets its samples one by one where the driver runs one rung at a time."""
     play = Playbook(Plan((SMALL,), strategy=Pair())).answers().answers()
     assert play.verdict and play.verdict.attempts == 2
@@ -290,7 +290,7 @@ def test_any_sequence_of_outcomes_ends_within_every_limit(plan: Plan, script: li
 
 @given(plans(), st.lists(ANSWER | FAILURE, max_size=8))
 @settings(max_examples=100, deadline=None)
-def test_an_earlier_answer_is_never_lost(plan: Plan, script: list[Outcome]):
+def test_an_earlier_answer_is_never_lost(plan: Plan, script: list[Outcome]) -> None:
     """Once a model has answered, only a stream that broke after its first byte ends without an answer."""
     climbing, outcome, rungs, record = climb(plan, repeat(0.1)), None, list[Rung](), list[Outcome]()
     while True:
@@ -306,13 +306,13 @@ def test_an_earlier_answer_is_never_lost(plan: Plan, script: list[Outcome]):
     assert verdict.kept is not None or broke or all(o.failure for o in record)
 
 
-def test_a_chain_decides_by_its_history_alone():
+def test_a_chain_decides_by_its_history_alone() -> None:
     """The strategy keeps no state of its own, so a climb can be replayed from its record."""
     chain, history = Chain((SMALL, LARGE)), [Outcome("small", evidence=UNSURE)]
     assert chain.next(history, lambda _: True) == chain.next(list(history), lambda _: True)
 
 
-def test_a_speculating_chain_asks_two_models_in_parallel():
+def test_a_speculating_chain_asks_two_models_in_parallel() -> None:
     """Neither rung may stream, and the driver is told which answers end the waiting."""
     play = Playbook(Plan((SMALL, LARGE), speculates=True))
     assert (play.rung.model, [rung.model for rung in play.rung.beside]) == ("small", ["large"])
@@ -329,7 +329,7 @@ def test_a_speculating_chain_asks_two_models_in_parallel():
         (UNSURE, Outcome("large", "server_error"), "small", "exhausted"),
     ],
 )
-def test_speculative_attempts_are_paid_for(evidence: Evidence, other: Outcome, kept: str, reason: str):
+def test_speculative_attempts_are_paid_for(evidence: Evidence, other: Outcome, kept: str, reason: str) -> None:
     """The cost of speculation counts, and the first answer is returned if the second model fails."""
     play = Playbook(Plan((SMALL, LARGE), speculates=True))
     play._advance(Outcome("small", evidence=evidence, cost_usd=1.0, beside=(other,)))
@@ -338,7 +338,7 @@ def test_speculative_attempts_are_paid_for(evidence: Evidence, other: Outcome, k
     assert play.verdict.spent_usd == 1.0 + other.cost_usd and play.verdict.attempts == 2
 
 
-def test_speculation_keeps_within_the_budget():
+def test_speculation_keeps_within_the_budget() -> None:
     """If both models at once would exceed the budget, they are asked in order; so they are if the driver can't run
     rungs in parallel.
     """

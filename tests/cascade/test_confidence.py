@@ -14,17 +14,17 @@ from cascade.types import Evidence
 ANY = st.floats(allow_nan=True, allow_infinity=True)
 
 
-def test_one_token_answers_with_its_probability():
+def test_one_token_answers_with_its_probability() -> None:
     """For a single token the mean and the least log-probability agree."""
     assert confidence(Evidence(mean_logprob=-0.5, min_logprob=-0.5)) == pytest.approx(exp(-0.5))
 
 
-def test_the_sum_stands_in_for_a_missing_mean():
+def test_the_sum_stands_in_for_a_missing_mean() -> None:
     """The mean is computed from a sum over a known number of tokens."""
     assert confidence(Evidence(sum_logprob=-4.0, output_tokens=4)) == pytest.approx(exp(-1.0))
 
 
-def test_sources_of_evidence_are_averaged():
+def test_sources_of_evidence_are_averaged() -> None:
     """The log-probabilities count as the geometric mean of mean and least token; the result is the mean of the known
     sources.
     """
@@ -33,7 +33,7 @@ def test_sources_of_evidence_are_averaged():
     assert confidence(Evidence(agreement=0.4, judged=0.8)) == pytest.approx(0.6)
 
 
-def test_no_evidence_is_nan():
+def test_no_evidence_is_nan() -> None:
     """An answer without evidence has no confidence, which is not the same as 0."""
     assert isnan(confidence(Evidence()))
 
@@ -41,12 +41,12 @@ def test_no_evidence_is_nan():
 @pytest.mark.parametrize(
     "failed", [{"refused": True}, {"schema_valid": False}, {"tools_parse": False}, {"checks_passed": False}]
 )
-def test_a_failed_check_is_a_veto(failed: dict[str, bool]):
+def test_a_failed_check_is_a_veto(failed: dict[str, bool]) -> None:
     """One failed check outweighs all other evidence."""
     assert confidence(Evidence(mean_logprob=-0.01, **failed)) == 0.0
 
 
-def test_a_passed_check_is_proof():
+def test_a_passed_check_is_proof() -> None:
     """A check that ran and passed needs no log-probability."""
     assert confidence(Evidence(checks_passed=True)) == 1.0
 
@@ -58,7 +58,7 @@ def test_any_evidence_gives_a_probability_or_nan(mean, least, total, tokens, agr
     assert isnan(p) or 0.0 <= p <= 1.0
 
 
-def test_minus_infinity_is_zero_and_nan_is_missing():
+def test_minus_infinity_is_zero_and_nan_is_missing() -> None:
     """A log-probability of -inf is a known probability of zero."""
     assert confidence(Evidence(mean_logprob=-inf)) == 0.0
     assert isnan(confidence(Evidence(mean_logprob=nan, min_logprob=inf)))

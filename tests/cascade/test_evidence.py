@@ -30,7 +30,7 @@ SCHEMA = {
         ("not json", False),
     ],
 )
-def test_a_schema_is_checked(text: str, fits: bool):
+def test_a_schema_is_checked(text: str, fits: bool) -> None:
     """Types, required properties and items are checked."""
     assert fits_schema(text, SCHEMA) is fits
 
@@ -42,18 +42,18 @@ def test_any_json_fits_the_empty_schema(value):
 
 
 @pytest.mark.parametrize("schema", [{"type": 7}, {"enum": 3}, {"required": 1}, {"properties": [1]}])
-def test_an_invalid_schema_gives_no_evidence(schema: dict):
+def test_an_invalid_schema_gives_no_evidence(schema: dict) -> None:
     """The answer is neither confirmed nor rejected."""
     assert fits_schema('{"name": "a"}', schema) is not False
 
 
 @pytest.mark.parametrize("schema", [{"anyOf": [{"type": "string"}]}, {"$ref": "#/x"}, {"type": "tuple"}, None, "x"])
-def test_unknown_keywords_are_ignored(schema: object):
+def test_unknown_keywords_are_ignored(schema: object) -> None:
     """Only a few keywords of JSON Schema are checked; others reject nothing."""
     assert fits_schema("3", schema) is True
 
 
-def test_depth_is_limited():
+def test_depth_is_limited() -> None:
     """Below the maximum depth nothing is checked, and nothing is rejected."""
     schema: dict = {"type": "array"}
     for _ in range(DEEPEST + 8):

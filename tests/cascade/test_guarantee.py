@@ -16,7 +16,7 @@ from routers.outcomes import DataError
 from tests.cascade.worlds import logged
 
 
-def test_the_reference_is_the_most_expensive_model_or_the_named_one():
+def test_the_reference_is_the_most_expensive_model_or_the_named_one() -> None:
     """It is determined before anything is measured, so chance in the rows can't influence it."""
     assert reference_of(logged(60), "") == 2 and reference_of(logged(60), "middle") == 1
     with pytest.raises(DataError, match="tiny"):
@@ -25,7 +25,7 @@ def test_the_reference_is_the_most_expensive_model_or_the_named_one():
         certified(logged(40), 0.9, 0.95)
 
 
-def test_floors_are_kept_on_random_splits():
+def test_floors_are_kept_on_random_splits() -> None:
     """The share of breaches is at most the promised one, and the floor costs less than the reference."""
     setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)
     report = guarantee(logged(600), floors=(0.9,), splits=61, trainings=2, setting=setting)
@@ -59,7 +59,7 @@ def test_breaches_refusals_and_costs_are_counted_on_the_test_rows() -> None:
     assert broken["hindsight_cost_ratio_of_each_split"] == broken["hindsight_cost_ratio_of_one_rule"] == 1.0
 
 
-def test_the_report_states_means_and_spread():
+def test_the_report_states_means_and_spread() -> None:
     """Each figure of an evaluation over splits has its mean and standard deviation."""
     seen: list[tuple[int, int]] = []
     setting = TrainingSettings(router="linear", estimate_folds=2, folds=2)
@@ -70,7 +70,7 @@ def test_the_report_states_means_and_spread():
     assert report["aiq"]["mean"] > report["zero_router_aiq"]["mean"]
 
 
-def test_free_models_have_no_cost_ratio():
+def test_free_models_have_no_cost_ratio() -> None:
     """If all models are free, the report has the quality and no cost ratio."""
     log = logged(240)
     free = replace(log.data, cost_usd=0.0 * log.data.cost_usd, checked_cost_usd=0.0 * log.data.cost_usd)

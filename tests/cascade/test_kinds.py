@@ -23,7 +23,7 @@ def two_kinds(n: int = 600, seed: int = 0) -> tuple[Scene, np.ndarray, list[str]
     return Scene(logit(level), shown(sure), alike), right, ["essay" if e else "letters" for e in essay]
 
 
-def test_kinds_are_recognised_by_the_estimates():
+def test_kinds_are_recognised_by_the_estimates() -> None:
     """Fresh rows are classified without labels, and their probabilities sum to 1."""
     scene, _, tasks = two_kinds()
     fresh, _, labels = two_kinds(seed=1)
@@ -33,14 +33,14 @@ def test_kinds_are_recognised_by_the_estimates():
 
 
 @pytest.mark.parametrize("tasks", [(), ["quiz"] * 600])
-def test_kinds_need_two_labels(tasks: list[str]):
+def test_kinds_need_two_labels(tasks: list[str]) -> None:
     """Without labels, or with a single one, evidence has one meaning for all rows."""
     scene, scores, _ = two_kinds()
     space = Space(("a", "b"), (0,), 1)
     assert fit_posterior(space, scene, scores, tasks).kinds.shape == (3, 0)
 
 
-def test_confidence_is_read_by_kind():
+def test_confidence_is_read_by_kind() -> None:
     """High and low confidence give different chances where confidence is informative, and equal ones where it isn't."""
     scene, scores, tasks = two_kinds(3000)
     posterior = fit_posterior(Space(("a", "b"), (0,), 1), scene, scores, tasks)
@@ -55,7 +55,7 @@ def test_confidence_is_read_by_kind():
     assert apart(0.6, 0.9) > 0.6 and abs(apart(0.4, 0.5)) < 0.15
 
 
-def test_rare_tasks_are_merged():
+def test_rare_tasks_are_merged() -> None:
     """Together they make a kind if they are enough, and otherwise join the most common one."""
     many, few = ["many"] * LEAST_ROWS, [f"rare {i}" for i in range(LEAST_ROWS)]
     assert kinds_of(many + few) == many + [""] * LEAST_ROWS
@@ -63,7 +63,7 @@ def test_rare_tasks_are_merged():
     assert set(kinds_of(few)) == {""}
 
 
-def test_batched_chances_are_those_of_each_head():
+def test_batched_chances_are_those_of_each_head() -> None:
     """Whether or not a model has answered, its chance is that of its own head on its own features."""
     scene, scores, tasks = two_kinds()
     posterior = fit_posterior(Space(("a", "b"), (0, 1), 2), scene, scores, tasks)

@@ -13,7 +13,7 @@ from routers.outcomes import DataError
 from tests.cascade.worlds import logged, write
 
 
-def test_a_folder_is_read_back(tmp_path: Path):
+def test_a_folder_is_read_back(tmp_path: Path) -> None:
     """Scores, both costs, confidences and answers are read as they were written."""
     log = logged(20, check_usd=1e-5)
     write(log, tmp_path)
@@ -25,7 +25,7 @@ def test_a_folder_is_read_back(tmp_path: Path):
     assert np.array_equal(read.agreement[:, order][:, :, order], log.agreement)
 
 
-def test_rows_with_a_gap_are_dropped_and_counted(tmp_path: Path):
+def test_rows_with_a_gap_are_dropped_and_counted(tmp_path: Path) -> None:
     """A query for which some model's cost is missing can't be replayed."""
     log = logged(20)
     cost = log.data.cost_usd.copy()
@@ -35,7 +35,7 @@ def test_rows_with_a_gap_are_dropped_and_counted(tmp_path: Path):
         read_logged(tmp_path)
 
 
-def test_a_log_without_evidence_is_refused(tmp_path: Path):
+def test_a_log_without_evidence_is_refused(tmp_path: Path) -> None:
     """Without confidences and responses no cascade can judge an answer."""
     log = logged(10)
     blank = np.full_like(log.data.confidence, np.nan)

@@ -29,7 +29,7 @@ def trained() -> Trained:
     return train(part(seed=1), TrainingSettings(estimate_folds=2, folds=2, depth=2))
 
 
-def test_states_are_ordered_by_their_number_of_answers():
+def test_states_are_ordered_by_their_number_of_answers() -> None:
     """There is a state for each subset of the pool up to the maximum depth, once per way of reading evidence."""
     space = Space(MODELS, (0, 1), 2, (False, True))
     states = space.states()
@@ -38,7 +38,7 @@ def test_states_are_ordered_by_their_number_of_answers():
     assert all(after(s, a) in states for s in states for a in space.actions(s))
 
 
-def test_logistic_finds_known_weights():
+def test_logistic_finds_known_weights() -> None:
     """Newton's method recovers the weights that generated the labels."""
     rng = np.random.default_rng(0)
     x = np.column_stack([np.ones(4000), rng.normal(size=(4000, 2))])
@@ -47,14 +47,14 @@ def test_logistic_finds_known_weights():
     assert np.allclose(logistic(x, y, 1e-3), truth, atol=0.15)
 
 
-def test_logistic_survives_separable_and_constant_labels():
+def test_logistic_survives_separable_and_constant_labels() -> None:
     """Constant or perfectly separable labels give finite weights."""
     x = np.column_stack([np.ones(50), np.linspace(-1, 1, 50)])
     assert np.isfinite(logistic(x, np.ones(50), 1.0)).all()
     assert np.isfinite(logistic(x, (x[:, 1] > 0).astype(float), 1.0)).all()
 
 
-def test_agreement_raises_the_chance(trained: Trained):
+def test_agreement_raises_the_chance(trained: Trained) -> None:
     """Two models that agree are more likely right than the same two that disagree."""
     state = ((0, True), (1, True))
     scene = Scene(np.zeros((1, 3)), shown(np.full((1, 3), 0.8)), np.ones((1, 3, 3)))
@@ -62,20 +62,20 @@ def test_agreement_raises_the_chance(trained: Trained):
     assert trained.posterior.chances(state, scene)[0, 0] > trained.posterior.chances(state, apart)[0, 0] + 0.2
 
 
-def test_the_best_quality_within_a_budget_is_chosen():
+def test_the_best_quality_within_a_budget_is_chosen() -> None:
     """It is the peak of the curve if affordable, else the best below the limit, else the cheapest."""
     points = np.column_stack([[4.0, 4.0, 3.0, 3.0, 2.0, 2.0], [0.9, 0.9, 0.9, 0.8, 0.7, 0.6]])
     assert best_quality(points) in (0, 1) and best_quality(points, 3.0) == 3 and best_quality(points, 0.1) == 5
 
 
-def test_a_higher_rate_spends_less(trained: Trained):
+def test_a_higher_rate_spends_less(trained: Trained) -> None:
     """The cost falls along the exchange rates from quality only to cost only."""
     points = np.array([w.means() for w in walked(trained.posterior, trained.rules, part(seed=2))])
     assert points[0, 0] > 3 * points[-1, 0]
     assert points[0, 1] > points[-1, 1]
 
 
-def test_it_beats_the_best_single_model_at_lower_cost(trained: Trained):
+def test_it_beats_the_best_single_model_at_lower_cost(trained: Trained) -> None:
     """On fresh rows the curve reaches the large model's quality at well under its cost."""
     rows = part(600, seed=3)
     points = np.array([w.means() for w in walked(trained.posterior, trained.rules, rows)])
@@ -85,7 +85,7 @@ def test_it_beats_the_best_single_model_at_lower_cost(trained: Trained):
 
 
 @pytest.mark.parametrize("check_usd", [0.0, 2e-5])
-def test_the_climb_and_the_sweep_agree(check_usd: float):
+def test_the_climb_and_the_sweep_agree(check_usd: float) -> None:
     """Running the served generator row by row gives the costs and scores of the vectorised sweep."""
     fitted = train(part(200, seed=4, check_usd=check_usd), TrainingSettings(estimate_folds=2, folds=2, depth=2))
     rows = part(80, seed=5, check_usd=check_usd)
@@ -102,7 +102,7 @@ def estimates(**quality: float) -> list[Estimate]:
     return [Estimate(m, quality.get(m, 0.7), 0.1, c) for m, c in zip(MODELS, (1e-5, 5e-5, 3e-4), strict=True)]
 
 
-def test_a_failed_model_is_never_asked_again(trained: Trained):
+def test_a_failed_model_is_never_asked_again(trained: Trained) -> None:
     """A failed model is excluded whatever its value, and the others answer."""
     plan = routed_plan(trained.posterior, trained.rules[10], estimates(), WORST, retries=0)
     climbing, asked = climb(plan, repeat(0.5)), []
@@ -115,7 +115,7 @@ def test_a_failed_model_is_never_asked_again(trained: Trained):
 
 
 @pytest.mark.parametrize(("refused", "kept"), [(True, 1), (False, 0)])
-def test_a_rejected_answer_is_not_kept_while_another_is_possible(trained: Trained, refused: bool, kept: int):
+def test_a_rejected_answer_is_not_kept_while_another_is_possible(trained: Trained, refused: bool, kept: int) -> None:
     """A refusal has a chance of zero, however sure it sounds and however good its model is."""
     known = estimates(small=0.95, middle=0.3)
     strategy = routed_plan(trained.posterior, trained.rules[20], known, WORST).strategy
@@ -125,7 +125,7 @@ def test_a_rejected_answer_is_not_kept_while_another_is_possible(trained: Traine
     assert strategy.best([sure, unsure]) == kept
 
 
-def test_missing_evidence_changes_no_chance(trained: Trained):
+def test_missing_evidence_changes_no_chance(trained: Trained) -> None:
     """An answer without log-probabilities leaves the state unchanged, and is kept only if no other is possible."""
     plan = routed_plan(trained.posterior, trained.rules[20], estimates(), WORST, limits=Limits(max_attempts=2))
     climbing = climb(plan, repeat(0.5))
@@ -134,7 +134,7 @@ def test_missing_evidence_changes_no_chance(trained: Trained):
     assert second.model != first.model and second.final
 
 
-def test_abstention_is_reported():
+def test_abstention_is_reported() -> None:
     """Below the stated chance no answer is kept."""
     fitted = train(part(200, seed=6), TrainingSettings(estimate_folds=2, folds=2, depth=2, pool=3))
     plan = routed_plan(fitted.posterior, fitted.rules[-1], estimates(), WORST, abstain_below=1.01)
@@ -142,7 +142,7 @@ def test_abstention_is_reported():
     assert verdict.reason == "abstained" and verdict.kept is None
 
 
-def test_the_climb_abstains_as_the_sweep_did():
+def test_the_climb_abstains_as_the_sweep_did() -> None:
     """The share that is answered, and its error rate, are those that the threshold was certified on."""
     fitted = train(part(200, seed=4), TrainingSettings(estimate_folds=2, folds=2, depth=2))
     rows, rule = part(80, seed=5), fitted.rules[4]
@@ -159,26 +159,26 @@ def test_the_climb_abstains_as_the_sweep_did():
 
 
 @pytest.mark.parametrize("fault", [estimates(small=nan), estimates()[:2]])
-def test_a_model_without_an_estimate_is_refused(trained: Trained, fault: list[Estimate]):
+def test_a_model_without_an_estimate_is_refused(trained: Trained, fault: list[Estimate]) -> None:
     """Without an estimate there is no prior to start from."""
     with pytest.raises(PlanError, match="estimate"):
         routed_plan(trained.posterior, trained.rules[0], fault, WORST)
 
 
-def test_an_unpriced_model_is_refused(trained: Trained):
+def test_an_unpriced_model_is_refused(trained: Trained) -> None:
     """The cost of its climb could not be bounded."""
     with pytest.raises(PlanError, match="price"):
         routed_plan(trained.posterior, trained.rules[0], estimates(), {"small": 1.0, "large": 1.0})
 
 
-def test_the_cheapest_matching_point_is_smoothed():
+def test_the_cheapest_matching_point_is_smoothed() -> None:
     """A single good point between two poor ones isn't chosen."""
     points = np.array([[9, 0.9], [8, 0.9], [7, 0.9], [6, 0.8], [5, 0.9], [4, 0.7], [3, 0.6]], float)
     assert cheapest_matching(points, 0.86) == 2
     assert cheapest_matching(points, 2.0) in (0, 1, 2)
 
 
-def test_free_models_are_predicted_to_cost_nothing():
+def test_free_models_are_predicted_to_cost_nothing() -> None:
     """If all prices are zero, the predicted cost is zero, and nothing is divided by it."""
     told = part()
     board = Board.of(train(part(seed=1), TrainingSettings(estimate_folds=2, folds=2, depth=2)).posterior, told.scene)
@@ -187,7 +187,7 @@ def test_free_models_are_predicted_to_cost_nothing():
     assert np.isfinite(rule.gains).all() and np.isfinite(rule.spends).all()
 
 
-def test_forecasts_agree_with_climbs_row_by_row(trained: Trained):
+def test_forecasts_agree_with_climbs_row_by_row(trained: Trained) -> None:
     """A climb of each row alone ends with the same chance and the same cost after its first answer, and the forecasts
     have the means of both.
     """
@@ -222,7 +222,7 @@ def test_forecasts_agree_with_climbs_row_by_row(trained: Trained):
     assert onward > 20
 
 
-def test_values_look_ahead():
+def test_values_look_ahead() -> None:
     """If answers are free, asking another model is never worth less than stopping."""
     rows = part(300, seed=7)
     fitted = train(rows, TrainingSettings(estimate_folds=2, folds=2, depth=2))

@@ -25,12 +25,12 @@ def choice(model: str = "small", router: str = "r@1") -> Choice:
     return Choice(model, 1.0, {"small": 1.0, "large": 0.0}, (), {}, "", router)
 
 
-def test_thresholds_are_tried_from_safest_to_cheapest():
+def test_thresholds_are_tried_from_safest_to_cheapest() -> None:
     """The grid starts with the threshold that never keeps the small model's answer, and has no duplicates."""
     assert GRID[0] == NEVER and list(GRID) == sorted(set(GRID), reverse=True) and 0.0 < GRID[-1] < 0.05
 
 
-def test_a_floor_is_kept_over_many_worlds():
+def test_a_floor_is_kept_over_many_worlds() -> None:
     """Over many worlds the certified threshold breaks the floor no more often than promised."""
     truth, broken, saved = measured(200_000, 0), 0, []
     for seed in range(1, 61):
@@ -50,20 +50,20 @@ def test_a_floor_is_kept_over_many_worlds():
         (measured(400, 1, shift=0.9), "differ"),
     ],
 )
-def test_insufficient_data_is_refused(rows: Measured, why: str):
+def test_insufficient_data_is_refused(rows: Measured, why: str) -> None:
     """Too few rows, no confidences, or a model that is no substitute give a reason instead of a certificate."""
     found = certify_floor(rows, 0.97)
     assert isinstance(found, Refusal) and why in found.reason
 
 
-def test_too_few_rows_are_refused_with_the_number_needed():
+def test_too_few_rows_are_refused_with_the_number_needed() -> None:
     """With the number of rows that the refusal names there is a certificate."""
     found = certify_floor(measured(60, 2), 0.95)
     assert isinstance(found, Refusal) and found.rows_needed is not None
     assert not isinstance(certify_floor(measured(max(found.rows_needed, 200), 2), 0.95), Refusal)
 
 
-def test_thresholds_lie_within_the_measured_confidences():
+def test_thresholds_lie_within_the_measured_confidences() -> None:
     """If all confidences are equal, the threshold lies just below them, and not at the bottom of the grid."""
     rows = Measured(np.full(300, 0.9), np.ones(300), np.full(300, 1e-5), np.full(300, 1e-4))
     found = certify_floor(rows, 0.95)
@@ -71,7 +71,7 @@ def test_thresholds_lie_within_the_measured_confidences():
     assert len(found.certificate.data_checksum) == 64
 
 
-def test_contradicting_audits_withdraw_a_certificate():
+def test_contradicting_audits_withdraw_a_certificate() -> None:
     """If audits show quality below the floor, the certificate is withdrawn and old measurements no longer count."""
     standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 100.0, "2026-01-01")
@@ -82,7 +82,7 @@ def test_contradicting_audits_withdraw_a_certificate():
     assert standing.accept_at is None and standing.measured_from_s == 200.0 and standing.state == "withdrawn"
 
 
-def test_shifted_confidences_only_tighten_the_threshold():
+def test_shifted_confidences_only_tighten_the_threshold() -> None:
     """After a shift the threshold is computed from recent rows only, and never lowered."""
     standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 0.0, "")
@@ -94,7 +94,7 @@ def test_shifted_confidences_only_tighten_the_threshold():
     assert standing.accept_at is None or standing.accept_at >= before
 
 
-def test_the_safer_of_two_thresholds_is_in_force():
+def test_the_safer_of_two_thresholds_is_in_force() -> None:
     """It is the higher one of the old threshold and the one that recent requests support."""
     rng = np.random.default_rng(0)
     standing = FloorStatus(0.95, 0.95, "large")
@@ -108,7 +108,7 @@ def test_the_safer_of_two_thresholds_is_in_force():
     assert standing.accept_at is not None and standing.accept_at > max(before, 0.9)
 
 
-def test_a_cheaper_certificate_needs_twice_the_rows():
+def test_a_cheaper_certificate_needs_twice_the_rows() -> None:
     """It is not computed before; while there is no certificate, the last refusal is reported."""
     standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(60, 2), 0.0, "")
@@ -125,7 +125,7 @@ def test_a_cheaper_certificate_needs_twice_the_rows():
     assert standing.certified.certificate.reference_cost_usd == pytest.approx(1e-4)
 
 
-def test_a_standing_survives_as_json():
+def test_a_standing_survives_as_json() -> None:
     """The monitor is restored from JSON, its wealth included."""
     standing = FloorStatus(0.95, 0.95, "large")
     standing.calibrate(measured(600, 3), 0.0, "")
@@ -136,7 +136,7 @@ def test_a_standing_survives_as_json():
     assert again.watch(rows.confidence, rows) == standing.watch(rows.confidence, rows)
 
 
-def test_uncertified_requests_are_answered_by_the_reference():
+def test_uncertified_requests_are_answered_by_the_reference() -> None:
     """Without a certificate, or with one for another router, only the reference is asked; a measured request asks both
     models.
     """

@@ -18,14 +18,14 @@ def pair(quality: float, refined: float, cost_usd: float, refined_usd: float, co
     return Pair(right[0], right[1], cost_usd * ones, refined_usd * ones)
 
 
-def test_the_score_weighs_quality_refinement_and_cost():
+def test_the_score_weighs_quality_refinement_and_cost() -> None:
     """Each term weighs a third by default, and weights can select a single one."""
     terms = np.array([0.6]), np.array([0.9]), np.array([0.25])
     assert perfics(*terms)[0] == pytest.approx((0.6 + 0.9 + 0.75) / 3)
     assert [perfics(*terms, w)[0] for w in ((1, 0, 0), (0, 1, 0), (0, 0, 1))] == pytest.approx([0.6, 0.9, 0.75])
 
 
-def test_a_cheap_model_that_refines_well_ranks_first():
+def test_a_cheap_model_that_refines_well_ranks_first() -> None:
     """It ranks last once refining makes its answers worse."""
     large = pair(0.95, 0.95, 1.0, 2.0)
     mends, spoils = pair(0.7, 0.95, 0.1, 0.2), pair(0.7, 0.1, 0.1, 0.2)
@@ -36,7 +36,7 @@ def test_a_cheap_model_that_refines_well_ranks_first():
     assert found["small"]["refined_cost_share"]["value"] == pytest.approx(0.1)
 
 
-def test_models_with_refined_answers_are_ranked():
+def test_models_with_refined_answers_are_ranked() -> None:
     """Refined answers are in the data as models of their own; without any there is no table."""
     log = logged(200)
     assert pairs_in(log.data) == {} and ranked({}) == {}

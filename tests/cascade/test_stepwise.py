@@ -18,7 +18,7 @@ def plan(limits: Limits | None = None) -> Plan:
     return Plan((SMALL, LARGE), limits=limits or Limits(max_attempts=40), retries=0, strategy=DRAFTS)
 
 
-def test_good_steps_are_kept():
+def test_good_steps_are_kept() -> None:
     """The large model is never called, and each step is shown to the next one."""
     texts = iter(["3 + 4 = 7.", "Final answer: 12"])
     verdict, asked = driven(plan(), lambda rung: outcome_of(rung, next(texts), -0.01))
@@ -27,7 +27,7 @@ def test_good_steps_are_kept():
     assert asked[1].overrides["messages"][1]["content"] == "3 + 4 = 7."
 
 
-def test_a_poor_step_is_rewritten_by_the_large_model():
+def test_a_poor_step_is_rewritten_by_the_large_model() -> None:
     """The large model's step replaces the draft, and drafting goes on."""
     script = iter([("3 + 4 = 8.", -2.0), ("3 + 4 = 7.", -2.0), ("Final answer: 12", -0.01)])
     verdict, asked = driven(plan(), lambda rung: outcome_of(rung, *next(script)))
@@ -35,7 +35,7 @@ def test_a_poor_step_is_rewritten_by_the_large_model():
     assert verdict.text == "3 + 4 = 7.\nFinal answer: 12"
 
 
-def test_a_failed_step_falls_back_to_a_plain_answer():
+def test_a_failed_step_falls_back_to_a_plain_answer() -> None:
     """The large model answers the whole question, streaming."""
     failing = lambda rung: Outcome("small", "reset") if rung.model == "small" else outcome_of(rung, "12")  # noqa: E731
     verdict, asked = driven(plan(), failing)
@@ -43,19 +43,19 @@ def test_a_failed_step_falls_back_to_a_plain_answer():
     assert verdict.model == "large" and not verdict.text
 
 
-def test_an_endless_solution_is_ended():
+def test_an_endless_solution_is_ended() -> None:
     """After the maximum number of steps the large model answers the whole question."""
     verdict, asked = driven(plan(), lambda rung: outcome_of(rung, "and on", -0.01))
     assert len(asked) == DRAFTS.most + 1 and verdict.model == "large"
 
 
-def test_an_incomplete_solution_is_never_returned():
+def test_an_incomplete_solution_is_never_returned() -> None:
     """A budget that ends in the middle leaves no answer."""
     verdict, _ = driven(plan(Limits(40, max_cost_usd=2.0)), lambda rung: outcome_of(rung, "and on", -0.01))
     assert verdict.kept is None and not verdict.text
 
 
-def test_few_of_the_large_models_steps_keep_its_accuracy():
+def test_few_of_the_large_models_steps_keep_its_accuracy() -> None:
     """In simulated solutions with a calibrated scorer most steps are the small model's, and most solutions stay right.
     """
     rng, right, large_steps, steps = np.random.default_rng(0), 0, 0, 0

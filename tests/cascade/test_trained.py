@@ -57,7 +57,7 @@ def outcome_of(model: str, text: str, logprob: float) -> Outcome:
 ANSWERS = {m: outcome_of(m, "A", -0.01) for m in MODELS} | {"verdict": outcome_of("", "Correct", -0.1)}
 
 
-def test_a_chain_is_read_back_and_its_thresholds_decide(frugal: TrainedCascade, tmp_path: Path):
+def test_a_chain_is_read_back_and_its_thresholds_decide(frugal: TrainedCascade, tmp_path: Path) -> None:
     """A sure answer of the chain's first model is kept, an unsure one escalated. The chain read from its file does the
     same.
     """
@@ -72,7 +72,7 @@ def test_a_chain_is_read_back_and_its_thresholds_decide(frugal: TrainedCascade, 
     assert climbed(read, unsure, *MODELS)[0].model != first
 
 
-def test_a_lower_share_takes_a_cheaper_chain(frugal: TrainedCascade):
+def test_a_lower_share_takes_a_cheaper_chain(frugal: TrainedCascade) -> None:
     """The route's share of quality selects the chain."""
     assert isinstance(frugal, FrugalCascade)
     costs = [c.cost_usd for c in frugal.chains]
@@ -82,14 +82,14 @@ def test_a_lower_share_takes_a_cheaper_chain(frugal: TrainedCascade):
 
 
 @pytest.mark.parametrize("plan", ["frugal", "verify"])
-def test_ineligible_models_take_no_part(plan: str, request: pytest.FixtureRequest):
+def test_ineligible_models_take_no_part(plan: str, request: pytest.FixtureRequest) -> None:
     """With one model left it answers alone."""
     cascade = request.getfixturevalue({"frugal": "frugal", "verify": "verified"}[plan])
     verdict, asked = climbed(cascade, ANSWERS, "middle")
     assert verdict.model == "middle" and len(asked) == 1
 
 
-def test_a_draft_with_good_verdicts_is_kept(verified: TrainedCascade, tmp_path: Path):
+def test_a_draft_with_good_verdicts_is_kept(verified: TrainedCascade, tmp_path: Path) -> None:
     """Read back from its file, a strategy keeps a draft with good verdicts and asks the other model after bad ones,
     within four attempts.
     """
@@ -103,14 +103,14 @@ def test_a_draft_with_good_verdicts_is_kept(verified: TrainedCascade, tmp_path: 
     assert doubted.model == pair.escalate
 
 
-def test_verified_drafts_save_money_at_equal_quality(verified: TrainedCascade):
+def test_verified_drafts_save_money_at_equal_quality(verified: TrainedCascade) -> None:
     """On the training rows they reach the best single model's quality at a lower price."""
     assert isinstance(verified, VerifiedCascade)
     pair = verified.pair_for(1.0)
     assert pair.quality >= verified.best_single and pair.cost_usd < COSTS_USD[2]
 
 
-def test_incomplete_files_are_refused(frugal: TrainedCascade, verified: TrainedCascade, tmp_path: Path):
+def test_incomplete_files_are_refused(frugal: TrainedCascade, verified: TrainedCascade, tmp_path: Path) -> None:
     """A missing chain or pair of models is an error when the file is loaded."""
     for made, broken in (
         (frugal, {"chains": [[[0, 9], [0.5], 0.5, 1.0]]}),
@@ -126,7 +126,7 @@ def test_incomplete_files_are_refused(frugal: TrainedCascade, verified: TrainedC
             load_cascade(tmp_path / "b.safetensors")
 
 
-def test_answers_without_confidence_cannot_be_verified():
+def test_answers_without_confidence_cannot_be_verified() -> None:
     """Without confidences a log can't train the strategy; an unknown plan is refused too."""
     log = logged(100)
     blind = replace(log, data=replace(log.data, confidence=np.full(log.data.scores.shape, np.nan)))
@@ -136,7 +136,7 @@ def test_answers_without_confidence_cannot_be_verified():
         train_cascade(log, SETTING, "ladder")
 
 
-def test_the_report_compares_them_with_cascade_routing():
+def test_the_report_compares_them_with_cascade_routing() -> None:
     """A split's figures have every cascade that can be trained, at operating points chosen on training rows."""
     log = logged(240)
     x = described(log.data, shipped_featurizer())

@@ -24,7 +24,9 @@ def python(code: str, **limits: float) -> Checker:
         ("sys.exit(0 if 'HEADGATE_SECRET' in os.environ else 1)", False),
     ],
 )
-async def test_a_check_passes_fails_or_says_nothing(code: str, said: bool | None, monkeypatch: pytest.MonkeyPatch):
+async def test_a_check_passes_fails_or_says_nothing(
+    code: str, said: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit status 0 passes and 1 fails; any other end says nothing. Memory is limited, and the gateway's environment
     isn't passed on.
     """
@@ -32,17 +34,17 @@ async def test_a_check_passes_fails_or_says_nothing(code: str, said: bool | None
     assert await python(code, timeout_s=120.0).check("42") is said
 
 
-async def test_a_check_that_hangs_is_ended():
+async def test_a_check_that_hangs_is_ended() -> None:
     """A check that hangs says nothing."""
     assert await python("import time; time.sleep(1000)", timeout_s=0.2).check("42") is None
 
 
-async def test_a_missing_command_says_nothing():
+async def test_a_missing_command_says_nothing() -> None:
     """A misconfigured check never rejects an answer."""
     assert await Checker(["/no/such/program"]).check("x") is None
 
 
-def test_a_check_needs_a_command():
+def test_a_check_needs_a_command() -> None:
     """An empty command raises ValueError."""
     with pytest.raises(ValueError, match="command"):
         Checker([])

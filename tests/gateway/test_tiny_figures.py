@@ -17,7 +17,7 @@ def reply(right: bool, into: int = 10, cost_usd: float = 1.0) -> Reply:
     return Reply("2", right, "tiny-small", 1, cost_usd, 1.0, tokens=(into, 2))
 
 
-def test_a_figure_has_an_interval_that_narrows_with_questions():
+def test_a_figure_has_an_interval_that_narrows_with_questions() -> None:
     """Constant data has an interval of width zero; ten times the questions give about a third of the width."""
     few, many = mean([0.0, 1.0] * 20), mean([0.0, 1.0] * 200)
     assert few["value"] == many["value"] == 0.5 and mean([0.3] * 9) == pytest.approx(dict.fromkeys(few, 0.3))
@@ -25,21 +25,21 @@ def test_a_figure_has_an_interval_that_narrows_with_questions():
     assert 0.2 < width < 0.4 and narrow == pytest.approx(width / 10**0.5, rel=0.2)
 
 
-def test_differences_are_paired():
+def test_differences_are_paired() -> None:
     """Where the same questions get the same scores, the difference has no uncertainty."""
     hard = [0.0, 1.0, 0.0, 1.0, 1.0] * 8
     assert difference(hard, [one - 0.25 for one in hard]) == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
     assert ratio([0.0, 0.0], [0.0, 0.0])["value"] is None
 
 
-def test_only_right_answers_become_cases(tmp_path: Path):
+def test_only_right_answers_become_cases(tmp_path: Path) -> None:
     """The file has only right answers, in the format that a route reads."""
     questions = [Question("larger", f"larger 1 {n}", f"larger of 1 and {n}?", str(n)) for n in (2, 3)]
     tiny_shown.write_cases(tmp_path / "cases.jsonl", questions, [reply(True), reply(False)])
     assert len(open_solved(str(tmp_path / "cases.jsonl"), 4).stores["default"]) == 1
 
 
-def test_examples_are_laid_beside_none():
+def test_examples_are_laid_beside_none() -> None:
     """The report has accuracy, tokens and cost of each way, and what choosing the number of cases saves."""
     asked = {
         "shown": [reply(True, 90)] * 10,

@@ -32,13 +32,13 @@ def drawn(seed: int, *, informed: bool = True, n: int = 240) -> Sampled:
     return Sampled(texts, right, np.full(right.shape, 5.0), verifier, rng.normal(size=right.shape), seen)
 
 
-def test_the_best_scored_of_the_first_k_is_picked():
+def test_the_best_scored_of_the_first_k_is_picked() -> None:
     """Of equal scores the first is picked; a better one that comes later is picked from then on."""
     right, score = np.array([[1.0, 0.0, 0.0, 1.0]]), np.array([[-2.0, -2.0, -1.0, -0.5]])
     assert picked(right, score).tolist() == [[1.0, 1.0, 0.0, 1.0]]
 
 
-def test_a_budget_goes_where_another_sample_gains_most_per_token():
+def test_a_budget_goes_where_another_sample_gains_most_per_token() -> None:
     """Neither surely right nor hopeless questions get more; of equally hard ones the shorter does; the budget is never
     exceeded.
     """
@@ -51,7 +51,7 @@ def test_a_budget_goes_where_another_sample_gains_most_per_token():
     assert in_advance(chance, tokens, 1e9).tolist() == [SAMPLES] * 4
 
 
-def test_sampling_ends_once_the_verifier_is_sure_or_hope_is_gone():
+def test_sampling_ends_once_the_verifier_is_sure_or_hope_is_gone() -> None:
     """It goes on as long as the rate per token allows; at rate 0 it ends only with certainty."""
     grades = np.full((3, SAMPLES), 0.01)
     grades[0, 2] = 0.99
@@ -62,7 +62,7 @@ def test_sampling_ends_once_the_verifier_is_sure_or_hope_is_gone():
     assert as_graded(grades, chance, tokens, 0.0).tolist() == [SAMPLES] * 3
 
 
-def test_efficiency_is_tokens_at_equal_accuracy():
+def test_efficiency_is_tokens_at_equal_accuracy() -> None:
     """Between two points of the curve it is interpolated linearly; it is undefined where the accuracy is never reached.
     """
     half, most = np.tile([1.0, 0.0], 50), np.tile([1.0, 1.0, 1.0, 0.0], 25)
@@ -73,7 +73,7 @@ def test_efficiency_is_tokens_at_equal_accuracy():
     assert efficiency(fixed, [Way(half, np.full(100, 5.0))])["value"] is None
 
 
-def test_allocation_by_difficulty_beats_as_many_for_all():
+def test_allocation_by_difficulty_beats_as_many_for_all() -> None:
     """Where a third of the questions is worth sampling, it has more accuracy at equal tokens and fewer tokens at equal
     accuracy.
     """
@@ -86,14 +86,14 @@ def test_allocation_by_difficulty_beats_as_many_for_all():
     assert found["as_graded"]["8"]["efficiency"]["value"] > found["in_advance"]["8"]["efficiency"]["value"]
 
 
-def test_a_verifier_that_knows_nothing_gains_nothing():
+def test_a_verifier_that_knows_nothing_gains_nothing() -> None:
     """Accuracy stays the same although more samples contain a right one more often."""
     told = compared(drawn(0, informed=False), drawn(1, informed=False))["samples"]
     assert told["16"]["some_right"]["value"] > told["1"]["some_right"]["value"] + 0.2
     assert abs(told["16"]["by_verifier"]["value"] - told["1"]["by_verifier"]["value"]) < 0.1
 
 
-def test_the_large_model_picks_right_answers_of_the_small_one():
+def test_the_large_model_picks_right_answers_of_the_small_one() -> None:
     """Real samples differ, are whole, and the verifier picks nearly as well as one that knows the answer."""
     questions = [q for q in held_out_questions(60, seed=3) if q.kind == "total"][:16]
     writers = Writers()
@@ -105,7 +105,7 @@ def test_the_large_model_picks_right_answers_of_the_small_one():
     assert best[:, -1].sum() >= one.right.max(1).sum() - 1 and best[:, -1].mean() > best[:, 0].mean() + 0.1
 
 
-def test_a_beginning_of_an_answer_is_no_answer():
+def test_a_beginning_of_an_answer_is_no_answer() -> None:
     """The beginning of an answer is scored lower than the whole answer."""
     writers = Writers()
     for question in held_out_questions(6, seed=3):

@@ -15,14 +15,14 @@ def writers() -> Writers:
     return Writers()
 
 
-def test_steps_that_are_always_taken_make_the_small_models_answer(writers: Writers):
+def test_steps_that_are_always_taken_make_the_small_models_answer(writers: Writers) -> None:
     """Only an answer that ends exactly at a step's edge, without evidence, is written by the large model."""
     for question in QUESTIONS:
         by_steps, alone = stepwise(writers, question, 0.0), whole(writers, question, 0.0)
         assert by_steps.right == alone.right and alone.large_tokens == 0 and by_steps.large_tokens <= 1
 
 
-def test_steps_that_are_never_taken_make_the_large_models_answer(writers: Writers):
+def test_steps_that_are_never_taken_make_the_large_models_answer(writers: Writers) -> None:
     """Each token is written by both models, and the large one's is kept."""
     for question in QUESTIONS:
         by_steps, alone = stepwise(writers, question, 2.0), whole(writers, question, 2.0)
@@ -30,7 +30,7 @@ def test_steps_that_are_never_taken_make_the_large_models_answer(writers: Writer
         assert by_steps.all_tokens > by_steps.large_tokens
 
 
-def test_the_thriftiest_threshold_reaches_the_target():
+def test_the_thriftiest_threshold_reaches_the_target() -> None:
     """It is the one with the fewest large-model tokens among those that reach the target; the highest where none does.
     """
     few, many = Written(True, 1, 9), Written(True, 5, 9)
@@ -38,7 +38,7 @@ def test_the_thriftiest_threshold_reaches_the_target():
     assert thriftiest(tried, 1.0) == 0.7 and thriftiest(tried, 0.5) == 0.5 and thriftiest(tried, 1.1) == 0.9
 
 
-def test_the_report_counts_the_large_models_tokens():
+def test_the_report_counts_the_large_models_tokens() -> None:
     """Drafting needs fewer tokens of the large model than it writes alone, and is compared with sending whole answers.
     """
     found = report(QUESTIONS[:6], QUESTIONS[6:], 0.99)

@@ -38,13 +38,13 @@ def run(*arguments: object) -> dict:
     return json.loads(found.stdout)
 
 
-def test_evaluate_reports_means_over_splits(folder: Path):
+def test_evaluate_reports_means_over_splits(folder: Path) -> None:
     """One JSON object with quality and cost against the best single model."""
     report = run("evaluate", "--data", folder, "--splits", 1, "--depth", 1)
     assert report["n_queries"] == 240 and report["matching"]["cost_ratio"]["mean"] > 0
 
 
-def test_train_writes_an_artefact_that_loads(folder: Path, tmp_path: Path):
+def test_train_writes_an_artefact_that_loads(folder: Path, tmp_path: Path) -> None:
     """The trained file is a cascade over the folder's models, from its training rows."""
     found = run("train", "--data", folder, "--out", tmp_path / "c.safetensors", "--depth", 1)
     assert found["n_train"] == 80
@@ -52,14 +52,14 @@ def test_train_writes_an_artefact_that_loads(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("plan", "tells"), [("frugal", "accept_at"), ("verify", "escalate")])
-def test_other_cascades_are_trained_by_name(folder: Path, tmp_path: Path, plan: str, tells: str):
+def test_other_cascades_are_trained_by_name(folder: Path, tmp_path: Path, plan: str, tells: str) -> None:
     """A chain with learned thresholds or verified drafts: a file, and what each share of quality costs."""
     found = run("train", "--data", folder, "--plan", plan, "--out", tmp_path / "c.safetensors")
     assert found["plan"] == plan and found["points"] and all(point[tells] for point in found["points"])
     assert load_cascade(tmp_path / "c.safetensors").best_single == found["best_single_quality"]
 
 
-def test_certify_gives_or_refuses_a_certificate(folder: Path):
+def test_certify_gives_or_refuses_a_certificate(folder: Path) -> None:
     """A modest floor is certified on these rows; an extreme one is refused with a reason."""
     given = run("certify", "--data", folder, "--floor", 0.7, "--depth", 1)
     assert given["certified"] and given["rows"] == 240 and given["issued"]
@@ -67,14 +67,14 @@ def test_certify_gives_or_refuses_a_certificate(folder: Path):
     assert not refused["certified"] and refused["reason"]
 
 
-def test_guarantee_counts_breaches(folder: Path):
+def test_guarantee_counts_breaches(folder: Path) -> None:
     """The report has the share of splits in which each floor was broken."""
     report = run("guarantee", "--data", folder, "--floors", "0.8", "--splits", 10, "--depth", 1)
     assert 0.0 <= report["0.80"]["broken"] <= 1.0
 
 
 @pytest.mark.parametrize("more", [["--floor", "0"], ["--tasks", "nothing"]])
-def test_invalid_arguments_end_with_one_message(folder: Path, more: list[str]):
+def test_invalid_arguments_end_with_one_message(folder: Path, more: list[str]) -> None:
     """These are a floor outside its range and an unknown task."""
     with pytest.raises(CallerError):
         CliRunner().invoke(
@@ -82,7 +82,7 @@ def test_invalid_arguments_end_with_one_message(folder: Path, more: list[str]):
         )
 
 
-def test_a_table_is_printed_without_json(folder: Path):
+def test_a_table_is_printed_without_json(folder: Path) -> None:
     """Without --json the report is text."""
     found = CliRunner().invoke(
         app, ["cascade", "evaluate", "--data", str(folder), "--splits", "1", "--router", "linear"]
@@ -90,7 +90,7 @@ def test_a_table_is_printed_without_json(folder: Path):
     assert "cost_ratio" in found.stdout and "{" not in found.stdout
 
 
-def test_floors_show_the_state_of_every_certificate(tmp_path: Path):
+def test_floors_show_the_state_of_every_certificate(tmp_path: Path) -> None:
     """Before anything was measured it is "collecting", with the reason."""
     file = tmp_path / "headgate.toml"
     file.write_text(f"""
