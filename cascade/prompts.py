@@ -7,9 +7,10 @@ own messages are kept whole and in front; only text is added.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 Message = Mapping[str, object]
-Fields = dict[str, object]
+Fields = dict[str, Any]
 
 
 def verification(messages: Sequence[Message], answer: str) -> Fields:

@@ -36,7 +36,7 @@ class Step(msgspec.Struct, frozen=True):
     """Least confidence, by the plan's `confidence`, with which this answer is kept; -inf keeps any answer."""
     worst_cost_usd: float = 0.0
     """Most dollars that one attempt can cost; the plan's hold is the sum of these."""
-    overrides: Mapping[str, object] = AS_ASKED
+    overrides: Mapping[str, Any] = AS_ASKED
     """Fields of the request to change for this step (see `Rung.overrides`)."""
     reads_confidence: bool | None = None
     """Whether the answer's evidence is read. None: it is read where `accept_at` asks for a confidence."""
@@ -95,7 +95,7 @@ class Rung(msgspec.Struct, frozen=True):
     """Seconds to wait before the attempt."""
     reads_confidence: bool = False
     """True where the model must be asked for log-probabilities, or whatever its evidence is."""
-    overrides: Mapping[str, object] = AS_ASKED
+    overrides: Mapping[str, Any] = AS_ASKED
     """Fields of the request to change for this attempt (temperature of a sample, say)."""
     beside: tuple[Rung, ...] = ()
     """Rungs to run at the same time; their outcomes go back in `Outcome.beside`, in this order. A driver

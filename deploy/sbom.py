@@ -65,7 +65,7 @@ def read_lock(text: str) -> tuple[list[Pin], list[str]]:
 def licence_of(name: str) -> str:
     """As the installed package states it; empty: it isn't installed, or says nothing."""
     try:
-        told = metadata.metadata(name)
+        told: Any = metadata.metadata(name)  # whose protocol lacks `get`
     except metadata.PackageNotFoundError:
         return ""
     classifiers = [one.rsplit("::", 1)[-1].strip() for one in told.get_all("Classifier") or () if "License ::" in one]

@@ -75,9 +75,7 @@ class Live:
                 return
 
 
-def table(
-    upstream_url: str, folder: Path, models: Sequence[str | Mapping[str, Any]], extra: Mapping[str, Any]
-) -> dict[str, Any]:
+def table(upstream_url: str, folder: Path, models: Sequence[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as decoded from TOML, with the providers `up` (OpenAI's dialect) and `claude` (Anthropic's).
 
     UPSTREAM in another provider's base URL is replaced by the scripted server's URL.
@@ -137,7 +135,7 @@ async def live(
     tmp_path: Path,
     *,
     scripts: Mapping[str, object] | None = None,
-    models: Sequence[str | Mapping[str, Any]] = ("echo",),
+    models: Sequence[Any] = ("echo",),
     **extra: Any,
 ) -> AsyncIterator[Live]:
     """Run a gateway in this event loop. `extra`: sections of its configuration (`routes=[...]`, `auth={...}`)."""

@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 PATIENCE_S = 60.0
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], within_s: float = PATIENCE_S) -> T:
+@overload
+async def until(condition: Callable[[], Awaitable[T]], within_s: float = ...) -> T: ...
+
+
+@overload
+async def until(condition: Callable[[], T], within_s: float = ...) -> T: ...
+
+
+async def until(condition: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
     """Return the condition's result as soon as it is true. A result that can be awaited is awaited.
 
     Raises TimeoutError after `within_s` seconds.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -125,7 +125,7 @@ def _hopeless(request: Request, refused: str, best: float) -> Problem | None:
     return None
 
 
-def scanned(scanner: Scanner, lines: Lines, processes: int) -> Iterator[Scan]:
+def scanned(scanner: Scanner, lines: Lines, processes: int) -> Generator[Scan, None, None]:
     """The results of all blocks, in order; only a few blocks are read ahead.
 
     Each process computes on one core: the matrix products of a block are too small to gain from more threads.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -116,7 +116,7 @@ class Seen(msgspec.Struct):
     repeated: int = 0
     """Requests whose idempotency key had been answered before: answered again, and billed once."""
     by_model: dict[str, int] = {}
-    recent: list[dict[str, object]] = []
+    recent: list[dict[str, Any]] = []
     """Path, headers, model, body size and beginning of the body of the last requests."""
 
 
