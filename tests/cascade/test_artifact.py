@@ -36,6 +36,7 @@ def test_a_cascade_survives_its_file(cascade: RoutedCascade, tmp_path: Path) -> 
     """Every head, rule and figure is read back unchanged."""
     save_cascade(tmp_path / "c.safetensors", cascade, version="3")
     read = load_cascade(tmp_path / "c.safetensors")
+    assert isinstance(read, RoutedCascade)
     assert read.posterior.space == cascade.posterior.space and read.typical == cascade.typical
     rows, space = part(20, seed=9), cascade.posterior.space
     for state in space.states():

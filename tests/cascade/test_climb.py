@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import count, repeat
 from math import inf, nan
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cascade.climb import PATIENCE_S, Chain, climb
-from cascade.types import Ask, Evidence, Keep, Limits, Outcome, Plan, PlanError, Rung, Step, Verdict
+from cascade.types import Ask, Evidence, Fits, Keep, Limits, Outcome, Plan, PlanError, Rung, Step, Verdict
 
 NOTHING = Evidence()
 SURE = Evidence(mean_logprob=-0.01, min_logprob=-0.02)
@@ -39,12 +41,12 @@ class Playbook:
         assert self.verdict is None, f"the climb has ended: {self.verdict}"
         return self.rungs[-1]
 
-    def answers(self, evidence: Evidence = NOTHING, cost_usd: float = 1.0, **rest: float) -> Playbook:
+    def answers(self, evidence: Evidence = NOTHING, cost_usd: float = 1.0, **rest: Any) -> Playbook:
         self._advance(Outcome(self.rung.model, evidence=evidence, cost_usd=cost_usd, **rest))
         return self
 
     def fails(self, failure: str = "server_error", *, may_pass: bool = False, may_move: bool = True,
-              **rest: float) -> Playbook:  # fmt: skip
+              **rest: Any) -> Playbook:  # fmt: skip
         self._advance(Outcome(self.rung.model, failure, may_pass, may_move, **rest))
         return self
 
@@ -195,10 +197,10 @@ def test_an_unknown_cost_is_charged_in_full() -> None:
 class Pair:
     """A strategy that asks for two samples in parallel and keeps the second."""
 
-    def next(self, history, fits):
+    def next(self, history: Sequence[Outcome], fits: Fits) -> Ask | Keep:
         return Keep(len(history) - 1) if len(history) > 1 else Ask((SMALL, SMALL), streams=False)
 
-    def best(self, history):
+    def best(self, history: Sequence[Outcome]) -> None:
         return None
 
 
@@ -225,7 +227,7 @@ def test_a_driver_without_parallel_rungs_is_asked_again() -> None:
         lambda: Plan((SMALL,), retries=-1),
     ],
 )
-def test_a_plan_that_cannot_end_well_is_refused(plan):
+def test_a_plan_that_cannot_end_well_is_refused(plan: Callable[[], Plan]) -> None:
     """A plan without a step, with a model twice or with a negative number of retries raises ValueError."""
     with pytest.raises(PlanError):
         plan()
@@ -243,7 +245,7 @@ LIMITS = st.builds(Limits, st.integers(1, 6), st.floats(0, 20) | st.just(inf), s
 
 
 @st.composite
-def plans(draw) -> Plan:
+def plans(draw: st.DrawFn) -> Plan:
     kinds = draw(STEPS)
     steps = tuple(Step(m, *kind) for m, kind in zip(MODELS, kinds, strict=False))
     spare = tuple(Step(m, -inf, 1.0) for m in MODELS[4 : 4 + draw(st.integers(0, 2))])
@@ -252,18 +254,20 @@ def plans(draw) -> Plan:
 
 @given(plans(), st.lists(ANSWER | FAILURE, max_size=12), st.data())
 @settings(max_examples=300, deadline=None)
-def test_any_sequence_of_outcomes_ends_within_every_limit(plan: Plan, script: list[Outcome], data):
+def test_any_sequence_of_outcomes_ends_within_every_limit(
+    plan: Plan, script: list[Outcome], data: st.DataObject
+) -> None:
     """Whatever fails, the climb ends once, no limit is exceeded, every attempt is recorded, and nothing follows a final
     answer.
     """
     worst = {s.model: s.worst_cost_usd for s in (*plan.steps, *plan.fallbacks)}
     climbing, record, elapsed_s, committed = climb(plan, repeat(0.9)), list[Outcome](), 0.0, False
-    outcome, verdict = None, None
+    outcome = None
     for turn in count():
         try:
             rung = climbing.send(outcome) if outcome else next(climbing)
         except StopIteration as stop:
-            verdict = stop.value
+            verdict: Verdict = stop.value
             break
         assert not committed, "asked on after an answer that may have been streamed"
         assert len(record) < plan.limits.max_attempts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import exp, inf, isnan, nan
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -41,7 +42,7 @@ def test_no_evidence_is_nan() -> None:
 @pytest.mark.parametrize(
     "failed", [{"refused": True}, {"schema_valid": False}, {"tools_parse": False}, {"checks_passed": False}]
 )
-def test_a_failed_check_is_a_veto(failed: dict[str, bool]) -> None:
+def test_a_failed_check_is_a_veto(failed: dict[str, Any]) -> None:
     """One failed check outweighs all other evidence."""
     assert confidence(Evidence(mean_logprob=-0.01, **failed)) == 0.0
 
@@ -52,7 +53,9 @@ def test_a_passed_check_is_proof() -> None:
 
 
 @given(ANY, ANY, ANY, st.integers(-1, 9), ANY, ANY)
-def test_any_evidence_gives_a_probability_or_nan(mean, least, total, tokens, agreement, judged):
+def test_any_evidence_gives_a_probability_or_nan(
+    mean: float, least: float, total: float, tokens: int, agreement: float, judged: float
+) -> None:
     """Infinite, NaN and out-of-range values raise nothing and never give a number outside [0, 1]."""
     p = confidence(Evidence(mean, least, total, tokens, agreement=agreement, judged=judged))
     assert isnan(p) or 0.0 <= p <= 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,13 +37,13 @@ def test_a_schema_is_checked(text: str, fits: bool) -> None:
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), st.lists, max_leaves=8))
-def test_any_json_fits_the_empty_schema(value):
+def test_any_json_fits_the_empty_schema(value: object) -> None:
     """The empty schema accepts any JSON."""
     assert fits_schema(json.dumps(value), {})
 
 
 @pytest.mark.parametrize("schema", [{"type": 7}, {"enum": 3}, {"required": 1}, {"properties": [1]}])
-def test_an_invalid_schema_gives_no_evidence(schema: dict) -> None:
+def test_an_invalid_schema_gives_no_evidence(schema: dict[str, Any]) -> None:
     """The answer is neither confirmed nor rejected."""
     assert fits_schema('{"name": "a"}', schema) is not False
 
@@ -55,7 +56,7 @@ def test_unknown_keywords_are_ignored(schema: object) -> None:
 
 def test_depth_is_limited() -> None:
     """Below the maximum depth nothing is checked, and nothing is rejected."""
-    schema: dict = {"type": "array"}
+    schema: dict[str, Any] = {"type": "array"}
     for _ in range(DEEPEST + 8):
         schema = {"type": "array", "items": schema}
     assert fits_schema("[" * (DEEPEST + 9) + "]" * (DEEPEST + 9), schema) is True

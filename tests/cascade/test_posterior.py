@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import repeat
 from math import nan
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from cascade.logistic import logistic
 from cascade.posterior import Prices, Scene, Space, after, shown
 from cascade.posterior_fit import Board, _end, best_quality, cheapest_matching, solve, with_forecasts
 from cascade.replay import LoggedModels, replay_all, replayed
-from cascade.routing import routed_plan
+from cascade.routing import CascadeRouting, routed_plan
 from cascade.rows import TrainingSettings
 from cascade.train import Trained, train, walked
 from cascade.types import Evidence, Limits, Outcome, PlanError
@@ -150,7 +151,7 @@ def test_the_climb_abstains_as_the_sweep_did() -> None:
     assert (rows.scores[np.arange(80), swept.model] == swept.score).all() and len(set(swept.model.tolist())) > 1
     least = float(np.median(swept.chance))
     cautious = [
-        structs.replace(plan, strategy=replace(plan.strategy, abstain_below=least))
+        structs.replace(plan, strategy=replace(cast(CascadeRouting, plan.strategy), abstain_below=least))
         for plan in plans(fitted, rule, rows)
     ]
     climbed, given = replay_all(cautious, rows.logged), swept.chance >= least
@@ -184,6 +185,7 @@ def test_free_models_are_predicted_to_cost_nothing() -> None:
     board = Board.of(train(part(seed=1), TrainingSettings(estimate_folds=2, folds=2, depth=2)).posterior, told.scene)
     free = Prices(*(np.zeros_like(usd) for usd in (told.prices.answer, told.prices.read)))
     rule = with_forecasts(solve(board, free, 1.0), board, free)
+    assert rule.gains is not None and rule.spends is not None
     assert np.isfinite(rule.gains).all() and np.isfinite(rule.spends).all()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cascade.calibrate import Refusal
 from cascade.promise import GRID, NEVER, FloorStatus, Measured, Promise, certify_floor, is_measured
-from cascade.types import PlanError
+from cascade.types import Plan, PlanError
 from routers.types import Choice
 
 
@@ -88,7 +88,7 @@ def test_shifted_confidences_only_tighten_the_threshold() -> None:
     standing.calibrate(measured(600, 3), 0.0, "")
     before = standing.accept_at
     surer = measured(900, 6, shift=0.1, surer=0.12)
-    assert standing.watch(surer.confidence, surer.last(0)) == "tighten"
+    assert before is not None and standing.watch(surer.confidence, surer.last(0)) == "tighten"
     standing.tighten(surer, 10.0, "")
     assert standing.state in ("tightened", "withdrawn")
     assert standing.accept_at is None or standing.accept_at >= before
@@ -141,7 +141,10 @@ def test_uncertified_requests_are_answered_by_the_reference() -> None:
     models.
     """
     worst = {"small": 1e-3, "large": 1e-2}
-    models = lambda plan: [step.model for step in plan.steps]  # noqa: E731
+
+    def models(plan: Plan) -> list[str]:
+        return [step.model for step in plan.steps]
+
     assert models(Promise("large", 0.1).plan(choice(), worst, 0.5)) == ["large"]
     asked = Promise("large", 0.1).plan(choice(), worst, 0.05)
     assert models(asked) == ["small", "large"] and is_measured(asked)

@@ -58,7 +58,7 @@ def test_an_incomplete_solution_is_never_returned() -> None:
 def test_few_of_the_large_models_steps_keep_its_accuracy() -> None:
     """In simulated solutions with a calibrated scorer most steps are the small model's, and most solutions stay right.
     """
-    rng, right, large_steps, steps = np.random.default_rng(0), 0, 0, 0
+    rng, right, large_steps, steps, at = np.random.default_rng(0), 0, 0, 0, 0
 
     def answer(rung: Rung) -> Outcome:
         nonlocal large_steps, steps, at

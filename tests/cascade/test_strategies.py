@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from math import isnan
 
 import numpy as np
@@ -15,8 +16,10 @@ from scipy.stats import beta
 from cascade.bestof import BestOf
 from cascade.demonstrations import Case, Solved, demonstrations_for
 from cascade.frugal import Scorer, chains, choose, own_chances, run
+from cascade.posterior import Posterior
 from cascade.prompts import demonstrated, point, refinement, skeleton, verification
 from cascade.rewrite import Refine, Skeleton, points_of, suits_skeleton
+from cascade.rows import EstimatedRows
 from cascade.types import Evidence, Limits, Outcome, Plan, Rung, Step, Strategy
 from cascade.verify import Pomdp, SelfVerification, Threshold, fit_pomdp, verdict_of
 from cascade.voting import Vote, alike, samples, stays_ahead
@@ -31,7 +34,7 @@ def plan(strategy: Strategy, limits: Limits = ROOMY, retries: int = 0) -> Plan:
     return Plan((SMALL, LARGE), limits=limits, retries=retries, strategy=strategy)
 
 
-def scripted(*texts: str):
+def scripted(*texts: str) -> Callable[[Rung], Outcome]:
     """Gives these answers in order, whichever model is asked."""
     left = list(texts)
     return lambda rung: outcome_of(rung, left.pop(0))
@@ -142,7 +145,7 @@ def test_early_stopping_saves_two_fifths_of_the_samples_at_equal_accuracy() -> N
 # -- best of k
 
 
-def judged(*scores: float):
+def judged(*scores: float) -> Callable[[Rung], Outcome]:
     left = list(scores)
     return lambda rung: Outcome(rung.model, evidence=Evidence(judged=left.pop(0)), cost_usd=1.0)
 
@@ -171,7 +174,7 @@ def test_best_of_respects_the_budget() -> None:
 # -- self-verification
 
 
-def automix(decides) -> SelfVerification:
+def automix(decides: Threshold | Pomdp) -> SelfVerification:
     prompt = lambda answer: verification(ASKED, answer)  # noqa: E731
     return SelfVerification(SMALL, SMALL, prompt, LARGE, decides, votes=3)
 
@@ -341,10 +344,10 @@ def test_demonstrations_stand_before_the_last_turn() -> None:
 # -- FrugalGPT
 
 
-def world(n: int = 300):
+def world(n: int = 300) -> tuple[Posterior, EstimatedRows]:
     from cascade.rows import TrainingSettings
     from cascade.train import train
-    from tests.cascade.test_posterior import part
+    from tests.cascade.worlds import part
 
     rows = part(n, seed=11)
     return train(rows, TrainingSettings(estimate_folds=2, folds=2, depth=1, pool=3, rates=4)).posterior, rows
@@ -402,7 +405,9 @@ OUTCOMES = st.builds(
 
 @given(STRATEGIES, st.lists(OUTCOMES, max_size=20), st.integers(1, 8), st.floats(0, 15), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_every_strategy_ends_within_its_limits(strategy, script, most: int, money: float, together: bool):
+def test_every_strategy_ends_within_its_limits(
+    strategy: Strategy, script: list[Outcome], most: int, money: float, together: bool
+) -> None:
     """Whatever fails, it ends, no limit is exceeded, only a received answer is kept, and nothing follows a final
     answer.
     """

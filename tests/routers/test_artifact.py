@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.numpy import save_file
 from routers.artifact import ArtifactError, Card, load_artifact, save_artifact
 
 CARD = Card("linear", "3", "f.1", ("a", "b"), {"ridge": 1.0}, "2", "abc", ("set",), {"aiq": 0.8})
-ARRAYS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2)}
+ARRAYS: dict[str, Any] = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2)}
 
 
 @pytest.fixture

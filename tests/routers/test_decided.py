@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from routers import evaluate
+from routers.estimators.base import Matrix, Training
 from routers.estimators.decided import KEPT, SHARES, Decided, _costs_out_of_fold, _mixtures
 from routers.estimators.ensemble import Ensemble
 from routers.estimators.linear import Linear
@@ -17,7 +18,7 @@ from tests.routers.worlds import world
 PRICES = np.array([0.0002, 0.001, 0.008])
 
 
-def priced(n: int, seed: int = 0, **known: float) -> tuple:
+def priced(n: int, seed: int = 0, **known: float) -> tuple[Training, Matrix]:
     data, truth = world(n, seed=seed, **known)  # type: ignore[arg-type]
     costs = PRICES * np.random.default_rng(seed).lognormal(0, 0.2, data.scores.shape)
     return replace(data, costs=costs), truth
@@ -69,7 +70,7 @@ def test_it_decides_no_worse_than_the_ensemble() -> None:
         train, test = data.rows(np.arange(500)), data.rows(np.arange(500, 1000))
         bench = evaluate.Bench(truth[500:], np.tile(PRICES, (500, 1)), 2)
 
-        def aiq(estimator: Ensemble, train=train, test=test, bench=bench) -> float:  # type: ignore[no-untyped-def]
+        def aiq(estimator: Ensemble) -> float:
             quality, _ = estimator.fit(train).predict(test.x)
             points = evaluate.swept(quality, bench.costs, bench).points()
             return evaluate.figures(points, bench.singles(), bench.best, 1.0)["aiq"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,9 @@ SPARE = Candidate("spare")
         (replace(SMALL, queue_s=1.0), {}, Knobs(max_latency_s=1.0), ""),
     ],
 )
-def test_an_excluded_candidate_has_a_reason(candidate, known, knobs, reason) -> None:
+def test_an_excluded_candidate_has_a_reason(
+    candidate: Candidate, known: dict[str, Any], knobs: Knobs, reason: str
+) -> None:
     """Each cause of exclusion has its own words; a candidate without any is eligible."""
     asked = query(**known)
     assert exclusion(asked, candidate, knobs) == reason

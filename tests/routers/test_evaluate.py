@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -130,7 +132,8 @@ def test_without_a_match_the_best_quality_is_chosen() -> None:
 def test_true_probabilities_are_calibrated() -> None:
     """True probabilities have a small expected calibration error, their complements a large one."""
     data, truth = world(4_000)
-    good, bad = calibration(truth, data.scores), calibration(1 - truth, data.scores)
+    good: dict[str, Any] = calibration(truth, data.scores)
+    bad: dict[str, Any] = calibration(1 - truth, data.scores)
     assert good["ece"] < 0.03 < 0.2 < bad["ece"]
     assert good["auroc"] == pytest.approx(1 - bad["auroc"], abs=1e-9)
     assert good["brier"] < bad["brier"]

@@ -39,7 +39,7 @@ def test_the_slopes_are_the_gradient_of_the_log_loss() -> None:
 
     found = _slopes(weights, data)
     for name, at in weights.items():
-        assert np.allclose(found[name], numeric(lambda moved, name=name: loss(name, moved), at), atol=1e-5)
+        assert np.allclose(found[name], numeric(lambda moved: loss(name, moved), at), atol=1e-5)
 
 
 def fitted(n: int = 300) -> tuple[Factor, Training]:

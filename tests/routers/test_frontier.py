@@ -19,12 +19,13 @@ from routers.frontier import (
     quality_at,
 )
 
+Points = list[tuple[float, float]]
 points = st.lists(st.tuples(st.floats(0.001, 10), st.floats(0, 1)), min_size=1, max_size=30)
 SQUARE = np.array([[1.0, 0.5], [3.0, 0.9]])
 
 
 @given(points)
-def test_the_hull_is_concave_and_above_every_point(given) -> None:
+def test_the_hull_is_concave_and_above_every_point(given: Points) -> None:
     """No point lies above the hull, and its quality rises with cost at a falling slope."""
     chain = hull(given)
     assert all(y <= quality_at(chain, x) + 1e-9 for x, y in given)
@@ -35,14 +36,14 @@ def test_the_hull_is_concave_and_above_every_point(given) -> None:
 
 
 @given(points)
-def test_the_hull_of_a_hull_is_itself(given) -> None:
+def test_the_hull_of_a_hull_is_itself(given: Points) -> None:
     """A second pass drops no point."""
     chain = hull(given)
     assert np.array_equal(hull(chain), chain)
 
 
 @given(points, points)
-def test_more_points_never_lower_the_frontier(some, more) -> None:
+def test_more_points_never_lower_the_frontier(some: Points, more: Points) -> None:
     """AIQ of the single models alone is at most that of a router together with them."""
     low, high = hull(some)[0, 0], 10.5
     assert aiq(hull(some), low, high) <= aiq(hull([*some, *more]), low, high) + 1e-9
@@ -97,14 +98,17 @@ def test_calls_for_reads_the_running_maximum() -> None:
 
 
 @pytest.mark.parametrize(("accuracy", "cost", "score"), [(0.690, 0.0475, 0.697), (0.7396, 10.02, 0.643)])
-def test_arena_scores_of_the_leaderboard(accuracy, cost, score) -> None:
+def test_arena_scores_of_the_leaderboard(accuracy: float, cost: float, score: float) -> None:
     """Two published rows are reproduced."""
     assert arena_score(np.array([[cost / 1000, accuracy]])) == pytest.approx(score, abs=0.001)
 
 
 def test_the_arena_score_is_the_best_points_within_its_prices() -> None:
     """Costs below $0.0044 or above $200 per 1,000 queries count as these bounds."""
-    point = lambda cost, accuracy: arena_score(np.array([[cost / 1000, accuracy]]))  # noqa: E731
+
+    def point(cost: float, accuracy: float) -> float:
+        return arena_score(np.array([[cost / 1000, accuracy]]))
+
     assert point(0.0, 0.7) == pytest.approx(point(0.0044, 0.7)) and point(0.0044, 0.7) == pytest.approx(0.77 / 1.07)
     assert point(200.0, 0.9) == point(900.0, 0.9) == 0.0
     assert arena_score(np.array([[0.0, 0.4], [0.0001, 0.8], [0.1, 0.9]])) == point(0.1, 0.8)

@@ -105,4 +105,6 @@ def outcome_data(scores: np.ndarray) -> Outcomes:
     """Rows of which only the scores matter."""
     n, m = scores.shape
     none, texts = np.full((n, m), np.nan), tuple(f"q{i}" for i in range(n))
-    return Outcomes(texts, texts, ("t",) * n, np.full(n, "train"), tuple("abcdefgh"[:m]), scores, *[none] * 7)
+    splits, models = np.full(n, "train"), tuple("abcdefgh"[:m])
+    unknown = (none, none, none, none, none, none, none)
+    return Outcomes(texts, texts, ("t",) * n, splits, models, scores, *unknown)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,9 @@ import pytest
 
 from routers.outcomes import DataError, laid_out, read_outcomes
 
-QUERIES = {"query_id": ["q0", "q1"], "text": ["a", "b"], "task": ["t", "u"], "split": ["train", "test"]}
-OUTCOMES = {
+Columns = dict[str, list[Any]]
+QUERIES: Columns = {"query_id": ["q0", "q1"], "text": ["a", "b"], "task": ["t", "u"], "split": ["train", "test"]}
+OUTCOMES: Columns = {
     "query_id": ["q0", "q0", "q1"],
     "model": ["m", "n", "n"],
     "score": [1.0, 0.0, 0.5],
@@ -20,7 +22,7 @@ OUTCOMES = {
 }
 
 
-def written(folder: Path, queries: dict, outcomes: dict) -> Path:
+def written(folder: Path, queries: Columns, outcomes: Columns) -> Path:
     pq.write_table(pa.table(queries), folder / "queries.parquet")
     pq.write_table(pa.table(outcomes), folder / "outcomes.parquet")
     return folder
@@ -77,7 +79,7 @@ def test_selected_rows_and_columns_have_every_field() -> None:
         ("o", "propensity", [0.5, 1.1, 0.5], r"row 1.*propensity: 1\.1"),
     ],
 )
-def test_a_defect_is_named_by_row_and_field(table, field, value, message) -> None:
+def test_a_defect_is_named_by_row_and_field(table: str, field: str, value: list[Any], message: str) -> None:
     """The error says where to look."""
     queries, outcomes = copy.deepcopy(QUERIES), copy.deepcopy(OUTCOMES)
     (queries if table == "q" else outcomes)[field] = value

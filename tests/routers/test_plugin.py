@@ -105,7 +105,7 @@ def test_a_long_queue_is_avoided() -> None:
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0, 1), st.floats(0, 1))
-def test_the_propensity_is_that_of_the_drawn_model(draw, weight, floor) -> None:
+def test_the_propensity_is_that_of_the_drawn_model(draw: float, weight: float, floor: float) -> None:
     """Whichever model is drawn, the recorded propensity is the probability stated for it."""
     choice = router(floor).choose(query_at(EASY), POOL, Knobs(cost_weight=weight), draw)
     assert choice.propensity == choice.probabilities[choice.model] > 0

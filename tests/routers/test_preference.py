@@ -44,5 +44,5 @@ def test_the_slopes_are_the_gradient_of_the_loss() -> None:
     weights = {"level": rng.normal(size=3), "traits": rng.normal(size=(3, 2)), "vectors": rng.normal(size=(2, 3))}
     found = _slopes(weights, x, wins)
     for name in weights:
-        slopes = numeric(lambda w, name=name: 10.0 * _loss(weights | {name: w}, x, wins), weights[name])
+        slopes = numeric(lambda w: 10.0 * _loss(weights | {name: w}, x, wins), weights[name])
         assert np.allclose(found[name], slopes, atol=1e-5)

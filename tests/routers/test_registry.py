@@ -14,7 +14,7 @@ from routers.projection import Projection
 from routers.registry import ESTIMATORS, NAMES, estimator_named, load_router, open_router, save_router
 from routers.types import Knobs
 from tests.routers.test_plugin import LEARNED
-from tests.routers.worlds import POOL, world
+from tests.routers.worlds import MODELS, POOL, world
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,8 +75,8 @@ def test_every_kind_survives_its_artefact(tmp_path: Path, kind: str) -> None:
     projection = Projection(8).fit(data.x)
     quality = ESTIMATORS[kind]().fit(replace(data, x=projection.apply(data.x).astype(float)))
     version, path = shipped_featurizer().version, tmp_path / "r.safetensors"
-    before = PluginRouter(kind, "1", version, Learned(data.models, projection, quality))
-    save_router(path, before, Card(kind, "1", version, data.models))
+    before = PluginRouter(kind, "1", version, Learned(MODELS, projection, quality))
+    save_router(path, before, Card(kind, "1", version, MODELS))
     query = replace(shipped_featurizer().describe("x"), vector=data.x[3].astype(np.float32))
     old, new = (r.choose(query, POOL, Knobs(), 0.5).estimates for r in (before, load_router(path)))
     assert [e.quality for e in old] == pytest.approx([e.quality for e in new], abs=1e-4)
@@ -122,21 +122,23 @@ def test_an_installed_packages_estimator_is_trained_and_served(package: Path) ->
     projection = Projection(8).fit(data.x)
     quality = estimator_named("mine").fit(replace(data, x=projection.apply(data.x).astype(float)))
     version, path = shipped_featurizer().version, package / "r.safetensors"
-    before = PluginRouter("mine", "1", version, Learned(data.models, projection, quality))
-    save_router(path, before, Card("mine", "1", version, data.models))
+    before = PluginRouter("mine", "1", version, Learned(MODELS, projection, quality))
+    save_router(path, before, Card("mine", "1", version, MODELS))
     query = replace(shipped_featurizer().describe("x"), vector=data.x[3].astype(np.float32))
     old, new = (r.choose(query, POOL, Knobs(), 0.5).estimates for r in (before, load_router(path)))
     assert [e.quality for e in old] == pytest.approx([e.quality for e in new], abs=1e-4)
 
 
-def test_an_artefact_of_a_package_that_is_not_installed_is_refused(package: Path, monkeypatch) -> None:
+def test_an_artefact_of_a_package_that_is_not_installed_is_refused(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error names what is missing."""
     version, path = shipped_featurizer().version, package / "r.safetensors"
     data, _ = world(40)
     projection = Projection(8).fit(data.x)
     quality = estimator_named("mine").fit(replace(data, x=projection.apply(data.x).astype(float)))
-    made = PluginRouter("mine", "1", version, Learned(data.models, projection, quality))
-    save_router(path, made, Card("mine", "1", version, data.models))
+    made = PluginRouter("mine", "1", version, Learned(MODELS, projection, quality))
+    save_router(path, made, Card("mine", "1", version, MODELS))
     monkeypatch.setattr("sys.path", [one for one in sys.path if one != str(package)])
     with pytest.raises(ArtifactError, match="'mine' does not learn"):
         load_router(path)

@@ -33,7 +33,7 @@ def best(knobs: Knobs, *, latency: list[float] | None = None) -> int:
 
 
 @given(worths, st.floats(0.001, 1), st.floats(0, 1e4))
-def test_probabilities_sum_to_one_and_keep_the_floor(worth, floor, sharpness) -> None:
+def test_probabilities_sum_to_one_and_keep_the_floor(worth: list[float], floor: float, sharpness: float) -> None:
     """For any utilities every model keeps its floor, and the best model is never the least likely."""
     chances = probabilities(worth, Exploration(floor, sharpness), True)
     assert sum(chances) == pytest.approx(1.0)
@@ -42,7 +42,7 @@ def test_probabilities_sum_to_one_and_keep_the_floor(worth, floor, sharpness) ->
 
 
 @given(worths, st.floats(0, 1))
-def test_opting_out_of_exploration_is_deterministic(worth, floor) -> None:
+def test_opting_out_of_exploration_is_deterministic(worth: list[float], floor: float) -> None:
     """A tenant that opted out always gets the best model, with propensity 1."""
     chances = probabilities(worth, Exploration(floor), False)
     assert chances[int(np.argmax(worth))] == 1.0
@@ -56,7 +56,7 @@ def test_draws_follow_the_probabilities() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=5), st.floats(0, 1, exclude_max=True))
-def test_a_model_of_probability_zero_is_never_drawn(shares, draw) -> None:
+def test_a_model_of_probability_zero_is_never_drawn(shares: list[float], draw: float) -> None:
     """Rounding at the edges of [0, 1) never chooses a model without a chance."""
     chances = np.array(shares) / max(sum(shares), 1e-9) if sum(shares) > 0 else np.array([1.0, 0.0])
     assert chances[drawn(chances, draw)] > 0
@@ -70,7 +70,7 @@ def test_the_cost_weight_runs_from_quality_to_cost() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_the_exchange_rate_grows_with_the_cost_weight(a, b) -> None:
+def test_the_exchange_rate_grows_with_the_cost_weight(a: float, b: float) -> None:
     """A higher weight never makes money count less."""
     low, high = sorted((a, b))
     assert exchange_rate(low) <= exchange_rate(high)
@@ -123,7 +123,7 @@ def test_an_estimate_that_is_not_finite_is_undecided() -> None:
 
 
 @given(st.floats(0.01, 9), st.floats(0.01, 9))
-def test_a_latency_bound_hides_no_nan(quality, latency) -> None:
+def test_a_latency_bound_hides_no_nan(quality: float, latency: float) -> None:
     """With a late model of unknown quality the choice is undecided."""
     given = forecast([quality, nan], [1.0, 3.0], [latency, 20.0])
     worth = utilities(given, Knobs(cost_weight=0.0, max_latency_s=10.0), 1.0)
@@ -131,7 +131,7 @@ def test_a_latency_bound_hides_no_nan(quality, latency) -> None:
 
 
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(0.01, 1), st.floats(1, 1e4))
-def test_inverse_gaps_are_as_published(worth, floor, sharpness) -> None:
+def test_inverse_gaps_are_as_published(worth: list[float], floor: float, sharpness: float) -> None:
     """Every model except the best has 1 / (K + gamma * gap), or its share of the floor if that is more."""
     found, k, top = probabilities(worth, Exploration(floor, sharpness), True), len(worth), max(worth)
     for place, value in enumerate(worth):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_the_first_matching_rule_decides() -> None:
         ({"max_input_tokens": 20, "model": "small"}, {}),
     ],
 )
-def test_each_condition_matches_and_fails(rule, known) -> None:
+def test_each_condition_matches_and_fails(rule: dict[str, Any], known: dict[str, Any]) -> None:
     """Every kind of condition can match, and its opposite leaves the decision to the next rule."""
     asked = query(**known)
     router = Rules([rule, {"model": "large"}])
@@ -71,7 +72,7 @@ def test_no_matching_rule_is_undecided() -> None:
         ({"model": "a", "keywords": [3]}, r"rules\[0\]\.keywords\[0\]"),
     ],
 )
-def test_an_invalid_rule_is_refused(rule, message) -> None:
+def test_an_invalid_rule_is_refused(rule: dict[str, Any], message: str) -> None:
     """The error names the rule and its key."""
     with pytest.raises(ValueError, match=message):
         Rules([rule])
@@ -93,7 +94,7 @@ def test_no_weights_mean_equal_ones() -> None:
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
-def test_an_invalid_weight_is_refused(weight) -> None:
+def test_an_invalid_weight_is_refused(weight: float) -> None:
     """Negative and non-finite weights are named."""
     with pytest.raises(ValueError, match=r"weights\.small"):
         Weighted({"small": weight})

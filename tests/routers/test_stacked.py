@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from routers.estimators.base import Training
-from routers.estimators.ensemble import Ensemble
-from routers.estimators.stacked import FOLDS, Stacked, _apart
+from routers.estimators.ensemble import FOLDS, Ensemble
+from routers.estimators.stacked import Stacked, _apart
 
 
 def world(rows: int, *, noise: bool = False, seed: int = 3) -> Training:

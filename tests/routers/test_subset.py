@@ -158,7 +158,7 @@ def test_a_model_without_gain_is_not_loaded() -> None:
 def test_a_single_model_is_chosen() -> None:
     """It is chosen if it is within the limits."""
     found = Fleet(np.full((3, 1), 0.4), {"usd": np.ones((3, 1))}, np.array([8.0]))
-    alone = SubsetChoice((0,), pytest.approx(0.4), {"usd": 1.0}, {"usd": 0.0})
+    alone = SubsetChoice((0,), pytest.approx(0.4), {"usd": 1.0}, {"usd": 0.0})  # type: ignore[arg-type]
     assert kept(found, Limits(1, {"usd": 1.5}, 8.0)) == alone
     with pytest.raises(NoSubset, match="memory 7"):
         kept(found, Limits(1, memory=7.0))
@@ -200,7 +200,7 @@ def test_invalid_limits_are_refused() -> None:
         ({"models": 1, "memory": -1.0}, "memory: -1.0"),
     ):
         with pytest.raises(ValueError, match=said):
-            Limits(**limits)  # type: ignore[arg-type]
+            Limits(**limits)
     found = Fleet(np.ones((2, 2)))
     with pytest.raises(ValueError, match="limit of joules: the fleet's spends are none"):
         kept(found, Limits(1, {"joules": 1.0}))
