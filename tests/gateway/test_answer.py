@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -12,10 +13,11 @@ import pytest
 from gateway.breaker import CONSECUTIVE
 from gateway.journal.record import ANY_TENANT, FeedbackRecord
 from gateway.journal.spool import spool_dir
+from gateway.ledger import MemoryLedger
 from tests.gateway.journal.test_spool import records_in
 from tests.live import Live, live
 
-CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
+CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
 
 
 async def post(url: str, body: dict[str, object], path: str = "/v1/chat/completions", **headers: str) -> httpx.Response:
@@ -297,6 +299,7 @@ async def test_budget_is_held_for_the_worst_case_and_settled_to_the_cent(tmp_pat
         refused = await post(gateway.url, {**CHAT, "max_tokens": 100_000}, authorization="Bearer hg-k")
         answer = await post(gateway.url, {**CHAT, "max_tokens": 100}, authorization="Bearer hg-k")
         caller = gateway.services.keyring.identify(b"Bearer hg-k", None, "127.0.0.1", 0)
+        assert isinstance(gateway.services.ledger, MemoryLedger)
         spent, held = gateway.services.ledger.balance(caller.accounts[0])
     assert refused.status_code == 429 and refused.json()["error"]["code"] == "insufficient_quota"
     assert (spent, held) == (round(float(answer.headers["x-headgate-cost-usd"]) * 1e9), 0)
@@ -355,7 +358,7 @@ async def test_a_cost_cap_holds_with_every_router(tmp_path: Path, model: str) ->
     pinned model.
     """
     routers = {"learned": "default", "weighted": "weighted", "cheapest": "cheapest", "ruled": "rules"}
-    routes = [{"name": name, "models": ["large"], "router": router} for name, router in routers.items()]
+    routes: list[Any] = [{"name": name, "models": ["large"], "router": router} for name, router in routers.items()]
     routes[-1]["rules"] = [{"model": "large"}]
     async with live(tmp_path, models=["large"], routes=routes) as gateway:
         dear = await post(gateway.url, {**CHAT, "model": model, "headgate": {"max_cost_usd": 1e-4}})

@@ -143,7 +143,7 @@ def test_a_cached_prompt_counts_as_less_work() -> None:
     assert first.load is not None
     first.load.begin(Job(20.0, 50.0, 0.0))
     for warm, taker in (([0.0, 0.0], second), ([0.95, 0.0], first), (None, second)):
-        picked = fleet.pick("m", 0.5, 0.1, tokens=lambda: (20_000.0, 50.0), warm=lambda _, warm=warm: warm)
+        picked = fleet.pick("m", 0.5, 0.1, tokens=lambda: (20_000.0, 50.0), warm=lambda _: warm)
         assert picked is taker
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
 from gateway.checker import Checker
 
 
-def python(code: str, **limits: float) -> Checker:
+def python(code: str, **limits: Any) -> Checker:
     return Checker([sys.executable, "-I", "-c", f"import sys, os\nanswer = sys.stdin.read()\n{code}"], **limits)
 
 

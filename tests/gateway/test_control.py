@@ -120,7 +120,8 @@ async def test_rows_of_the_same_time_are_paged_without_gaps(admin: AdminServices
     """Feedback and audit lines with equal times each appear on one page, and the pages link to the next."""
     notes = [AuditRecord(id=f"aud_{i}", time_s=NOON_S, actor="me", action="key.create") for i in range(102)]
     write(admin.store, *(feedback(i, 1.0, time_s=NOON_S) for i in range(5)), *notes)
-    seen, cursor = [], ""
+    seen: list[str] = []
+    cursor: str | None = ""
     while cursor is not None:
         page = (await client.get("/admin/feedback", params={"limit": 2, "cursor": cursor})).json()
         seen += [row["id"] for row in page["data"]]

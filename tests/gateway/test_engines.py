@@ -158,9 +158,9 @@ async def test_engines_are_read_beside_the_requests(tmp_path: Path) -> None:
         one.waits(3, 1)
         chore = asyncio.create_task(watching(gateway).run())
         (deployment,) = gateway.services.fleet.deployments("qwen")
-        await until(lambda: deployment.report is not None, 60)
+        report = await until(lambda: deployment.report, 60)
         chore.cancel()
-        assert deployment.report.waiting == 3.0
+        assert report is not None and report.waiting == 3.0
 
 
 async def test_a_field_goes_out_by_the_engines_own_name(tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ async def test_what_ran_is_paid_where_the_client_leaves(tmp_path: Path, surface:
         gateway.upstream.scripts = type(gateway.upstream.scripts)(
             {surface: [{**USED, "text": "it rains " * 50, "gap_s": 0.05, "tool_runs": {ran: 2}}]}
         )
-        url, body = gateway.url, {"model": surface, "stream": True, "tools": [tool]}
+        url = gateway.url
+        body: dict[str, Any] = {"model": surface, "stream": True, "tools": [tool]}
         turns: list[Any] = [{"role": "user", "content": "hi"}]
         id, seen = "", 0
         if surface == "responses":

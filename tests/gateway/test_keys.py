@@ -113,7 +113,7 @@ def test_a_rotation_outlives_neither_the_key_nor_its_revocation() -> None:
     for held, later in ((short, NOW + 6), (gone, NOW + 1)):
         for secret in (first, "hg-second"):
             with pytest.raises(PolicyError):
-                who(Keyring(AUTH, lambda held=held: [held]), secret, later)
+                who(Keyring(AUTH, lambda: [held]), secret, later)
     with pytest.raises(CallerError, match="revoked"):
         rotated(gone, "hg-third", NOW, 100.0)
     long = rotated(msgspec.structs.replace(record, expires_s=NOW + 500), "hg-second", NOW, 100.0)
@@ -127,7 +127,7 @@ def test_one_key_closes_an_open_gateway_even_once_revoked() -> None:
     """Revoking the only key must not make the gateway open again."""
     _, record = new_key("k", NOW)
     for stored in (record, msgspec.structs.replace(record, revoked_s=NOW)):
-        keyring = Keyring(Auth(), lambda stored=stored: [stored])
+        keyring = Keyring(Auth(), lambda: [stored])
         assert not keyring.is_open
         with pytest.raises(Unauthorized):
             keyring.identify(None, None, "127.0.0.1", NOW)

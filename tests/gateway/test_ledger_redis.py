@@ -386,7 +386,7 @@ async def test_a_failover_that_lost_the_last_writes_forgets_nothing_held(
     assert await two.balance(KEY) == (350, 300)
     await redis.flushall()
     for key, value in behind.items():
-        await redis.restore(key, 0, value)
+        await redis.restore(key, 0, value or b"")
     assert await two.balance(KEY) == (100, 0)
     for _ in range(2):
         await one.renew()

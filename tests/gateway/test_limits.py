@@ -21,7 +21,7 @@ def test_the_limit_passes_and_one_more_waits() -> None:
     with pytest.raises(RateLimited, match="key 'a' reached: 6 requests per minute") as refused:
         limits.take((KEY,), 10, 100.0)
     wait_s = refused.value.retry_after_s
-    assert wait_s == pytest.approx(10.0)
+    assert wait_s is not None and wait_s == pytest.approx(10.0)
     with pytest.raises(RateLimited):
         limits.take((KEY,), 10, 100.0 + wait_s - 0.01)
     limits.take((KEY,), 10, 100.0 + wait_s + 1e-6)

@@ -117,8 +117,8 @@ async def test_keys_made_while_it_runs_open_it_and_revoked_ones_do_not(tmp_path:
         await eventually(client, renewed, 200)
         if time.time() < fresh["earlier_until_s"]:
             assert (await client.post("/v1/chat/completions", json=CHAT, headers=auth)).status_code == 200
-        told = await eventually(client, auth, 401)
-        assert time.time() >= fresh["earlier_until_s"] and "has expired" in told.json()["error"]["message"]
+        refused = await eventually(client, auth, 401)
+        assert time.time() >= fresh["earlier_until_s"] and "has expired" in refused.json()["error"]["message"]
         assert (await eventually(client, renewed, 200)).status_code == 200
         await asyncio.to_thread(headgate, "keys", "revoke", made["id"], *where)
         await eventually(client, renewed, 401)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from math import log
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cascade.logs import read_logged
-from gateway.tiny import Reply, against, kept_local, sampled, threshold, voted, write_data
+from gateway.tiny import against, kept_local, sampled, threshold, voted, write_data
+from gateway.tiny_reply import Reply
 from local_models.tasks import Question
 
 
@@ -27,7 +29,7 @@ def test_the_threshold_sends_a_budgeted_share_to_the_large_model() -> None:
 def test_a_cascade_is_measured_beside_the_large_model() -> None:
     """The report has shares of accuracy, calls and cost."""
     climbed = [reply(True)] * 60 + [reply(True, model="tiny-large")] * 39 + [reply(False)]
-    found = against(climbed, [reply(True, model="tiny-large")] * 100)
+    found: dict[str, Any] = against(climbed, [reply(True, model="tiny-large")] * 100)
     assert found["share_of_large"]["value"] == pytest.approx(0.99)
     assert found["large_share"]["value"] == pytest.approx(0.39) and 0.25 < found["large_share"]["low"] < 0.35
     assert found["cost_ratio"]["value"] == pytest.approx((61 * 0.1 + 39) / 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,8 @@ def reply(right: bool, into: int = 10, cost_usd: float = 1.0) -> Reply:
 
 def test_a_figure_has_an_interval_that_narrows_with_questions() -> None:
     """Constant data has an interval of width zero; ten times the questions give about a third of the width."""
-    few, many = mean([0.0, 1.0] * 20), mean([0.0, 1.0] * 200)
+    few: dict[str, Any] = mean([0.0, 1.0] * 20)
+    many: dict[str, Any] = mean([0.0, 1.0] * 200)
     assert few["value"] == many["value"] == 0.5 and mean([0.3] * 9) == pytest.approx(dict.fromkeys(few, 0.3))
     width, narrow = (found["high"] - found["low"] for found in (few, many))
     assert 0.2 < width < 0.4 and narrow == pytest.approx(width / 10**0.5, rel=0.2)

@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -57,7 +58,8 @@ def certificate(folder: Path, name: str, days: float, *, begins: float = -1.0, c
 
 def config_of(cert: Path | str = "", key: Path | str = "", ca: Path | str = "", **storage: str) -> Config:
     server = Server(tls_certificate=str(cert), tls_key=str(key), tls_client_ca=str(ca))
-    return Config(server=server, storage=Storage(**{name: Secret(url) for name, url in storage.items()}))
+    secrets: dict[str, Any] = {name: Secret(url) for name, url in storage.items()}
+    return Config(server=server, storage=Storage(**secrets))
 
 
 def test_dates_are_those_that_openssl_reads(tmp_path: Path) -> None:

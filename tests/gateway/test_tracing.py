@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def test_a_later_version_may_say_more() -> None:
     assert parse_traceparent(b"01" + HEADER[2:] + b"-more") == parse_traceparent(HEADER)
 
 
-def spans(headers: dict[bytes, bytes] | None = None, error: str = "") -> list[object]:
+def spans(headers: dict[bytes, bytes] | None = None, error: str = "") -> list[Any]:
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
     exporter = memory.InMemorySpanExporter()
     tracing = Tracing(exporter, {"acme": "azure"}, now=lambda: 2.0, batch=False)

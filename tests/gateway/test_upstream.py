@@ -581,11 +581,16 @@ async def test_a_taker_that_pauses_stops_the_upstream() -> None:
         pool = open_pool(server.url)
         response = await pool.send(HEAD, ask(text="x", stream=True), timeout_s=60)
         taken: list[int] = []
-        assert not await response.pour(lambda part: bool(taken.append(len(part))), 60)
+
+        def take(part: bytes) -> bool:
+            taken.append(len(part))
+            return False
+
+        assert not await response.pour(take, 60)
         for _ in range(50):
             await asyncio.sleep(0.001)
         assert response.unread < 4 * HIGH_WATER_BYTES
-        while not await response.pour(lambda part: bool(taken.append(len(part))), 60):
+        while not await response.pour(take, 60):
             pass
         assert sum(taken) > 40_000 * 100
         await pool.aclose()
@@ -598,7 +603,12 @@ async def test_a_taker_may_pause_after_any_part() -> None:
         response = await pool.send(HEAD, ask(stream=True), timeout_s=60)
         parts: list[bytes] = []
         pauses = 0
-        while not await response.pour(lambda part: bool(parts.append(part)), 60):
+
+        def take(part: bytes) -> bool:
+            parts.append(part)
+            return False
+
+        while not await response.pour(take, 60):
             pauses += 1
         assert pauses == len(parts) >= 3 and parts[-1].endswith(b"[DONE]\n\n")
         await pool.aclose()

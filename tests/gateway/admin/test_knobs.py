@@ -259,7 +259,7 @@ async def test_a_preview_of_an_invalid_knob_is_refused(
 ) -> None:
     """It is refused by the knob's name, as the change itself would be."""
     write(admin, *explored(60))
-    sent = {"content": stated.encode(), "headers": {"content-type": "application/json"}}
+    sent: dict[str, Any] = {"content": stated.encode(), "headers": {"content-type": "application/json"}}
     answer = await client.post("/admin/routes/auto/preview", **sent)
     assert answer.status_code == 422 and answer.json()["error"]["param"] == stated.split('"')[1]
 

@@ -25,6 +25,7 @@ from gateway.journal.store import RouterVersion
 from gateway.promote import Versions
 from gateway.settings import read_settings
 from routers.artifact import Card
+from routers.plugin import PluginRouter
 from routers.registry import open_router, save_router
 from tests.gateway.admin.traffic import explored, recent, write
 from tests.gateway.journal.records import feedback
@@ -36,6 +37,7 @@ ANN, VIC = Actor("ann", "operator"), Actor("vic", "viewer")
 def artefact(folder: Path, number: int) -> Path:
     """The shipped router under another version."""
     router = open_router("default")
+    assert isinstance(router, PluginRouter)
     path = folder / f"{number}.safetensors"
     save_router(path, router, Card(router.name, router.version, router.features_version, (), data_checksum=str(number)))
     return path
@@ -68,7 +70,8 @@ def test_a_version_becomes_a_canary_then_live_then_is_rolled_back(
     assert read_settings(admin.run_dir).canaries["auto"].share == 0.25
     told = {one.version: one for one in learning.learning(admin, "auto")[0].versions}
     assert told[second].may == ["promote", "end_canary"] and told[first].may == ["roll_back"]
-    assert told[second].gate is not None and told[second].gate.passed and told[second].parent == "p"
+    gate = told[second].gate
+    assert gate is not None and gate.passed and told[second].parent == "p"
     learning.end_canary(admin, ANN, "auto")
     assert "auto" not in read_settings(admin.run_dir).canaries and states(admin)[second] == "candidate"
     learning.promote(admin, ANN, "auto", second)

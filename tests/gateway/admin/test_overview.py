@@ -92,7 +92,7 @@ def test_savings_are_the_baseline_minus_all_that_was_spent(admin: AdminServices)
     assert told.saved_usd.value == pytest.approx(2 * per_answer - spent)
     assert told.saved_usd.low < told.saved_usd.value < told.saved_usd.high
     extra = overview(admin, "hour").extra
-    assert (extra.judge_usd, extra.cascade_usd) == (pytest.approx(700e-9), pytest.approx(2000e-9))
+    assert (extra.judge_usd, extra.cascade_usd) == pytest.approx((700e-9, 2000e-9))
 
 
 def test_a_baseline_is_changed_by_one_operator_at_a_time(admin: AdminServices) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from gateway.admin.services import AdminServices
-from gateway.journal.record import DecisionRecord, Record
+from gateway.journal.record import DecisionRecord, FeedbackRecord, Record
 from gateway.journal.vectors import packed
 from gateway.journal.write import write_records
 from routers.features import shipped_featurizer
@@ -35,9 +35,11 @@ def described(kind: str) -> tuple[str, tuple[bytes, int]]:
     return query.features_version, packed(query.vector)
 
 
-def explored(count: int, *, seed: int = 0, chance: float = 0.5, text: bool = True) -> list[Record]:
+def explored(
+    count: int, *, seed: int = 0, chance: float = 0.5, text: bool = True
+) -> list[DecisionRecord | FeedbackRecord]:
     """Randomised decisions between two models, all scored; the large model is right more often and more expensive."""
-    rng, found = random.Random(seed), list[Record]()
+    rng, found = random.Random(seed), list[DecisionRecord | FeedbackRecord]()
     for number in range(count):
         model = "small" if rng.random() < chance else "large"
         base = decision(0)

@@ -103,7 +103,7 @@ def open_jobs(services: Services) -> Jobs:
 
 
 def new_job(jobs: Jobs, made: Plan, folder: Path, **card: Any) -> Job:
-    given = {"source": "made", "budget_usd": None if math.isinf(made.budget_usd) else made.budget_usd}
+    given: dict[str, Any] = {"source": "made", "budget_usd": None if math.isinf(made.budget_usd) else made.budget_usd}
     given |= {"out": str(folder / "out.jsonl"), "errors_out": str(folder / "errors.jsonl"), **card}
     job = jobs.add("default", "command", Card(**given), time.time())
     claimed = jobs.claim(job.id, owner_name(), time.time())
@@ -127,7 +127,7 @@ async def carried(
     options = RunnerOptions(on_progress=seen.append)
     async with shipping(services.spool_dir, jobs.engine):
         job = await execute(services, jobs, job, made, ME, LocalFiles(), options, endpoints, on_start)
-    return Done(job, jobs, *(read(Path(path)) for path in (job.card.out, job.card.errors_out)), seen)
+    return Done(job, jobs, read(Path(job.card.out)), read(Path(job.card.errors_out)), seen)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def estimates(n: int, arms: int, seed: int = 0, *, barred: float = 0.1) -> Estim
     cost = (inputs[:, None] * 0.25 + output) * price / 200
     cost[rng.random((n, arms)) < barred] = np.inf
     cost[~np.isfinite(cost).any(1), 0] = 1e-4
-    single = {"dtype": np.float32}
+    single = np.float32
     return Estimates(
         arms=tuple(Arm(f"m{place}") for place in range(arms)),
         quality=quality.astype(np.float32),
@@ -45,9 +45,9 @@ def estimates(n: int, arms: int, seed: int = 0, *, barred: float = 0.1) -> Estim
         output_tokens=output.astype(np.float32),
         latency_s=(0.3 + output * 0.01).astype(np.float32),
         input_tokens=inputs.astype(np.float32),
-        floor=np.zeros(n, **single),
-        quality_shift_sd=np.full(arms, 0.02, **single),
-        cost_shift_sd=np.full(arms, 0.1, **single),
+        floor=np.zeros(n, single),
+        quality_shift_sd=np.full(arms, 0.02, single),
+        cost_shift_sd=np.full(arms, 0.1, single),
     )
 
 

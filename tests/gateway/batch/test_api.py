@@ -95,12 +95,12 @@ async def test_a_batch_may_name_models_and_no_route(tmp_path: Path) -> None:
         lines = "".join(line(f"r-{n}", f"word {n}", "small") for n in range(3))
         file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
         wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-        batch = await over(client, (await client.batches.create(**wanted)).id)  # type: ignore[arg-type]
+        batch = await over(client, (await client.batches.create(**wanted)).id)
         assert batch.status == "completed" and batch.request_counts.completed == 3, batch.errors
         with pytest.raises(NotFoundError):
-            await client.batches.create(**wanted, extra_body={"headgate": {"route": "auto"}})  # type: ignore[arg-type]
+            await client.batches.create(**wanted, extra_body={"headgate": {"route": "auto"}})
         plain = await client.files.create(file=("in.jsonl", b'{"prompt": "hello"}'), purpose="batch")
-        failed = await over(client, (await client.batches.create(**wanted | {"input_file_id": plain.id})).id)  # type: ignore[arg-type]
+        failed = await over(client, (await client.batches.create(**wanted | {"input_file_id": plain.id})).id)
         assert failed.status == "failed" and "'auto' does not exist" in failed.errors.data[0].message
 
 
@@ -201,8 +201,10 @@ KEYS = {"keys": [{"name": "a", "key": "hg-a", "tenant": "a"}, {"name": "b", "key
 async def owned(
     tmp_path: Path, auth: dict[str, Any] = KEYS, models: Sequence[Any] = ("small",), run: str = "run",
     cache: str = "none", **extra: Any,
-) -> AsyncIterator[tuple[Live, AsyncOpenAI]]:
-    """A gateway in this process that runs jobs and ships its journal. `run`: the replica's own folder."""
+) -> AsyncIterator[tuple[Live, Any]]:
+    """A gateway in this process that runs jobs and ships its journal, and its AsyncOpenAI. `run`: the replica's own
+    folder.
+    """
     from gateway.batch.execute import shipping
 
     routes = extra.pop("routes", [{"name": "auto", "models": ["small"], "cache": cache}])
@@ -255,7 +257,7 @@ async def test_lines_may_name_their_owners_files(tmp_path: Path, surface: str) -
                  "responses": {"type": "input_file", "file_id": id},
                  "messages": {"type": "document", "source": {"type": "file", "file_id": id}}}  # fmt: skip
         turns = [{"role": "user", "content": [parts[surface]]}]
-        body = {"model": "small", "input" if surface == "responses" else "messages": turns}
+        body: dict[str, Any] = {"model": "small", "input" if surface == "responses" else "messages": turns}
         body |= {"max_tokens": 9} if surface == "messages" else {}
         return json.dumps({"custom_id": custom_id, "method": "POST", "url": f"/v1/{surface}", "body": body}) + "\n"
 
@@ -338,7 +340,7 @@ async def test_a_batch_ends_with_its_key(tmp_path: Path, restarted: bool) -> Non
     slow: Any = {"auth": {"master_key": "hg-master"}, "scripts": {"small": [{"delay_s": 0.05}]}}
     async with owned(tmp_path, **slow) as (gateway, _):
         keep_key(gateway, record)
-        client = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0)
+        client: Any = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0)
         file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
         wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         id = (await client.batches.create(**wanted)).id
@@ -368,7 +370,7 @@ async def test_a_lowered_budget_holds_for_running_batches(tmp_path: Path) -> Non
     slow: Any = {"auth": {"master_key": "hg-master"}, "scripts": {"small": [{"delay_s": 0.05}]}}
     async with owned(tmp_path, **slow) as (gateway, _):
         keep_key(gateway, record)
-        client = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0)
+        client: Any = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0)
         lines = "".join(line(f"r-{n}", f"word {n}", max_tokens=8) for n in range(1000))
         file = await client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
         wanted = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -496,13 +498,13 @@ async def test_invalid_batches_are_refused(tmp_path: Path) -> None:
         good = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         for change in ({"completion_window": "soon"}, {"endpoint": "/v1/images"}, {}):
             with pytest.raises(BadRequestError):
-                await client.batches.create(**{**good, **change})  # type: ignore[arg-type]
+                await client.batches.create(**{**good, **change})
         headers = {"authorization": "Bearer hg-a"}
         async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as http:
             for limit in ("0", "101", "\u00b2", "9" * 5000, "x"):
                 assert (await http.get("/v1/batches", params={"limit": limit})).status_code == 400, limit
         empty = await client.files.create(file=("in.jsonl", b""), purpose="batch")
-        failed = await over(client, (await client.batches.create(**{**good, "input_file_id": empty.id})).id)  # type: ignore[arg-type]
+        failed = await over(client, (await client.batches.create(**{**good, "input_file_id": empty.id})).id)
         assert [one.message for one in failed.errors.data] == ["input.jsonl: the file is empty"]
         await client.files.delete(empty.id)
         deleted = await client.files.delete(file.id)

@@ -41,8 +41,9 @@ def job(n: int = 200) -> Estimates:
     """A job in which every prompt has the models' mean estimates."""
     matrix = np.ones((n, 3), np.float32)
     return Estimates(
-        tuple(map(Arm, MODELS)), matrix * np.float32(LEVELS), matrix * 0.02, matrix * np.float32(COSTS_USD), matrix * 9,
-        matrix, np.full(n, 20, np.float32), np.zeros(n, np.float32), np.full(3, 0.02, np.float32),
+        tuple(map(Arm, MODELS)), matrix * np.array(LEVELS, np.float32), matrix * 0.02,
+        matrix * np.array(COSTS_USD, np.float32), matrix * 9, matrix,
+        np.full(n, 20, np.float32), np.zeros(n, np.float32), np.full(3, 0.02, np.float32),
         np.full(3, 0.1, np.float32),
     )  # fmt: skip
 

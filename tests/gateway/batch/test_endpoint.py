@@ -25,7 +25,7 @@ from tests.gateway.batch.made import ME, carried, chat, estimates, new_job, open
 from tests.live import live
 from tests.until import until
 
-CHEAP = {
+CHEAP: dict[str, Any] = {
     "providers": [{"name": "slow", "kind": "openai", "base_url": "UPSTREAM", "batch_discount": 0.5}],
     "routes": [{"name": "auto", "models": ["small"]}],
 }

@@ -120,8 +120,8 @@ def test_an_artefacts_lengths_costs_and_latencies_are_used(tmp_path: Path) -> No
 
 def test_jobs_are_estimated_by_the_weights_for_jobs(tmp_path: Path) -> None:
     """If a router learned separate weights for jobs, a live request has another estimate."""
-    router = str(trained(tmp_path))
-    context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": router}])
+    path = str(trained(tmp_path))
+    context = plan_context(tmp_path, routes=[{"name": "auto", "models": [SMALL, LARGE], "router": path}])
     router = context.book.routes["auto"].router
     assert isinstance(router, PluginRouter) and router.learned is not None
     asked = chats(context, *TEXTS)

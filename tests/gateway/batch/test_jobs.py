@@ -8,13 +8,14 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from gateway.batch.execute import LocalFiles, execute, shipping
 from gateway.batch.files import CHUNK_BYTES, Files
-from gateway.batch.jobs import LEASE_S, Card, Jobs, Progress, is_gone, owner_name
+from gateway.batch.jobs import LEASE_S, Card, Job, Jobs, Progress, is_gone, owner_name
 from gateway.batch.lease import LostLease, RunnerOptions
 from gateway.batch.retention import delete_expired_batches
 from gateway.batch.types import Arm
@@ -99,7 +100,7 @@ def test_calls_without_a_record_count_as_spent(jobs: Jobs) -> None:
     """
     job = jobs.add("t", "api", Card(source="x"), NOW)
     begun = [JobStartRecord(job=job.id, index=n, time_s=NOW, worst_nanousd=100 + n) for n in range(3)]
-    paid = {"status": 200, "cost_nanousd": 7}
+    paid: dict[str, Any] = {"status": 200, "cost_nanousd": 7}
     ended = DecisionRecord(id="dec_1", time_s=NOW, job=job.id, job_index=1, job_answer=b"{}", **paid)
     with jobs.engine.begin() as connection:
         write_records(connection, [*begun, ended])
@@ -150,10 +151,10 @@ async def test_a_job_is_paused_resumed_and_handed_over(tmp_path: Path) -> None:
     table = estimates([Arm("small")], 60, {"small": 0.5}, {"small": 4e-5})
     scripts = {"small": [{"delay_s": 0.05}]}
     async with live(tmp_path, scripts=scripts, models=["small"], routes=ROUTES) as gateway:
-        made, jobs, runners = plan(tmp_path / "plan", bodies, table), open_jobs(gateway.services), []
+        made, jobs, runners = plan(tmp_path / "plan", bodies, table), open_jobs(gateway.services), list[Any]()
         job = new_job(jobs, made, tmp_path, concurrency=2)
 
-        def running(job):  # type: ignore[no-untyped-def]
+        def running(job: Job) -> asyncio.Task[Job]:
             return asyncio.create_task(
                 execute(gateway.services, jobs, job, made, ME, LocalFiles(), RunnerOptions(), None, runners.append)
             )

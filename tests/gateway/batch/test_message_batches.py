@@ -143,7 +143,7 @@ async def test_batches_and_results_conform_to_the_official_types(tmp_path: Path)
         answer = await http.get(batch.results_url)
         assert answer.headers["content-type"] == "application/x-jsonl" and answer.text.endswith("\n")
         told = [TypeAdapter(MessageBatchIndividualResponse).validate_json(line) for line in answer.text.splitlines()]
-        found = {one.custom_id: one.result for one in told}
+        found: dict[str, Any] = {one.custom_id: one.result for one in told}
         assert found["good"].message.content[0].text == text
         assert found["unknown"].error.error.type == "not_found_error"
         assert "nobody" in found["unknown"].error.error.message
@@ -368,7 +368,7 @@ async def test_a_list_is_paged_in_both_directions(
         storage["url"] = postgres_server.new_database()
         migrate(storage["url"])
     async with live(tmp_path, models=("small",), auth=KEYS, storage=storage) as gateway, raw(gateway) as http:
-        made = []
+        made: list[Any] = []
         for _ in range(5):
             made.insert(0, (await http.post(PATH, json={"requests": [GOOD]})).json()["id"])
             await http.post(PATH, json={"requests": [GOOD]}, headers={"x-api-key": "hg-b"})

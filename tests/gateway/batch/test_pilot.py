@@ -74,7 +74,7 @@ def test_a_pilot_corrects_a_constant_error() -> None:
     """In a simulated job the posterior covers the truth."""
     rng, covered = np.random.default_rng(2), 0
     for _ in range(60):
-        job = estimates(200, 1, int(rng.integers(1e6)), barred=0.0)
+        job = estimates(200, 1, int(rng.integers(10**6)), barred=0.0)
         truth = float(rng.normal(0, 0.1))
         right = rng.random(200) < np.clip(job.quality[:, 0] + truth, 0, 1)
         seen = [Observation(row, 0, True, 0.0, 0.0, 0.0, float(right[row])) for row in range(80)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -38,7 +39,8 @@ def test_every_prompt_is_taken_once(data: st.DataObject) -> None:
             ended.add(place)
         else:
             put_later = partial(queue.put_later, at_s=now + 2)
-            {"put": queue.put, "later": put_later, "unfunded": queue.put_unfunded}[act](place)
+            puts: dict[str, Any] = {"put": queue.put, "later": put_later, "unfunded": queue.put_unfunded}
+            puts[act](place)
     queue.wake(now + 100)
     queue.plan(queue.rest(), np.zeros(n, np.int16))
     while (place := queue.take_unfunded()) is not None or (place := queue.take(lambda arm: True)) is not None:

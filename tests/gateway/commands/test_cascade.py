@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from cascade.artifact import load_cascade
+from cascade.routing import RoutedCascade
 from gateway.commands.cascade import add_to
 from gateway.errors import CallerError
 from gateway.journal.schema import migrate
@@ -30,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(*arguments: object) -> dict:
+def run(*arguments: object) -> dict[str, Any]:
     found = CliRunner().invoke(
         app, ["cascade", *map(str, arguments), "--router", "linear", "--json"], catch_exceptions=False
     )
@@ -48,7 +50,8 @@ def test_train_writes_an_artefact_that_loads(folder: Path, tmp_path: Path) -> No
     """The trained file is a cascade over the folder's models, from its training rows."""
     found = run("train", "--data", folder, "--out", tmp_path / "c.safetensors", "--depth", 1)
     assert found["n_train"] == 80
-    assert load_cascade(tmp_path / "c.safetensors").posterior.space.models == tuple(found["models"])
+    cascade = load_cascade(tmp_path / "c.safetensors")
+    assert isinstance(cascade, RoutedCascade) and cascade.posterior.space.models == tuple(found["models"])
 
 
 @pytest.mark.parametrize(("plan", "tells"), [("frugal", "accept_at"), ("verify", "escalate")])

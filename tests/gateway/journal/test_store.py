@@ -426,7 +426,8 @@ def test_a_jobs_prompt_is_counted_once_and_keeps_its_first_answer(store: Store) 
     late = replace(decision(3), job="job_1", job_index=3, status=200, cost_nanousd=80, job_answer=b"two")
     other = JobStartRecord(job="job_2", index=0, time_s=NOON_S)
     seen = []
-    for batch in ([started], [lost], [started, other, answered], [answered], [late, started]):
+    batches: list[list[Record]] = [[started], [lost], [started, other, answered], [answered], [late, started]]
+    for batch in batches:
         with store.engine.begin() as connection:
             write_records(connection, batch)
             row = connection.execute(sa.select(job_items).where(job_items.c.job == "job_1")).mappings().one()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,8 @@ def write_folder(
 ) -> Path:
     """Queries of two kinds, 70 % in train; `small` is as good as `large` on the easy ones."""
     rng = np.random.default_rng(seed)
-    queries: dict[str, list] = {"query_id": [], "text": [], "task": [], "split": []}
-    outcomes: dict[str, list] = {"query_id": [], "model": [], "score": [], "cost_usd": []}
+    queries: dict[str, list[Any]] = {"query_id": [], "text": [], "task": [], "split": []}
+    outcomes: dict[str, list[Any]] = {"query_id": [], "model": [], "score": [], "cost_usd": []}
     for i in range(n):
         hard = bool(rng.random() < 0.5)
         queries["query_id"].append(f"q{i}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from gateway.journal.write import write_records
 from gateway.learn.dataset import (
     NothingLogged,
     Scored,
-    failed_check,
     halves_of_queries,
     log_of,
     log_of_outcomes,
@@ -28,6 +28,7 @@ from gateway.learn.dataset import (
     scored_by_checks,
     training_data,
 )
+from gateway.learn.rounds import failed_check
 from routers.outcomes import laid_out
 from routers.simple import Weighted
 from tests.gateway.learn.world import Town
@@ -39,7 +40,7 @@ def decisions(n: int = 60, seed: int = 0, labelled: float = 1.0) -> list[Scored]
     return Town(seed).decisions(EVEN, n, labelled=labelled)
 
 
-def shown(record: DecisionRecord, **evidence: object) -> DecisionRecord:
+def shown(record: DecisionRecord, **evidence: Any) -> DecisionRecord:
     attempt = replace(record.attempts[0], evidence=EvidenceRecord(**evidence))
     return replace(record, attempts=(attempt,))
 
@@ -164,7 +165,8 @@ def test_logged_probabilities_are_the_routers() -> None:
     """Every row sums to 1, and the chosen model's probability is the recorded propensity."""
     log = log_of(decisions(40))
     assert np.allclose(log.logged.sum(1), 1.0)
-    assert np.allclose(log.rounds(log.cost_usd).propensity, [record.propensity for record in log.records])
+    recorded = np.array([record.propensity for record in log.records], float)
+    assert np.allclose(log.rounds(log.cost_usd).propensity, recorded)
 
 
 def test_training_data_credits_the_model_that_answered() -> None:

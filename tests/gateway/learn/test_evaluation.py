@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data"))
 
 
-def report_of(*arguments: str) -> dict:
+def report_of(*arguments: str) -> dict[str, Any]:
     fewer = ["--resamples", "20"] if arguments[0] == "evaluate" else []
     result = RUN.invoke(app, [*arguments, *fewer, "--json"])
     assert result.exit_code == 0, result.output

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -136,7 +137,7 @@ def test_the_loop_learns_refuses_and_recovers(street: Street, tmp_path: Path) ->
     (live,) = street.loop.versions.list("auto")
     log = read_log(street.store.engine, route="auto")
     judged = street.loop.unseen(log)
-    trained_until_s = (live.metrics or {})["trained_until_s"]
+    trained_until_s: Any = (live.metrics or {})["trained_until_s"]
     assert 0 < len(judged) < len(log), "what a router was trained on says nothing of its worth"
     assert all(record.time_s > trained_until_s for record in judged.records)
 

@@ -191,7 +191,7 @@ async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
         async with live(tmp_path, scripts=SCRIPTS, models=MODELS, routes=[ROUTE]) as gateway:
             chore = asyncio.create_task(gateway.services.online.run())
             await teach(gateway, 6)
-            await until(lambda wanted=rounds: known(gateway) >= wanted)
+            await until(lambda: known(gateway) >= rounds)
             assert known(gateway) == rounds
             chore.cancel()
 

@@ -119,7 +119,12 @@ def test_a_model_that_turned_bad_withdraws_the_certificate(config: Config, store
 def test_a_comparison_is_read_once(config: Config, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step counts all comparisons, of which there may be 20,000, but reads the records of new ones only."""
     read: list[Any] = []
-    monkeypatch.setattr(module, "_decode", lambda payload: read.append(module_decode(payload)) or read[-1])
+
+    def decode(payload: bytes) -> Any:
+        read.append(module_decode(payload))
+        return read[-1]
+
+    monkeypatch.setattr(module, "_decode", decode)
     keeper = Promises(config, store).keepers[0]
     keeper.router = "cheapest@1"
     put(store, rounds(10, 1000.0))

@@ -22,7 +22,7 @@ from gateway.wire.replay import replay
 from tests.gateway.wire.streams import USAGE, parsed, payloads
 
 Json = dict[str, Any]
-LOGPROBS = {
+LOGPROBS: Json = {
     "content": [
         {"token": "a", "logprob": -0.1, "bytes": None, "top_logprobs": []},
         {"token": "b", "logprob": -0.5, "bytes": None, "top_logprobs": []},

@@ -66,7 +66,7 @@ def test_what_a_chat_cites_is_cited_in_responses(place: int) -> None:
     """
     page = {"start_index": 0, "end_index": 2, "title": "Rain", "url": "https://example.com"}
     told = [{"type": "url_citation", "url_citation": page}, {"type": "other"}, {"type": "url_citation"}]
-    pieces = [{"role": "assistant", "content": ""}, {"content": "it"}, {"content": " rains"}]
+    pieces: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, {"content": "it"}, {"content": " rains"}]
     pieces.insert(place, {"annotations": told})
     stream = b"".join(chunk(piece) for piece in pieces) + chunk({}, "stop") + DONE
     sent = payloads(drain(make("chat", "responses", collect=True), stream))
@@ -80,7 +80,7 @@ def test_what_a_chat_cites_is_cited_in_responses(place: int) -> None:
         translate_answer(json.dumps(body).encode(), "chat", "responses", model="shown", request={})
     )
     for response in (streamed, whole):
-        (annotation,) = response.output[0].content[0].annotations  # type: ignore[union-attr]
+        (annotation,) = response.output[0].content[0].annotations  # type: ignore[union-attr,index]
         assert annotation.to_dict() == wanted
 
 
@@ -418,9 +418,9 @@ def test_error_events_are_classed(src: str, line: bytes, failure: str) -> None:
 def test_errors_in_each_dialect() -> None:
     """Errors have the form that the SDKs raise for: `error` in a chunk, `event: error`, `response.failed`."""
     exc = UpstreamError("stream_cut", "cut")
-    assert set(payloads(make("chat", "chat").error(exc))[0]["error"]) == {"message", "type", "param", "code"}
-    assert make("chat", "messages").error(exc).startswith(b"event: error\n")
-    assert parsed(make("chat", "responses").error(exc), "responses")[-1].type == "response.failed"
+    assert set(payloads(make("chat", "chat").error(exc) or b"")[0]["error"]) == {"message", "type", "param", "code"}
+    assert (make("chat", "messages").error(exc) or b"").startswith(b"event: error\n")
+    assert parsed(make("chat", "responses").error(exc) or b"", "responses")[-1].type == "response.failed"
 
 
 def test_logprobs_are_read_and_passed_on() -> None:

@@ -136,7 +136,7 @@ def test_describe_chat() -> None:
         ([], {}, 1), ("a", {"n": None, "best_of": None}, 1),
     ],
 )  # fmt: skip
-def test_every_completion_that_is_made_is_counted(prompt: Any, more: dict, answers: int) -> None:
+def test_every_completion_that_is_made_is_counted(prompt: Any, more: dict[str, Any], answers: int) -> None:
     """To each of several prompts there are as many, and the upstream bills those too that it doesn't show."""
     assert described("completions", prompt=prompt, **more).n == answers
 
@@ -149,7 +149,7 @@ def test_every_completion_that_is_made_is_counted(prompt: Any, more: dict, answe
         ("messages", {"type": "tool_result", "text": "", "content": [{"type": "image", "source": {}}]}),
     ],
 )
-def test_an_image_counts_wherever_it_stands(surface: str, content: dict) -> None:
+def test_an_image_counts_wherever_it_stands(surface: str, content: dict[str, Any]) -> None:
     """In a tool's result too, and whatever else its part says."""
     it = described(surface, max_tokens=1, messages=[{"role": "user", "content": [content]}])
     assert it.images == 1 and it.input_tokens_bound > 1600
@@ -189,7 +189,7 @@ SCHEMA = {"type": "object"}
         ("responses", {"text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}}}),
     ],
 )
-def test_the_schema_is_found(surface: str, asked: dict) -> None:
+def test_the_schema_is_found(surface: str, asked: dict[str, Any]) -> None:
     """The JSON schema is read from each surface's own field."""
     prompt = {"input": "hi"} if surface == "responses" else {"messages": [{"role": "user", "content": "hi"}]}
     assert described(surface, max_tokens=5, **prompt, **asked).schema == SCHEMA

@@ -90,11 +90,11 @@ def test_a_fault_raises_in_the_sdks() -> None:
     """A cut stream raises an exception, and never looks like a short answer."""
     exc = UpstreamError("stream_cut", "the stream was cut")
     it = Relay("chat", "chat", model="m", request={})
-    cut = it.feed(ROLE + chunk({"content": "x"})) + it.error(exc)
+    cut = it.feed(ROLE + chunk({"content": "x"})) + (it.error(exc) or b"")
     with pytest.raises(openai.APIError, match="the stream was cut"):
         list(_openai(cut).chat.completions.create(model="m", messages=[], stream=True))
     it = Relay("chat", "messages", model="m", request={})
-    cut = it.feed(ROLE + chunk({"content": "x"})) + it.error(exc)
+    cut = it.feed(ROLE + chunk({"content": "x"})) + (it.error(exc) or b"")
     with pytest.raises(anthropic.APIStatusError, match="the stream was cut"):
         list(_anthropic(cut).messages.create(model="m", max_tokens=9, messages=[], stream=True))
 
