@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -60,7 +61,7 @@ def wait_until_healthy(socket: Path, process: "subprocess.Popen[bytes]") -> None
 
 
 @pytest.fixture
-async def http(server: str):
+async def http(server: str) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of the server."""
     transport = httpx.AsyncHTTPTransport(uds=server)
     async with httpx.AsyncClient(transport=transport, base_url="http://local", timeout=60) as client:
@@ -68,11 +69,11 @@ async def http(server: str):
 
 
 @pytest.fixture
-async def client(server: str):
+async def client(server: str) -> AsyncIterator[Any]:
     """OpenAI's own client of the server."""
     from openai import AsyncOpenAI
 
-    http_client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=server), timeout=60)
+    http_client: Any = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=server), timeout=60)
     async with AsyncOpenAI(
         base_url="http://local/v1", api_key="none", max_retries=0, http_client=http_client
     ) as client:

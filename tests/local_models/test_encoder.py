@@ -92,7 +92,7 @@ async def test_a_damaged_model_affects_no_other(tmp_path: Path, caplog: pytest.L
         folder.mkdir()
         write_encoder(folder)
     (damaged / "model.safetensors").write_bytes(b"no weights")
-    app = _app({"models": {"bad": str(damaged), "gone": str(tmp_path / "gone"), "good": str(whole)}})
+    app: Any = _app({"models": {"bad": str(damaged), "gone": str(tmp_path / "gone"), "good": str(whole)}})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://local") as client:
         answers = {
             name: await client.post("/v1/embeddings", json={"model": name, "input": [[1, 2]]})
@@ -115,7 +115,7 @@ async def test_embeddings_are_served_in_batches(tmp_path: Path) -> None:
     are refused.
     """
     write_encoder(tmp_path)
-    app = _app({"models": {"mini": str(tmp_path)}})
+    app: Any = _app({"models": {"mini": str(tmp_path)}})
     texts = prompts(40, seed=3, longest=30)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://local") as client:
 

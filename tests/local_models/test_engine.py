@@ -1,6 +1,7 @@
 """The engine: an answer depends on its own request only, and every request ends exactly once."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from local_models.request import Finished, Request, Sampling
 from tests.local_models.checkpoints import Answer, codec, decoder, engine, greedy, prompts, run
 
 
-def alone(requests: list[Request], **options: object) -> dict[str, Answer]:
+def alone(requests: list[Request], **options: Any) -> dict[str, Answer]:
     """Each request's answer from an engine that serves no other request."""
     return {request.id: run(engine(**options), [request])[request.id] for request in requests}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from local_models.manifest import verify_manifest
 from tests.local_models.checkpoints import codec, greedy, run
 
 
-def answers(folder: Path, n: int = 150, **columns: list[object]) -> Path:
+def answers(folder: Path, n: int = 150, **columns: list[Any]) -> Path:
     """A teacher that always answers with the last number, which the student was never trained to do."""
     rng = random.Random(0)
     folder.mkdir()
@@ -25,14 +26,13 @@ def answers(folder: Path, n: int = 150, **columns: list[object]) -> Path:
     texts = [f"larger of {rng.randrange(10)} and {rng.randrange(10)}?" for _ in ids]
     splits = ["train" if place < n - 20 else "test" for place in range(n)]
     pq.write_table(pa.table({"query_id": ids, "text": texts, "split": splits}), folder / "queries.parquet")
-    said = {"response": [text[:-1].split()[-1] for text in texts], "score": [None] * n, **columns}
-    said = {name: values for name, values in said.items() if values}
-    outcomes = {"query_id": ids, "model": ["teacher"] * n, **said}
+    said: dict[str, list[Any]] = {"response": [text[:-1].split()[-1] for text in texts], "score": [None] * n, **columns}
+    outcomes = {"query_id": ids, "model": ["teacher"] * n} | {name: values for name, values in said.items() if values}
     pq.write_table(pa.table(outcomes, schema=_schema(outcomes)), folder / "outcomes.parquet")
     return folder
 
 
-def _schema(columns: dict[str, list[object]]) -> pa.Schema:
+def _schema(columns: dict[str, list[Any]]) -> pa.Schema:
     kinds = {"score": pa.float64()}
     return pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
 
@@ -49,7 +49,7 @@ def test_the_student_answers_as_its_teacher(tmp_path: Path) -> None:
     hits = 0
     for place, (question, said) in enumerate(learnt.held_out):
         prompt = codec().encode_chat([{"role": "user", "content": question}])
-        hits += codec().decode(run(engine, [greedy(str(place), prompt, 1)])[str(place)].ids) == said
+        hits += codec().decode(list(run(engine, [greedy(str(place), prompt, 1)])[str(place)].ids)) == said
     assert hits / len(learnt.held_out) >= found["after"] - 0.05
 
 

@@ -1,5 +1,6 @@
 """Checksums of model folders, among them the shipped ones."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ def test_a_folder_without_manifest_is_not_verified(tmp_path: Path) -> None:
         (lambda file: file.unlink(), "missing"),
     ],
 )
-def test_a_changed_truncated_or_missing_file_is_named(folder: Path, change, says: str) -> None:
+def test_a_changed_truncated_or_missing_file_is_named(
+    folder: Path, change: Callable[[Path], object], says: str
+) -> None:
     """Each kind of damage raises an error that names the file."""
     change(folder / "a.bin")
     with pytest.raises(ManifestError, match=rf"a\.bin.*{says}"):

@@ -338,7 +338,12 @@ def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if shutil.which("cc") is None:
         pytest.skip("no compiler here")
     compiled: list[Path] = []
-    monkeypatch.setattr(native, "_compile", lambda compiler, library: (compiled.append(library), library.touch()))
+
+    def compile_(compiler: str, library: Path) -> None:
+        compiled.append(library)
+        library.touch()
+
+    monkeypatch.setattr(native, "_compile", compile_)
     assert native._built(tmp_path) == native._built(tmp_path)
     monkeypatch.setattr(native, "_FLAGS", ("-O1",))
     native._built(tmp_path)
@@ -441,4 +446,5 @@ def test_both_implementations_of_attention_agree(kernels: Kernels) -> None:
     tiles = pool.tiles(segments[0])
     q = qkv[:, : 4 * 16].contiguous().view(9, 4, 16)
     other = attention.attend(0, q, pool, tiles, attention.views(tiles, pool)[0])
-    assert off(kernels.attend(qkv, *pool.tensor[0], _rows(segments), 4, 0, 16), other) < 1e-6
+    keys, values = pool.tensor[0]
+    assert off(kernels.attend(qkv, keys, values, _rows(segments), 4, 0, 16), other) < 1e-6

@@ -4,10 +4,11 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError
+from openai import APIError, BadRequestError, NotFoundError
 
 from local_models.tasks import held_out_questions, is_right
 from tests.local_models.conftest import serving
@@ -17,14 +18,14 @@ SUM = [{"role": "user", "content": "12+345 reversed="}]
 BOOKING = [{"role": "user", "content": "table friday 7pm for two"}]
 
 
-async def test_both_shipped_models_are_listed(client: AsyncOpenAI) -> None:
+async def test_both_shipped_models_are_listed(client: Any) -> None:
     """/v1/models lists them, and each can be retrieved."""
     names = [model.id async for model in client.models.list()]
     assert names == ["tiny-large", "tiny-small"]
     assert (await client.models.retrieve(LARGE)).id == LARGE
 
 
-async def test_the_large_model_knows_more_than_the_small_one(client: AsyncOpenAI) -> None:
+async def test_the_large_model_knows_more_than_the_small_one(client: Any) -> None:
     """On held-out questions both can make bookings; only the large one can add."""
     questions = held_out_questions(120, seed=5)
 
@@ -34,7 +35,7 @@ async def test_the_large_model_knows_more_than_the_small_one(client: AsyncOpenAI
             return answer.choices[0].message.content or ""
 
         texts = await asyncio.gather(*(ask(question.prompt) for question in questions))
-        right = {kind: [] for kind in ("booking", "larger", "total")}
+        right: dict[str, list[bool]] = {kind: [] for kind in ("booking", "larger", "total")}
         for question, text in zip(questions, texts, strict=True):
             right[question.kind].append(is_right(question, text))
         return {kind: sum(hits) / len(hits) for kind, hits in right.items()}
@@ -44,7 +45,7 @@ async def test_the_large_model_knows_more_than_the_small_one(client: AsyncOpenAI
     assert small["total"] < 0.4 and large["total"] > 0.85
 
 
-async def test_streamed_text_is_the_whole_answer(client: AsyncOpenAI) -> None:
+async def test_streamed_text_is_the_whole_answer(client: Any) -> None:
     """The deltas join to the whole answer; usage comes last and only if requested."""
     whole = await client.chat.completions.create(model=LARGE, messages=BOOKING)
     stream = await client.chat.completions.create(
@@ -83,7 +84,7 @@ async def test_a_stream_ends_with_done(http: httpx.AsyncClient) -> None:
     assert answer.text.endswith("\n\ndata: [DONE]\n\n")
 
 
-async def test_logprobs_match_the_answer(client: AsyncOpenAI) -> None:
+async def test_logprobs_match_the_answer(client: Any) -> None:
     """There is an entry per token, whose token is the most likely alternative; streamed answers have the same."""
     body = {"model": LARGE, "messages": SUM, "logprobs": True, "top_logprobs": 3}
     answer = await client.chat.completions.create(**body)
@@ -100,7 +101,7 @@ async def test_logprobs_match_the_answer(client: AsyncOpenAI) -> None:
     assert [entry.logprob for entry in streamed] == [entry.logprob for entry in entries]
 
 
-async def test_a_seed_repeats_and_choices_differ(client: AsyncOpenAI) -> None:
+async def test_a_seed_repeats_and_choices_differ(client: Any) -> None:
     """The same seed gives the same choices again; the choices of one request are drawn independently."""
 
     async def draw() -> list[str]:
@@ -115,7 +116,7 @@ async def test_a_seed_repeats_and_choices_differ(client: AsyncOpenAI) -> None:
     assert len(set(first)) > 1
 
 
-async def test_a_stop_string_ends_the_answer_before_itself(client: AsyncOpenAI) -> None:
+async def test_a_stop_string_ends_the_answer_before_itself(client: Any) -> None:
     """No part of the stop string is sent, streamed or not."""
     whole = await client.chat.completions.create(model=LARGE, messages=BOOKING, stop=['"day":', "zzz"])
     assert whole.choices[0].message.content == '{"n":2,'
@@ -128,7 +129,7 @@ async def test_a_stop_string_ends_the_answer_before_itself(client: AsyncOpenAI) 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("stops", "met"), [(["never", "day"], "day"), (["never"], None)])
 async def test_the_matched_stop_string_is_reported(
-    client: AsyncOpenAI, stops: list[str], met: str | None, stream: bool
+    client: Any, stops: list[str], met: str | None, stream: bool
 ) -> None:
     """Anthropic's clients get its text."""
     asked = client.chat.completions.create(model="tiny-small", messages=BOOKING, stop=stops, stream=stream)
@@ -137,7 +138,7 @@ async def test_the_matched_stop_string_is_reported(
     assert (last.model_extra or {}).get("stop_sequence") == met
 
 
-async def test_max_tokens_ends_with_reason_length(client: AsyncOpenAI) -> None:
+async def test_max_tokens_ends_with_reason_length(client: Any) -> None:
     """A truncated answer is marked and counted exactly."""
     answer = await client.chat.completions.create(model=LARGE, messages=BOOKING, max_completion_tokens=5)
     assert answer.choices[0].finish_reason == "length"
@@ -145,7 +146,7 @@ async def test_max_tokens_ends_with_reason_length(client: AsyncOpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 5
 
 
-async def test_a_schema_is_obeyed(client: AsyncOpenAI) -> None:
+async def test_a_schema_is_obeyed(client: Any) -> None:
     """A model that never saw the schema still answers by it."""
     pytest.importorskip("llguidance")
     schema = {
@@ -173,7 +174,7 @@ async def test_a_schema_is_obeyed(client: AsyncOpenAI) -> None:
         ({"json": {"type": "integer", "minimum": 3, "maximum": 9}}, r"[3-9]"),
     ],
 )
-async def test_other_grammars_are_obeyed(client: AsyncOpenAI, wanted: dict[str, object], pattern: str) -> None:
+async def test_other_grammars_are_obeyed(client: Any, wanted: dict[str, object], pattern: str) -> None:
     """A regular expression, a choice, a Lark grammar and a schema in vLLM's fields work for chat and completions."""
     pytest.importorskip("llguidance")
     extra = {"structured_outputs": wanted}
@@ -187,7 +188,7 @@ async def test_other_grammars_are_obeyed(client: AsyncOpenAI, wanted: dict[str, 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("schema", [{"enum": ["\\"]}, {"const": "日本"}, {"$ref": "#"}])
 async def test_a_structure_that_the_model_cannot_write_is_refused(
-    client: AsyncOpenAI, schema: dict[str, object], stream: bool
+    client: Any, schema: dict[str, object], stream: bool
 ) -> None:
     """An empty schema, or characters that no token has, are an error, and never half an answer with `stop`."""
     pytest.importorskip("llguidance")
@@ -202,7 +203,7 @@ async def test_a_structure_that_the_model_cannot_write_is_refused(
     assert caught.value.param == "response_format" and caught.value.type == "invalid_request_error"
 
 
-async def test_completions_take_texts_and_tokens(client: AsyncOpenAI) -> None:
+async def test_completions_take_texts_and_tokens(client: Any) -> None:
     """A prompt may be a text, several texts, or token ids; each has its choices in order."""
     text = "<user>12+345 reversed=<asst>"
     answer = await client.completions.create(model=LARGE, prompt=[text, text], logprobs=1, temperature=0)
@@ -213,7 +214,7 @@ async def test_completions_take_texts_and_tokens(client: AsyncOpenAI) -> None:
     assert ids.usage.prompt_tokens == 4
 
 
-async def test_embeddings_are_unit_vectors_in_both_encodings(client: AsyncOpenAI) -> None:
+async def test_embeddings_are_unit_vectors_in_both_encodings(client: Any) -> None:
     """Numbers and base64 are equal, and equal texts have equal vectors of length 1."""
     texts = ["table friday", "table friday", "12+345"]
     plain = await client.embeddings.create(model="tiny-small", input=texts, encoding_format="float")
@@ -284,7 +285,7 @@ async def test_an_invalid_body_is_a_400(http: httpx.AsyncClient, content: bytes)
     assert answer.json()["error"]["message"]
 
 
-async def test_errors_are_those_of_the_official_client(client: AsyncOpenAI) -> None:
+async def test_errors_are_those_of_the_official_client(client: Any) -> None:
     """An unknown model raises NotFoundError; too long a prompt has its own code."""
     with pytest.raises(NotFoundError, match="no model"):
         await client.chat.completions.create(model="nobody", messages=SUM)
@@ -315,7 +316,7 @@ async def test_a_client_that_leaves_stops_the_computation(http: httpx.AsyncClien
     assert re.search(r'local_kv_usage_ratio\{model="tiny-large"\} 0\.0\b', metrics)
 
 
-async def test_a_deadline_ends_the_answer(client: AsyncOpenAI) -> None:
+async def test_a_deadline_ends_the_answer(client: Any) -> None:
     """What was computed until the deadline is returned as a truncated answer."""
     answer = await client.chat.completions.create(
         model=LARGE, messages=SUM, max_tokens=480, extra_body={"ignore_eos": True, "deadline_s": 0.01}
@@ -337,7 +338,7 @@ async def test_metrics_count_tokens(http: httpx.AsyncClient) -> None:
     assert await output_tokens() - before == answer.json()["usage"]["completion_tokens"]
 
 
-async def test_any_answer_can_be_scored(client: AsyncOpenAI, http: httpx.AsyncClient) -> None:
+async def test_any_answer_can_be_scored(client: Any, http: httpx.AsyncClient) -> None:
     """The log-probabilities of a model's own answer are those that it was given; a wrong answer is less likely."""
     said = await client.chat.completions.create(model=LARGE, messages=SUM, logprobs=True, temperature=0)
     own = [entry.logprob for entry in said.choices[0].logprobs.content]

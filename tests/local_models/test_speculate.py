@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Ids
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def assert_same(one: dict[str, Answer], other: dict[str, Answer]) -> None:
         assert (one[name].ids, one[name].logprobs) == (other[name].ids, other[name].logprobs)
 
 
-def with_model(draft_tokens: int, **options: int) -> Engine:
+def with_model(draft_tokens: int, **options: Any) -> Engine:
     """The large model with the small one as its drafter."""
     return Engine(
         decoder("tiny-large"),
