@@ -33,7 +33,7 @@ settings.load_profile("steady")
 _default_timeout = httpx._config.DEFAULT_TIMEOUT_CONFIG  # 5 s; there is no public way to change it for all clients
 _default_timeout.connect = _default_timeout.read = _default_timeout.write = _default_timeout.pool = PATIENCE_S
 # otherwise each client reads the machine's certificates again, which takes longer than most requests
-httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(trylast=True)

@@ -145,7 +145,7 @@ def entries() -> dict[tuple[str, str], tuple[Any, str]]:
     return found
 
 
-NOTHING = (None, "", 0, False, [], {})
+NOTHING: tuple[object, ...] = (None, "", 0, False, [], {})
 _SAID = re.compile(r"default:? (?:none|unset|unlimited|unknown|never|not known|as|equal|only|true for|the|auto)\b")
 
 
@@ -157,7 +157,7 @@ def test_the_example_states_each_default(section: str, key: str) -> None:
     field = next(one for one in msgspec.structs.fields(sections()[section]) if one.name == key)
     if field.required or key == "options":  # the defaults of a local engine's options are in its own command's help
         return
-    default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default  # type: ignore[operator]
+    default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     if key == "accept_at":  # None stands for another number in each kind of cascade
         default = DEFAULT_ACCEPT_AT
     if told := re.search(r'default:? ("[\w-]*"|-?[\d.]*\d|true|false)(?! for)', said):

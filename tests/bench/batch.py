@@ -109,26 +109,25 @@ def drawn(own: TrainTestSplit, seed: int) -> TrainTestSplit:
 
 def joined(one: Outcomes, other: Outcomes) -> Outcomes:
     """The rows of both."""
-    return Outcomes(
-        **{
-            f.name: one.models
-            if f.name == "models"
-            else np.concatenate([getattr(one, f.name), getattr(other, f.name)])
-            if isinstance(getattr(one, f.name), np.ndarray)
-            else (*getattr(one, f.name), *getattr(other, f.name))
-            for f in fields(Outcomes)
-        }
-    )
+    rows: dict[str, Any] = {
+        f.name: one.models
+        if f.name == "models"
+        else np.concatenate([getattr(one, f.name), getattr(other, f.name)])
+        if isinstance(getattr(one, f.name), np.ndarray)
+        else (*getattr(one, f.name), *getattr(other, f.name))
+        for f in fields(Outcomes)
+    }
+    return Outcomes(**rows)
 
 
 def estimates_of(side: Side) -> Estimates:
     n, m = side.quality.shape
-    single = {"dtype": np.float32}
+    single = np.float32
     return Estimates(
         tuple(Arm(str(place)) for place in range(m)),
-        *(np.asarray(part, np.float32) for part in (side.quality, side.quality_sd, side.cost)),
-        np.zeros((n, m), **single), np.zeros((n, m), **single), np.zeros(n, **single), np.zeros(n, **single),
-        np.full(m, 0.02, **single), np.full(m, 0.05, **single),
+        side.quality.astype(single), side.quality_sd.astype(single), side.cost.astype(single),
+        np.zeros((n, m), single), np.zeros((n, m), single), np.zeros(n, single), np.zeros(n, single),
+        np.full(m, 0.02, single), np.full(m, 0.05, single),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,9 +138,9 @@ def kernel_rows(copy: float) -> list[dict[str, Any]]:
             x = torch.randn(rows, inner, device="cuda", dtype=torch.bfloat16)
             exact = x.double() @ weights[0].double().T
             calls: list[tuple[str, int, Work]] = []
-            calls += [("torch bf16", 16, lambda at, x=x, dense=dense: F.linear(x, dense[at]))]
-            calls += [(f"W{bits}A16", bits, lambda at, x=x, some=own[bits]: some[at](x)) for bits in own]
-            calls += [("tinygemm int4", 4, lambda at, x=x, tiny=tiny: tiny[at](x))]
+            calls += [("torch bf16", 16, lambda at: F.linear(x, dense[at]))]
+            calls += [(f"W{bits}A16", bits, partial(lambda some, at: some[at](x), own[bits])) for bits in own]
+            calls += [("tinygemm int4", 4, lambda at: tiny[at](x))]
             timed = [
                 Timed(
                     label, graph_us(call, copies), bytes_moved(rows, columns, inner, bits),

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.bench.targets import Target, cpu_ns, tree
 
@@ -59,7 +60,7 @@ def measure(target: Target | None, url: str, ask: Ask, seconds: float) -> Cost:
     )  # fmt: skip
 
 
-def load(url: str, target: Target | None, ask: Ask, seconds: float) -> dict[str, float]:
+def load(url: str, target: Target | None, ask: Ask, seconds: float) -> dict[str, Any]:
     command = [
         sys.executable, "-m", "tests.bench.load", url, "--key", target.key if target else "none", "--model", ask.model,
         "--connections", str(ask.connections), "--seconds", str(seconds), "--requests", str(ask.most),

@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from cache.bench_eviction import LFU, LRU
+from cache.bench_policies import LFU, LRU
 from cache.eviction import LeastExpectedCost
 from routers.bandit import GREEDY, THOMPSON, Bandit
 from routers.bandit_state import Shrinkage

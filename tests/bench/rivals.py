@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.bench.targets import Target, started
 from tests.ports import free_port
@@ -71,7 +72,7 @@ def litellm(folder: Path, home: Path, upstream_url: str) -> Iterator[Target]:
         str(home / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port),
         "--num_workers", "1",
     ]  # fmt: skip
-    quiet = {
+    quiet: Any = {
         "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_TELEMETRY": "False",
     }  # fmt: skip

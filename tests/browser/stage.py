@@ -57,6 +57,7 @@ models = ["tiny-small"]
 router = "cheapest"
 """
 Found = TypeVar("Found")
+Staged = TypeVar("Staged", bound="Stage")
 
 
 @dataclass
@@ -256,7 +257,7 @@ def eventually(found: Callable[[], Found], within_s: float = PATIENCE_S) -> Foun
 
 
 @contextmanager
-def running(stage: Stage) -> Iterator[Stage]:
+def running(stage: Staged) -> Iterator[Staged]:
     stage.start()
     try:
         yield stage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import expect
 
@@ -54,7 +55,10 @@ def test_a_job_is_paused_resumed_and_cancelled(stage: Stage, open_page: OpenPage
     """Paused, it spends nothing more; resumed, it continues; cancelled, it ends and keeps its answers."""
     plan = stage.plan(600, route="late")
     id = stage.admin("POST", f"/admin/plans/{plan}/begin", json={})["id"]
-    state = lambda: stage.admin("GET", f"/admin/batches/{id}")  # noqa: E731
+
+    def state() -> Any:
+        return stage.admin("GET", f"/admin/batches/{id}")
+
     eventually(lambda: state()["done"] > 0)
     page = open_page(f"/batch/{id}", user="otto")
     page.on("dialog", lambda dialog: dialog.accept())

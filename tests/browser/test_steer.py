@@ -111,4 +111,4 @@ def test_a_bad_version_is_rolled_back(stage: Stage, open_page: OpenPage, tmp_pat
 def routers_of(stage: Stage) -> set[str]:
     """The routers that decide now, over enough connections to reach every worker."""
     ids = [stage.ask(POEM).headers["x-headgate-decision-id"] for _ in range(8)]
-    return {eventually(lambda id=id: stage.admin("GET", f"/admin/decisions/{id}"))["router"] for id in ids}
+    return {eventually(lambda: stage.admin("GET", f"/admin/decisions/{id}"))["router"] for id in ids}

@@ -70,7 +70,10 @@ def test_a_label_is_given_with_one_key(stage: Stage, open_page: OpenPage) -> Non
 
 def test_a_cache_entry_is_deleted(stage: Stage, open_page: OpenPage) -> None:
     """Asked again, its question makes an upstream call at every worker."""
-    cached = lambda: stage.ask(QUESTION, model="kept").headers["x-headgate-cache"]  # noqa: E731
+
+    def cached() -> str:
+        return stage.ask(QUESTION, model="kept").headers["x-headgate-cache"]
+
     stage.ask(QUESTION, model="kept")
     eventually(lambda: cached() == "hit")
     page = open_page("/cache", user="otto")

@@ -43,7 +43,7 @@ class Sdk:
         found = self.client
         for name in path.split("."):
             found = getattr(found, name)
-        return found  # type: ignore[no-any-return]
+        return found
 
     async def do(self, path: str, *args: Any, **body: Any) -> Any:
         """One call."""

@@ -85,7 +85,7 @@ class Strict:
         answer = await self._client.get(path)
         assert answer.status_code == 200, answer.text
         adapter(kind).validate_json(answer.content)
-        return answer.json()  # type: ignore[no-any-return]
+        return answer.json()
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -252,7 +252,8 @@ class _Item:
         assert not added.get("arguments") and not added.get("input")
 
     def take(self, event: Json) -> None:
-        kind, at = event["type"], event.get("content_index", event.get("summary_index", 0))
+        kind = event["type"]
+        at: Any = event.get("content_index", event.get("summary_index", 0))
         assert self.done is None, "nothing comes behind an item's end"
         if kind == "response.output_item.done":
             self._end(event["item"])

@@ -170,7 +170,7 @@ async def test_a_fault_inside_a_stream_is_an_exception(tmp_path: Path, kind: str
             await home.sdk("anthropic", mode).events(
                 "messages.create", model=f"{kind}/bad", messages=TURNS, max_tokens=99, stream=True
             )
-        assert set(also.value.body["error"]) == {"type", "message"}  # type: ignore[index,call-overload]
+        assert set(also.value.body["error"]) == {"type", "message"}  # type: ignore[index]
         events = await home.sdk("openai", mode).events("responses.create", model=f"{kind}/bad", input="x", stream=True)
         assert events[-1].type == "response.failed" and events[-1].response.error.code
         with pytest.raises(openai.NotFoundError):

@@ -189,7 +189,7 @@ async def test_a_request_may_be_no_larger_than_its_files_make_it(home: House, mo
         nothing.delattr(Files, "read")
         for surface in PATHS:
             for parts in ([part_of(surface, large)], [part_of(surface, small)] * 3):
-                error = anthropic.APIStatusError if surface == "messages" else openai.APIStatusError
+                error: Any = anthropic.APIStatusError if surface == "messages" else openai.APIStatusError
                 with pytest.raises(error, match="name fewer or smaller files") as caught:
                     await ask(home, surface, "openai/echo", *parts)
                 assert caught.value.status_code == 413

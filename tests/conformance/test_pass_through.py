@@ -183,8 +183,9 @@ async def test_pictures(tmp_path: Path) -> None:
     answers = {path: Said(PICTURES) for path in ("/images/generations", "/images/edits", "/images/variations")}
     async with studio(tmp_path, answers, [{"name": "brush", **PRICED}]) as home:
         png = ("a.png", b"\x89PNG" + SOUND)
-        for call, body in {"generate": {"prompt": "a heron"}, "edit": {"image": [png, png], "prompt": "blue"},
-                           "create_variation": {"image": png}}.items():  # fmt: skip
+        bodies: dict[str, Any] = {"generate": {"prompt": "a heron"}, "edit": {"image": [png, png], "prompt": "blue"},
+                                  "create_variation": {"image": png}}  # fmt: skip
+        for call, body in bodies.items():
             answer = await home.sdk("openai").do(f"images.with_raw_response.{call}", model="brush", n=3, **body)
             assert len(answer.parse().data) == 2
             record = await home.decision(answer.headers)

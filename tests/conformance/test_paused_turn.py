@@ -59,10 +59,9 @@ async def ask(home: Fixed, surface: str, live: bool, **more: Any) -> Any:
         return await sdk.responded(live, model="m", **body, **more)
     if not live:
         return await sdk.do(path, model="m", **body, **more)
-    options = {"stream_options": {"include_usage": True}}
     try:
-        how = ("chat.completions.stream", "get_final_completion")
-        return (await sdk.helped(*how, model="m", **body, **options, **more))[1]
+        more["stream_options"] = {"include_usage": True}
+        return (await sdk.helped("chat.completions.stream", "get_final_completion", model="m", **body, **more))[1]
     except openai.LengthFinishReasonError as cut:
         return cut.completion
 

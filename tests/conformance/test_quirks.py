@@ -26,7 +26,7 @@ from tests.faults.stage import decisions
 TEXT: Json = {"type": "text", "text": "hi"}
 SAID = (TEXT | {"text": ""}, [{"type": "text_delta", "text": "hi"}])
 CALL: Json = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": '{"a":1}'}}
-KEEPS = {"routes": [{"name": "r", "models": ["m"], "store_text": True, "retries": 0}]}
+KEEPS: dict[str, Any] = {"routes": [{"name": "r", "models": ["m"], "store_text": True, "retries": 0}]}
 
 
 async def small_answer(home: Fixed, surface: str, stream: bool) -> Any:
@@ -132,7 +132,8 @@ async def test_a_failure_in_the_choice_is_an_error(tmp_path: Path, stream: bool)
 
 async def test_nulls_beside_a_call(tmp_path: Path) -> None:
     """`tool_calls: null` in a stream's first chunk, as SGLang sends it, doesn't prevent recording the answer."""
-    pieces = [{"content": "", "tool_calls": None}, {"tool_calls": [{"index": 0, **CALL}]}, {"tool_calls": None}]
+    call = {"index": 0, **CALL}
+    pieces: list[Json] = [{"content": "", "tool_calls": None}, {"tool_calls": [call]}, {"tool_calls": None}]
     async with fixed(tmp_path, "openai", completion_events(*pieces, finish="eos"), **KEEPS) as home:
         answer = await small_answer(home, "messages", True)
         assert (answer.content[0].input, answer.stop_reason) == ({"a": 1}, "tool_use")

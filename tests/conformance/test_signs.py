@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,8 +19,8 @@ from tests.live import Live, live
 
 SLOW = {"slow": [{"text": "one two three", "gap_s": 0.2}]}
 MODELS = [{"name": name, "provider": name, "upstream_name": "slow"} for name in ("up", "claude")]
-QUESTION = [{"role": "user", "content": "hi"}]
-ASKED = {
+QUESTION: list[Any] = [{"role": "user", "content": "hi"}]
+ASKED: dict[str, Any] = {
     "chat/completions": {"messages": QUESTION}, "completions": {"prompt": "hi"}, "responses": {"input": "hi"},
     "messages": {"messages": QUESTION, "max_tokens": 9},
 }  # fmt: skip
@@ -70,12 +71,12 @@ async def test_the_official_sdks_read_over_them(tmp_path: Path) -> None:
         AsyncAnthropic(base_url=gateway.url, api_key="k") as anthropic,
     ):
         for model in ("up", "claude"):
-            chunks = await openai.chat.completions.create(model=model, messages=QUESTION, stream=True)  # type: ignore[call-overload]
+            chunks = await openai.chat.completions.create(model=model, messages=QUESTION, stream=True)
             read = [chunk.choices[0] async for chunk in chunks if chunk.choices]
             assert "".join(one.delta.content or "" for one in read) == "one two three"
             assert read[-1].finish_reason == "stop"
             events = [event async for event in await openai.responses.create(model=model, input="hi", stream=True)]
             assert events[-1].type == "response.completed" and events[-1].response.output_text == "one two three"
-            async with anthropic.messages.stream(model=model, messages=QUESTION, max_tokens=9) as stream:  # type: ignore[arg-type]
+            async with anthropic.messages.stream(model=model, messages=QUESTION, max_tokens=9) as stream:
                 message = await stream.get_final_message()
             assert message.content[0].text == "one two three" and message.stop_reason == "end_turn"  # type: ignore[union-attr]

@@ -219,10 +219,11 @@ CUSTOM: Json = {"type": "custom", "name": "weather", "description": "x"}
 async def test_a_conversation_is_as_the_types_have_it(strict: Strict, kind: str, live: bool) -> None:
     """A stored conversation is replayed and continued at another kind of provider, custom tools included."""
     before = ""
-    for model, more in (
+    turns: list[tuple[str, Json]] = [
         (f"{kind}/tools", {"tools": [CUSTOM, *RESPONSES_TOOLS[1:]]}),
         ("native/echo", {}), ("anthropic/says", {"tools": RESPONSES_TOOLS}), (f"{kind}/echo", {"include": LOGPROBS}),
-    ):
+    ]  # fmt: skip
+    for model, more in turns:
         outputs: list[Json] = []
         if before:
             kept = await strict.get(f"/v1/responses/{before}", Response)

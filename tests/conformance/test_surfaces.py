@@ -28,7 +28,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "time": {"type": "object", "properties": {"zone": {"type": "string"}}, "required": ["zone"],
              "additionalProperties": False},
 }  # fmt: skip
-CHAT_TOOLS = [
+CHAT_TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": name, "parameters": schema, "strict": True}}
     for name, schema in _SCHEMAS.items()
 ]

@@ -73,7 +73,8 @@ def test_the_runbook_names_existing_commands_and_settings() -> None:
 
 def test_the_runbooks_paths_are_in_the_admin_api() -> None:
     """Each path exists with its method."""
-    from gateway.admin.app import API_MODULES, health
+    from gateway.admin import health
+    from gateway.admin.app import API_MODULES
 
     runbook = (DEPLOY / "RUNBOOK.md").read_text()
     asked = re.findall(r"(?:(GET|PATCH|DELETE|POST) |curl )\$R(/[\w/]+)", runbook)

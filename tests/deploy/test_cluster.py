@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import msgspec
@@ -56,10 +57,10 @@ async def flood(url: str, count: int, body: dict[str, object], key: str) -> list
         return list(await asyncio.gather(*(client.post(url + PATH, json=body) for _ in range(count))))
 
 
-def until(what: str, done: object, within_s: float = 120.0) -> float:
+def until(what: str, done: Callable[[], Any], within_s: float = 120.0) -> float:
     """Polls until `done` returns true; returns the seconds that it took."""
     began_s = time.monotonic()
-    while not done():  # type: ignore[operator]
+    while not done():
         assert time.monotonic() - began_s < within_s, what
         time.sleep(0.02)
     return time.monotonic() - began_s
@@ -253,7 +254,7 @@ def test_a_killed_workers_spending_is_counted(world: Cluster) -> None:
     with redis.Redis.from_url(url) as client:
         account = "{headgate}:ledger:key:file:budgeted"
         client.hset(account, "spent", "0")  # as if no settlement had arrived
-        until("it is righted", lambda: int(client.hget(account, "spent") or 0) == int(found[0]))  # type: ignore[arg-type]
+        until("it is righted", lambda: int(client.hget(account, "spent") or 0) == int(found[0]))
     assert ask(world.url, chat("bought", max_tokens=OUTPUT_TOKENS), "BUDGETED").status_code == 429
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import http_protocol, keys
+from gateway import http_protocol
 from gateway.batch.endpoint_api import client_of
 from gateway.config import Auth, Embedding, KeyConfig, ProviderConfig, Secret, Server
 from gateway.config_load import parse
 from gateway.embedders import EmbeddingFailed, Endpoint
+from gateway.errors import Unauthorized
 from gateway.keys import Keyring, new_key
 from gateway.providers.openai import OpenAIProvider
 from gateway.tls import tls_problems
@@ -247,15 +248,15 @@ def test_the_master_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyP
         compared.append((len(one), len(other)))
         return really(one, other)
 
-    monkeypatch.setattr(keys.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     ring = Keyring(Auth(master_key=Secret("master-key-1")))
     assert ring.identify(b"Bearer master-key-1", None, "10.0.0.1", 0.0).admin
-    with pytest.raises(keys.Unauthorized):
+    with pytest.raises(Unauthorized):
         ring.identify(b"Bearer m", None, "10.0.0.1", 0.0)
     assert compared == [(32, 32), (32, 32)]
 
 
-async def test_admin_and_data_are_separate(tmp_path: Path) -> None:
+async def test_admin_and_data_are_separate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data port has no admin path, whatever the key; its metrics are for the master key, or for this machine."""
     auth = {"master_key": "hg-master-0123456789", "keys": [{"name": "app", "key": "hg-client-0123456789"}]}
     async with live(tmp_path, auth=auth) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
@@ -263,19 +264,12 @@ async def test_admin_and_data_are_separate(tmp_path: Path) -> None:
             for path in ("/admin/keys", "/admin/decisions", "/admin/openapi.json"):
                 assert (await client.get(path, headers={"authorization": f"Bearer {key}"})).status_code == 404
         assert (await client.get("/metrics")).status_code == 200
-        monkey = gateway.app.services
-        from gateway.api import health
-
-        loopback, health.is_loopback = health.is_loopback, lambda host: False
-        try:
-            assert (await client.get("/metrics")).status_code == 401
-            told = {"authorization": "Bearer hg-client-0123456789"}
-            assert (await client.get("/metrics", headers=told)).status_code == 403
-            told = {"authorization": "Bearer hg-master-0123456789"}
-            assert (await client.get("/metrics", headers=told)).status_code == 200
-        finally:
-            health.is_loopback = loopback
-        assert monkey.config.auth.master_key
+        monkeypatch.setattr("gateway.api.health.is_loopback", lambda host: False)
+        assert (await client.get("/metrics")).status_code == 401
+        told = {"authorization": "Bearer hg-client-0123456789"}
+        assert (await client.get("/metrics", headers=told)).status_code == 403
+        told = {"authorization": "Bearer hg-master-0123456789"}
+        assert (await client.get("/metrics", headers=told)).status_code == 200
 
 
 @pytest.mark.parametrize("told", [
@@ -286,7 +280,7 @@ async def test_admin_and_data_are_separate(tmp_path: Path) -> None:
 async def test_a_web_page_does_not_reach_an_open_gateway(tmp_path: Path, told: dict[str, str]) -> None:
     """Without keys neither a foreign page nor a public name for this address is answered, on every path."""
     async with live(tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url, headers=told) as client:
-        plain = {"content": json.dumps(CHAT), "headers": {"content-type": "text/plain"}}
+        plain: dict[str, Any] = {"content": json.dumps(CHAT), "headers": {"content-type": "text/plain"}}
         for answer in (await client.post(PATH, **plain), await client.get("/v1/models"), await client.get("/v1/files")):
             assert answer.status_code == 403, answer.text
         assert gateway.upstream.seen.requests == 0
@@ -351,7 +345,8 @@ def test_invalid_tls_is_refused_at_start(tmp_path: Path) -> None:
 
     def found(*files: Path | str) -> list[str]:
         names = ("tls_certificate", "tls_key", "tls_client_ca")
-        return [setting for setting, _ in tls_problems(Server(**dict(zip(names, map(str, files), strict=False))))]
+        given: dict[str, Any] = dict(zip(names, map(str, files), strict=False))
+        return [setting for setting, _ in tls_problems(Server(**given))]
 
     assert found(cert, key) == found(cert, key, cert) == found() == []
     assert found(cert) == found("", key) == found(cert, foreign) == found(rubbish, key) == ["server.tls_certificate"]

@@ -77,8 +77,10 @@ def request_bytes(path: str, body: bytes, headers: dict[str, str]) -> bytes:
 @asynccontextmanager
 async def asked(
     url: str, surface: str, body: dict[str, Any], **headers: str
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection on which one request was sent; closed, by RST if unread bytes are left, at the end."""
+) -> AsyncIterator[tuple[asyncio.StreamReader, Any]]:
+    """A connection on which one request was sent: its reader and its StreamWriter. Closed, by RST if unread bytes are
+    left, at the end.
+    """
     at = urlsplit(url)
     reader, writer = await asyncio.open_connection(at.hostname, at.port, limit=2**24)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ LEAVES = {  # what the upstream is doing when the client leaves
 }
 
 
-def models(scripts: dict[str, object]) -> list[dict[str, object]]:
+def models(scripts: Iterable[str]) -> list[dict[str, object]]:
     return [
         {"name": f"{provider}-{name}", "upstream_name": name, "provider": provider, **PRICES}
         for name in scripts

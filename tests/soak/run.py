@@ -41,7 +41,7 @@ class Verdict:
 
 
 async def soak(
-    folder: Path, *, minutes: float, clients: int, requests: int = 0, say: Callable[[str], None] = str
+    folder: Path, *, minutes: float, clients: int, requests: int = 0, say: Callable[[str], object] = str
 ) -> Verdict:
     """Runs for this time, or for this many requests if that is shorter."""
     async with soaking(folder) as here:
@@ -66,7 +66,7 @@ async def soak(
 
 
 async def sampled(
-    here: Soaking, soaked: Soaked, asking: list[asyncio.Task[None]], every_s: float, say: Callable[[str], None]
+    here: Soaking, soaked: Soaked, asking: list[asyncio.Task[None]], every_s: float, say: Callable[[str], object]
 ) -> list[tuple[int, int]]:
     """Pairs of requests and resident bytes until all clients are done."""
     found = []
