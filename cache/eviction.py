@@ -10,11 +10,12 @@ weight.
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from operator import add, mul
 from typing import Generic, TypeVar
+
+import numpy as np
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -30,6 +31,8 @@ _TURN = 300.0
 """Forward decay begins anew after so many of the shortest memories: e to the power of it is a float still."""
 _KEPT_LOW = 16
 """How many of a sample's least are looked at again with the next."""
+_ROOM = 1024
+"""Keys that there is room for at first; the room doubles when it is full."""
 
 
 @dataclass(slots=True)
@@ -43,22 +46,27 @@ class _Seen:
     """Cost of all its answers."""
     answers: int = 0
 
+    def scores(self, size_bytes: int) -> list[float]:
+        """Each count times the mean cost of an answer, per byte."""
+        each = self.cost_usd / (self.answers * size_bytes)
+        return [count * each for count in self.counts]
+
 
 class LeastExpectedCost(Generic[Key]):
     """Gives up, of a sample, the key with the least rate * cost / size.
 
-    The sample makes a score that changes by itself affordable: nothing is kept sorted, and the least of a few
+    The sample makes a score that changes by itself affordable: nothing is kept sorted, and the least of a few dozen
     random keys and of the least of earlier samples is nearly always among the least of all. Counts decay
     forward (Cormode et al., ICDE 2009): new requests weigh more instead of old ones less, so that no key is touched
     for getting older.
     """
 
-    def __init__(self, max_bytes: int, *, sample: int = 8, remembered: int = 4, seed: int = 0) -> None:
+    def __init__(self, max_bytes: int, *, sample: int = 32, remembered: int = 4, seed: int = 0) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
         self._sample = sample
         self._remembered = remembered
-        self._rng = random.Random(seed)
+        self._rng = np.random.default_rng(seed)
         self._now = 0
         self._turned = 0
         """When forward decay last began anew, before its weights grow too large for a float."""
@@ -67,15 +75,21 @@ class LeastExpectedCost(Generic[Key]):
         self._sizes: dict[Key, int] = {}
         self._keys: list[Key] = []
         self._places: dict[Key, int] = {}
-        self._low: list[Key] = []
-        """The least of earlier samples."""
+        self._scores = np.zeros((_ROOM, len(_MEMORIES)))
+        """By place, each held key's counts * cost / size: its worth is their product with `_weights`."""
+        self._low = np.empty(0, np.intp)
+        """Places of the least of earlier samples. Other keys may have come there since, which only makes a look vain.
+        """
 
     def __contains__(self, key: Key) -> bool:
         return key in self._sizes
 
     def touch(self, key: Key) -> None:
         """Count a hit."""
-        self._count(key)
+        seen = self._count(key)
+        place = self._places.get(key)
+        if place is not None:
+            self._scores[place] = seen.scores(self._sizes[key])
 
     def admit(self, key: Key, cost_usd: float, size_bytes: int) -> list[Key] | None:
         """Make room for a key. Returns the keys that the caller must drop, or None where the new key is worth least."""
@@ -85,12 +99,16 @@ class LeastExpectedCost(Generic[Key]):
         self.drop(key)
         if size_bytes > self.max_bytes:
             return None
-        victims = self._victims(key, size_bytes) if self.used_bytes + size_bytes > self.max_bytes else []
+        scores = seen.scores(size_bytes)
+        victims = self._victims(scores, size_bytes) if self.used_bytes + size_bytes > self.max_bytes else []
         if victims is None:
             return None
         for victim in victims:
             self.drop(victim)
-        self._places[key] = len(self._keys)
+        place = self._places[key] = len(self._keys)
+        if place == len(self._scores):
+            self._scores = np.concatenate((self._scores, np.zeros_like(self._scores)))
+        self._scores[place] = scores
         self._keys.append(key)
         self._sizes[key] = size_bytes
         self.used_bytes += size_bytes
@@ -106,6 +124,7 @@ class LeastExpectedCost(Generic[Key]):
         if last != key:
             self._keys[place] = last
             self._places[last] = place
+            self._scores[place] = self._scores[len(self._keys)]
 
     def _count(self, key: Key) -> _Seen:
         """Count a request for a key, and trust the estimate more that expected it."""
@@ -132,22 +151,12 @@ class LeastExpectedCost(Generic[Key]):
         self._turned = self._now
         for seen in self._seen.values():
             seen.counts = list(map(mul, seen.counts, faded))
+        self._scores *= faded
 
     def _spans(self) -> list[float]:
         """Effective number of requests in each estimate's counts."""
         now = self._now
         return [1.0 + (m * -math.expm1(-now / m) if m < math.inf else now) for m in _MEMORIES]
-
-    def _worths(self, keys: Iterable[Key]) -> dict[Key, float]:
-        """Rate * cost / size of held keys."""
-        fast, slow, ever = self._weights()
-        found = {}
-        for key in keys:
-            seen = self._seen[key]
-            one, two, three = seen.counts
-            rate = fast * one + slow * two + ever * three
-            found[key] = rate * seen.cost_usd / (seen.answers * self._sizes[key])
-        return found
 
     def _weights(self) -> list[float]:
         """What one of each memory's counts adds to a rate now."""
@@ -155,26 +164,30 @@ class LeastExpectedCost(Generic[Key]):
         parts = zip(self._trust, self._spans(), _MEMORIES, strict=True)
         return [trust * math.exp(age / memory) / span for trust, span, memory in parts]
 
-    def _victims(self, key: Key, size_bytes: int) -> list[Key] | None:
+    def _victims(self, scores: list[float], size_bytes: int) -> list[Key] | None:
         """Keys whose going makes room, or None when one of them is worth more than the one that comes."""
-        seen = self._seen[key]
-        worth = sum(map(mul, self._weights(), seen.counts)) * seen.cost_usd / (seen.answers * size_bytes)
-        victims: list[Key] = []
+        weights = np.array(self._weights())
+        worth = float(weights @ scores)
+        victims: dict[Key, None] = {}
         free = self.max_bytes - self.used_bytes
         while free < size_bytes:
-            drawn = [low for low in self._low if low in self._sizes]
-            drawn += [self._keys[int(self._rng.random() * len(self._keys))] for _ in range(self._sample)]
-            worths = self._worths(key for key in drawn if key not in victims)
-            if not worths:
-                worths = self._worths([next(key for key in self._keys if key not in victims)])
-            ranked = sorted(worths, key=worths.__getitem__)
-            self._low = ranked[1 : _KEPT_LOW + 1]
-            if worths[ranked[0]] > worth:
-                self._low.append(ranked[0])
-                return None
-            victims.append(ranked[0])
-            free += self._sizes[ranked[0]]
-        return victims
+            count = len(self._keys)
+            drawn = np.concatenate((self._low[self._low < count], self._rng.integers(count, size=self._sample)))
+            worths = self._scores[drawn] @ weights
+            order = worths.argsort()
+            for rank, at in enumerate(order.tolist()):
+                key = self._keys[drawn[at]]
+                if key in victims:
+                    continue
+                if worths[at] > worth:
+                    self._low = drawn[order[rank : rank + _KEPT_LOW]]
+                    return None
+                victims[key] = None
+                free += self._sizes[key]
+                if free >= size_bytes:
+                    break
+            self._low = drawn[order[rank + 1 : rank + 1 + _KEPT_LOW]]
+        return list(victims)
 
     def _forget_old(self) -> None:
         """Where too many keys are remembered, keep those held and the more recent half of the others."""
