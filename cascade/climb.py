@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import inf, isnan, nan
+from math import inf, isnan
 
 from cascade.confidence import RAW
 from cascade.types import Ask, Confidence, Fits, Keep, Outcome, Plan, Rung, Step, Strategy, Verdict
@@ -160,8 +160,7 @@ class _Meter:
 
     def verdict(self, kept: int | None, reason: str, text: str = "") -> Verdict:
         model = self.history[kept].model if kept is not None else ""
-        p = self._confidence(self.history[kept]) if kept is not None else nan
-        return Verdict(kept, model, reason, self.spent_usd, self.made, tuple(self.history), p, text)
+        return Verdict(kept, model, reason, self.spent_usd, self.made, tuple(self.history), text)
 
     def _confidence(self, outcome: Outcome) -> float:
         return (self.plan.confidence or RAW)(outcome.model, outcome.evidence)

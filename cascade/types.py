@@ -165,8 +165,6 @@ class Verdict(msgspec.Struct, frozen=True):
     attempts: int
     outcomes: tuple[Outcome, ...] = ()
     """Every attempt in the order it was sent in; those of `beside` after the rung they ran beside."""
-    confidence: float = nan
-    """Confidence in the kept answer by the plan's `confidence`; NaN where no evidence was read."""
     text: str = ""
     """The answer's text where it was composed from several outcomes (`Keep.text`); else empty."""
 

@@ -11,9 +11,11 @@ model with probability 1.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from math import isfinite
 from typing import Any, cast, overload
 
@@ -119,14 +121,9 @@ def probabilities(worth: Numbers, exploration: Exploration, explore: bool) -> Nu
 
 def drawn(chances: Iterable[float], draw: float) -> int:
     """Index of the model whose part of [0, 1) contains `draw`; a model of probability zero is never returned."""
-    total, last = 0.0, 0
-    for index, chance in enumerate(chances):
-        if chance > 0.0:
-            total += chance
-            last = index
-            if draw < total:
-                return index
-    return last
+    totals = list(accumulate(chances))
+    index = bisect(totals, draw)
+    return index if index < len(totals) else totals.index(totals[-1])  # they may round to less than 1
 
 
 def chosen(
@@ -145,7 +142,7 @@ def chosen(
     index = drawn(chances, draw)
     order = sorted(range(len(worth)), key=worth.__getitem__, reverse=True)
     return Choice(
-        models[index], chances[index], {model: chances[i] for i, model in enumerate(models)}, Estimates(forecast),
+        models[index], chances[index], dict(zip(models, chances, strict=True)), Estimates(forecast),
         excluded, "explored" if index != order[0] else reason or "best estimate", router,
         tuple(map(models.__getitem__, order)),
     )  # fmt: skip

@@ -62,6 +62,12 @@ def test_a_model_of_probability_zero_is_never_drawn(shares: list[float], draw: f
     assert chances[drawn(chances, draw)] > 0
 
 
+@pytest.mark.parametrize(("chances", "last"), [([0.5, 0.2, 0.2], 2), ([0.5, 0.4, 0.0], 1), ([0.9], 0)])
+def test_what_rounding_leaves_goes_to_the_last_model_that_has_a_chance(chances: list[float], last: int) -> None:
+    """A draw beyond the sum of the probabilities still chooses a model that could be chosen."""
+    assert drawn(chances, 0.95) == last
+
+
 def test_the_cost_weight_runs_from_quality_to_cost() -> None:
     """0 chooses the best, 1 the cheapest, and 0.5 one between them."""
     assert best(Knobs(cost_weight=0.0)) == 2
