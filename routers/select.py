@@ -57,7 +57,7 @@ def exchange_rate(cost_weight: float) -> float:
     if cost_weight >= 1.0:
         return CHEAPEST_RATE
     odds = cost_weight / (1.0 - cost_weight)
-    return BALANCE * odds * odds
+    return min(BALANCE * odds * odds, CHEAPEST_RATE)
 
 
 def utilities(forecast: Forecast, knobs: Knobs, reference_usd: float) -> Numbers:

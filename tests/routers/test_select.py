@@ -4,7 +4,7 @@ from math import nan
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from routers.select import (
@@ -76,6 +76,7 @@ def test_the_cost_weight_runs_from_quality_to_cost() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
+@example(1.0 - 2**-53, 1.0)
 def test_the_exchange_rate_grows_with_the_cost_weight(a: float, b: float) -> None:
     """A higher weight never makes money count less."""
     low, high = sorted((a, b))
