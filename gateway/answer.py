@@ -32,7 +32,7 @@ from gateway.headers import answer_headers, error_headers, expected_nanousd, ref
 from gateway.keys import Caller
 from gateway.pinned import bare_query, bounded, default_choice, listed, merge, pinned, within_cap
 from gateway.reply import EVENTS, JSON, Headers, Reply
-from gateway.routes import Route, share_of
+from gateway.routes import Route, share_of, worst_cases
 from gateway.services import Services
 from gateway.settle import entry_of, settle
 from gateway.wire.answer import translate_answer
@@ -130,8 +130,7 @@ class Answering:
             extra_input, extra_output = EXTRA_INPUT_TOKENS, EXTRA_OUTPUT_TOKENS
         if route.solved is not None:
             extra_input += route.solved.bound_tokens
-        models, request = self.s.book.models, call.described
-        return {name: models[name].worst(request, extra_input, extra_output) for name in route.names}
+        return worst_cases(self.s.book.models, route.names, call.described, extra_input, extra_output)
 
     # -- describe
 
@@ -213,8 +212,8 @@ class Answering:
         """Let the router choose, plan the attempts, and shrink the hold to that plan's worst case."""
         choice = exchange.choice = self.choice(exchange)
         plan = exchange.plan = self.with_cases(exchange, self.plan(exchange, choice), choice)
-        models = [step.model for step in (*plan.steps, *plan.fallbacks)]
-        if exchange.route.repeats or len(models) < len(exchange.route.names):
+        if exchange.route.repeats or len(plan.steps) + len(plan.fallbacks) < len(exchange.route.names):
+            models = [step.model for step in (*plan.steps, *plan.fallbacks)]
             exchange.hold.shrink(min(exchange.hold.nanousd, cost_bound(exchange.route, exchange.worst, models)))
 
     def choice(self, exchange: Exchange) -> Choice:
@@ -395,7 +394,7 @@ def cost_bound(route: Route, worst: Mapping[str, int], models: Iterable[str]) ->
     that `retries`, `max_attempts` and a hedge allow. `worst`: nano-dollars of one attempt, by model.
     """
     config = route.config
-    each = [worst[model] for model in models]
+    each = list(map(worst.__getitem__, models))
     tries = each * (1 + config.retries)
     if len(tries) > config.max_attempts:
         tries = sorted(tries, reverse=True)[: config.max_attempts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -17,7 +17,7 @@ from gateway.errors import CallerError, UnknownModel
 from gateway.fleet import Fleet
 from gateway.ledger import Account
 from gateway.limits import Limit
-from gateway.prices import ONCE, Price, highest, nanousd, usd
+from gateway.prices import MOST, MTOK, ONCE, Price, highest, nanousd, usd
 from gateway.settings import FloorSetting
 from gateway.solved import SolvedCases, open_solved
 from gateway.wire.describe import Described
@@ -43,6 +43,15 @@ class Model:
     """The most tokens that one run of each other provider-run tool adds to the prompt, at any deployment."""
     context_tokens: int = 0
     """The longest context of all deployments; 0 where that of one is unknown."""
+    rates: tuple[int, int, int] | None = field(init=False)
+    """Of the worst case of a request that `costs_only_tokens`: the price of an input token and of an output token, and
+    the output tokens where the request has no limit. None for a model whose every answer may cost more than that.
+    """
+
+    def __post_init__(self) -> None:
+        price, is_plain = self.price, not self.candidate.web_searches and self.price.factor("") <= ONCE
+        rates = (price.highest_input, price.highest_output, self.config.max_output_tokens) if is_plain else None
+        object.__setattr__(self, "rates", rates)
 
     @property
     def candidate(self) -> Candidate:
@@ -64,6 +73,25 @@ class Model:
         limit = described.max_output_tokens
         out = (limit + more_output if limit else self.config.max_output_tokens) + described.predicted
         return self.price.worst(into, out, described.n, searches, described.units, described.tier, described.tool_runs)
+
+
+def worst_cases(
+    models: Mapping[str, Model], names: Iterable[str], described: Described, more_input: int = 0, more_output: int = 0
+) -> dict[str, int]:
+    """`Model.worst` of each of these models. Most requests cost only tokens, for which it is one product each."""
+    if not described.costs_only_tokens:
+        return {name: models[name].worst(described, more_input, more_output) for name in names}
+    into, limit, n = described.input_tokens_bound + more_input, described.max_output_tokens, described.n
+    worst = {}
+    for name in names:
+        model = models[name]
+        if (rates := model.rates) is None:
+            worst[name] = model.worst(described, more_input, more_output)
+        else:
+            input_price, output_price, most = rates
+            out = limit + more_output if limit else most
+            worst[name] = min(-(-(into * input_price + out * n * output_price) // MTOK), MOST)
+    return worst
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,13 @@ class Described(msgspec.Struct):
     expected: Usage | None = None
     """Usage to assume for an answer of a surface that passes through, where it reports none."""
 
+    @property
+    def costs_only_tokens(self) -> bool:
+        """True if the request can cost no more than a known number of tokens at their ordinary prices."""
+        return not (
+            self.web_searches or self.tool_runs or self.units or self.unbounded or self.predicted or self.tier
+        )
+
     def prompt_bound(self, context_tokens: int, more: int = 0) -> int:
         """Most tokens of the prompt at a model whose context has `context_tokens` (0: unknown). `more`: tokens that are
         put before the prompt.

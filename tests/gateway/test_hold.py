@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.answer import cost_bound
 from gateway.audit import repeated
@@ -17,7 +19,7 @@ from gateway.config import Config, ModelConfig, RouteConfig
 from gateway.keys import ANYONE
 from gateway.ledger import Account
 from gateway.limits import Limit
-from gateway.routes import RouteBook
+from gateway.routes import RouteBook, worst_cases
 from gateway.wire.describe import Described
 from routers.registry import open_router
 from tests.faults.talk import ask, question
@@ -63,6 +65,43 @@ def test_the_worst_case_of_an_attempt(asked: Described, contexts: tuple[int, int
     assert model.worst(asked) == tokens[0] * 1_000 + tokens[1] * 1_000_000
     if asked is ASKED:
         assert model.worst(asked, 7, 3) == 17 * 1_000 + 8 * 1_000_000
+
+
+POOL = RouteBook(
+    Config(
+        models=[
+            ModelConfig(name="plain", provider="p", input_usd_per_mtok=0.07, output_usd_per_mtok=0.3),
+            ModelConfig(name="cheap by tier", provider="p", input_usd_per_mtok=3, tier_prices={"auto": 0.5}),
+            ModelConfig(name="dear by tier", provider="p", output_usd_per_mtok=3, tier_prices={"auto": 1.5}),
+            ModelConfig(name="searching", provider="p", input_usd_per_mtok=3, web_searches=1, web_search_usd=0.01),
+            ModelConfig(name="absurd", provider="p", output_usd_per_mtok=1e9, cache_write_usd_per_mtok=5),
+        ]
+    ),
+    {},
+).models
+COUNTS = st.integers(0, 2**31)
+
+
+@given(
+    st.builds(
+        Described,
+        input_tokens_bound=COUNTS,
+        max_output_tokens=st.none() | COUNTS,
+        n=st.integers(1, 128),
+        web_searches=st.sampled_from([0, 0, 3]),
+        tool_runs=st.sampled_from([{}, {}, {"mcp": 2}]),
+        units=st.sampled_from([0, 0, 7]),
+        unbounded=st.booleans(),
+        predicted=st.sampled_from([0, 0, 50]),
+        tier=st.sampled_from(["", "", "priority"]),
+    ),
+    st.integers(0, 99),
+    st.integers(0, 99),
+)
+def test_the_worst_cases_of_a_pool_are_those_of_its_models(asked: Described, into: int, out: int) -> None:
+    """The short way for a request that costs only tokens gives what the general rule gives."""
+    each = {name: model.worst(asked, into, out) for name, model in POOL.items()}
+    assert worst_cases(POOL, POOL, asked, into, out) == each
 
 
 @pytest.mark.parametrize(
