@@ -8,6 +8,7 @@ client sees the last byte of the answer.
 from __future__ import annotations
 
 from math import isfinite
+from operator import itemgetter
 
 from msgspec.structs import astuple
 
@@ -26,6 +27,10 @@ from routers.types import Choice, Knobs
 
 BUCKETS = ("input", "cache_read", "cache_write", "output", "reasoning", "audio_input", "audio_output")
 """Names of the first fields of `Usage`, in its order; the fields after them are rarely set."""
+
+NO_CHOICE = Choice("", 0.0, {}, (), {}, "", "")
+UNKNOWN = (None,) * 6
+_count_of = itemgetter(1)
 
 
 def settle(services: Services, exchange: Exchange, ending: HeadgateError | None) -> None:
@@ -47,7 +52,8 @@ def settle(services: Services, exchange: Exchange, ending: HeadgateError | None)
 
 
 def record_of(services: Services, exchange: Exchange, held: int, cost: int, now: float) -> DecisionRecord:
-    call, choice, query, plan = exchange.call, exchange.choice, exchange.query, exchange.plan
+    call, choice, query = exchange.call, exchange.choice or NO_CHOICE, exchange.query
+    steps = exchange.plan.steps if exchange.plan else ()
     elapsed_s = now - call.received_s
     described = call.described
     first_bytes_s = [a.started_s + a.first_byte_s for a in exchange.attempts if a.first_byte_s is not None]
@@ -76,13 +82,13 @@ def record_of(services: Services, exchange: Exchange, held: int, cost: int, now:
         explore=exchange.caller.explore,
         draw=exchange.draw,
         candidates=candidates_of(choice),
-        excluded=dict(choice.excluded) if choice else {},
-        model=choice.model if choice else "",
-        propensity=choice.propensity if choice else None,
-        router=choice.router if choice else "",
-        reason=choice.reason if choice else "",
-        plan=tuple(step.model for step in plan.steps) if plan else (),
-        thresholds=tuple(_finite(step.accept_at) for step in plan.steps) if plan else (),
+        excluded=dict(choice.excluded),
+        model=choice.model,
+        propensity=choice.propensity if exchange.choice else None,
+        router=choice.router,
+        reason=choice.reason,
+        plan=tuple([step.model for step in steps]),
+        thresholds=tuple([_finite(step.accept_at) for step in steps]),
         strategy=exchange.strategy_pick.arm if exchange.strategy_pick else "",
         strategies=exchange.strategy_pick.probabilities if exchange.strategy_pick else {},
         cases_shown=exchange.cases_shown,
@@ -124,26 +130,26 @@ def stated_knobs(knobs: Knobs) -> dict[str, float]:
     return {name: value for name, value in stated.items() if value is not None and isfinite(value)}
 
 
-def candidates_of(choice: Choice | None) -> tuple[CandidateRecord, ...]:
+def candidates_of(choice: Choice) -> tuple[CandidateRecord, ...]:
     """Each eligible model with its estimate and the probability that it was chosen with."""
-    if choice is None:
-        return ()
     chances = choice.probabilities
     if not choice.estimates:
         return tuple([CandidateRecord(model=model, probability=p) for model, p in chances.items()])
-    return tuple(
-        [
-            CandidateRecord(
-                model=(model := estimate.model),
-                quality=quality if isfinite(quality := estimate.quality) else None,
-                quality_sd=sd if isfinite(sd := estimate.quality_sd) else None,
-                cost_usd=usd if isfinite(usd := estimate.cost_usd) else None,
-                latency_s=wait_s if isfinite(wait_s := estimate.latency_s) else None,
-                probability=chances.get(model, 0.0),
-            )
-            for estimate in choice.estimates
-        ]
-    )
+    records = []
+    quality: float | None
+    sd: float | None
+    usd: float | None
+    wait_s: float | None
+    for model, quality, sd, usd, wait_s, _ in choice.estimates:
+        if not isfinite(quality + sd + usd):
+            quality, sd, usd = _finite(quality), _finite(sd), _finite(usd)
+        if not isfinite(wait_s):
+            wait_s = None
+        p = chances.get(model, 0.0)
+        records.append(
+            CandidateRecord(model=model, quality=quality, quality_sd=sd, cost_usd=usd, latency_s=wait_s, probability=p)
+        )
+    return tuple(records)
 
 
 def attempt_record(attempt: Attempt) -> AttemptRecord:
@@ -168,25 +174,32 @@ def evidence_record(attempt: Attempt) -> EvidenceRecord | None:
     evidence = attempt.evidence
     if evidence.output_tokens == 0 and not isfinite(evidence.mean_logprob):
         return None
+    numbers = (
+        evidence.mean_logprob, evidence.min_logprob, evidence.sum_logprob,
+        evidence.agreement, evidence.judged, attempt.confidence,
+    )  # fmt: skip
+    mean, least, total, agreement, judged, confidence = (
+        map(_finite, numbers) if any(map(isfinite, numbers)) else UNKNOWN
+    )
     return EvidenceRecord(
-        mean_logprob=_finite(evidence.mean_logprob),
-        min_logprob=_finite(evidence.min_logprob),
-        sum_logprob=_finite(evidence.sum_logprob),
+        mean_logprob=mean,
+        min_logprob=least,
+        sum_logprob=total,
         output_tokens=evidence.output_tokens,
         refused=evidence.refused,
         schema_valid=evidence.schema_valid,
         tools_parse=evidence.tools_parse,
         checks_passed=evidence.checks_passed,
-        agreement=_finite(evidence.agreement),
-        judged=_finite(evidence.judged),
-        confidence=_finite(attempt.confidence),
+        agreement=agreement,
+        judged=judged,
+        confidence=confidence,
     )
 
 
 def buckets(usage: Usage) -> dict[str, int]:
     """Usage by bucket without empty buckets. Counts are tokens, except `web_search`, `units` and the runs of each tool.
     """
-    counts = {bucket: count for bucket, count in zip(BUCKETS, astuple(usage), strict=False) if count}
+    counts = dict(filter(_count_of, zip(BUCKETS, astuple(usage), strict=False)))
     if usage.cache_write_1h_tokens:
         counts["cache_write_1h"] = usage.cache_write_1h_tokens
     if usage.web_searches:
