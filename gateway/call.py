@@ -258,10 +258,11 @@ def read_call_options(raw: Raw, headers: Mapping[bytes, bytes]) -> CallOptions:
     Raises CallerError, also for an unknown option: a mistyped limit would limit nothing.
     """
     stated: dict[str, Any] = {}
-    for header, value in headers.items():
-        if header.startswith(_PREFIX):
-            name = header[len(_PREFIX) :].decode("latin-1").replace("-", "_")
-            stated[name] = value.decode("latin-1").strip()
+    if _PREFIX in b"\n".join(headers):  # few requests have such a header
+        for header, value in headers.items():
+            if header.startswith(_PREFIX):
+                name = header[len(_PREFIX) :].decode("latin-1").replace("-", "_")
+                stated[name] = value.decode("latin-1").strip()
     field = raw.pop(KNOB_FIELD, None)
     if field is not None and bytes(field) != b"null":
         try:
