@@ -18,6 +18,8 @@ import msgspec
 if TYPE_CHECKING:
     from gateway.exchange import Attempt, Exchange
     from gateway.fleet import Fleet
+    from gateway.routes import Route
+    from routers.types import Choice
 
 MAX_SERIES = 2000
 Labels = tuple[str, ...]
@@ -191,7 +193,7 @@ class Metrics:
             "headgate_in_flight_requests": lambda: {(): self.in_flight},
             "headgate_tasks": _tasks,
         }
-        self._by_request: dict[tuple[str, str, int, str], Children] = {}
+        self._by_request: dict[tuple[str, str, int, str, str, str], Children] = {}
         self._by_attempt: dict[tuple[str, str, str], Children] = {}
         self._all = [metric for metric in vars(self).values() if isinstance(metric, Counter | Histogram)]
 
@@ -217,20 +219,24 @@ class Metrics:
         """A request that had a hold was settled."""
         self.in_flight -= 1
         route = exchange.route.name
-        key = (route, exchange.call.surface, exchange.status, exchange.cache_state)
-        requests, duration_s, overhead_s, cache = self._by_request.get(key) or self._remember_request(*key)
+        choice, verdict = exchange.choice, exchange.verdict
+        model, reason = choice.model if choice else "", verdict.reason if verdict else ""
+        key = (route, exchange.call.surface, exchange.status, exchange.cache_state, model, reason)
+        requests, cache, chosen, verdicts, duration_s, overhead_s = (
+            self._by_request.get(key) or self._remember_request(*key)
+        )
         requests[0] += 1
         cache[0] += 1
+        chosen[0] += 1
+        verdicts[0] += 1
         self.duration_s.put(duration_s, elapsed_s)
         self.overhead_s.put(overhead_s, max(0.0, elapsed_s - exchange.upstream_s))
         if exchange.hit is not None:
             self.saved_usd.add((route,), exchange.hit.entry.cost_usd)
         elif exchange.missed is not None:
             self.semantic_misses.add((route, exchange.missed.why))
-        if exchange.choice is not None:
-            self._chosen(exchange, route)
-        if exchange.verdict is not None:
-            self.verdicts.add((route, exchange.verdict.reason))
+        if choice is not None:
+            self._chosen(choice, exchange.route)
         before: Attempt | None = None
         for attempt in exchange.attempts:
             self._attempted(attempt, route)
@@ -240,17 +246,22 @@ class Metrics:
                 self._moved(before, attempt, route)
             before = attempt
 
-    def _remember_request(self, route: str, surface: str, status: int, cache_state: str) -> Children:
-        """Requests, duration, overhead and cache series of such requests, kept so that the next one needs a single
-        look-up.
+    def _remember_request(
+        self, route: str, surface: str, status: int, cache_state: str, model: str, reason: str
+    ) -> Children:
+        """Requests, cache, choices, verdicts, duration and overhead series of such requests, kept so that the next one
+        needs a single look-up. Where no `model` was chosen or no verdict has a `reason` (empty), a list that is in no
+        series stands for it.
         """
         if len(self._by_request) >= MAX_SERIES:
             self._by_request.clear()
-        children = self._by_request[route, surface, status, cache_state] = (
+        children = self._by_request[route, surface, status, cache_state, model, reason] = (
             self.requests.child((route, surface, _STATUS[status // 100])),
+            self.cache.child((route, cache_state.partition(":")[0])),
+            self.choices.child((route, model)) if model else [0.0],
+            self.verdicts.child((route, reason)) if reason else [0.0],
             self.duration_s.child((route, surface)),
             self.overhead_s.child((surface,)),
-            self.cache.child((route, cache_state.partition(":")[0])),
         )
         return children
 
@@ -268,15 +279,12 @@ class Metrics:
         )
         return children
 
-    def _chosen(self, exchange: Exchange, route: str) -> None:
-        choice = exchange.choice
-        assert choice is not None
-        self.choices.add((route, choice.model))
+    def _chosen(self, choice: Choice, route: Route) -> None:
         if choice.ranked and choice.ranked[0] != choice.model:
-            self.explored.add((route,))
-        floor = exchange.route.config.explore
+            self.explored.add((route.name,))
+        floor = route.config.explore
         if floor and choice.propensity * len(choice.probabilities) <= floor * 1.000001:
-            self.floor.add((route,))
+            self.floor.add((route.name,))
 
     def _attempted(self, attempt: Attempt, route: str) -> None:
         key = (route, attempt.model, attempt.deployment)

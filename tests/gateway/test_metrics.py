@@ -90,6 +90,17 @@ def test_retries_escalations_and_hedges_are_told_apart() -> None:
     assert ("headgate_fallbacks_total", (("route", "auto"),)) not in counts
 
 
+def test_a_request_without_a_choice_counts_as_none() -> None:
+    """Where nothing was chosen or climbed, no model and no reason is counted; two requests alike count twice."""
+    made, metrics = exchange(), Metrics()
+    made.choice = made.verdict = None
+    for _ in range(2):
+        metrics.settled(made, 0.1)
+    counts = samples(merge([metrics.snapshot()]))
+    assert counts["headgate_requests_total", (("route", "auto"), ("status", "2xx"), ("surface", "chat"))] == 2
+    assert not any(name in ("headgate_router_choices_total", "headgate_verdicts_total") for name, _ in counts)
+
+
 def test_a_cache_hit_saves_what_its_entry_had_cost() -> None:
     """A hit counts the cost of its entry as saved; refusals to cache count as one state, whatever the reason."""
     metrics = Metrics()
