@@ -46,6 +46,11 @@ BILLED = _PROMPT_TOO | {
 _SEARCHES = {"messages": "web_search_", "responses": "web_search"}
 """How the types of a provider's own web search tools begin."""
 _IMAGES = frozenset({"image_url", "image", "input_image", "computer_screenshot"})
+_SPECIAL = _PROMPT_TOO | {
+    "speed", "service_tier", "prediction", "n", "best_of", "mcp_servers", "web_search_options", "search_parameters",
+    "logprobs",
+}  # fmt: skip
+"""The fields that `_describe_special` reads; few requests have any."""
 _SYSTEM = frozenset({"system", "developer"})
 _MAX_N = 128
 WEB_SEARCHES = 10
@@ -355,12 +360,22 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         described.include_usage = bool(
             read(raw, "stream_options", _StreamOptions, _StreamOptions()).include_usage
         )
+    if "temperature" in raw:
+        described.temperature = _within("temperature", read(raw, "temperature", float, 1.0), 0.0, 2.0)
+    for name in _MAX_TOKENS_FIELDS[surface]:
+        if name in raw and (limit := read(raw, name, int, None)) is not None:
+            least = 0 if surface == "messages" else 1  # with 0 Anthropic only caches the prompt
+            known = described.max_output_tokens  # where both limits are set, servers differ in which one they use
+            described.max_output_tokens = max(known or 0, int(_within(name, limit, least, 2**31)))
+    if surface == "responses" or not _SPECIAL.isdisjoint(raw):
+        _describe_special(described, raw, surface)
+
+
+def _describe_special(described: Described, raw: Raw, surface: str) -> None:
     if (name := "speed" if surface == "messages" else "service_tier") in raw:
         described.tier = read(raw, name, str, "")
     if "prediction" in raw and surface == "chat":
         described.predicted = len(memoryview(raw["prediction"]))
-    if "temperature" in raw:
-        described.temperature = _within("temperature", read(raw, "temperature", float, 1.0), 0.0, 2.0)
     if ("n" in raw or "best_of" in raw) and surface in ("chat", "completions"):
         names = ("n", "best_of") if surface == "completions" else ("n",)
         described.n *= max(int(_within(name, read(raw, name, int, 1), 1, _MAX_N)) for name in names)
@@ -380,11 +395,6 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
             described.web_searches, described.surely_searches = CHAT_SEARCHES, True
         elif "search_parameters" in raw:
             described.web_searches = _live_sources(read(raw, "search_parameters", _Live, _Live("off")))
-    for name in _MAX_TOKENS_FIELDS[surface]:
-        if name in raw and (limit := read(raw, name, int, None)) is not None:
-            least = 0 if surface == "messages" else 1  # with 0 Anthropic only caches the prompt
-            known = described.max_output_tokens  # where both limits are set, servers differ in which one they use
-            described.max_output_tokens = max(known or 0, int(_within(name, limit, least, 2**31)))
     answer_format = _format(raw, surface)
     if answer_format is not None and answer_format.type in ("json_object", "json_schema"):
         described.wants_json, described.schema = True, _schema(answer_format)

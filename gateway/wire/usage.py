@@ -22,6 +22,8 @@ MAX_USD = 1_000_000
 """A larger reported cost in US dollars is ignored."""
 _FEES = frozenset({"cost", "search_context_size", "num_search_queries", "num_sources_used", "server_tool_use"})
 """Usage fields of OpenRouter, Perplexity and xAI that report fees."""
+_BEYOND = _FEES | {"prompt_cache_hit_tokens", "cached_tokens"}
+"""Usage fields of OpenAI's form, outside the details, that say more than how many tokens there were."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -103,18 +105,21 @@ class Usage(msgspec.Struct, frozen=True):
     @classmethod
     def from_openai(cls, usage: Json | None) -> Usage:
         """Read the usage of chat, completions or embeddings, including DeepSeek's and xAI's ways of counting."""
-        if not _has(usage, "prompt_tokens", "completion_tokens", "total_tokens"):
+        if not isinstance(usage, dict):
             return cls()
         prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        total = _count(usage, "total_tokens")
+        if not (prompt or completion or total or _has(usage, "prompt_tokens", "completion_tokens", "total_tokens")):
+            return cls()
         in_prompt, in_completion = _part(usage, "prompt_tokens_details"), _part(usage, "completion_tokens_details")
-        read = write = audio_in = reasoning = audio_out = 0
-        if any(in_prompt.values()):  # nearly always all are 0
-            read, write = _count(in_prompt, "cached_tokens"), _count(in_prompt, "cache_write_tokens")
-            audio_in = _count(in_prompt, "audio_tokens")
-        if any(in_completion.values()):
-            reasoning, audio_out = _count(in_completion, "reasoning_tokens"), _count(in_completion, "audio_tokens")
+        has_details = any(in_prompt.values()) or any(in_completion.values())
+        if total == prompt + completion and not has_details and _BEYOND.isdisjoint(usage):  # most answers
+            return cls(prompt, output_tokens=completion, known=True)
+        read, write = _count(in_prompt, "cached_tokens"), _count(in_prompt, "cache_write_tokens")
+        audio_in = _count(in_prompt, "audio_tokens")
+        reasoning, audio_out = _count(in_completion, "reasoning_tokens"), _count(in_completion, "audio_tokens")
         read = read or _count(usage, "prompt_cache_hit_tokens") or _count(usage, "cached_tokens")
-        unassigned = _count(usage, "total_tokens") - prompt - completion
+        unassigned = total - prompt - completion
         if reasoning > completion or 0 < unassigned == reasoning:
             completion += reasoning  # some providers report it in addition to the completion; only the total shows that
         elif unassigned > 0 and (unassigned == read + write or "prompt_tokens" not in usage):

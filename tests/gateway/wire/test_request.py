@@ -19,6 +19,25 @@ def described(surface: str, **body: Any) -> Described:
     return describe(decode(json.dumps(body).encode()), surface)
 
 
+@pytest.mark.parametrize(
+    ("surface", "field", "value", "attribute", "expected"),
+    [
+        ("chat", "service_tier", "flex", "tier", "flex"),
+        ("messages", "speed", "fast", "tier", "fast"),
+        ("chat", "logprobs", True, "logprobs", True),
+        ("chat", "n", 3, "n", 3),
+        ("completions", "best_of", 4, "n", 4),
+        ("chat", "response_format", {"type": "json_object"}, "wants_json", True),
+    ],
+)
+def test_a_field_that_few_requests_have_is_read_without_any_other(
+    surface: str, field: str, value: object, attribute: str, expected: object
+) -> None:
+    """It needs no second such field beside it."""
+    prompt = {"prompt": "hi"} if surface == "completions" else {"messages": [{"role": "user", "content": "hi"}]}
+    assert getattr(described(surface, **prompt, **{field: value}), attribute) == expected
+
+
 def test_untouched_values_keep_their_bytes() -> None:
     """White space, escapes, large numbers and unknown fields reach the upstream unchanged."""
     body = (

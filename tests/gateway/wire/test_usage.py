@@ -296,3 +296,19 @@ def test_adding_adds_every_bucket(a: Usage, b: Usage) -> None:
     runs = Usage(tool_runs={"mcp": 1, "shell": 2}) + a + Usage(tool_runs={"mcp": 3})
     assert runs.tool_runs == {"mcp": 4, "shell": 2}
     assert a + Usage() == a
+
+
+COUNTED = st.sampled_from([0, 1, 7, 8, 2**31, -1, 2.5, None, "7", True])
+
+
+@given(
+    st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens", "total_tokens"]), COUNTED),
+    st.none() | st.dictionaries(st.sampled_from(["cached_tokens", "audio_tokens"]), COUNTED),
+    st.none() | st.dictionaries(st.sampled_from(["reasoning_tokens", "audio_tokens"]), COUNTED),
+)
+def test_the_short_way_of_a_usage_of_text_alone_agrees_with_the_long_way(
+    counts: dict[str, Any], prompt: dict[str, Any] | None, completion: dict[str, Any] | None
+) -> None:
+    """A field that says nothing, but is read only on the long way, changes nothing."""
+    usage = counts | {"prompt_tokens_details": prompt, "completion_tokens_details": completion}
+    assert Usage.from_openai(usage) == Usage.from_openai(usage | {"cached_tokens": 0})
