@@ -177,7 +177,9 @@ class Sender:
                 return Opened(attempt, deployment, None, response, flow, body=kept_body)
             if call.content_type:
                 exchange.media = (b"content-type", response.headers.get(b"content-type", JSON[1]))
-            return await (self._first_chunk(sent, response) if live else self._whole(sent, response))
+            if live:
+                return await self._first_chunk(sent, response)
+            return self._answered(sent, await response.read(self.max_answer_bytes, timeout_s=ends_s - now()))
         except UpstreamError as error:
             self.failed(exchange, attempt, deployment, error, sent.flow)
             raise
@@ -186,9 +188,6 @@ class Sender:
             raise
         finally:
             attempt.latency_s = now() - begun
-
-    async def _whole(self, sent: Sent, response: Response) -> Opened:
-        return self._answered(sent, await response.read(self.max_answer_bytes, timeout_s=sent.ends_s - self.now()))
 
     def _answered(self, sent: Sent, body: bytes) -> Opened:
         exchange, attempt, deployment, now = sent.exchange, sent.attempt, sent.deployment, self.now()

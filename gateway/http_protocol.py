@@ -75,6 +75,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.application = cast(Application, self.app)
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._check_progress, None)
 
     def data_received(self, data: bytes) -> None:
@@ -155,7 +156,7 @@ class HttpProtocol(HttpToolsProtocol):
         if surface is None or not self._is_free() or not self._is_plain_post() or self._is_from_page():
             self._leave_to_uvicorn()
             return
-        keep_alive = self.parser.should_keep_alive() and not cast(Application, self.app).draining
+        keep_alive = self.parser.should_keep_alive() and not self.application.draining
         fast = FastPath(self, surface, keep_alive=keep_alive)
         self._fast = fast
         self.cycle = cast(RequestResponseCycle, fast)  # it has what uvicorn's protocol reads of a cycle
@@ -189,7 +190,7 @@ class HttpProtocol(HttpToolsProtocol):
         return is_plain
 
     def _is_from_page(self) -> bool:
-        pages = cast(Application, self.app).for_pages
+        pages = self.application.for_pages
         return pages is not None and any(name == b"origin" for name, _ in self.headers)
 
     def _ignore_upgrade(self, rest: bytes) -> bytes:
@@ -289,7 +290,7 @@ class FastPath(Reply):
     def check_length(self) -> None:
         """Refuse at once a body whose stated length is too large."""
         stated = self._headers.get(b"content-length", b"")
-        if stated.isdigit() and int(stated) > self._application.max_body_bytes:
+        if stated.isdigit() and int(stated) > self._front.application.max_body_bytes:
             self._refuse_body()
 
     def received(self, body: bytes) -> None:
@@ -297,7 +298,7 @@ class FastPath(Reply):
         self._size += len(body)
         if self.task is None:
             self._chunks.append(body)
-            if self._size > self._application.max_body_bytes:
+            if self._size > self._front.application.max_body_bytes:
                 self._refuse_body()
 
     def start(self) -> None:
@@ -306,17 +307,13 @@ class FastPath(Reply):
             chunks = self._chunks
             self._begin(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
-    @property
-    def _application(self) -> Application:
-        return cast(Application, self._front.app)
-
     def _refuse_body(self) -> None:
-        self._begin(TooLarge(f"the request body is over {self._application.max_body_bytes} bytes"))
+        self._begin(TooLarge(f"the request body is over {self._front.application.max_body_bytes} bytes"))
 
     def _begin(self, body: bytes | HeadgateError) -> None:
         front, self._chunks = self._front, []
         host = front.client[0] if front.client else ""
-        answering = self._application.infer(self._surface, body, self, self._headers, host)
+        answering = front.application.infer(self._surface, body, self, self._headers, host)
         self.task = task = front.loop.create_task(answering)
         front.watch(self)
         front.tasks.add(task)

@@ -66,19 +66,21 @@ def eligible(query: Query, candidates: Sequence[Candidate], knobs: Knobs) -> tup
     """The candidates that may answer, in the order given, and the reason of each other one by model. Raises Undecided
     where none may.
     """
+    room, needs = least_room(query), _needs(query)
+    if knobs.max_cost_usd is None and knobs.max_latency_s is None:
+        fit = [
+            one
+            for one in candidates
+            if one.healthy
+            and (room <= one.context_tokens or not one.context_tokens)
+            and (not needs or needs <= one.supports)
+        ]
+        if fit and len(fit) == len(candidates):  # nearly always
+            return fit, {}
     kept: list[Candidate] = []
     excluded: dict[str, str] = {}
-    room, needs = least_room(query), _needs(query)
-    plain = knobs.max_cost_usd is None and knobs.max_latency_s is None
     for candidate in candidates:
-        if (
-            plain
-            and candidate.healthy
-            and (not candidate.context_tokens or room <= candidate.context_tokens)
-            and needs <= candidate.supports
-        ):
-            kept.append(candidate)
-        elif reason := exclusion(query, candidate, knobs):
+        if reason := exclusion(query, candidate, knobs):
             excluded[candidate.model] = reason
         else:
             kept.append(candidate)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from math import isfinite
 from typing import Any, cast, overload
@@ -52,6 +52,7 @@ class Exploration:
     """SquareCB's gamma: a model whose utility is `gap` below the best is tried with 1 / (K + gamma * gap)."""
 
 
+@lru_cache(64)
 def exchange_rate(cost_weight: float) -> float:
     """Quality points per reference cost."""
     if cost_weight >= 1.0:

@@ -4,6 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from routers.eligible import eligible, exclusion, expected_usd, worst_usd
 from routers.types import Candidate, Knobs, Undecided
@@ -44,6 +46,35 @@ def test_an_excluded_candidate_has_a_reason(
     asked = query(**known)
     assert exclusion(asked, candidate, knobs) == reason
     assert eligible(asked, [candidate, SPARE], knobs)[1] == ({candidate.model: reason} if reason else {})
+
+
+@given(
+    st.lists(
+        st.builds(
+            Candidate,
+            st.sampled_from(["a", "b", "c"]),
+            context_tokens=st.sampled_from([0, 20, 4000]),
+            supports=st.sampled_from([NONE, frozenset({"tools", "json"}), SPARE.supports]),
+            healthy=st.sampled_from([True, True, False]),
+            web_searches=st.sampled_from([0, 1]),
+            web_search_usd=st.just(0.01),
+        ),
+        min_size=1,
+        unique_by=lambda one: one.model,
+    ),
+    st.sampled_from([10, 3000]),
+    st.sampled_from([0, 1]),
+    st.sampled_from([Knobs(), Knobs(max_cost_usd=0.001)]),
+)
+def test_the_eligible_are_those_without_a_reason(pool, tokens, tools, knobs) -> None:
+    """The short way for a pool in which all may answer agrees with asking for each one's reason."""
+    asked = query(input_tokens=tokens, tools=tools, max_output_tokens=5)
+    reasons = {one.model: exclusion(asked, one, knobs) for one in pool}
+    if all(reasons.values()):
+        pool = [*pool, SPARE]
+    kept, excluded = eligible(asked, pool, knobs)
+    assert excluded == {model: reason for model, reason in reasons.items() if reason}
+    assert kept == [one for one in pool if not reasons.get(one.model)]
 
 
 def test_eligible_candidates_keep_their_order() -> None:
