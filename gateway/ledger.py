@@ -231,15 +231,15 @@ class MemoryLedger:
         if nanousd < 0:
             raise ValueError(f"can't hold {nanousd} nano-dollars")
         now = self._clock()
-        rows = [(account, self._row(account, now)) for account in accounts]
-        for account, row in rows:
-            limit = account.limit_nanousd
-            if limit is None:
-                continue
-            if self.recall is not None:
-                raise BudgetsAway("what was spent before isn't known just now", retry_after_s=RECALL_EVERY_S)
-            if row.spent + row.held + nanousd > limit:
-                raise over_budget(account, nanousd, row.spent, row.held)
+        rows: list[tuple[Account, _Row]] = []
+        for account in accounts:
+            row, limit = self._row(account, now), account.limit_nanousd
+            if limit is not None:
+                if self.recall is not None:
+                    raise BudgetsAway("what was spent before isn't known just now", retry_after_s=RECALL_EVERY_S)
+                if row.spent + row.held + nanousd > limit:
+                    raise over_budget(account, nanousd, row.spent, row.held)
+            rows.append((account, row))
         for _, row in rows:
             row.held += nanousd
         self.outstanding += 1

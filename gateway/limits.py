@@ -53,9 +53,13 @@ class _Bucket:
         self.full_s = full_s
         return True
 
-    def level(self, now: float) -> float:
-        """How much it holds; a debt is below 0."""
-        return self.capacity - (self.full_s - now) / self.each_s if self.full_s > now else self.capacity
+    def headers(self, names: tuple[bytes, bytes, bytes], now: float) -> Headers:
+        """Capacity, level (0 while there is a debt) and time until it is full, under these names."""
+        full_in_s, left = self.full_s - now, self.capacity
+        if full_in_s > 0:
+            left = max(0, int(left - full_in_s / self.each_s + 1e-3))
+        capacity, level, full = names
+        return [(capacity, b"%d" % self.capacity), (level, b"%d" % left), (full, duration(full_in_s).encode())]
 
     def set_level(self, level: float, now: float) -> None:
         self.full_s = now + (self.capacity - level) * self.each_s
@@ -126,12 +130,12 @@ class Taken:
         if self._corrected:
             return
         self._corrected = True
+        more, self.tokens = tokens - self.tokens, tokens
         for pair in self._pairs:
             bucket = pair.tokens
             if bucket is not None:
                 full_s = bucket.full_s
-                bucket.full_s = (full_s if full_s > now else now) + (tokens - self.tokens) * bucket.each_s
-        self.tokens = tokens
+                bucket.full_s = (full_s if full_s > now else now) + more * bucket.each_s
 
     def headers(self, now: float) -> Headers:
         """The `x-ratelimit-*` headers of the tightest limit on requests and of the tightest limit on tokens."""
@@ -139,12 +143,8 @@ class Taken:
         for pair in self._pairs:
             requests = _tighter(pair.requests, requests, now)
             tokens = _tighter(pair.tokens, tokens, now)
-        headers: Headers = []
-        if requests is not None:
-            _add_headers(headers, _REQUESTS, requests, now)
-        if tokens is not None:
-            _add_headers(headers, _TOKENS, tokens, now)
-        return headers
+        headers = requests.headers(_REQUESTS, now) if requests is not None else []
+        return headers if tokens is None else headers + tokens.headers(_TOKENS, now)
 
 
 NOTHING_TAKEN = Taken((), 0)
@@ -202,13 +202,6 @@ def _tighter(one: _Bucket | None, other: _Bucket | None, now: float) -> _Bucket 
     if one is None or other is None:
         return one or other
     return one if one.full_s > now and one.full_s > other.full_s else other
-
-
-def _add_headers(headers: Headers, names: tuple[bytes, bytes, bytes], bucket: _Bucket, now: float) -> None:
-    level = int(bucket.level(now) + 1e-3)
-    headers.append((names[0], b"%d" % bucket.capacity))
-    headers.append((names[1], b"%d" % level if level > 0 else b"0"))
-    headers.append((names[2], duration(bucket.full_s - now).encode()))
 
 
 def duration(seconds: float) -> str:

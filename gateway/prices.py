@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from operator import mul
 from types import MappingProxyType
 
 from msgspec.structs import astuple
@@ -25,6 +26,8 @@ ONCE = 1000
 """The factor of the ordinary price; factors are in thousandths."""
 AUTO = "auto"
 """The service tier of a request that names none, and of an answer that doesn't name the one that served it."""
+COUNTS = Usage.__struct_fields__[:-1]
+"""Names of all numbers of a `Usage`."""
 NO_RUNS: Mapping[str, int] = MappingProxyType({})
 TIER_PRICES = {"priority": 2.0, "fast": 6.0}
 """Factors on the prices of tokens for OpenAI's priority processing and the fast mode of Anthropic's Opus."""
@@ -67,8 +70,12 @@ class Price:
     """Factor of each service tier on the prices of tokens, in thousandths; tiers that are not listed cost `ONCE`."""
     highest_input: int = field(init=False)
     highest_output: int = field(init=False)
+    by_count: tuple[int, ...] = field(init=False)
+    """The price of a token of each of `Usage`'s counts, in its order; 0 for those that aren't tokens."""
 
     def __post_init__(self) -> None:
+        tokens = {f"{one.name}_tokens": getattr(self, one.name) for one in fields(self) if one.init}
+        object.__setattr__(self, "by_count", tuple(tokens.get(name, 0) for name in COUNTS))
         highest_input = max(self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.audio_input)
         object.__setattr__(self, "highest_input", highest_input)
         object.__setattr__(self, "highest_output", max(self.output, self.reasoning, self.audio_output))
@@ -98,21 +105,12 @@ class Price:
 
     def cost(self, usage: Usage, tier: str = "") -> int:
         """Cost in nano-USD of one answer by this service tier, rounded to the nearest."""
-        into, read, wrote, out, reasoned, heard, spoken, _, wrote_1h, searched, _, units, ran = astuple(usage)
-        total: int = into * self.input + out * self.output
-        if read or wrote or reasoned or heard or spoken or wrote_1h:
-            total += (
-                read * self.cache_read
-                + wrote * self.cache_write
-                + reasoned * self.reasoning
-                + heard * self.audio_input
-                + spoken * self.audio_output
-                + wrote_1h * self.cache_write_1h
-            )
+        total: int = sum(map(mul, astuple(usage), self.by_count))
         if (factor := self.factor(tier)) != ONCE:
             total = total * factor // ONCE
-        if searched or units or ran:
-            total += (searched * self.web_search + units * self.unit + self.tool_cost(ran)) * MTOK
+        if usage.web_searches or usage.units or usage.tool_runs:
+            fees = usage.web_searches * self.web_search + usage.units * self.unit + self.tool_cost(usage.tool_runs)
+            total += fees * MTOK
         return (total + MTOK // 2) // MTOK
 
     def tool_cost(self, runs: Mapping[str, int]) -> int:

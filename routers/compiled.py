@@ -90,7 +90,9 @@ def _raised(logs: Sequence[float]) -> list[float]:
     return [exp(log if not log > MOST_EXPONENT else MOST_EXPONENT) for log in logs]
 
 
-def _clipped(values: Sequence[float]) -> list[float]:
+def _clipped(values: list[float]) -> list[float]:
+    if values and min(values) >= 0.0 and max(values) <= 1.0:
+        return values
     return [0.0 if value < 0.0 else 1.0 if value > 1.0 else value for value in values]
 
 

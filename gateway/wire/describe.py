@@ -245,8 +245,10 @@ def _describe_turns(described: Described, turns: list[_Turn], field: str, max_me
         chars += len(text) if turn.output is None else len(text) + _chars_in(described, turn.output)
         if turn.role == "user":
             described.turns += 1
-            described.has_user_content = described.has_user_content or bool(content)
-            described.text = text or described.text
+            if content:
+                described.has_user_content = True
+            if text:
+                described.text = text
         elif turn.role in _SYSTEM:
             described.system_chars += len(text)
     described.input_tokens += int(chars / CHARS_PER_TOKEN) + len(turns) * TOKENS_PER_MESSAGE

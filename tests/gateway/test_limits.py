@@ -51,6 +51,16 @@ def test_a_request_larger_than_a_minute_passes_a_full_bucket_and_leaves_a_debt()
     assert refused.value.retry_after_s == pytest.approx(300.0)
 
 
+def test_the_headers_of_a_full_bucket_and_of_a_debt() -> None:
+    """A full bucket needs no time to be full; in a debt nothing remains."""
+    limits = Limits()
+    taken = limits.take((KEY,), 3000, 0.0)
+    in_debt, later = dict(taken.headers(0.0)), dict(taken.headers(1e6))
+    assert (in_debt[b"x-ratelimit-remaining-tokens"], in_debt[b"x-ratelimit-reset-tokens"]) == (b"0", b"5m0s")
+    assert (later[b"x-ratelimit-remaining-tokens"], later[b"x-ratelimit-reset-tokens"]) == (b"600", b"0ms")
+    assert in_debt[b"x-ratelimit-limit-tokens"] == b"600"
+
+
 def test_one_limit_that_refuses_leaves_the_others_untouched() -> None:
     """Either all limits of a request are taken, or none is, in requests and in tokens."""
     limits = Limits()

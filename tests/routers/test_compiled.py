@@ -87,3 +87,15 @@ def test_skipping_costs_changes_nothing_else(quality: Estimator) -> None:
     found, row = fold(*fitted(quality), [0, 2]), RAW.x[0].astype(np.float32)
     with_costs, without = found.estimate(row), found.estimate(row, costs=False)
     assert with_costs.cost_usd and with_costs._replace(cost_usd=[]) == without._replace(cost_usd=[])
+
+
+@pytest.mark.parametrize("level", [-3.0, -0.4, 0.0, 0.4, 3.0])
+def test_a_folded_ridge_stays_within_the_range_of_quality(level: float) -> None:
+    """However far a query is from those it was trained on, no quality is below 0 or above 1."""
+    projection, quality, cost, tokens = fitted(Linear())
+    assert isinstance(quality, Linear)
+    quality.intercept_ = quality.intercept_ + np.array([level, 0.0, 0.0])
+    told = fold(projection, quality, cost, tokens, [0, 1, 2]).estimate(RAW.x[0].astype(np.float32))
+    mean, _ = quality.predict(projection.apply(RAW.x[:1]).astype(float))
+    assert told.quality == pytest.approx(np.clip(mean[0], 0.0, 1.0), abs=1e-5)
+    assert min(told.quality) >= 0.0 and max(told.quality) <= 1.0
