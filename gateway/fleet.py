@@ -31,6 +31,8 @@ HALF_LIFE_S = 300.0
 """Age in seconds at which an observation's weight has halved."""
 TICK_S = 0.1
 """Shortest step in seconds by which weights decay: the power costs more than the rest of an observation."""
+MEMORY = 200.0
+"""Greatest total weight in observations; from there on each new one lowers the weight of the others."""
 LEAST_LOG = log(1e-6)
 VIEW_S = 0.1
 """Seconds for which routers may see the same delays and queues before they are computed anew."""
@@ -43,37 +45,56 @@ CachedShares = Callable[[Sequence["Deployment"]], Sequence[float] | None]
 """Returns the share of a prompt that each deployment is expected to have cached; None if the prompt is too short."""
 
 
-class Delay:
-    """Recent mean and 95th percentile of a delay. An observation's weight decays with time and with newer ones.
+class _Delay:
+    """What is kept of recent delays. An observation's weight decays with time and with newer ones."""
 
-    The percentile comes from a lognormal fit to the weighted moments, so that no samples are kept.
-    """
-
-    __slots__ = ("_log", "_log2", "_mean", "_seen_s", "_weight")
-
-    MEMORY = 200.0
-    """Greatest total weight in observations; from there on each new one lowers the weight of the others."""
+    __slots__ = ("_seen_s", "_weight")
 
     def __init__(self) -> None:
-        self._weight = self._mean = self._log = self._log2 = 0.0
-        self._seen_s = 0.0
+        self._weight = self._seen_s = 0.0
 
-    def add(self, delay_s: float, now: float) -> None:
+    def _share(self, now: float) -> float:
+        """Count an observation; returns its share of the total weight."""
         weight, passed_s = self._weight, now - self._seen_s
         if passed_s > TICK_S:
             weight *= 0.5 ** (passed_s / HALF_LIFE_S)
             self._seen_s = now
-        self._weight = weight = (weight if weight < self.MEMORY - 1 else self.MEMORY - 1) + 1
-        share = 1 / weight
-        logged = log(delay_s) if delay_s > 1e-6 else LEAST_LOG
-        self._mean += (delay_s - self._mean) * share
-        self._log += (logged - self._log) * share
-        self._log2 += (logged * logged - self._log2) * share
+        self._weight = weight = weight + 1.0 if weight < MEMORY - 1 else MEMORY
+        return 1.0 / weight
+
+
+class MeanDelay(_Delay):
+    """Recent mean of a delay."""
+
+    __slots__ = ("_mean",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mean = 0.0
+
+    def add(self, delay_s: float, now: float) -> None:
+        self._mean += (delay_s - self._mean) * self._share(now)
 
     @property
     def mean_s(self) -> float:
         """Mean in seconds; NaN without observations."""
         return self._mean if self._weight else nan
+
+
+class TailDelay(_Delay):
+    """Recent 95th percentile of a delay, from a lognormal fit to the weighted moments, so that no samples are kept."""
+
+    __slots__ = ("_log", "_log2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log = self._log2 = 0.0
+
+    def add(self, delay_s: float, now: float) -> None:
+        share = self._share(now)
+        logged = log(delay_s) if delay_s > 1e-6 else LEAST_LOG
+        self._log += (logged - self._log) * share
+        self._log2 += (logged * logged - self._log2) * share
 
     @property
     def p95_s(self) -> float:
@@ -106,11 +127,11 @@ class Deployment:
         self.price = Price.of(config)
         self.weight = config.weight
         self.breaker = Breaker()
-        self.latency = Delay()
+        self.latency = MeanDelay()
         """Time to the whole answer."""
-        self.ttft = Delay()
+        self.ttft = TailDelay()
         """Time to the first byte."""
-        self.turn = Delay()
+        self.turn = MeanDelay()
         """Time to the whole answer divided by the requests in flight: what one more request adds where they queue."""
         self.recent = RecentTokens()
         """Tokens of recent long prompts, where the model has several deployments."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.breaker import CONSECUTIVE, COUNTED, LEAST, Breaker
 from gateway.config import Config, ModelConfig, RouteConfig
 from gateway.errors import FAILURES
-from gateway.fleet import Delay, Deployment, EngineReport, Fleet
+from gateway.fleet import Deployment, EngineReport, Fleet, MeanDelay, TailDelay
 from gateway.routes import RouteBook
 from routers.registry import open_router
 from routers.types import Candidate
@@ -234,20 +234,22 @@ def test_requests_under_way_are_counted() -> None:
 
 def test_delays_are_estimated_from_what_was_seen() -> None:
     """Mean and 95th percentile of a lognormal sample are right within a tenth or so; too few observations give NaN."""
-    delay, rng = Delay(), random.Random(3)
-    assert math.isnan(delay.mean_s)
+    mean, tail, rng = MeanDelay(), TailDelay(), random.Random(3)
+    assert math.isnan(mean.mean_s)
     for _ in range(9):
-        delay.add(1.0, 0.0)
-    assert math.isnan(delay.p95_s)
+        tail.add(1.0, 0.0)
+    assert math.isnan(tail.p95_s)
     for _ in range(3000):
-        delay.add(rng.lognormvariate(-1.0, 0.5), 0.0)
-    assert delay.mean_s == pytest.approx(math.exp(-1 + 0.125), rel=0.15)
-    assert delay.p95_s == pytest.approx(math.exp(-1 + 1.645 * 0.5), rel=0.15)
+        delay_s = rng.lognormvariate(-1.0, 0.5)
+        mean.add(delay_s, 0.0)
+        tail.add(delay_s, 0.0)
+    assert mean.mean_s == pytest.approx(math.exp(-1 + 0.125), rel=0.15)
+    assert tail.p95_s == pytest.approx(math.exp(-1 + 1.645 * 0.5), rel=0.15)
 
 
 def test_delays_forget() -> None:
     """Old observations give way to new ones."""
-    delay = Delay()
+    delay = MeanDelay()
     for _ in range(100):
         delay.add(10.0, 0.0)
     for i in range(20):
