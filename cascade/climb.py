@@ -8,8 +8,9 @@ keeping an answer and asking on. An answer to a final rung is never sent back: i
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from math import inf, isnan
+
+import msgspec
 
 from cascade.confidence import RAW
 from cascade.types import Ask, Confidence, Fits, Keep, Outcome, Plan, Rung, Step, Strategy, Verdict
@@ -96,12 +97,11 @@ def _waits_s(retry_after_s: float) -> float:
     return retry_after_s if retry_after_s > 0.0 else 0.0
 
 
-@dataclass(slots=True)
-class _Meter:
+class _Meter(msgspec.Struct):
     """What the climb has used of its limits, and the outcome of every attempt."""
 
     plan: Plan
-    history: list[Outcome] = field(default_factory=list)
+    history: list[Outcome] = []
     made: int = 0
     spent_usd: float = 0.0
     elapsed_s: float = 0.0
@@ -182,8 +182,7 @@ def _rung(
     return Rung(step.model, final, timeout_s, delay_s, reads, step.overrides, beside, enough)
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(msgspec.Struct, frozen=True):
     """Climbs the steps in order: keeps the first answer of sufficient confidence, else the best one."""
 
     steps: tuple[Step, ...]
@@ -191,10 +190,13 @@ class Chain:
     speculates: bool = False
 
     def next(self, history: Sequence[Outcome], fits: Fits) -> Ask | Keep:
-        for index, outcome in enumerate(history):
-            if self._accepts(outcome):
-                return Keep(index, "last" if outcome.model == self.steps[-1].model else "accepted")
-        open_steps = self._open(history)
+        open_steps: Sequence[Step] = self.steps
+        if history:
+            for index, outcome in enumerate(history):
+                if self._accepts(outcome):
+                    return Keep(index, "last" if outcome.model == self.steps[-1].model else "accepted")
+            tried = {outcome.model for outcome in history}
+            open_steps = [step for step in self.steps if step.model not in tried]
         for index, step in enumerate(open_steps):
             if index == len(open_steps) - 1 or fits(step):
                 then = tuple(open_steps[index + 1 :]) if step.accept_at > -inf else ()
@@ -206,12 +208,6 @@ class Chain:
 
     def best(self, history: Sequence[Outcome]) -> int | None:
         return best_answer(history, self.confidence)
-
-    def _open(self, history: Sequence[Outcome]) -> Sequence[Step]:
-        if not history:
-            return self.steps
-        tried = {outcome.model for outcome in history}
-        return [step for step in self.steps if step.model not in tried]
 
     def _accepts(self, outcome: Outcome) -> bool:
         step = next((s for s in self.steps if s.model == outcome.model), None)

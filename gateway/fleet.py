@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, isnan, log, nan, sqrt
+from operator import attrgetter
 
 import msgspec
 
@@ -37,7 +38,7 @@ LEAST_LOG = log(1e-6)
 VIEW_S = 0.1
 """Seconds for which routers may see the same delays and queues before they are computed anew."""
 MOST_VIEWS = 1000
-
+_opens_s = attrgetter("opens_s")
 
 ExpectedTokens = Callable[[], tuple[float, float]]
 """Returns the tokens of a prompt and the expected tokens of its answer, NaN if unknown."""
@@ -339,12 +340,8 @@ class Fleet:
         key = tuple(map(id, candidates))
         view = self._views.get(key)
         if view is not None and now < view.ends_s:
-            if view.calm:
-                for breaker in view.breakers:
-                    if breaker.opens_s:
-                        break
-                else:
-                    return view.seen
+            if view.calm and not any(map(_opens_s, view.breakers)):
+                return view.seen
             if view.healthy == [self.healthy(one.model, now) for one in candidates]:
                 return view.seen
         if len(self._views) >= MOST_VIEWS:

@@ -8,7 +8,6 @@ request than the one that was read, priced and looked up here.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -52,8 +51,11 @@ def refuse_twins(body: bytes | msgspec.Raw) -> None:
     """
     body = bytes(body)
     if b"\\u" not in body:  # encoding would not restore such an escape
-        with suppress(msgspec.ValidationError):  # raised for a number too large for a float
+        try:
             encoded = encode_json(_decode_any(body))
+        except msgspec.ValidationError:
+            pass  # a number is too large for a float
+        else:
             if encoded == body or encoded == msgspec.json.format(body, indent=-1):
                 return
     _decode_pairs(body.decode())
