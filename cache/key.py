@@ -98,12 +98,12 @@ def partition_key(
 
 def _forwarded(body: Body) -> bytes:
     """The fields that count, as one JSON object of the client's own bytes."""
-    fields = {name: _raw(value) for name, value in body.items() if name not in TRANSPORT_FIELDS}
+    fields = {
+        name: value if isinstance(value, msgspec.Raw) else msgspec.Raw(value)
+        for name, value in body.items()
+        if name not in TRANSPORT_FIELDS
+    }
     return _encode(fields)
-
-
-def _raw(value: msgspec.Raw | bytes) -> msgspec.Raw:
-    return value if isinstance(value, msgspec.Raw) else msgspec.Raw(value)
 
 
 def _blank_last_text(tree: dict[str, Any], field: str) -> str | None:
