@@ -84,6 +84,50 @@ async def test_a_client_that_wants_to_close_gets_its_answer_first(tmp_path: Path
     assert b"".join(talker.reads).count(b"HTTP/1.1 200") == 1
 
 
+async def test_an_idle_connection_is_closed_so_long_after_its_last_answer(tmp_path: Path) -> None:
+    """The timer runs on while requests are answered: it closes nothing then, nor before the time has passed."""
+    async with live(tmp_path) as gateway:
+        gateway.server.config.timeout_keep_alive = 3600
+        transport, talker = await talk(gateway)
+        transport.write(request())
+        await talker.came.wait()
+        (front,) = gateway.server.server_state.connections
+        assert isinstance(front, HttpProtocol)
+        await until(lambda: front.timeout_keep_alive_task is not None)
+        front._unset_keepalive_if_required()
+
+        transport.write(request()[:50])
+        await until(lambda: front._unread_bytes > 0)
+        front.timeout_keep_alive_handler()
+        assert front.timeout_keep_alive_task is None and not front.transport.is_closing()
+
+        talker.came.clear()
+        transport.write(request()[50:])
+        await talker.came.wait()
+        await until(lambda: front.timeout_keep_alive_task is not None)
+        front._unset_keepalive_if_required()
+        front.timeout_keep_alive_handler()
+        timer = front.timeout_keep_alive_task
+        assert isinstance(timer, asyncio.TimerHandle) and not front.transport.is_closing()
+        assert timer.when() <= asyncio.get_running_loop().time() + 3600
+
+        timer.cancel()
+        front.timeout_keep_alive = 0  # type: ignore[assignment]
+        front.timeout_keep_alive_handler()
+        await talker.gone.wait()
+        await until(lambda: front.timeout_keep_alive_task is None)
+
+
+async def test_the_time_of_an_idle_connection_begins_with_its_first_answer(tmp_path: Path) -> None:
+    """It is closed by its timer, and not before it was answered."""
+    async with live(tmp_path) as gateway:
+        gateway.server.config.timeout_keep_alive = 0.05  # type: ignore[assignment]
+        transport, talker = await talk(gateway)
+        transport.write(request())
+        await talker.gone.wait()
+        assert b"hello there" in b"".join(talker.reads)
+
+
 async def test_pipelined_requests_are_answered_in_turn(tmp_path: Path) -> None:
     """Two requests in one write get two whole answers."""
     async with live(tmp_path) as gateway:
