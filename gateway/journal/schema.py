@@ -30,6 +30,10 @@ READ_ONLY = "25006"
 """PostgreSQL's error code of a write in a read-only transaction."""
 _MIGRATION_LOCK = 0x68656164
 """PostgreSQL advisory lock, so that replicas that start together migrate one at a time."""
+LOCK_TIMEOUT_S = 5
+"""Longest wait of a migration for a table of PostgreSQL, because all others who need the table wait behind it."""
+LOCK_NOT_AVAILABLE = "55P03"
+"""PostgreSQL's error code of a lock that was not granted in time."""
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -63,11 +67,15 @@ def missing_folder(url: str) -> str:
 
 
 def migrate(url: str) -> list[str]:
-    """Migrate the schema to this release's revision; returns the applied revisions, oldest first."""
+    """Migrate the schema to this release's revision; returns the applied revisions, oldest first. Raises ConfigError,
+    and changes nothing, where a table of PostgreSQL is in use for longer than `LOCK_TIMEOUT_S`.
+    """
     engine = open_engine(url)
     try:
         with engine.begin() as connection:
             take_lock(connection, _MIGRATION_LOCK)
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
             before = _revision(connection)
             if before is not None and before not in _known_revisions():
                 return []  # a newer release's schema, which this one runs on
@@ -76,6 +84,13 @@ def migrate(url: str) -> list[str]:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
         return _revisions_after(before)
+    except sa.exc.OperationalError as fault:
+        if getattr(fault.orig, "sqlstate", "") != LOCK_NOT_AVAILABLE:
+            raise
+        raise ConfigError(
+            [f"storage.url: nothing was migrated, because a table was in use for {LOCK_TIMEOUT_S} seconds: "
+             "run `headgate migrate` again when long reads, such as a backup, have ended"]
+        ) from None  # fmt: skip
     finally:
         engine.dispose()
 

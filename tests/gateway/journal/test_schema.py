@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -15,6 +17,8 @@ from gateway.journal.schema import check_schema, migrate, open_engine
 from gateway.journal.store import open_store
 from gateway.journal.tables import LATENCY_BOUNDS_S, LATENCY_COLUMNS, decisions, latency_bucket, metadata
 from gateway.journal.write import _decision_row
+from tests.postgres_server import PostgresServer
+from tests.until import until
 
 
 def test_migrations_make_exactly_the_tables(empty_database_url: str) -> None:
@@ -59,6 +63,32 @@ def test_replicas_that_start_together_migrate_once(empty_database_url: str) -> N
     for thread in threads:
         thread.join()
     assert sorted(done) == [[], [], ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008"]]
+
+
+async def test_a_migration_gives_up_before_it_blocks_writers_for_long(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a long read goes on, a migration that needs the table for itself ends with an error and changes nothing;
+    writers, who queue up behind it, go on then. After the read it succeeds.
+    """
+    monkeypatch.setattr(schema, "LOCK_TIMEOUT_S", 1)
+    url = postgres_server.new_database()
+    migrate(url)
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE INDEX decisions_time ON decisions (time_s, id)"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0007'"))
+    with engine.connect() as reader, psycopg.connect(url, autocommit=True) as writer:
+        reader.execute(sa.text("SELECT count(*) FROM decisions"))
+        writer.execute("SET statement_timeout = '10s'")
+        migrating = asyncio.create_task(asyncio.to_thread(migrate, url))
+        await until(lambda: writer.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone())
+        writer.execute("DELETE FROM decisions")
+        with pytest.raises(ConfigError, match=r"nothing was migrated.* again when long reads"):
+            await migrating
+    assert "decisions_time" in {index["name"] for index in sa.inspect(engine).get_indexes("decisions")}
+    assert migrate(url) == ["0008"]
+    engine.dispose()
 
 
 @pytest.mark.parametrize(
