@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cascade.baselines import frugal_chain, frugal_plans, router_alone, verified_alone
 from cascade.logs import Logged
-from cascade.posterior import Matrix, Rule
+from cascade.posterior import Rule
 from cascade.posterior_fit import Walked, best_quality, cheapest_matching
 from cascade.refined import pairs_in, ranked
 from cascade.replay import Replayed, replay_all
@@ -27,7 +27,7 @@ from cascade.rows import EstimatedRows, TrainingSettings, estimated_parts
 from cascade.train import Trained, certified_threshold, train, walked
 from cascade.types import Plan
 from routers import frontier
-from routers.estimators.base import firsts
+from routers.estimators.base import Rows, firsts
 from routers.features import shipped_featurizer
 from routers.fit import described
 from routers.types import Estimate
@@ -78,7 +78,7 @@ class _Single:
 
 
 def evaluate_split(
-    logged: Logged, x: Matrix, train_rows: NDArray[np.bool_], setting: TrainingSettings
+    logged: Logged, x: Rows, train_rows: NDArray[np.bool_], setting: TrainingSettings
 ) -> tuple[dict[str, Any], Given]:
     """One split's figures, relative to the single model that was best on its training rows; and the answers to its test
     rows at the cheapest matching point, with their confidences.

@@ -17,6 +17,7 @@ from cascade.posterior import Matrix, Prices, Scene, Space, logit, shown
 from cascade.posterior_fit import HIGHEST_RATE
 from routers import frontier
 from routers.cost import LogLinear
+from routers.estimators.base import Rows
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned, out_of_fold, predicted
 from routers.registry import estimator_named
@@ -78,7 +79,7 @@ class EstimatedRows:
 
 
 def estimated_parts(
-    logged: Logged, x: Matrix, train: NDArray[np.bool_], setting: TrainingSettings
+    logged: Logged, x: Rows, train: NDArray[np.bool_], setting: TrainingSettings
 ) -> tuple[EstimatedRows, EstimatedRows]:
     """Training rows with out-of-fold estimates, test rows with those of a router trained on all training rows."""
     layout = shipped_featurizer().layout
@@ -88,7 +89,7 @@ def estimated_parts(
     )
     learned = fit_learned(estimator_named(setting.router), taught.data, x[train], layout, setting.seed)
     test_quality, test_answer = predicted(learned, x[~train])
-    z = [learned.projection.apply(rows).astype(float) for rows in (x[train], x[~train])]
+    z = [learned.projection.coordinates(rows) for rows in (x[train], x[~train])]
     checked = LogLinear().fit(z[0], taught.data.checked_cost_usd)
     read, test_read = (checked.predict(rows) for rows in z)
     if not paying(taught):

@@ -49,7 +49,7 @@ def build(folder: Path, target: Path) -> None:
     scores, tasks, models = pooled(trained)
     with one_core():
         projection = Projection().fit(x, featurizer.layout.blocks())
-        z = projection.apply(x).astype(np.float64)
+        z = projection.coordinates(x)
         quality = General().fit(Training(z, scores, tasks, models))
         held = {
             name: _auroc(part.rows(part.splits == "test"), quality, projection, models)
@@ -66,7 +66,7 @@ def build(folder: Path, target: Path) -> None:
 
 def _auroc(test: Outcomes, quality: General, projection: Projection, models: Sequence[str]) -> float:
     """Mean over models of the AUROC on rows that were not trained on."""
-    guess, _ = quality.predict(projection.apply(described(test, shipped_featurizer())).astype(np.float64))
+    guess, _ = quality.predict(projection.coordinates(described(test, shipped_featurizer())))
     places = [models.index(model) for model in test.models]
     found = []
     for j, place in enumerate(places):

@@ -34,10 +34,11 @@ class LogLinear:
                 self._fit_one(j, x[rows], np.maximum(target[rows, j], FLOOR_USD))
         return self
 
-    def _fit_one(self, j: int, x: Matrix, target: Matrix) -> None:
-        centre = x.mean(0)
-        z, log = x - centre, np.log(target)
-        weights = np.linalg.solve(z.T @ z + self.ridge * np.eye(x.shape[1]), z.T @ log)
+    def _fit_one(self, j: int, z: Matrix, target: Matrix) -> None:
+        """Fit model `j` to these rows, which are changed in place."""
+        centre, log = z.mean(0), np.log(target)
+        z -= centre
+        weights = np.linalg.solve(z.T @ z + self.ridge * np.eye(z.shape[1]), z.T @ log)
         self.weights_[:, j] = weights
         self.intercept_[j] = np.log(target.mean() / np.exp(z @ weights).mean()) - centre @ weights
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from routers.cores import one_core
 from routers.cost import Latency, LogLinear
-from routers.estimators.base import Estimator, Matrix, Training, folds, row_keys
+from routers.estimators.base import Estimator, Matrix, Rows, Training, folds, row_keys
 from routers.estimators.ensemble import Ensemble
 from routers.features import Featurizer, Layout
 from routers.onboarding import completed
@@ -22,9 +22,9 @@ from routers.registry import estimator_named
 from routers.select import Exploration
 
 
-def described(data: Outcomes, featurizer: Featurizer) -> Matrix:
-    """Feature vectors of every query, (n, d)."""
-    found = np.empty((len(data.texts), featurizer.layout.dims))
+def described(data: Outcomes, featurizer: Featurizer) -> Rows:
+    """Feature vectors of every query, (n, d), in float32 as the featurizer computes them."""
+    found = np.empty((len(data.texts), featurizer.layout.dims), np.float32)
     for row, text in enumerate(data.texts):
         found[row] = featurizer.describe(text).vector
     return found
@@ -33,7 +33,7 @@ def described(data: Outcomes, featurizer: Featurizer) -> Matrix:
 def fit_router(
     name: str,
     data: Outcomes,
-    x: Matrix,
+    x: Rows,
     featurizer: Featurizer,
     *,
     version: str = "1",
@@ -47,7 +47,7 @@ def fit_router(
     return PluginRouter(name, version, featurizer.version, learned, exploration)
 
 
-def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, layout: Layout, seed: int = 0) -> Learned:
+def fit_learned(quality: Estimator, data: Outcomes, x: Rows, layout: Layout, seed: int = 0) -> Learned:
     """Projection, quality, cost, output length and latency, as far as the data states them. Raises DataError where
     there are fewer than two rows, or a model without any score.
     """
@@ -61,9 +61,9 @@ def fit_learned(quality: Estimator, data: Outcomes, x: Matrix, layout: Layout, s
         return _fitted(quality, data, x, layout, seed)
 
 
-def _fitted(quality: Estimator, data: Outcomes, x: Matrix, layout: Layout, seed: int) -> Learned:
+def _fitted(quality: Estimator, data: Outcomes, x: Rows, layout: Layout, seed: int) -> Learned:
     projection = Projection().fit(x, layout.blocks())
-    z = projection.apply(x).astype(np.float64)
+    z = projection.coordinates(x)
     scores = completed(data.scores)
     quality.fit(Training(z, scores, data.tasks, data.models, seed, data.cost_usd, data.sources))
     known = np.asarray(np.isfinite(data.cost_usd))
@@ -80,7 +80,7 @@ def _fitted(quality: Estimator, data: Outcomes, x: Matrix, layout: Layout, seed:
 
 
 def out_of_fold(
-    name: str, data: Outcomes, x: Matrix, layout: Layout, *, k: int = 4, seed: int = 0,
+    name: str, data: Outcomes, x: Rows, layout: Layout, *, k: int = 4, seed: int = 0,
     parallel_map: ParallelMap = serial_map, like: Estimator | None = None,
 ) -> tuple[Matrix, Matrix]:  # fmt: skip
     """Quality and cost of every row as predicted by a router that did not see it, (n, m) each; `parallel_map`
@@ -97,7 +97,7 @@ def out_of_fold(
 
 
 def _without(
-    name: str, data: Outcomes, x: Matrix, layout: Layout, fold: NDArray[np.intp], seed: int,
+    name: str, data: Outcomes, x: Rows, layout: Layout, fold: NDArray[np.intp], seed: int,
     said: dict[str, Any] | None, part: int,
 ) -> tuple[Matrix, Matrix]:  # fmt: skip
     """Quality and cost of one fold's rows, predicted by a router that was trained on the other folds."""
@@ -107,9 +107,9 @@ def _without(
     return predicted(learned, x[held], _tasks(name, data, held))
 
 
-def predicted(learned: Learned, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
+def predicted(learned: Learned, x: Rows, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
     """Predicted quality and cost of every row and model, (n, m) each; costs are zero where none were learned."""
-    z = learned.projection.apply(x).astype(np.float64)
+    z = learned.projection.coordinates(x)
     quality, _ = learned.quality.predict(z, tasks)
     cost = np.zeros_like(quality) if learned.cost is None else np.nan_to_num(learned.cost.predict(z))
     return quality, cost

@@ -11,7 +11,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.estimators.base import Matrix
+from routers.estimators.base import Matrix, Rows
+
+AT_ONCE = 1024
+"""Number of rows whose coordinates are computed together."""
 
 
 class Projection:
@@ -20,13 +23,14 @@ class Projection:
     def __init__(self, dims: int = 256) -> None:
         self.dims = dims
 
-    def fit(self, x: Matrix, blocks: Sequence[tuple[slice, float]] = ()) -> Self:
+    def fit(self, x: Rows, blocks: Sequence[tuple[slice, float]] = ()) -> Self:
         """`blocks` are parts of the vector, each with the spread (root of its summed variance) that it is scaled to."""
-        mean = x.mean(0)
+        mean = x.mean(0, dtype=np.float64)
         factor = np.ones(x.shape[1])
         for block, spread in blocks:
-            factor[block] = spread / np.sqrt(x[:, block].var(0).sum() + 1e-12)
-        centred = (x - mean) * factor
+            factor[block] = spread / np.sqrt(x[:, block].var(0, dtype=np.float64).sum() + 1e-12)
+        centred = x - mean
+        centred *= factor
         values, axes = np.linalg.eigh(centred.T @ centred / len(x))
         order = np.argsort(-values)[: self.dims]
         largest = max(float(values.max()), 1e-12)
@@ -35,9 +39,18 @@ class Projection:
         self.axes_ = (factor[:, None] * axes[:, kept] / np.sqrt(largest)).astype(np.float32)
         return self
 
-    def apply(self, x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def apply(self, x: Rows) -> NDArray[np.float32]:
         """Coordinates of rows (n, d), or of one vector (d,), on the axes."""
         return np.asarray((x - self.mean_) @ self.axes_, np.float32)
+
+    def coordinates(self, x: Rows) -> Matrix:
+        """Coordinates of rows (n, d) to fit or evaluate with, computed in float64 for a part of the rows at a time, so
+        that there is never a second copy of all rows in memory.
+        """
+        found = np.empty((len(x), self.axes_.shape[1]))
+        for start in range(0, len(x), AT_ONCE):
+            found[start : start + AT_ONCE] = self.apply(x[start : start + AT_ONCE].astype(np.float64))
+        return found
 
     def state(self) -> dict[str, NDArray[Any]]:
         return {"mean_": self.mean_, "axes_": self.axes_}

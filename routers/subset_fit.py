@@ -40,7 +40,7 @@ def expected(data: Outcomes, name: str, most: int) -> tuple[SubsetRows, SubsetRo
     test_quality, test_cost = predicted(gate, test_x)
     own, other = {"cost_usd": cost}, {"cost_usd": test_cost}
     if np.isfinite(data.latency_s).all():
-        z, test_z = (gate.projection.apply(rows).astype(np.float64) for rows in (x, test_x))
+        z, test_z = (gate.projection.coordinates(rows) for rows in (x, test_x))
         latency = LogLinear().fit(z, train.latency_s)
         own["latency_s"], other["latency_s"] = latency.predict(z), latency.predict(test_z)
     rows = [

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gateway.config_check import is_path
 from routers import evaluate, frontier, prior
 from routers.cores import one_core
-from routers.estimators.base import Matrix, observed_mean
+from routers.estimators.base import Matrix, Rows, observed_mean
 from routers.estimators.general import General
 from routers.estimators.task_mean import TaskMean
 from routers.evaluate import Bench, PolicyFamily
@@ -55,8 +55,8 @@ class TrainTestSplit:
 
     train: Outcomes
     test: Outcomes
-    train_x: Matrix
-    test_x: Matrix
+    train_x: Rows
+    test_x: Rows
     priced: bool
     left_out: LeftOut = LeftOut()
 
@@ -275,7 +275,7 @@ def _swept(
     return evaluate.swept(quality, cost if rows.priced else bench.costs, bench, rates)
 
 
-def _known(learned: Learned, data: Outcomes, x: Matrix, labels: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
+def _known(learned: Learned, data: Outcomes, x: Rows, labels: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
     """Predictions in the data's order of models. Raises DataError where the router was not trained on one of them."""
     missing = [model for model in data.models if model not in learned.place]
     if missing and isinstance(learned.quality, General):
@@ -287,13 +287,13 @@ def _known(learned: Learned, data: Outcomes, x: Matrix, labels: Sequence[str] | 
     return quality[:, places], cost[:, places]
 
 
-def _by_price(learned: Learned, quality: General, data: Outcomes, x: Matrix) -> tuple[Matrix, Matrix]:
+def _by_price(learned: Learned, quality: General, data: Outcomes, x: Rows) -> tuple[Matrix, Matrix]:
     """The shipped default's predictions for models it was not trained on, by their price (here their mean cost) and the
     query's easiness.
     """
     price = data.cost_usd.mean(0) if np.isfinite(data.cost_usd).all() else np.ones(len(data.models))
     skill = prior.skills([Candidate(m, output_usd_per_mtok=p * 1e6) for m, p in zip(data.models, price, strict=True)])
-    ease = quality.easiness(learned.projection.apply(x).astype(np.float64))
+    ease = quality.easiness(learned.projection.coordinates(x))
     return 1.0 / (1.0 + np.exp(-ease[:, None] - skill)), np.tile(price, (len(x), 1))
 
 
@@ -302,7 +302,7 @@ def _task_mean(rows: TrainTestSplit, bench: Bench) -> PolicyFamily:
     tables = []
     for matrix in (rows.train.scores, _bench(rows, rows.train).costs):
         table = TaskMean(prior_count=0.01).fit_matrix(matrix, rows.train.tasks)
-        tables.append(table.predict(rows.test_x, rows.test.tasks)[0])
+        tables.append(table.predict(rows.test_x.astype(np.float64), rows.test.tasks)[0])
     return evaluate.swept(tables[0], tables[1], bench)
 
 
@@ -359,7 +359,7 @@ def draw(report: dict[str, Any], policies: dict[str, PolicyFamily], bench: Bench
 
 
 def cross_validated(
-    router: str, data: Outcomes, x: Matrix, layout: Layout, learned: Learned | None, parallel_map: ParallelMap
+    router: str, data: Outcomes, x: Rows, layout: Layout, learned: Learned | None, parallel_map: ParallelMap
 ) -> dict[str, float | None]:
     """Metrics of out-of-fold predictions on the training rows, for the artefact's card. `learned`: the same router,
     fitted on all rows.

@@ -186,7 +186,7 @@ def main() -> None:
     args = parser.parse_args()
     featurizer = shipped_featurizer()
     data = read_outcomes(args.data)
-    x = described(data, featurizer)
+    x = described(data, featurizer).astype(np.float64)
     kinds = {"cold": cold, "priced": priced, "warm": warm}
     if not (data.splits == "test").any():
         del kinds["warm"]

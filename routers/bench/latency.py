@@ -111,7 +111,7 @@ def _lengths(train: Outcomes, test: Outcomes) -> Matrix:
     featurizer = shipped_featurizer()
     x, test_x = described(train, featurizer), described(test, featurizer)
     projection = Projection().fit(x, featurizer.layout.blocks())
-    z, test_z = (projection.apply(rows).astype(np.float64) for rows in (x, test_x))
+    z, test_z = (projection.coordinates(rows) for rows in (x, test_x))
     return LogLinear().fit(z, train.output_tokens).predict(test_z)
 
 

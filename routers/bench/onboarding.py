@@ -24,7 +24,7 @@ import numpy as np
 
 from routers import evaluate
 from routers.cores import one_core
-from routers.estimators.base import Matrix, Training
+from routers.estimators.base import Matrix, Rows, Training
 from routers.estimators.ensemble import Ensemble
 from routers.estimators.factor import Factor
 from routers.evaluate import Bench
@@ -35,7 +35,7 @@ from routers.outcomes import DataError, Outcomes, fully_priced, read_outcomes
 from routers.projection import Projection
 
 
-def aiq(train: Outcomes, x: Matrix, test_x: Matrix, bench: Bench, featurizer: Featurizer) -> float:
+def aiq(train: Outcomes, x: Rows, test_x: Rows, bench: Bench, featurizer: Featurizer) -> float:
     quality, cost = predicted(fit_learned(Ensemble(), train, x, featurizer.layout), test_x)
     policy = evaluate.swept(quality, cost, bench)
     return evaluate.figures(policy.points(), bench.singles(), bench.best, 1.0)["aiq"]
@@ -50,7 +50,7 @@ def probed(train: Outcomes, model: int, probes: int, seed: int) -> Outcomes:
     return replace(train, scores=scores)
 
 
-def without(train: Outcomes, x: Matrix, test_x: Matrix, bench: Bench, featurizer: Featurizer, model: int) -> float:
+def without(train: Outcomes, x: Rows, test_x: Rows, bench: Bench, featurizer: Featurizer, model: int) -> float:
     """AIQ of a router that knows the others only, over the same range of costs."""
     others = np.delete(np.arange(len(train.models)), model)
     known = train.columns([train.models[j] for j in others])
@@ -94,7 +94,7 @@ def compared(data: Outcomes, probes: int, draws: int, least: float, tell: Callab
     held = data.splits == "test"
     train, test = data.rows(~held), data.rows(held)
     x, test_x = described(train, featurizer), described(test, featurizer)
-    z = Projection().fit(x, featurizer.layout.blocks()).apply(x).astype(np.float64)
+    z = Projection().fit(x, featurizer.layout.blocks()).coordinates(x)
     bench = Bench(test.scores, test.cost_usd, int(train.scores.mean(0).argmax()))
     whole = aiq(train, x, test_x, bench, featurizer)
     alone = bench.singles()

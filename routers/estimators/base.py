@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
+Rows = NDArray[np.floating[Any]]
+"""Query vectors, (n, d), in float32 or float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def firsts(keys: Iterable[Hashable]) -> NDArray[np.intp]:
     return np.array([place.setdefault(key, row) for row, key in enumerate(keys)], np.intp)
 
 
-def row_keys(x: Matrix) -> Iterator[bytes]:
+def row_keys(x: Rows) -> Iterator[bytes]:
     """A key of each row; rows that differ by rounding only have the same one."""
     return (row.tobytes() for row in np.round(x, 6) + 0.0)
 

@@ -33,18 +33,20 @@ class Linear(Estimator):
         self.ease = ease
 
     def fit(self, data: Training) -> Self:
-        x, m = data.x, len(data.models)
+        m = len(data.models)
         base = observed_mean(data.scores)
-        centre = x.mean(0)
+        centre = data.x.mean(0)
+        x = data.x - centre
         rows = np.isfinite(data.scores).sum(1)
         residual = np.where(np.isfinite(data.scores), data.scores - base, 0.0).sum(1) / np.maximum(rows, 1)
-        easy = ridge(x - centre, residual[:, None], self.ease)[:, 0]
-        _, deviation = parted(data.scores, (x - centre) @ easy)
+        easy = ridge(x, residual[:, None], self.ease)[:, 0]
+        _, deviation = parted(data.scores, x @ easy)
         self.weights_ = np.tile(easy[:, None], m)
         self.noise_ = np.full(m, 0.25)
         self.intercept_ = base.copy()
         for columns, seen in _same_rows(deviation):
-            part, target = x[seen] - centre, deviation[seen][:, columns]
+            part = x if len(seen) == len(x) else x[seen]
+            target = deviation[seen][:, columns]
             shift = target.sum(0) / (len(seen) + 4.0)
             own = ridge(part, target - shift, self.ridge)
             self.weights_[:, columns] += own
@@ -52,7 +54,7 @@ class Linear(Estimator):
             if len(seen) > 1:
                 self.noise_[columns] = np.maximum((target - shift - part @ own).var(0), 1e-4)
         self.intercept_ -= centre @ self.weights_
-        self.covariance_ = np.linalg.inv((x - centre).T @ (x - centre) + self.ridge * np.eye(x.shape[1]))
+        self.covariance_ = np.linalg.inv(x.T @ x + self.ridge * np.eye(x.shape[1]))
         return self
 
     def typical_leverage(self) -> float:

@@ -50,7 +50,7 @@ from gateway.config_load import parse
 from gateway.learn.evaluation import TrainTestSplit, rows_of
 from gateway.routes import RouteBook
 from gateway.settings import Settings
-from routers.estimators.base import folds, row_keys
+from routers.estimators.base import Rows, folds, row_keys
 from routers.estimators.ensemble import FOLDS, Ensemble
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned, predicted
@@ -90,9 +90,9 @@ def sides(rows: TrainTestSplit) -> tuple[Side, Side]:
     return Side(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Side))), test
 
 
-def _side(learned: Learned, data: Outcomes, x: Matrix) -> Side:
+def _side(learned: Learned, data: Outcomes, x: Rows) -> Side:
     _, cost = predicted(learned, x)
-    quality, sd = learned.quality.for_jobs().predict(learned.projection.apply(x).astype(np.float64))
+    quality, sd = learned.quality.for_jobs().predict(learned.projection.coordinates(x))
     return Side(quality, sd, cost, data.scores, data.cost_usd)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -53,3 +54,22 @@ def test_two_rows_and_a_score_of_every_model_are_needed() -> None:
     unseen = replace(data, scores=np.column_stack([data.scores[:, 0], np.full(3, np.nan)]))
     with pytest.raises(DataError, match="model 'dear' has no score"):
         fit_learned(Linear(), unseen, x, featurizer.layout)
+
+
+def test_training_makes_few_copies_of_the_vectors() -> None:
+    """A folder's vectors are most of the memory that it needs. They are kept in float32; what is computed from them is
+    the same as from float64, and no more than two of their size in float64 are needed besides.
+    """
+    data, featurizer = outcomes(4000), shipped_featurizer()
+    assert described(outcomes(2), featurizer).dtype == np.float32
+    x = np.random.default_rng(0).normal(0, 0.1, (4000, featurizer.layout.dims)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        learned = fit_learned(Linear(), data, x, featurizer.layout)
+        found = predicted(learned, x)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    same = predicted(fit_learned(Linear(), data, x.astype(np.float64), featurizer.layout), x.astype(np.float64))
+    assert all(np.array_equal(one, other) for one, other in zip(found, same, strict=True))
+    assert peak < 2.0 * x.size * 8
