@@ -25,7 +25,7 @@ from gateway.admin.shapes.overview import Extra, Overview, Point, RandomSaving, 
 from gateway.errors import CallerError
 from gateway.journal.insights import insights_of
 from gateway.journal.rollup_tables import COUNTS, LATENCY, TTFT
-from gateway.journal.sums import Sums, grouped, merged, quantile_s, sums, sums_by_tenant
+from gateway.journal.sums import Sums, merged, quantile_s, sums, sums_by_tenant
 from gateway.settings import stamp
 
 router = APIRouter(prefix="/admin", tags=["overview"])
@@ -64,18 +64,21 @@ def _overview(services: AdminServices, window: Window, route: str, tenant: str) 
     since_s = until_s - LENGTH_S[window]
     with database():
         filters = {"route": route, "tenant": tenant}
-        fine = grouped(services.store, step_s, since_s, until_s, by=("start_s", "route", "model"), **filters)
+        by_route, by_model, by_start = (
+            sums(services.store, step_s, since_s, until_s, by=(name,), **filters)
+            for name in ("route", "model", "start_s")
+        )
         before = _before(services, window, since_s, now_s, filters)
         by_tenant = [] if tenant else _tenants(services, step_s, since_s, until_s, route)
         declared = str((setting_value(services, BASELINE) or {}).get("model", ""))
         found = insights_of(services.store, "random")
-    by_route, by_model, total = fine.by("route"), fine.by("model"), fine.total
+    total = merged(by_model)
     state, detail = _journal(services)
     return Overview(
         window=window, since_s=since_s, until_s=until_s, step_s=step_s, route=route, tenant=tenant,
         empty=not total["requests"], totals=totals(total), before=totals(before), extra=_extra(total),
         baseline=against(services.current, declared, by_model), random=_random(found, by_route),
-        series=_series(services, declared, fine.by("start_s"), since_s, until_s, step_s),
+        series=_series(services, declared, by_start, since_s, until_s, step_s),
         by_route=_slices(by_route, "route"), by_model=_slices(by_model, "model"),
         by_tenant=_slices(by_tenant, "tenant"), alarms=len(raised(services)), journal=state, journal_detail=detail,
     )  # fmt: skip

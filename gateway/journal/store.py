@@ -148,14 +148,15 @@ class Store:
     def stats(self, since_s: float, until_s: float, *, route: str = "", step_s: int = 60) -> list[Row]:
         """Counters per step, route and model, oldest first. `step_s` must be a multiple of 60."""
         start = (stats.c.minute_s - stats.c.minute_s % step_s).label("time_s")
-        counters = [sa.func.sum(column).label(column.name) for column in stats.c if not column.primary_key]
-        query = sa.select(start, stats.c.route, stats.c.model, *counters).where(
-            stats.c.minute_s >= int(since_s), stats.c.minute_s < int(until_s)
-        )
+        counters = [column for column in stats.c if not column.primary_key]
+        among = [stats.c.minute_s >= int(since_s), stats.c.minute_s < int(until_s)]
         if route:
-            query = query.where(stats.c.route == route)
-        query = query.group_by(start, stats.c.route, stats.c.model).order_by(start)
-        return [_whole_numbers(row) for row in self._rows(query)]
+            among.append(stats.c.route == route)
+        key = (start, stats.c.route, stats.c.model)
+        if step_s == 60:  # one row of the table each
+            return self._rows(sa.select(*key, *counters).where(*among).order_by(start))
+        summed = sa.select(*key, *(sa.func.sum(column).label(column.name) for column in counters)).where(*among)
+        return [_whole_numbers(row) for row in self._rows(summed.group_by(*key).order_by(start))]
 
     # keys
 

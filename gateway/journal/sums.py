@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from math import exp, log
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 
 from gateway.journal.rollup_tables import ADDED, ALL_TENANTS, BOUNDS_S, COUNTS, LATENCY, MOMENTS, rollups, tenant_key
 from gateway.journal.store import Store
@@ -26,36 +24,6 @@ def sums(
         return [_numbers(dict(row)) for row in connection.execute(query).mappings()]
 
 
-class Grouped:
-    """Sums in fine groups, which can be added up to coarser ones without another query."""
-
-    def __init__(self, by: Sequence[str], rows: Sequence[sa.Row[Any]]) -> None:
-        self._by = tuple(by)
-        self._keys = [tuple(row[: len(by)]) for row in rows]
-        self._values = np.array([row[len(by) :] for row in rows], np.float64).reshape(-1, len(ADDED))
-
-    def by(self, name: str) -> list[Sums]:
-        """Sums per value of the grouping column `name`, in the order of their first rows."""
-        place = self._by.index(name)
-        order = {key: number for number, key in enumerate(dict.fromkeys(key[place] for key in self._keys))}
-        total = np.zeros((len(order), len(ADDED)))
-        np.add.at(total, [order[key[place]] for key in self._keys], np.nan_to_num(self._values))
-        return [{name: key, **_named(total[number])} for key, number in order.items()]
-
-    @property
-    def total(self) -> Sums:
-        return _named(np.nan_to_num(self._values).sum(0))
-
-
-def grouped(
-    store: Store, span_s: int, since_s: float, until_s: float, *, by: Sequence[str], route: str = "", tenant: str = ""
-) -> Grouped:
-    """All sums from `since_s` until `until_s`, grouped by the columns `by`."""
-    query = _summed(span_s, since_s, until_s, by, ADDED, route, tenant)
-    with store.engine.connect() as connection:
-        return Grouped(by, connection.execute(query).all())
-
-
 def _summed(
     span_s: int, since_s: float, until_s: float, by: Sequence[str], names: Sequence[str], route: str, tenant: str
 ) -> sa.Select[Any]:
@@ -68,11 +36,6 @@ def _summed(
     if route:
         query = query.where(rollups.c.route == route)
     return query.group_by(*groups) if groups else query
-
-
-def _named(values: NDArray[np.float64]) -> Sums:
-    numbers = values.tolist()
-    return {name: value if name in _FLOATS else int(value) for name, value in zip(ADDED, numbers, strict=True)}
 
 
 def sums_by_tenant(
