@@ -53,12 +53,12 @@ def search(store: Store, selection: DecisionFilter, before: tuple[float, str] | 
     """One page of decisions. `before`: the `after` of the page before; None for the first one."""
     conditions = _conditions(selection)
     with store.engine.connect() as connection:
-        if sum(bool(getattr(selection, name)) for name in _KEYED) == len(conditions) == 1:
-            if connection.dialect.name == "sqlite":  # else it may scan all rows for a rare name
+        if sum(bool(getattr(selection, name)) for name in _KEYED) == len(conditions) <= 1:
+            if conditions and connection.dialect.name == "sqlite":  # else it may scan all rows for a rare name
                 conditions = [sa.func.unlikely(conditions[0])]
             rows = connection.execute(_page(_span(selection, before), conditions, limit)).mappings().all()
             return _found([dict(row) for row in rows], limit)
-        last = connection.execute(_horizon(selection, before)).first() if conditions else None
+        last = connection.execute(_horizon(selection, before)).first()
         span = _span(selection, before)
         if last is not None:
             span.append(sa.tuple_(decisions.c.time_s, decisions.c.id) >= sa.tuple_(last.time_s, last.id))
