@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from routers.cores import one_core
 from routers.cost import Latency, LogLinear
-from routers.estimators.base import Estimator, Matrix, Rows, Training, folds, row_keys
+from routers.estimators.base import Estimator, Matrix, Rows, Training, compared, folds, row_keys
 from routers.estimators.ensemble import Ensemble
 from routers.features import Featurizer, Layout
 from routers.onboarding import completed
@@ -49,7 +49,7 @@ def fit_router(
 
 def fit_learned(quality: Estimator, data: Outcomes, x: Rows, layout: Layout, seed: int = 0) -> Learned:
     """Projection, quality, cost, output length and latency, as far as the data states them. Raises DataError where
-    there are fewer than two rows, or a model without any score.
+    there are fewer than two rows, a model without any score, or too few rows for this estimator.
     """
     if len(x) < 2:
         raise DataError(f"queries.parquet: {len(x)} row(s) to train on; two or more are needed")
@@ -57,6 +57,13 @@ def fit_learned(quality: Estimator, data: Outcomes, x: Rows, layout: Layout, see
     if unseen:
         cure = "score some of its answers (a request may name it, a route's `explore` tries it), or leave its rows out"
         raise DataError(f"outcomes.parquet: model {unseen[0]!r} has no score on the training rows; {cure}")
+    rows, needed = int(compared(data.scores).sum()), quality.COMPARED_ROWS
+    if rows < needed:
+        raise DataError(
+            f"outcomes.parquet: {quality.kind} learns from queries on which the scores of two models differ; there are "
+            f"{rows} of them, and it needs {needed}, a third more to be cross-validated: score more models on the same "
+            "queries, or train another router, such as linear"
+        )
     with one_core():
         return _fitted(quality, data, x, layout, seed)
 

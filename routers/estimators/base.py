@@ -61,6 +61,9 @@ class Estimator(ABC):
     kind: ClassVar[str]
     PARAMETERS: ClassVar[tuple[str, ...]] = ()
     LEARNED: ClassVar[tuple[str, ...]] = ()
+    COMPARED_ROWS: ClassVar[int] = 0
+    """Training rows on which the scores of two models must differ, at least. With fewer, `fit` may learn nothing but
+    each model's mean, so `routers.fit` refuses to train."""
 
     @abstractmethod
     def fit(self, data: Training) -> Self:
@@ -100,6 +103,12 @@ def observed_mean(scores: Matrix, prior_count: float = 4.0) -> Matrix:
     overall = float(scores[seen].mean())
     total = np.where(seen, scores, 0.0).sum(0)
     return np.asarray((total + prior_count * overall) / (seen.sum(0) + prior_count))
+
+
+def compared(scores: Matrix) -> NDArray[np.bool_]:
+    """Whether the scores of two models differ on a row, (n,)."""
+    seen = np.isfinite(scores)
+    return np.asarray(np.where(seen, scores, -np.inf).max(1) > np.where(seen, scores, np.inf).min(1))
 
 
 def deviation_of_mean(mean: Matrix, counts: Matrix) -> Matrix:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from routers.estimators.base import Estimator, Matrix, Training, deviation_of_mean, observed_mean, softmax, unit
 from routers.estimators.clusters import k_means
-from routers.estimators.descent import Weights, descend
+from routers.estimators.descent import Weights, descend, held_out
 
 
 class Contrastive(Estimator):
@@ -25,6 +25,7 @@ class Contrastive(Estimator):
     kind = "contrastive"
     PARAMETERS = ("dims", "temperature", "top", "last", "steps")
     LEARNED = ("map_", "vectors_", "scale_", "count_")
+    COMPARED_ROWS = 20
 
     def __init__(self, dims: int = 16, temperature: float = 0.5, top: int = 3, last: int = 3, steps: int = 100) -> None:
         self.dims = dims
@@ -35,8 +36,8 @@ class Contrastive(Estimator):
 
     def fit(self, data: Training) -> Self:
         rng = np.random.default_rng(data.seed)
-        held = rng.random(len(data.x)) < 0.12
         push = self._pushes(data.scores)
+        train, check = held_out(rng, 0.12, np.asarray(push.any(1)))
         _, cluster = k_means(unit(data.x), 8, data.seed, rounds=10)
         start = {
             "map": rng.normal(0, 1.0 / np.sqrt(data.x.shape[1]), (data.x.shape[1], self.dims)),
@@ -44,8 +45,8 @@ class Contrastive(Estimator):
         }
         found = descend(
             start,
-            lambda w: self._slopes(w, data.x[~held], push[~held], cluster[~held]),
-            lambda w: float(-(self._cosine(w, data.x[held]) * push[held]).sum(1).mean()),
+            lambda w: self._slopes(w, data.x[train], push[train], cluster[train]),
+            lambda w: float(-(self._cosine(w, data.x[check]) * push[check]).sum(1).mean()),
             decay={"map": 1e-3, "vectors": 1e-3},
             steps=self.steps,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from routers.estimators.base import Matrix
 
@@ -13,6 +14,18 @@ Weights = dict[str, Matrix]
 
 def sigmoid(x: Matrix) -> Matrix:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -35.0, 35.0))))
+
+
+def held_out(
+    rng: np.random.Generator, share: float, telling: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The rows to fit to and the rows to read the held-out loss on, which are `share` of all rows, drawn at random.
+    `telling`: whether a row changes the loss, (n,). Where only one of the two parts has such a row, both are all rows.
+    """
+    held = rng.random(len(telling)) < share
+    if telling[held].any() and telling[~held].any():
+        return ~held, held
+    return np.ones_like(held), np.ones_like(held)
 
 
 def descend(

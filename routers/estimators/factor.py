@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from routers.estimators.base import Estimator, Matrix, Training, observed_mean
-from routers.estimators.descent import Weights, descend, sigmoid
+from routers.estimators.descent import Weights, descend, held_out, sigmoid
 
 
 class Factor(Estimator):
@@ -32,9 +32,8 @@ class Factor(Estimator):
 
     def fit(self, data: Training) -> Self:
         rng = np.random.default_rng(data.seed)
-        (n, d), m = data.x.shape, len(data.models)
-        held = np.asarray(rng.random(n) < 0.12)
-        train, check = data.rows(~held), data.rows(held) if held.any() and (~held).any() else data
+        d, m = data.x.shape[1], len(data.models)
+        train, check = (data.rows(part) for part in held_out(rng, 0.12, np.asarray(np.isfinite(data.scores).any(1))))
         base = np.clip(observed_mean(data.scores), 0.02, 0.98)
         start = {
             "level": np.log(base / (1 - base)),

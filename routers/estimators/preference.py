@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from routers.estimators.base import Estimator, Matrix, Training, deviation_of_mean, observed_mean, unit
-from routers.estimators.descent import Weights, descend, sigmoid
+from routers.estimators.descent import Weights, descend, held_out, sigmoid
 
 
 def battles(scores: Matrix) -> Matrix:
@@ -43,6 +43,7 @@ class Preference(Estimator):
     kind = "preference"
     PARAMETERS = ("rank", "penalties", "steps")
     LEARNED = ("level_", "traits_", "vectors_", "scale_", "count_")
+    COMPARED_ROWS = 20
 
     def __init__(self, rank: int = 4, penalties: Sequence[float] = (0.01, 0.05, 0.2, 0.5), steps: int = 150) -> None:
         self.rank = rank
@@ -53,7 +54,7 @@ class Preference(Estimator):
         rng = np.random.default_rng(data.seed)
         d, m = data.x.shape[1], len(data.models)
         wins = battles(data.scores)
-        held = rng.random(len(data.x)) < 0.2
+        train, check = held_out(rng, 0.2, np.asarray(wins.any((1, 2))))
         base = observed_mean(data.scores)
         start = {
             "level": (base - base.mean()) * 4.0,
@@ -63,14 +64,14 @@ class Preference(Estimator):
         tried = [
             descend(
                 start,
-                lambda w: _slopes(w, data.x[~held], wins[~held]),
-                lambda w: _loss(w, data.x[held], wins[held]),
+                lambda w: _slopes(w, data.x[train], wins[train]),
+                lambda w: _loss(w, data.x[check], wins[check]),
                 decay={"traits": penalty, "vectors": 1e-3},
                 steps=self.steps,
             )
             for penalty in self.penalties
         ]
-        found = min(tried, key=lambda w: _loss(w, data.x[held], wins[held]))
+        found = min(tried, key=lambda w: _loss(w, data.x[check], wins[check]))
         self.level_, self.traits_, self.vectors_ = found["level"], found["traits"], found["vectors"]
         self.scale_ = scaled(self.strength(data.x), data.scores)
         self.count_ = np.isfinite(data.scores).sum(0).astype(float)
@@ -111,6 +112,7 @@ class SimilarWins(Estimator):
     kind = "similar-wins"
     PARAMETERS = ("gamma", "most_rows", "rounds")
     LEARNED = ("rows_", "wins_", "scale_", "count_")
+    COMPARED_ROWS = 20
 
     def __init__(self, gamma: float = 10.0, most_rows: int = 4000, rounds: int = 12) -> None:
         self.gamma = gamma

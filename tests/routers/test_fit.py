@@ -8,7 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from routers.estimators.base import Estimator, Training
+from routers.estimators.contrastive import Contrastive
 from routers.estimators.linear import Linear
+from routers.estimators.preference import Preference, SimilarWins
 from routers.features import shipped_featurizer
 from routers.fit import described, fit_learned, predicted
 from routers.outcomes import DataError, Outcomes
@@ -54,6 +57,32 @@ def test_two_rows_and_a_score_of_every_model_are_needed() -> None:
     unseen = replace(data, scores=np.column_stack([data.scores[:, 0], np.full(3, np.nan)]))
     with pytest.raises(DataError, match="model 'dear' has no score"):
         fit_learned(Linear(), unseen, x, featurizer.layout)
+
+
+@pytest.mark.parametrize("kind", [Preference, SimilarWins, Contrastive])
+def test_an_estimator_that_compares_models_needs_rows_that_do(kind: type[Estimator]) -> None:
+    """Queries that one model answered, or all models equally well, don't count. The error names what is missing and
+    what to do.
+    """
+    data, featurizer = outcomes(30), shipped_featurizer()
+    scores = data.scores.copy()
+    scores[19:24, 0], scores[24:, 1] = np.nan, scores[24:, 0]
+    x = described(data, featurizer)
+    with pytest.raises(DataError, match=r"there are 19 of them, and it needs 20.*another router, such as linear"):
+        fit_learned(kind(), replace(data, scores=scores), x, featurizer.layout)
+    scores[24] = [0.0, 1.0]
+    fit_learned(kind(), replace(data, scores=scores), x, featurizer.layout)
+
+
+@pytest.mark.parametrize(("kind", "share", "seed"), [(Preference, 0.2, 45), (Contrastive, 0.12, 45)])
+def test_few_rows_are_learned_from_whatever_the_seed(kind: type[Estimator], share: float, seed: int) -> None:
+    """With this seed no row is held out to check the fit on, so all are fitted and checked on."""
+    assert not (np.random.default_rng(seed).random(12) < share).any()
+    side = np.tile([1.0, -1.0], 6)
+    x = np.column_stack([side, np.random.default_rng(0).normal(0, 1, (12, 5))])
+    fitted = kind().fit(Training(x, np.column_stack([side > 0, side < 0]).astype(float), [""] * 12, ("a", "b"), seed))
+    mean, _ = fitted.predict(np.array([[1.0, 0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0, 0]]))
+    assert mean[0, 0] - mean[1, 0] > 0.8 and mean[1, 1] - mean[0, 1] > 0.8
 
 
 def test_training_makes_few_copies_of_the_vectors() -> None:
