@@ -3,7 +3,7 @@ queries.
 
 20 to 50 probes are too few to learn a model's own table or weights, but enough to learn which known models it
 resembles: its scores are regressed on theirs, with the weights shrunk toward their plain mean, and the regression fills
-the queries that it was never asked. (`estimators.factor.join` does the same in the space of traits.)
+the queries that it was never asked. (`estimators.factor.Factor.join` does the same in the space of traits.)
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ Rows = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Rows to learn from. `scores` and `costs` are (n, m) in the order of `models`; NaN: not observed."""
+    """Rows to learn from: vectors `x` (n, d), `scores` and `costs` (n, m) in the order of `models`, NaN where a model's
+    answer was not observed. Raises ValueError where the shapes differ or no score was observed.
+    """
 
     x: Matrix
     scores: Matrix
@@ -67,14 +69,13 @@ class Estimator(ABC):
 
     @abstractmethod
     def fit(self, data: Training) -> Self:
-        """Learns from the observed cells."""
+        """Learn from the observed scores."""
 
     @abstractmethod
     def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
         """Mean quality in [0, 1] and the standard deviation of that mean, both (n, m).
 
-        `tasks` are given only where the task's name is known before the answer; most estimators don't
-        read them.
+        `tasks` are given only where the task's name is known before the answer; most estimators don't read them.
         """
 
     def for_jobs(self) -> Estimator:
@@ -91,7 +92,7 @@ class Estimator(ABC):
         return {name: np.asarray(getattr(self, name)) for name in self.LEARNED}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> Self:
-        """Puts learned arrays back. KeyError names the array that is missing."""
+        """Put learned arrays back. Raises KeyError with the name of a missing one."""
         for name in self.LEARNED:
             setattr(self, name, state[name])
         return self
@@ -130,8 +131,8 @@ def softmax(logits: Matrix) -> Matrix:
 
 
 def folds(keys: Iterable[Hashable], k: int, seed: int) -> NDArray[np.intp]:
-    """Fold number of each row, (n,), shuffled. Rows with equal keys share a fold, because an estimator that learned
-    from one of them has seen the others; they don't where there are fewer than 2 k different keys.
+    """Fold number of each row, (n,), drawn at random. Rows with equal keys share a fold, because an estimator that
+    learned from one of them has seen the others; with fewer than 2 k different keys, each row is drawn by itself.
     """
     first = firsts(keys)
     if len(np.unique(first)) < 2 * k:
@@ -140,22 +141,22 @@ def folds(keys: Iterable[Hashable], k: int, seed: int) -> NDArray[np.intp]:
 
 
 def firsts(keys: Iterable[Hashable]) -> NDArray[np.intp]:
-    """For each row the first row with the same key, (n,)."""
+    """The number of the first row with the same key, for each row, (n,)."""
     place: dict[Hashable, int] = {}
     return np.array([place.setdefault(key, row) for row, key in enumerate(keys)], np.intp)
 
 
 def row_keys(x: Rows) -> Iterator[bytes]:
-    """A key of each row; rows that differ by rounding only have the same one."""
+    """A key for each row. Rows that are equal to six decimals have the same key."""
     return (row.tobytes() for row in np.round(x, 6) + 0.0)
 
 
 def parted(scores: Matrix, difficulty: Matrix | None = None) -> tuple[Matrix, Matrix]:
-    """Scores as a row's own level and each model's deviation from it, after the models' means are taken off.
+    """Split scores, after subtracting each model's mean, into a level per row (n,) and each model's deviation from it
+    (n, m), which is NaN where nothing was observed.
 
-    What decides between models is the deviation alone, so it may be regularised apart from the level. A
-    row with one observation can't tell the two apart: its level is then `difficulty`, what is predicted
-    for it (zero where None). Returns (n,) levels and (n, m) deviations, NaN where nothing was observed.
+    Only the deviation decides between models, so it may be regularised apart from the level. A row with one observation
+    can't tell the two apart; its level is then `difficulty`, the level that was predicted for it (None: zero).
     """
     residual = scores - observed_mean(scores)
     seen = np.isfinite(residual)
@@ -167,7 +168,7 @@ def parted(scores: Matrix, difficulty: Matrix | None = None) -> tuple[Matrix, Ma
 
 
 def packed(names: Sequence[str]) -> NDArray[np.uint8]:
-    """Names as an array of bytes, because artefacts hold only arrays."""
+    """Names as an array of bytes, because artefacts hold arrays only."""
     return np.frombuffer(json.dumps(list(names)).encode(), np.uint8).copy()
 
 
@@ -177,8 +178,9 @@ def unpacked(array: NDArray[np.uint8]) -> list[str]:
 
 
 def task_table(scores: Matrix, tasks: Sequence[str], prior_count: float) -> tuple[list[str], Matrix, Matrix]:
-    """Mean score per task and model, shrunk toward the model's mean by `prior_count` pseudo-observations; the
-    counts beside it."""
+    """The tasks' names (t), the mean score per task and model (t, m), shrunk toward the model's mean by `prior_count`
+    pseudo-observations, and the number of observations behind each mean (t, m).
+    """
     names = sorted(set(tasks))
     rows = np.array([names.index(task) for task in tasks])
     base = observed_mean(scores, min(prior_count, 4.0))

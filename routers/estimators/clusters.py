@@ -1,7 +1,8 @@
-"""Cluster table (Avengers-Pro): k-means over queries, each model's mean per cluster, mixed over the nearest few.
+"""Cluster table (Avengers-Pro): k-means over queries, and each model's mean score per cluster.
 
-Nothing is learned by gradients. A query reads its `nearest` clusters with weights softmax(sharpness * cosine); every
-cell is shrunk toward the model's overall mean.
+A query's estimate is the mean over all clusters, weighted by softmax(sharpness * cosine to the cluster's centre), so
+that only the nearest few count. The cosine is multiplied by the query's length over that of a typical training query.
+Each mean in the table is shrunk toward the model's overall mean. Nothing is learned by gradients.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from routers.estimators.base import Estimator, Matrix, Training, observed_mean, 
 
 
 def k_means(x: Matrix, k: int, seed: int, rounds: int = 25) -> tuple[Matrix, NDArray[np.intp]]:
-    """Spherical k-means: unit centres and each row's cluster."""
+    """Spherical k-means of unit rows (n, d): unit centres (k, d), and the number of each row's cluster (n,)."""
     rng = np.random.default_rng(seed)
     centres = x[rng.choice(len(x), size=min(k, len(x)), replace=False)]
     label = np.zeros(len(x), np.intp)
@@ -31,7 +32,9 @@ def k_means(x: Matrix, k: int, seed: int, rounds: int = 25) -> tuple[Matrix, NDA
 
 
 class Clusters(Estimator):
-    """A table of `count` clusters, read under softmax(sharpness * likeness)."""
+    """`count` clusters. The higher `sharpness`, the fewer clusters count; `prior_count` pseudo-observations shrink each
+    mean in the table.
+    """
 
     kind = "clusters"
     PARAMETERS = ("count", "sharpness", "prior_count")

@@ -1,9 +1,10 @@
 """Dual-contrastive router (RouterDC): queries and models are embedded in one space, close to each other where the model
 does well.
 
-Loss of a query: each of the `top` best models against the `last` worst ones, minus log softmax of the cosine over
-temperature; plus the same between queries of one cluster and of others. Cosines are mapped to scores by one regression
-shared by all models. The published encoder is replaced by a linear map of the features.
+The loss of a query is the cross-entropy between the best of its `top` models and the softmax of cosine / temperature
+over these and the `last` worst ones. To it is added a tenth of the cross-entropy between the query's own cluster and
+the softmax over the centres of all clusters. Cosines are mapped to scores by one regression that all models share. The
+published encoder is replaced by a linear map of the features.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from routers.estimators.descent import Weights, descend, held_out
 
 
 class Contrastive(Estimator):
-    """A linear map to `dims` and one vector per model."""
+    """A linear map of queries to `dims` dimensions, and one vector per model."""
 
     kind = "contrastive"
     PARAMETERS = ("dims", "temperature", "top", "last", "steps")
@@ -55,7 +56,9 @@ class Contrastive(Estimator):
         return self
 
     def _scale(self, near: Matrix, scores: Matrix) -> None:
-        """Score = level of the model + common slope * its cosine above the model's mean cosine."""
+        """Fit score = model's mean score + slope * (cosine - model's mean cosine), with one slope of at least zero for
+        all models.
+        """
         seen = np.isfinite(scores)
         middle = np.where(seen, near, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
         level = observed_mean(scores)
@@ -65,7 +68,9 @@ class Contrastive(Estimator):
         self.count_ = seen.sum(0).astype(float)
 
     def _pushes(self, scores: Matrix) -> Matrix:
-        """+1/k on the best models of a row and -1/k on the worst; zero on rows where all are alike."""
+        """(n, m): positive for the best models of each row, of which there are several where scores are equal, negative
+        for the worst ones, and zero for the others. A row on which no two scores differ has no negative entry.
+        """
         seen = np.isfinite(scores)
         mean = np.where(seen, scores, 0.0).sum(1) / np.maximum(seen.sum(1), 1)
         filled = np.where(seen, scores, mean[:, None])
@@ -82,7 +87,7 @@ class Contrastive(Estimator):
         return unit(x @ w["map"]) @ unit(w["vectors"]).T
 
     def _slopes(self, w: Weights, x: Matrix, push: Matrix, cluster: NDArray[np.intp]) -> Weights:
-        """Gradient with the lengths of the vectors held fixed, as spherical methods do."""
+        """Ten times the gradient of the loss, to suit Adam's step. Lengths are held fixed, as on a sphere."""
         z, length = x @ w["map"], np.linalg.norm(x @ w["map"], axis=1, keepdims=True) + 1e-9
         query, model = z / length, unit(w["vectors"])
         logits = query @ model.T / self.temperature
@@ -96,7 +101,9 @@ class Contrastive(Estimator):
         return {"map": x.T @ to_query * 10, "vectors": pull.T @ query * 10}
 
     def _between(self, query: Matrix, cluster: NDArray[np.intp]) -> Matrix:
-        """Sample-sample term: toward the own cluster's centre, away from the others'."""
+        """Gradient, by the embedded queries, of the part of the loss that draws each to its own cluster's centre and
+        away from the others'.
+        """
         centres = np.zeros((int(cluster.max()) + 1, query.shape[1]))
         np.add.at(centres, cluster, query)
         centres = unit(centres)

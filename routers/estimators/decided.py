@@ -1,12 +1,12 @@
-"""The ensemble with weights learned from what they decide: those whose choices buy most quality for the money.
+"""The ensemble with the weights whose decisions buy the most quality for the money.
 
 An estimate that is closer to the scores need not decide better: only the few models on the frontier matter, and the
 queries on which they differ. So weights are compared by the quality-cost frontier (AIQ) that they reach on training
 rows that the members did not see, and the best few are averaged, because the best alone was partly lucky. Without
-costs, or where too few rows were scored by all models, the ensemble's own weights stay. Training takes four times as
-long as the ensemble's; prediction takes as long. Batch jobs, whose prompts compete for one budget, are planned with
-stacked weights (`routers.estimators.stacked`): on splits of the training rows of two sets that was worth .0005 and
-.0016 of quality at equal spend.
+costs, or where too few rows have a score and a cost of every model, the ensemble's own weights stay. Training takes
+four times as long as the ensemble's; prediction takes as long. Batch jobs, whose prompts compete for one budget, are
+planned with stacked weights (`routers.estimators.stacked`): on splits of the training rows of two sets that was worth
+.0005 and .0016 of quality at equal spend.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from routers.estimators.ensemble import FOLDS, Ensemble
 from routers.estimators.stacked import stacked
 
 LEAST_ROWS = 300
+"""With fewer rows weights are not compared."""
 MOST_ROWS = 6000
 """The most rows that weights are compared on."""
 SHARES = 4
 """Weights that are compared are multiples of 1 / SHARES."""
 KEPT = 5
+"""Number of the best weights that are averaged."""
 DECADE = 10 / 3
-"""Exchange rates tried to each power of ten."""
+"""Exchange rates between quality and cost that are tried for each power of ten."""
 
 
 class Decided(Ensemble):
-    """Weights sum to one."""
+    """An ensemble whose `fit` learns the weights, which sum to one."""
 
     kind = "decided"
 
@@ -48,7 +50,7 @@ class Decided(Ensemble):
         return self
 
     def _comparable(self, data: Training) -> Training | None:
-        """The rows on which every model has a score and a cost; None where they are too few."""
+        """At most `MOST_ROWS` of the rows on which every model has a score and a cost; None where they are too few."""
         if data.costs is None:
             return None
         rows = np.flatnonzero((np.isfinite(data.scores) & np.isfinite(data.costs)).all(1))
@@ -58,6 +60,7 @@ class Decided(Ensemble):
 
 
 def _weighed(data: Training, predicted: Sequence[Matrix]) -> tuple[float, ...]:
+    """The mean of the best weights, by the AIQ of the members' out-of-fold predictions, (n, m) each."""
     assert data.costs is not None
     cost = _costs_out_of_fold(data, data.costs)
     bench = evaluate.Bench(data.scores, data.costs, int(data.scores.mean(0).argmax()))
@@ -73,7 +76,7 @@ def _weighed(data: Training, predicted: Sequence[Matrix]) -> tuple[float, ...]:
 
 
 def _costs_out_of_fold(data: Training, costs: Matrix) -> Matrix:
-    """Predicted costs of every row, (n, m), by a fit on the other folds."""
+    """Predicted cost of every row, (n, m), by a fit on the other folds."""
     fold, predicted = folds(row_keys(data.x), FOLDS, data.seed), np.zeros_like(costs)
     for part in range(FOLDS):
         held = fold == part

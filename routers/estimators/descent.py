@@ -1,4 +1,4 @@
-"""Adam on plain arrays (Kingma & Ba 2015): what the estimators without a closed form are fitted with."""
+"""Adam on plain arrays (Kingma & Ba 2015), which fits the estimators that have no closed form."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def descend(
     steps: int = 150,
     patience: int = 20,
 ) -> Weights:
-    """Full-batch steps with weight decay; the weights of the least held-out `loss`, read every fifth step.
-
-    It stops when `patience` readings in a row were no better.
+    """Take up to `steps` full-batch steps with weight decay, and return the weights of the least `loss`. The loss is
+    read every fifth step; `patience` readings in a row without a better one end the descent.
     """
     first = {name: np.zeros_like(w) for name, w in weights.items()}
     second = {name: np.zeros_like(w) for name, w in weights.items()}

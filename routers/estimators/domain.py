@@ -1,9 +1,9 @@
-"""Domain router (MoDEM, Composition of Experts): a classifier of tasks, and a table of each model's mean
-per task.
+"""Domain router (MoDEM, Composition of Experts): a classifier of domains, and a table of each model's mean score per
+domain.
 
-Where rows say which source they were taken from, a domain is a task of one source: finer, with a mean shrunk toward the
-task's. The estimate is the table averaged under the classifier's probabilities, so doubt about the task shrinks
-toward the overall mean. The table may be edited by hand (`table_`), the classifier stays.
+A domain is a task. Where rows state the source that they were taken from, it is a task of one source, whose mean is
+shrunk toward the task's. An estimate is the mean over the table by the classifier's probabilities, so that doubt about
+the domain shrinks it toward the overall mean. The table (`table_`) may be edited without training the classifier again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import numpy as np
 from routers.estimators.base import Estimator, Matrix, Training, packed, softmax, task_table, unpacked
 
 LEAST_OF_SOURCE = 15
-"""A source with fewer rows is not a domain of its own."""
+"""A task of one source with fewer rows is no domain of its own."""
 MANY = 60
 """With more domains the classifier is fitted in fewer steps."""
 
 
 class Domain(Estimator):
-    """Multinomial logistic regression with inverse penalty `strength` over the task names."""
+    """Multinomial logistic regression over the domains, with inverse penalty `strength`. Tasks with fewer than
+    `least_rows` rows are one domain together. `prior_count` pseudo-observations shrink a task's mean toward the
+    model's, `within_count` a domain's toward its task's.
+    """
 
     kind = "domain"
     PARAMETERS = ("strength", "prior_count", "least_rows", "within_count")
@@ -53,8 +56,8 @@ class Domain(Estimator):
         return self
 
     def _refine(self, data: Training, tasks: list[str], names: list[str]) -> tuple[list[str], list[str], Matrix]:
-        """Puts tasks of one source in the tasks' place, each mean shrunk toward its task's by `within_count`
-        pseudo-observations: every row's domain, the domains, and how many observations stand behind each mean.
+        """Divide tasks by source, and make `table_` that of these domains. Returns each row's domain, the domains, and
+        the number of observations behind each mean, pseudo-observations included.
         """
         pairs = list(zip(tasks, data.sources, strict=True))
         found = Counter(pairs)
@@ -70,7 +73,7 @@ class Domain(Estimator):
         return domains, finer, behind
 
     def _merged(self, tasks: Sequence[str]) -> list[str]:
-        """The tasks, with those that are too rare to learn merged into one."""
+        """Each row's task; the empty name for tasks with fewer than `least_rows` rows."""
         found: dict[str, int] = {}
         for task in tasks:
             found[task] = found.get(task, 0) + 1
@@ -91,7 +94,7 @@ class Domain(Estimator):
         self.weights_, self.intercept_ = weights.T.copy(), intercept.copy()
 
     def shares(self, x: Matrix) -> Matrix:
-        """Probability of each task, (n, tasks)."""
+        """Probability of each domain, (n, domains)."""
         return softmax(x @ self.weights_ + self.intercept_)
 
     def names(self) -> list[str]:

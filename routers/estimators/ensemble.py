@@ -1,8 +1,8 @@
-"""The weighted mean of four estimators: tables of domains and of clusters have most of the weight, a ridge and a
-factorisation the rest. The default router learns the weights (`routers.estimators.decided`).
+"""The weighted mean of four estimators: tables of domains and of clusters have most of the weight, a ridge regression
+and a factorisation the rest. The default router learns the weights (`routers.estimators.decided`).
 
 Averaging with tables that know only the domain shrinks estimates toward the task mean, which keeps most of the noise of
-query-level estimates out of the argmax. The errors of the four members are little correlated.
+query-level estimates out of the argmax. The errors of the four members are only weakly correlated.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from routers.estimators.factor import Factor
 from routers.estimators.linear import Linear
 
 FOLDS = 4
-"""Folds by which members predict rows that they did not see."""
+"""Number of folds by which members predict rows that they did not see."""
 
 
 class Ensemble(Estimator):
     """Weighted mean of the members; their disagreement adds to the standard deviation.
 
     `stretch` multiplies the deviation of an estimate from its model's mean score, because a mean of estimates is shrunk
-    too far. `job_weights` and `job_stretch` take their place for planning batch jobs, where those were learned.
+    too far. Batch jobs are planned with `job_weights` and `job_stretch` instead; empty `job_weights` stand for the same
+    weights.
     """
 
     kind = "ensemble"

@@ -1,9 +1,9 @@
-"""Matrix factorisation with item response: every model an identity vector, every query a vector made of
-its features.
+"""Matrix factorisation with item response theory (IRT): each model has a vector, and a query's vector is a linear map
+of its features.
 
-`logit P(model m right on x) = level_m + ease(x) + (a + A x) . v_m` (multidimensional IRT; EmbedLLM,
-IRT-Router and RouteLLM's matrix factorisation are its relatives). A new model joins by a vector alone
-(`join`), fitted to a few probes while the queries' side stays as it is.
+`logit P(model m right on x) = level_m + ease(x) + (a + A x) . v_m` (multidimensional IRT; EmbedLLM, IRT-Router and
+RouteLLM's matrix factorisation are its relatives). A new model needs a level and a vector only, which `join` fits to a
+few probes, while `ease`, `a` and `A` stay unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from routers.estimators.descent import Weights, descend, held_out, sigmoid
 
 
 class Factor(Estimator):
-    """`rank` traits; `penalty` on the traits' weights, `ease_penalty` on the query's ease."""
+    """Vectors have `rank` elements, called traits. `penalty` is the weight decay of the map `A` from features to
+    traits, `ease_penalty` that of the weights of `ease`.
+    """
 
     kind = "factor"
     PARAMETERS = ("rank", "penalty", "ease_penalty", "steps")
@@ -58,9 +60,11 @@ class Factor(Estimator):
         dof = 1.0 + (traits * traits).sum(1)
         return mean, np.sqrt(mean * (1 - mean) * np.minimum(1.0, np.outer(dof, 1.0 / (self.count_ + 1.0))))
 
-    def join(self, x: Matrix, scores: Matrix, prior: float = 20.0, steps: int = 30) -> Self:
-        """Adds one model known by a few probes: its level and vector by penalised Newton steps around the
-        mean of the known models, which counts for `prior` probes.
+    def join(self, x: Matrix, scores: Matrix, steps: int = 30) -> Self:
+        """Add a model that is known by a few probes: queries `x` (n, d) and its `scores` on them (n,).
+
+        Its level and vector are the most probable ones by `steps` Newton steps, under independent normal priors with
+        the mean and variance of the known models' values; .05 is added to each variance.
         """
         ease, traits = self._query(x)
         design = np.column_stack([np.ones(len(x)), traits])
@@ -69,9 +73,8 @@ class Factor(Estimator):
         own = centre.copy()
         for _ in range(steps):
             p = sigmoid(ease + design @ own)
-            pull = (own - centre) / spread * (prior / 20.0)
-            slope = design.T @ (p - scores) + pull
-            bend = (design * (p * (1 - p))[:, None]).T @ design + np.diag(prior / 20.0 / spread)
+            slope = design.T @ (p - scores) + (own - centre) / spread
+            bend = (design * (p * (1 - p))[:, None]).T @ design + np.diag(1.0 / spread)
             own = own - np.linalg.solve(bend, slope)
         self.level_ = np.append(self.level_, own[0])
         self.vectors_ = np.column_stack([self.vectors_, own[1:]])
@@ -85,7 +88,7 @@ def _logits(w: Weights, x: Matrix) -> Matrix:
 
 
 def _slopes(w: Weights, data: Training) -> Weights:
-    """Gradient of the mean log loss over observed cells (times ten, to suit Adam's step)."""
+    """Ten times the gradient of the mean log loss over observed scores, to suit Adam's step."""
     seen = np.isfinite(data.scores)
     error = np.where(seen, sigmoid(_logits(w, data.x)) - np.nan_to_num(data.scores), 0.0) * (10.0 / seen.sum())
     traits = data.x @ w["traits"] + w["trait_level"]
@@ -100,8 +103,8 @@ def _slopes(w: Weights, data: Training) -> Weights:
 
 
 def _loss(w: Weights, data: Training) -> float:
-    """Squared error of what decides: each model's deviation from its row's mean (plain where a row has
-    one).
+    """Mean squared error of each model's deviation from its row's mean, because only that decides between models. In a
+    row with one score it is the error of that score.
     """
     seen = np.isfinite(data.scores)
     error = np.where(seen, sigmoid(_logits(w, data.x)) - np.nan_to_num(data.scores), 0.0)

@@ -1,9 +1,10 @@
-"""The estimator of the shipped default: a ridge over all models of several public sets, and how easy a query is.
+"""The estimator of the shipped default: a ridge regression over all models of several public data sets, and the
+easiness of a query.
 
-Models that it knows by name are estimated as in `Linear`. For an unknown model it only tells how easy the query is for
-models in general; the caller adds what the model's price suggests (`routers.prior`), and does so for a whole pool as
-soon as one of its models is unknown, because the two scales can't be compared. The artefact's card states how little
-ease carries over to other sets of questions.
+Models that it was trained on are estimated as in `Linear`. For other models only the query's easiness is known, which
+is about models in general; the caller adds what the model's price suggests (`routers.prior`), and does so for all
+candidates as soon as one of them is unknown, because the two scales can't be compared. The artefact's card states how
+little easiness carries over to other data sets.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from routers.estimators.base import Matrix, Training, observed_mean
 from routers.estimators.linear import Linear, ridge
 
 MOST_WEIGHT = 2.0
-"""Largest weight of a row that many models answered, because their errors are correlated."""
+"""Largest weight of a row. Without it a row would weigh as much as the number of models that answered it, whose errors
+are correlated.
+"""
 
 
 class General(Linear):
-    """`Linear`, and `ease`: one Newton step of a logistic regression shared by all models."""
+    """`Linear`, and `easiness`: one Newton step of a logistic regression that all models share, with penalty
+    `easy_ridge`.
+    """
 
     kind = "general"
     PARAMETERS: ClassVar[tuple[str, ...]] = ("ridge", "ease", "easy_ridge")
@@ -43,5 +48,5 @@ class General(Linear):
         return self
 
     def easiness(self, x: Matrix) -> Matrix:
-        """Logits by which each row is easier than the training sets' middling query, (n,)."""
+        """Logits by which each row is easier than an average training query, (n,)."""
         return np.asarray(x @ self.easy_)

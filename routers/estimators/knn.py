@@ -1,5 +1,5 @@
-"""Mean score of the nearest training queries by cosine, shrunk toward the model's mean where few were
-observed.
+"""Mean score over the training queries with the highest cosine, shrunk toward the model's mean where few of them have
+a score.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from routers.estimators.base import Estimator, Matrix, Training, deviation_of_me
 
 
 class NearestNeighbours(Estimator):
-    """`k` neighbours; of more than `most_rows` training rows an even sample is kept, for serving time."""
+    """`k` neighbours. Of more than `most_rows` training rows an evenly spaced sample is kept, to predict in less time.
+    `prior_count` pseudo-observations shrink the mean.
+    """
 
     kind = "knn"
     PARAMETERS = ("k", "prior_count", "most_rows")

@@ -1,8 +1,8 @@
-"""Ridge regression in two parts: how easy the query is (small penalty) and how each model deviates from that (large
-penalty).
+"""Ridge regression in two parts: the query's level, which all models share (small penalty), and each model's deviation
+from it (large penalty).
 
-Only deviations decide between models, and they are small and noisy: one penalty for both, as in plain per-model
-regression, leaves an argmax over many noisy estimates with a winner's curse.
+Only deviations decide between models, and they are small and noisy. With one penalty for both, as in a regression per
+model, the argmax over many noisy estimates suffers from the winner's curse.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from routers.estimators.base import Estimator, Matrix, Training, observed_mean, 
 
 
 def ridge(x: Matrix, y: Matrix, penalty: float) -> Matrix:
-    """Weights (d, k) of a penalised regression through the origin; (d,) where y is (n,)."""
+    """Weights (d, k) of a ridge regression through the origin of `y` (n, k) on `x` (n, d)."""
     return np.asarray(np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y))
 
 
 class Linear(Estimator):
-    """Least squares with penalty `ease` on the query's level and `ridge` on each model's deviation."""
+    """Ridge regression with penalty `ease` for the query's level and `ridge` for each model's deviation."""
 
     kind = "linear"
     PARAMETERS: ClassVar[tuple[str, ...]] = ("ridge", "ease")
@@ -58,9 +58,10 @@ class Linear(Estimator):
         return self
 
     def typical_leverage(self) -> float:
-        """Mean over the training rows of what multiplies the noise of a prediction: effective parameters per row.
+        """Mean leverage of the training rows, by which the noise's variance is multiplied in that of a prediction. It
+        is the number of effective parameters per row.
 
-        The rows' number is read off the leading axis, which a projection gives unit variance.
+        The number of rows is read from the leading axis, to which a projection gives unit variance.
         """
         values = 1.0 / np.linalg.eigvalsh(self.covariance_)
         rows = max(float(values.max()) - self.ridge, 1.0)
@@ -72,8 +73,8 @@ class Linear(Estimator):
 
 
 def _same_rows(scores: Matrix) -> list[tuple[list[int], NDArray[np.intp]]]:
-    """Groups of columns that were observed on exactly the same rows, with those rows; unseen columns are
-    left out.
+    """Groups of columns that were observed on exactly the same rows, with the numbers of these rows. Columns without
+    any score are left out.
     """
     groups: dict[bytes, list[int]] = {}
     seen = np.isfinite(scores)

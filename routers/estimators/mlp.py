@@ -1,5 +1,5 @@
-"""A small perceptron from features to every model's score at once, fitted by scikit-learn, served by two
-products.
+"""A perceptron with one hidden layer that predicts all models' scores at once. scikit-learn fits it; a prediction is
+two matrix products.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from routers.estimators.base import Estimator, Matrix, Training, observed_mean
 
 
 class Perceptron(Estimator):
-    """One hidden layer of `width` rectified units; cells not observed are read as the row's expected
-    level.
+    """`width` rectified units, with weight penalty `penalty`, fitted in at most `epochs` passes over the rows. In
+    place of a score that was not observed it learns the model's mean plus the row's mean deviation from the means,
+    shrunk by one pseudo-observation of zero.
     """
 
     kind = "mlp"

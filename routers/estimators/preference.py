@@ -1,8 +1,8 @@
 """Preference estimators (RouteLLM): a Bradley-Terry strength of every model on a query, learned from pairwise wins.
 
 `Preference` is the factorised form: strength(m, x) = level_m + (A x) . v_m, P(a beats b) = sigmoid of the difference.
-`SimilarWins` solves a Bradley-Terry model for each query, every battle weighted by how like its query is. Strengths
-know no scale of quality, so each model's strength is mapped to a score by one regression shared by all models.
+`SimilarWins` solves a Bradley-Terry model for each query, in which a battle weighs more the more similar its query is.
+Strengths have no scale of quality, so they are mapped to scores by one regression that all models share.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from routers.estimators.descent import Weights, descend, held_out, sigmoid
 
 
 def battles(scores: Matrix) -> Matrix:
-    """(n, m, m): what the row's model won against the column's: 1, half of a tie, 0 where either was not seen.
+    """(n, m, m): 1 where the second axis's model scored higher on a query than the third's, a half where both scored
+    the same, else 0, also where one of the two was not observed.
 
-    Were ties left out, a query on which nobody needs the better model would say nothing.
+    Without ties, nothing would be learned from a query on which the better model is not needed.
     """
     own, other = scores[:, :, None], scores[:, None, :]
     won = (own > other) + 0.5 * (own == other)
@@ -36,8 +37,8 @@ def scaled(strength: Matrix, scores: Matrix) -> Matrix:
 
 
 class Preference(Estimator):
-    """Factorised Bradley-Terry, fitted by gradient on all battles; of `penalties` the one that predicts
-    held-out battles best is kept.
+    """Factorised Bradley-Terry model with `rank` traits, fitted by gradient descent on battles. Of `penalties`, the
+    weight decay of the map from features to traits, the one that predicts held-out battles best is kept.
     """
 
     kind = "preference"
@@ -78,7 +79,7 @@ class Preference(Estimator):
         return self
 
     def strength(self, x: Matrix) -> Matrix:
-        """(n, m); differences of it are log odds of winning."""
+        """(n, m); the difference of two models' strengths is the log odds that the first wins."""
         return np.asarray(x @ self.traits_ @ self.vectors_ + self.level_)
 
     def predict(self, x: Matrix, tasks: Sequence[str] | None = None) -> tuple[Matrix, Matrix]:
@@ -107,7 +108,10 @@ def _loss(w: Weights, x: Matrix, wins: Matrix) -> float:
 
 
 class SimilarWins(Estimator):
-    """Similarity-weighted ranking: battle weights gamma^(1 + similarity), solved by Zermelo's iteration."""
+    """Similarity-weighted ranking: a battle weighs gamma ** (1 + cosine / the highest cosine), and the Bradley-Terry
+    model is solved by `rounds` of Zermelo's iteration. Of more than `most_rows` training rows an evenly spaced sample
+    is kept.
+    """
 
     kind = "similar-wins"
     PARAMETERS = ("gamma", "most_rows", "rounds")
@@ -131,7 +135,7 @@ class SimilarWins(Estimator):
         return self
 
     def strength(self, x: Matrix) -> Matrix:
-        """Log of the Bradley-Terry worth of each model, centred, (n, m)."""
+        """Logarithm of each model's Bradley-Terry worth, less the mean over models, (n, m)."""
         m = len(self.count_)
         near = unit(x).astype(np.float32) @ self.rows_.T
         near /= np.maximum(near.max(1, keepdims=True), 1e-6)

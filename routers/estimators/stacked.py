@@ -19,8 +19,8 @@ from routers.estimators.ensemble import FOLDS, Ensemble
 
 
 class Stacked(Ensemble):
-    """Weights sum to one. Where no member predicts anything, they are the ensemble's own and the stretch is zero, so
-    that every row gets its models' means.
+    """An ensemble whose `fit` learns the weights, which sum to one, and the stretch. Where no member predicts the
+    deviations at all, the weights stay and the stretch is zero, so that every estimate is its model's mean.
     """
 
     kind = "stacked"
@@ -36,7 +36,7 @@ def stacked(
     predicted: Sequence[Matrix], scores: Matrix, otherwise: tuple[float, ...]
 ) -> tuple[tuple[float, ...], float]:
     """Weights of the members, and the stretch, from their out-of-fold predictions, (n, m) each; `otherwise` and a
-    stretch of zero where no member predicts anything.
+    stretch of zero where no member predicts the deviations at all.
     """
     from scipy.optimize import nnls
 
@@ -48,7 +48,7 @@ def stacked(
 
 
 def _apart(matrix: Matrix, seen: NDArray[np.bool_]) -> Matrix:
-    """Each seen cell less its model's mean and its row's mean; zero elsewhere."""
+    """Each observed value, less its model's mean and then its row's mean; zero where nothing was observed."""
     kept = np.where(seen, matrix, 0.0)
     kept = np.where(seen, kept - kept.sum(0) / np.maximum(seen.sum(0), 1), 0.0)
     return np.asarray(

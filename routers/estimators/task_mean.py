@@ -1,5 +1,5 @@
-"""Each model's mean score on the query's task, shrunk toward its overall mean: the baseline that knows
-the label.
+"""Each model's mean score on the query's task, shrunk toward its overall mean: a baseline that is given the task's
+name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from routers.estimators.base import Estimator, Matrix, Training, observed_mean, 
 
 
 class TaskMean(Estimator):
-    """A table. A query whose task is unknown or was never seen gets the overall mean."""
+    """A table of means, each shrunk by `prior_count` pseudo-observations. A query whose task is unknown, or was not in
+    the training rows, gets the overall mean.
+    """
 
     kind = "task-mean"
     PARAMETERS = ("prior_count",)
@@ -26,7 +28,7 @@ class TaskMean(Estimator):
         return self.fit_matrix(data.scores, data.tasks)
 
     def fit_matrix(self, scores: Matrix, tasks: Sequence[str]) -> Self:
-        """As `fit`, from any number per query and model (costs, say)."""
+        """As `fit`, from any quantity per query and model, such as costs."""
         names, table, count = task_table(scores, tasks, self.prior_count)
         overall = observed_mean(scores, min(self.prior_count, 4.0))
         total = np.isfinite(scores).sum(0)
