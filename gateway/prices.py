@@ -30,7 +30,10 @@ COUNTS = Usage.__struct_fields__[:-1]
 """Names of all numbers of a `Usage`."""
 NO_RUNS: Mapping[str, int] = MappingProxyType({})
 TIER_PRICES = {"priority": 2.0, "fast": 6.0}
-"""Factors on the prices of tokens for OpenAI's priority processing and the fast mode of Anthropic's Opus."""
+"""Default factors on the prices of tokens for OpenAI's priority processing and the fast mode of Anthropic's Opus. They
+differ by model and may change, so the operator checks them against the provider's price list (`tier_prices`). Tiers
+that are often cheaper (flex, batch) have no default: an unknown discount is not assumed.
+"""
 
 
 def nanousd(usd: float) -> int:

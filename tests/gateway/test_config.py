@@ -16,6 +16,7 @@ from gateway.config import Config, Secret
 from gateway.config_check import ROUTERS
 from gateway.config_load import check, embedded, load, parse
 from gateway.errors import ConfigError
+from gateway.prices import TIER_PRICES
 from routers.registry import NAMES
 
 UNREADABLE = "has a host or a port that can't be read (in a password / ? # are written %2F %3F %23)"
@@ -53,6 +54,13 @@ def test_the_example_file_loads() -> None:
     config = load(str(EXAMPLE), ENV)
     assert config.providers[0].api_key == "sk-acme-0001"
     assert config.routes[0].fallback == ["steady"]
+
+
+def test_the_example_states_the_default_factors_of_service_tiers() -> None:
+    """The operator is told to check these against the provider's price list, so they must be the ones in use."""
+    (tier_prices,) = (model.tier_prices for model in load(str(EXAMPLE), ENV).models if model.tier_prices)
+    assert tier_prices == TIER_PRICES
+    assert "check them against the" in EXAMPLE.read_text().partition("tier_prices = ")[2].partition("told_cost")[0]
 
 
 def keys_of_tree(section: Any, path: str = "") -> set[str]:
