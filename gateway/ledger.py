@@ -156,7 +156,9 @@ def over_budget(account: Account, nanousd: int, spent: int, held: int) -> OverBu
 
 
 class _Row:
-    """One account's current period."""
+    """One account's current period. Where the clock is set back after a period has begun, the period goes on until its
+    end: over both days no more is spent than their two budgets.
+    """
 
     __slots__ = ("ends_s", "held", "spent")
 

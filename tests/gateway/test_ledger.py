@@ -139,6 +139,22 @@ async def test_what_the_journal_remembers_is_spent() -> None:
     assert ledger.balance(ROUTE) == (300, 400)
 
 
+async def test_a_clock_that_jumps_ahead_and_back_gives_no_budget_twice() -> None:
+    """The next day's budget, which was given too early, is the only one until that day's end."""
+    clock = Clock()
+    ledger = MemoryLedger(clock)
+    ledger.hold_now((KEY,), 1000).settle(1000)
+    clock.now += DAY_S
+    ledger.hold_now((KEY,), 600).settle(600)
+    clock.now -= DAY_S
+    assert ledger.balance(KEY) == (600, 0)
+    clock.now += DAY_S
+    with pytest.raises(OverBudget):
+        await ledger.hold((KEY,), 401)
+    clock.now += DAY_S
+    assert ledger.balance(KEY) == (0, 0)
+
+
 def test_what_ends_after_midnight_is_spent_on_the_day_that_begins() -> None:
     """A request that ends after midnight is booked on the new day, even if it is the account's first that day."""
     clock = Clock()

@@ -168,6 +168,20 @@ async def test_a_new_day_begins_with_nothing_spent(worker: Make, clock: Clock) -
     assert await ledger.balance(KEY) == (100, 850)
 
 
+async def test_a_clock_that_jumps_ahead_and_back_gives_no_budget_twice(worker: Make, clock: Clock) -> None:
+    """The next day's budget, which was given too early, is the only one until that day's end."""
+    ledger = worker(clock)
+    for step_s, spent in ((0, 1000), (86_400, 600), (-86_400, 0), (86_400, 0)):
+        clock.now += step_s
+        (await ledger.hold((KEY,), spent)).settle(spent)
+        await ledger.flush()
+    assert await ledger.balance(KEY) == (600, 0)
+    with pytest.raises(OverBudget):
+        await ledger.hold((KEY,), 401)
+    clock.now += 86_400
+    assert (await ledger.hold((KEY,), 1000)).nanousd == 1000
+
+
 async def test_concurrent_workers_never_pass_the_limit(worker: Make, clock: Clock) -> None:
     """However requests interleave, no more is held than the budget, and at rest held is zero."""
     workers = [worker(clock) for _ in range(3)]
