@@ -3,6 +3,9 @@
 Their outcome is estimated from twins: rounds of the same log with similar first confidence that were decided the other
 way (because the threshold was different once, or a judge scored the answer that wasn't kept). With too few twins there
 is a refusal. Only the confidence of twins is similar, nothing else is matched.
+
+Kept and escalated answers may be scored at different rates: each scored answer counts for as many as its side has per
+scored one. Within a side, scored answers stand for all (see `gateway.learn.whatif`).
 """
 
 from __future__ import annotations
@@ -78,26 +81,43 @@ def at_threshold(log: Log, accept_at: float) -> Answer:
 def _valued(
     log: Log, found: Climbs, would_keep: NDArray[np.bool_], changed: NDArray[np.bool_], reward: Array, name: str
 ) -> Figure | Refusal | None:
-    """The mean over the rounds whose reward is known: unchanged rounds count as they were, changed ones by the mean of
-    their twins. Changed rounds of unknown reward don't count either, or they would outweigh unchanged ones.
+    """The weighted mean over the rounds whose reward is known: unchanged rounds count as they were, changed ones by the
+    mean of their twins. Changed rounds of unknown reward don't count either, or they would outweigh unchanged ones.
     """
     known = np.isfinite(reward)
     if not known.any():
         return None
+    weight = _weights(found, known)
     then, error = reward.copy(), 0.0
     for keeping in (True, False):
         band = changed & (would_keep == keeping)
         if not band.any():
             continue
-        twins, counted = _twins(found, band, keeping, reward, name), int(known[found.place[band]].sum())
+        twins, counted = _twins(found, band, keeping, reward, name), float(weight[found.place[band]].sum())
         if len(twins) < MIN_TWINS or not counted:
             return _refused(log, found, band, len(twins), name)
         then[found.place[band]] = twins.mean()
         error += counted * float(twins.std(ddof=1)) / sqrt(len(twins))
-    now, value, gap = (mean_interval(one[known]) for one in (reward, then, then - reward))
-    stretch = Z95 * error / int(known.sum())
+    now, value, gap = (_mean(one[known], weight[known]) for one in (reward, then, then - reward))
+    stretch = Z95 * error / float(weight.sum())
     value, gap = (Interval.around(one.value, one.half_width + stretch) for one in (value, gap))
     return Figure(now, value, gap, value)
+
+
+def _weights(found: Climbs, known: NDArray[np.bool_]) -> Array:
+    """The number of rounds that each round of known reward stands for, (n,): those of its side (kept, escalated, or
+    unable to escalate) per known one. Zero where the reward is unknown.
+    """
+    side = np.zeros(len(known), np.intp)
+    side[found.place] = np.where(found.kept, 1, 2)
+    rounds, seen = np.bincount(side, minlength=3), np.bincount(side[known], minlength=3)
+    return np.where(known, (rounds / np.maximum(seen, 1))[side], 0.0)
+
+
+def _mean(values: Array, weight: Array) -> Interval:
+    """The weighted mean, with the interval of its linearisation: weights are taken as given."""
+    mean = float(np.average(values, weights=weight))
+    return mean_interval(mean + weight / weight.mean() * (values - mean))
 
 
 def _twins(found: Climbs, band: NDArray[np.bool_], keeping: bool, reward: Array, name: str) -> Array:

@@ -82,6 +82,32 @@ def test_unscored_answers_are_not_counted() -> None:
     assert refused.explored_calls == 0
 
 
+def test_sides_may_be_scored_at_different_rates() -> None:
+    """Scored answers of kept and of escalated rounds count for all of their side, now and with the other threshold. Of
+    20 intervals at least 17 hold the truth.
+    """
+    accept_at = 0.6
+    now = float(np.mean([0.9 * floor + (1 - floor**2) / 2 for floor in (0.2, 0.8)]))
+    then = 0.9 * accept_at + (1 - accept_at**2) / 2
+    truths = {"now": now, "then": then, "difference": then - now}
+    missed: dict[str, list[float]] = {name: [] for name in truths}
+    outside = dict.fromkeys(truths, 0)
+    for seed in range(10):
+        log = climbed(2000, (0.2, 0.8), seed)
+        found = climbs(log)
+        for kept_share, escalated_share in ((0.8, 0.2), (0.2, 0.8)):
+            share = np.full(len(log), escalated_share)
+            share[found.place[found.kept]] = kept_share
+            heard = np.where(np.random.default_rng(seed).random(len(log)) < share, log.score, np.nan)
+            figure = at_threshold(dataclasses.replace(log, score=heard), accept_at).figures["quality"]
+            for name, truth in truths.items():
+                one = getattr(figure, name)
+                missed[name].append(abs(one.value - truth))
+                outside[name] += not one.low <= truth <= one.high
+    assert max(outside.values()) <= 3, outside
+    assert all(np.mean(errors) < 0.02 for errors in missed.values()), missed
+
+
 def test_a_higher_threshold_than_any_tried_is_refused() -> None:
     """The second model's answers to requests that were always kept are unknown."""
     answer = at_threshold(climbed(500, (0.3,)), 0.7)
