@@ -10,7 +10,6 @@ that somebody deletes is created anew, and every process that used it is replace
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import itertools
 import logging
 import os
@@ -31,6 +30,7 @@ from gateway.errors import ConfigError
 from gateway.listen import admin_host, listen, raise_file_limit
 from gateway.processes import Child, Keeper, reap_orphans
 from gateway.providers.managed import Managed, is_ready, lost_models, managed, wait_ready
+from gateway.run_folder import RunFolder
 from gateway.settings import read_settings
 from gateway.worker_counters import REFUSED, forget, retire
 
@@ -41,7 +41,6 @@ LOAD_TIMEOUT_S = 600.0
 """Time in which a managed server that a reload adds must have loaded its models."""
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Environment of workers: a decision's matrix products are too small for several threads, and idle ones would spin."""
-LOCK = "serve.lock"
 FOLDER_EVERY_S = 1.0
 FIXED = ("host", "port", "admin_host", "admin_port")
 """Settings of the server that only a restart changes."""
@@ -78,13 +77,6 @@ class Supervisor:
         self._path = path
         self._stated = workers
         self._numbers = itertools.count()
-        self._run_dir = Path(config.server.run_dir)
-        self._run_dir.mkdir(0o700, parents=True, exist_ok=True)  # cached answers, files of prompts
-        self._mode = self._run_dir.stat().st_mode & 0o7777
-        self._in_force = self._run_dir / "config.toml"
-        self._on_trial = self._run_dir / "config.trial.toml"
-        self._file = self._in_force
-        """The copy of the configuration that children are started with."""
         self._port = config.server.port
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
@@ -97,11 +89,9 @@ class Supervisor:
         for _ in range(self._count):
             self._sockets.append(self._listen())
         self._admin_socket = listen(admin_host(config.server), config.server.admin_port, "server.admin_port")
-        self._lock = own(self._run_dir)
-        forget(self._run_dir)
-        (self._run_dir / REFUSED).unlink(missing_ok=True)
-        self._frozen = self._freeze(self._in_force)
-        """The bytes of the configuration file in force."""
+        self._folder = RunFolder(Path(config.server.run_dir), path)
+        forget(self._folder.path)
+        (self._folder.path / REFUSED).unlink(missing_ok=True)
         self._control = self._keeper(self._control_child())
         self._workers: list[Keeper] = []
         for _ in range(self._count):
@@ -179,7 +169,7 @@ class Supervisor:
             _warn_of_fixed(self.config, config)
             tell_system(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             if await self._apply(config):
-                (self._run_dir / REFUSED).unlink(missing_ok=True)
+                (self._folder.path / REFUSED).unlink(missing_ok=True)
                 log.warning("configuration reloaded; %d worker(s)", len(self._workers))
             tell_system("READY=1")
 
@@ -218,7 +208,7 @@ class Supervisor:
         """Log that the reload is refused, and leave a file that tells the control process until a reload succeeds."""
         log.error("configuration not reloaded, the old one stays: %s", why)
         with suppress(OSError):
-            (self._run_dir / REFUSED).touch(mode=0o600)
+            (self._folder.path / REFUSED).touch(mode=0o600)
 
     async def _end_unused(self, sockets: list[Path]) -> None:
         """Stop these managed servers once the workers that may call them have ended, unless a later reload uses them
@@ -239,25 +229,21 @@ class Supervisor:
         then all workers, and those that are started later, have the old configuration.
         """
         try:
-            frozen = self._freeze(self._on_trial)
+            self._folder.begin_trial()
         except OSError as fault:
             self._refuse(str(fault))
             return False
-        old, self.config, self._file = self.config, config, self._on_trial
+        old, self.config = self.config, config
         tried = self._workers[: self._count]
         replaced = await self._replace(tried)
-        self._file = self._in_force
+        self._folder.end_trial(accepted=replaced == len(tried))
         if replaced < len(tried):
             self._refuse(f"worker {replaced} can't start with the new configuration; see its messages above")
             self.config = old
             await self._replace(tried[:replaced])
-        elif self._path:
-            self._frozen = frozen
-            with suppress(OSError):  # the run folder was deleted meanwhile, and will be created anew with this file
-                self._on_trial.replace(self._in_force)
         for slot, keeper in enumerate(tried):
             keeper.child = replace(keeper.child, command=self._worker_child(slot).command)
-        self._on_trial.unlink(missing_ok=True)
+        self._folder.discard_trial()
         return replaced == len(tried)
 
     async def _replace(self, keepers: list[Keeper]) -> int:
@@ -291,10 +277,10 @@ class Supervisor:
         while True:
             await asyncio.sleep(FOLDER_EVERY_S)
             async with self._reloading:
-                if self._has_folder():
+                if self._folder.is_whole:
                     continue
                 try:
-                    self._lay_folder()
+                    self._folder.lay_anew()
                 except (OSError, ConfigError) as fault:
                     if str(fault) != last_fault:
                         log.error("server.run_dir is gone and can't be laid anew; no worker can be started: %s", fault)
@@ -303,26 +289,8 @@ class Supervisor:
                 last_fault = ""
                 log.error("server.run_dir %s was cleared away while it is in use: it is laid anew, and all processes "
                           "are replaced. Lost are files of clients, and unshipped decisions of workers that had ended. "
-                          "Exclude this folder from any clean-up", self._run_dir)  # fmt: skip
+                          "Exclude this folder from any clean-up", self._folder.path)  # fmt: skip
                 await self._begin_again()
-
-    def _has_folder(self) -> bool:
-        try:
-            ours = os.path.samestat(os.fstat(self._lock), (self._run_dir / LOCK).stat())
-            return ours and (not self._path or self._in_force.exists())
-        except OSError:
-            return False
-
-    def _lay_folder(self) -> None:
-        """Create the folder, its lock and its copy of the configuration. Raises OSError where that fails, and
-        ConfigError where another gateway has taken the folder.
-        """
-        self._run_dir.mkdir(0o700, parents=True, exist_ok=True)
-        self._run_dir.chmod(self._mode)  # a worker may have created it, with another mode
-        old_lock, self._lock = self._lock, own(self._run_dir)
-        os.close(old_lock)
-        if self._path:
-            _write_private(self._in_force, self._frozen)
 
     async def _begin_again(self) -> None:
         """Replace the managed servers whose sockets are gone, the workers and the control process. Each new process
@@ -359,7 +327,7 @@ class Supervisor:
         return sock
 
     def _keeper(self, child: Child) -> Keeper:
-        return Keeper(child, lambda: next(self._numbers), lambda number: retire(self._run_dir, number))
+        return Keeper(child, lambda: next(self._numbers), lambda number: retire(self._folder.path, number))
 
     def _worker_child(self, slot: int) -> Child:
         return Child(
@@ -374,17 +342,8 @@ class Supervisor:
         return Child("control", command, ONE_CORE, sockets=(self._admin_socket,))
 
     def _where(self) -> list[str]:
-        path = ("--config", str(self._file)) if self._path else ()
+        path = ("--config", str(self._folder.config_copy)) if self._path else ()
         return [*path, "--workers", str(self._count), "--parent", str(os.getpid())]
-
-    def _freeze(self, copy: Path) -> bytes:
-        """Copy the configuration file, and return its bytes. Children are started with the copy, so that later changes
-        of the file don't reach them before a reload.
-        """
-        content = Path(self._path).read_bytes() if self._path else b""
-        if self._path:
-            _write_private(copy, content)
-        return content
 
     def _keep(self, keeper: Keeper) -> None:
         task = self._tasks[keeper] = asyncio.create_task(keeper.keep())
@@ -404,27 +363,6 @@ def unshared_by(workers: int, config: Config) -> str:
     """
     keys = (key for key in read_settings(config.server.run_dir).keys if key.revoked_s is None)
     return unshared(config, keys) if workers > 1 else ""
-
-
-def _write_private(path: Path, text: bytes) -> None:
-    draft = path.with_suffix(".new")
-    draft.touch(mode=0o600)
-    draft.write_bytes(text)
-    draft.replace(path)
-
-
-def own(run_dir: Path) -> int:
-    """Lock the folder for as long as this process lives, and return the lock's file descriptor. Raises ConfigError
-    where another gateway has the lock.
-    """
-    lock = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        problem = f"server.run_dir: another gateway runs in {run_dir}: each needs a folder of its own"
-        raise ConfigError([problem]) from None
-    return lock
 
 
 def _managed(config: Config) -> list[Managed]:
