@@ -2,13 +2,16 @@
 
 Every call runs on one thread of its own with a deadline, so a slow disk or another worker's lock is a miss
 and never a stalled event loop. A file that is corrupt is renamed and begun anew; one that is locked, full or away
-is not, because the other workers may go on with it.
+is not, because the other workers may go on with it. Workers open the file one at a time, and follow one that begins it
+anew, so all of them have the same file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -64,6 +67,8 @@ class SqliteStore:
         self._stats = StoreStats()
         self._touched: dict[bytes, int] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache-sqlite")
+        self._file = 0, 0
+        """Identity of the open file: device and inode."""
         self._db = self._thread.submit(self._open_first).result()
 
     async def get(self, key: bytes, *, tenant: str, now_s: float) -> Entry | None:
@@ -124,6 +129,8 @@ class SqliteStore:
         return failed
 
     def _guarded(self, work: Callable[[], T], failed: T) -> T:
+        if self._file != self._file_there():
+            self._reopen()
         try:
             return work()
         except sqlite3.Error as error:
@@ -152,18 +159,32 @@ class SqliteStore:
             time.sleep(self._timeout_s)
 
     def _open(self) -> sqlite3.Connection:
-        """The file, begun anew if it is corrupt. Raises sqlite3.OperationalError where it is locked, full or away."""
+        """The file, begun anew if it is corrupt. Raises sqlite3.OperationalError where it is locked or full, OSError
+        where its folder is away.
+        """
+        with Path(f"{self._path}.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                db = self._connect()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                broken = self._path.with_suffix(self._path.suffix + ".broken")
+                log.warning("cache file %s: %s; begun anew, the old one is %s", self._path, error, broken.name)
+                self._path.replace(broken)
+                for suffix in ("-wal", "-shm"):
+                    Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+                db = self._connect()
+            self._file = self._file_there()
+            return db
+
+    def _file_there(self) -> tuple[int, int]:
+        """Identity of the file that now has the name."""
         try:
-            return self._connect()
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
-            broken = self._path.with_suffix(self._path.suffix + ".broken")
-            log.warning("cache file %s: %s; begun anew, the old one is %s", self._path, error, broken.name)
-            self._path.replace(broken)
-            for suffix in ("-wal", "-shm"):
-                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-            return self._connect()
+            found = os.stat(self._path)
+        except OSError:
+            return 0, 0
+        return found.st_dev, found.st_ino
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False)

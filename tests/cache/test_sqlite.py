@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import resource
 import sqlite3
 from contextlib import closing
@@ -75,6 +76,31 @@ async def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
     await store.put(b"k", entry())
     assert await store.get(b"k", tenant="t", now_s=101) == entry()
     await store.close()
+
+
+async def test_workers_that_find_the_same_broken_file_share_the_new_one(tmp_path: Path) -> None:
+    """Of several workers one begins a broken file anew. The others take the new file, also those that had the old one
+    open without noticing.
+    """
+    path = tmp_path / "c.db"
+    first = SqliteStore(path, max_bytes=1 << 20, timeout_s=10)
+    assert await first.put(b"old", entry())
+    with (tmp_path / "c.db.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for file in tmp_path.glob("c.db*"):
+            if file.suffix != ".lock":
+                file.unlink()
+        path.write_bytes(b"not a database at all " * 500)
+        opening = asyncio.create_task(asyncio.to_thread(SqliteStore, path, max_bytes=1 << 20, timeout_s=10))
+        done, _ = await asyncio.wait((opening,), timeout=0.2)
+        assert not done and path.exists()
+    second = await opening
+    assert (tmp_path / "c.db.broken").exists()
+    assert await second.put(b"k", entry()) and await first.get(b"old", tenant="t", now_s=101) is None
+    assert await first.get(b"k", tenant="t", now_s=101) == entry()
+    assert await second.delete_tenant("t") and await first.get(b"k", tenant="t", now_s=101) is None
+    await first.close()
+    await second.close()
 
 
 async def test_a_file_that_breaks_in_use_is_a_miss_until_it_can_be_begun_anew(tmp_path: Path) -> None:
