@@ -121,7 +121,8 @@ class Responses:
         for one in reversed(_unbroken(chain, param)[1:]):
             items += [*turn_items(one.input), *msgspec.json.decode(one.output, type=_Output).output]
         before = encode_json(items)
-        self.recent.remember(chain[0], before)
+        if mark_of(chain[0]) is None:  # the worker that makes a response under way tells nobody of its end
+            self.recent.remember(chain[0], before)
         return as_it_stands(chain[0], self.worker, self._clock()), before
 
     async def recalled(self, raw: Raw, tenant: str, known: Callable[[], Items] = dict) -> Raw:

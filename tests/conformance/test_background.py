@@ -121,6 +121,20 @@ async def test_a_response_is_cancelled(tmp_path: Path) -> None:
         assert (await sdk.do("responses.cancel", done.id)).status == "completed"
 
 
+async def test_another_worker_sees_the_end_of_what_it_read_before(tmp_path: Path) -> None:
+    """A worker that has read an unfinished response, to list its input or to continue it, shows its end all the same.
+    """
+    async with homes(tmp_path) as home, live(tmp_path) as other:
+        sdk, there = home.sdk("openai"), Sdk("openai", "async", other.url)
+        made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
+        assert len((await there.do("responses.input_items.list", made.id)).data) == 1
+        with pytest.raises(openai.BadRequestError, match="has not ended"):
+            await there.do("responses.create", model="openai/echo", input="y", previous_response_id=made.id)
+        await sdk.do("responses.cancel", made.id)
+        assert (await there.do("responses.retrieve", made.id)).status == "cancelled"
+        await there.close()
+
+
 @pytest.mark.parametrize("act", ["cancel", "delete"])
 async def test_another_worker_ends_it(tmp_path: Path, act: str) -> None:
     """A response can be cancelled or deleted at any worker; the one that makes it is notified."""
