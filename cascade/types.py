@@ -145,6 +145,9 @@ class Outcome(msgspec.Struct, frozen=True):
     retry_after_s: float = 0.0
     evidence: Evidence = Evidence()
     cost_usd: float = 0.0
+    """Counts towards `Limits.max_cost_usd`. The gateway leaves it 0: its plans have no such limit, because it holds the
+    worst case of the whole plan before it begins.
+    """
     elapsed_s: float = 0.0
     """Seconds from the start of the climb to the end of this attempt."""
     latency_s: float = 0.0

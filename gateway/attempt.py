@@ -50,12 +50,9 @@ class Opened(msgspec.Struct):
     pending: bytes = b""
     body: bytes = b""
     """The request sent, kept where the upstream may pause the turn and expect the gateway to resume it; else empty."""
-    before_nanousd: int = 0
-    """Nano-dollars that the earlier parts of a paused turn cost."""
 
     def continue_with(self, attempt: Attempt, continuation: Continuation) -> None:
         """Move on to the next part of a paused turn: the attempt that sent this continuation."""
-        self.before_nanousd += self.attempt.cost_nanousd
         self.attempt, self.body = attempt, continuation.body
 
 
@@ -245,11 +242,7 @@ class Sender:
         for _ in range(MOST_PAUSES):
             if part is None or (continuation := await self._hold_next(exchange, opened, part)) is None:
                 break
-            try:
-                more = await self._ask(exchange, rung, opened.deployment, kept.dialect, continuation.body, live=False)
-            except UpstreamError as error:
-                error.before_nanousd = opened.before_nanousd + opened.attempt.cost_nanousd
-                raise
+            more = await self._ask(exchange, rung, opened.deployment, kept.dialect, continuation.body, live=False)
             opened.continue_with(more.attempt, continuation)
             assert more.kept is not None and answer is not None
             answer, part = joined(answer, msgspec.json.decode(more.kept.body)), paused(more.kept.body)

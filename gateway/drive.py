@@ -221,11 +221,10 @@ class Run:
         attempt.evidence = replace(attempt.evidence, checks_passed=passed)
 
     def cancelled_outcome(self, rung: Rung) -> Outcome:
-        """The outcome of a rung that was cancelled because another's answer sufficed, with its cost so far."""
+        """The outcome of a rung that was cancelled because another's answer sufficed."""
         attempts = [one for one in self.exchange.attempts if one.model == rung.model and one.failure == "cancelled"]
-        cost_usd = sum(one.cost_nanousd for one in attempts) / 1e9
         elapsed_s = self.sender.now() - self.exchange.call.received_s
-        return Outcome(rung.model, "cancelled", cost_usd=cost_usd, elapsed_s=elapsed_s, attempts=len(attempts))
+        return Outcome(rung.model, "cancelled", elapsed_s=elapsed_s, attempts=len(attempts))
 
     def outcome(self, rung: Rung, opened: Opened, begun: float) -> Outcome:
         self.error = None
@@ -237,7 +236,6 @@ class Run:
             model=rung.model,
             may_move=not self.reply.committed,
             evidence=attempt.evidence,
-            cost_usd=(opened.before_nanousd + attempt.cost_nanousd) / 1e9,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
             attempts=1 + self.exchange.hedged - self.hedged_before,
@@ -246,15 +244,13 @@ class Run:
     def failed_outcome(self, rung: Rung, error: UpstreamError, begun: float) -> Outcome:
         self.error = error.bare()
         self.answers.append(None)
-        attempts, now = self.exchange.attempts, self.sender.now()
-        committed = self.reply.committed
+        now, committed = self.sender.now(), self.reply.committed
         return Outcome(
             model=rung.model,
             failure=error.failure,
             may_pass=error.failure in RETRIABLE and not committed,
             may_move=(error.failure != "rejected" or bool(rung.overrides)) and not committed,
             retry_after_s=0.0 if self.has_alternative(rung, error) else error.retry_after_s or 0.0,
-            cost_usd=(error.before_nanousd + attempts[-1].cost_nanousd) / 1e9 if attempts else 0.0,
             elapsed_s=now - self.exchange.call.received_s,
             latency_s=now - begun,
             attempts=1 + self.exchange.hedged - self.hedged_before,

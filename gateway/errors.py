@@ -168,8 +168,6 @@ class UpstreamError(HeadgateError):
         self.body = body
         """The upstream's error body, passed on to the client where the fault is the client's (4xx); else empty."""
         self.upstream_status = upstream_status
-        self.before_nanousd = 0
-        """Nano-dollars that earlier parts of the same paused turn cost."""
 
 
 class Draining(HeadgateError):

@@ -10,8 +10,6 @@ import httpx
 import openai
 import pytest
 
-from cascade.types import Outcome
-from gateway.drive import Run
 from gateway.wire.pause import MOST_PAUSES
 from tests.conformance.fixed import Fixed, Json, fixed, message, message_events
 from tests.conformance.test_citations import FOUND, RAIN, SEARCH, places, text, text_events
@@ -219,26 +217,6 @@ async def test_a_turn_that_fails_as_it_goes_on(tmp_path: Path, live: bool) -> No
         record = await home.gateway.decision(answer.headers["x-headgate-decision-id"])
         assert record.attempts[0].cost_nanousd == 7 * 3000 + 4 * 15000 + ONE and not record.attempts[0].failure
         assert record.attempts[1].failure and record.cost_nanousd >= record.attempts[0].cost_nanousd
-
-
-async def test_what_was_paid_before_a_turn_failed_counts_against_the_cap(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the failure another model may cost only the rest of the cap."""
-    refusal: Json = {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
-    lost: list[Outcome] = []
-
-    def noted(self: Run, *given: Any) -> Outcome:
-        lost.append(losing(self, *given))
-        return lost[-1]
-
-    losing = Run.failed_outcome
-    monkeypatch.setattr(Run, "failed_outcome", noted)
-    async with fixed(tmp_path, "anthropic", said(0, live=False), PRICES) as home:
-        home.then = [refusal]
-        async with httpx.AsyncClient(base_url=home.url, verify=False) as client:
-            await client.post("/v1/chat/completions", json={"model": "m", **ASKS["chat"][1]})
-    assert lost[0].cost_usd == pytest.approx((7 * 3000 + 4 * 15000 + ONE) / 1e9)
 
 
 async def test_a_forced_search_is_forced_once(tmp_path: Path) -> None:
