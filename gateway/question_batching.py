@@ -3,7 +3,7 @@
 A question waits a few milliseconds for others of its kind: of the same route, model and tenant, with the same system
 prompt and settings. If none comes, it is sent as it is. In a group each question has an attempt of its own, with its
 share of the call's tokens and cost. Where the reply doesn't say unambiguously which answer belongs to which question,
-all of the attempts have failed, and each question is then sent by itself.
+or the call is refused, all of the attempts have failed, and each question is then sent by itself.
 
 Never grouped are streams, tools, images, forced formats, several turns, several samples, answers whose confidence is
 read, and questions of different tenants.
@@ -29,6 +29,7 @@ from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
 from gateway.prices import Price
+from gateway.wire.describe import MOST_OUTPUT_TOKENS
 from gateway.wire.peek import peek
 from gateway.wire.usage import Usage
 
@@ -41,6 +42,8 @@ _OURS = frozenset({"model", "messages", "stream", *LIMITS})
 PROMPT = frozenset(
     {"input_tokens", "cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "audio_input_tokens"}
 )
+REFUSED = ("rejected", "context_length", "unsupported")
+"""Failures that may be the fault of another question of the group, or of their sum."""
 UNBOUNDED = 1 << 60
 
 
@@ -75,7 +78,7 @@ class Asked:
     ends_s: float
     """Monotonic time of its deadline."""
     answer: asyncio.Future[Opened | None]
-    """Its result is None where no other question joined the group."""
+    """Its result is None where the question is to be sent by itself."""
 
     @property
     def limit_tokens(self) -> int:
@@ -90,6 +93,8 @@ class Group:
     asked: list[Asked] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None
+    deployment: Deployment | None = None
+    """The one that is asked; None before the call."""
     left_nanousd: int = 0
     """Nano-dollars charged to questions that left before the reply."""
 
@@ -150,31 +155,34 @@ class QuestionBatcher:
         """Remove a question from its group. Once the call is made, it is charged with its own prompt tokens, because
         the cost of the reply is not known yet.
         """
-        if asked not in group.asked:
+        if asked.answer.done() and not asked.answer.cancelled():
             return
         group.asked.remove(asked)
-        if group.task is None:
-            if not group.asked and self.open.pop(group.kind, None) is group and group.timer is not None:
-                group.timer.cancel()
+        if (deployment := group.deployment) is not None:
+            exchange, now = asked.exchange, self.sender.now()
+            attempt = _attempt(asked, deployment, now)
+            attempt.failure, attempt.estimated = failure, True
+            attempt.usage = Usage(input_tokens=exchange.call.described.input_tokens)
+            attempt.cost_nanousd = deployment.price.cost(attempt.usage, exchange.call.described.tier)
+            group.left_nanousd += attempt.cost_nanousd
+            exchange.attempts.append(attempt)
+        if group.asked:
             return
-        exchange, now = asked.exchange, self.sender.now()
-        deployment = self.sender.fleet.deployments(group.kind.model)[0]
-        attempt = _attempt(asked, deployment, now)
-        attempt.failure, attempt.estimated = failure, True
-        attempt.usage = Usage(input_tokens=exchange.call.described.input_tokens)
-        attempt.cost_nanousd = deployment.price.cost(attempt.usage, exchange.call.described.tier)
-        group.left_nanousd += attempt.cost_nanousd
-        exchange.attempts.append(attempt)
-        if not group.asked:
+        if group.task is not None:
             group.task.cancel()
+        else:
+            assert group.timer is not None
+            group.timer.cancel()
+            del self.open[group.kind]
 
     async def _ask_together(self, group: Group) -> None:
         """Send the group's call, and give every question that still waits its answer or the error."""
-        carrier, count = self._carrier(group), len(group.asked)
+        carrier: Exchange | None = None
         sent = list(group.asked)
         try:
-            opened = await self._call(carrier, group.kind.model)
-            texts = _texts(opened, count)
+            carrier = self._carrier(group)
+            opened = await self._call(carrier, group)
+            texts = _texts(opened, len(sent))
         except UpstreamError as error:
             self._failed(group, carrier, error)
         except Exception as error:
@@ -188,9 +196,9 @@ class QuestionBatcher:
             answers = {id(asked): text for asked, text in zip(sent, texts, strict=True)}
             self._answered(group, opened, [answers[id(asked)] for asked in group.asked])
 
-    async def _call(self, carrier: Exchange, model: str) -> Opened:
-        now = self.sender.now()
-        deployment = self.sender.fleet.pick(model, next(self.draws), now)
+    async def _call(self, carrier: Exchange, group: Group) -> Opened:
+        now, model = self.sender.now(), group.kind.model
+        group.deployment = deployment = self.sender.fleet.pick(model, next(self.draws), now)
         if deployment is None:
             raise UpstreamError("unavailable", f"every deployment of {model} is down", status=503)
         left_s = carrier.call.received_s + carrier.call.timeout_s - now
@@ -218,14 +226,20 @@ class QuestionBatcher:
             if not asked.answer.done():
                 asked.answer.set_result(Opened(attempt, deployment, Kept(attempt, "chat", body, own_seen)))
 
-    def _failed(self, group: Group, carrier: Exchange, error: UpstreamError) -> None:
-        """Give every question the error, and its share of the failed call if the call was made."""
-        if carrier.attempts:
+    def _failed(self, group: Group, carrier: Exchange | None, error: UpstreamError) -> None:
+        """Give every question its share of the failed call if the call was made, and the error unless it is one that
+        the question by itself may not meet.
+        """
+        if carrier is not None and carrier.attempts and group.deployment is not None:
             whole = carrier.attempts[-1]
-            for attempt in self._shares(group, whole, self._deployment(whole), [1] * len(group.asked)):
+            for attempt in self._shares(group, whole, group.deployment, [1] * len(group.asked)):
                 attempt.failure = whole.failure or error.failure
         for asked in group.asked:
-            if not asked.answer.done():
+            if asked.answer.done():
+                continue
+            if error.failure in REFUSED:
+                asked.answer.set_result(None)
+            else:
                 asked.answer.set_exception(_copy(error))
 
     def _shares(self, group: Group, whole: Attempt, deployment: Deployment, lengths: list[int]) -> list[Attempt]:
@@ -242,9 +256,6 @@ class QuestionBatcher:
             asked.exchange.attempts.append(attempt)
             attempts.append(attempt)
         return attempts
-
-    def _deployment(self, whole: Attempt) -> Deployment:
-        return next(one for one in self.sender.fleet.deployments(whole.model) if one.id == whole.deployment)
 
 
 def kind_of(exchange: Exchange, rung: Rung) -> tuple[Kind | None, str]:
@@ -287,7 +298,8 @@ def _body(group: Group) -> dict[str, object]:
         **{name: msgspec.Raw(value) for name, value in kind.settings},
     }
     if kind.limit:
-        body[kind.limit] = sum(asked.limit_tokens + EXTRA_OUTPUT_TOKENS for asked in group.asked)
+        limit = sum(asked.limit_tokens + EXTRA_OUTPUT_TOKENS for asked in group.asked)
+        body[kind.limit] = min(limit, MOST_OUTPUT_TOKENS)
     return body
 
 

@@ -53,6 +53,8 @@ _SPECIAL = _PROMPT_TOO | {
 """The fields that `_describe_special` reads; few requests have any."""
 _SYSTEM = frozenset({"system", "developer"})
 _MAX_N = 128
+MOST_OUTPUT_TOKENS = 2**31
+"""Highest limit of an answer's tokens that a request may state."""
 WEB_SEARCHES = 10
 """Web searches held for a request that offers the tool without a bound. If more are run, the answer is charged for all
 of them, and budgets are exceeded by the difference (`Hold.settle`). They are also exceeded by what the results add to
@@ -368,7 +370,7 @@ def _describe_options(described: Described, raw: Raw, surface: str) -> None:
         if name in raw and (limit := read(raw, name, int, None)) is not None:
             least = 0 if surface == "messages" else 1  # with 0 Anthropic only caches the prompt
             known = described.max_output_tokens  # where both limits are set, servers differ in which one they use
-            described.max_output_tokens = max(known or 0, int(_within(name, limit, least, 2**31)))
+            described.max_output_tokens = max(known or 0, int(_within(name, limit, least, MOST_OUTPUT_TOKENS)))
     if surface == "responses" or not _SPECIAL.isdisjoint(raw):
         _describe_special(described, raw, surface)
 

@@ -87,19 +87,36 @@ async def test_a_reply_that_cannot_be_told_apart_is_asked_for_again_singly(tmp_p
     [
         {"text": "[[1]]\na\n\n[[2]]\nb\n\n[[3]]\nc", "finish_reason": "length"},
         {"status": 503},
+        {"status": 400},
+        {"status": 413},
         {"fault": "rst"},
         {"fault": "not_json"},
         {"fault": "cut"},
     ],
 )
 async def test_whatever_becomes_of_the_call_everybody_is_answered(tmp_path: Path, step: dict[str, Any]) -> None:
-    """A truncated, refused or broken call fails for all questions, and each is then sent by itself."""
+    """A truncated, refused or broken call fails for all questions, and each is then sent by itself. The questions are
+    together longer than any of them, and ask for more tokens.
+    """
     async with live(
         tmp_path, scripts={"small": [step, {"text": "alone"}]}, models=["small"], routes=[route()]
     ) as gateway:
         answers = await ask(gateway, [chat("one?"), chat("two?"), chat("three?")])
         await gateway.rest()
     assert texts(answers) == ["alone"] * 3
+
+
+async def test_each_may_ask_for_as_many_tokens_as_it_could_alone(tmp_path: Path) -> None:
+    """The limit of a group is at most the highest that one request may state; where there is none, none is sent."""
+    async with live(tmp_path, models=["small"], routes=[route(gather_most=2)]) as gateway:
+        answers = await ask(gateway, [chat(question, max_tokens=2**30) for question in ("one?", "two?")])
+        unlimited = [{**chat(question), "max_tokens": None} for question in ("three?", "four?")]
+        for body in unlimited:
+            del body["max_tokens"]
+        answers += await ask(gateway, unlimited)
+        first, second = upstream_bodies(gateway)
+    assert texts(answers) == ["one?", "two?", "three?", "four?"] and first["max_tokens"] == 2**31
+    assert second.keys() == {"model", "messages"}
 
 
 async def test_a_lonely_question_goes_out_as_it_came(tmp_path: Path) -> None:
@@ -155,20 +172,66 @@ async def test_tenants_never_share_a_call(tmp_path: Path) -> None:
     assert not any("b?" in body and ("a?" in body or "c?" in body) for body in sent)
 
 
-async def test_who_leaves_takes_nobody_with_him(tmp_path: Path) -> None:
-    """A client that disconnects during the call pays its part of the prompt, and the others get their answers."""
+@pytest.mark.parametrize("sent", [False, True])
+async def test_who_leaves_takes_nobody_with_him(tmp_path: Path, sent: bool) -> None:
+    """A client that disconnects pays nothing before the call, and its part of the prompt during the call; the others
+    get their answers and pay the rest.
+    """
     scripts = {"small": [{"delay_s": 0.5}]}
     async with live(tmp_path, scripts=scripts, models=["small"], routes=[route()]) as gateway:
-        staying = asyncio.create_task(ask(gateway, [chat("one?"), chat("two?")]))
-        async with httpx.AsyncClient(timeout=60) as client:
-            leaving = asyncio.create_task(client.post(gateway.url + "/v1/chat/completions", json=chat("three?")))
-            await until(lambda: gateway.upstream.seen.requests)
-            leaving.cancel()
-            await asyncio.gather(leaving, return_exceptions=True)
-        answers = await staying
+        gathering, price = gateway.services.driver.gathering, gateway.services.book.models["small"].price
+        staying = [asyncio.create_task(ask(gateway, [chat("one?")]))]
+        await until(lambda: gathering.open)
+        (group,) = gathering.open.values()
+        if sent:
+            staying.append(asyncio.create_task(ask(gateway, [chat("two?")])))
+            await until(lambda: len(group.asked) == 2)
+        leaving = asyncio.create_task(ask(gateway, [chat("three?")]))
+        await until(lambda: gateway.upstream.seen.requests if sent else len(group.asked) == 2)
+        leaver = group.asked[-1].exchange
+        leaving.cancel()
+        left = await until(lambda: gateway.services.journal.decision(leaver.decision_id))
+        assert left is not None
+        if not sent:
+            staying.append(asyncio.create_task(ask(gateway, [chat("two?"), chat("four?")])))
+        answers = [answer for part in await asyncio.gather(*staying) for answer in part]
+        stayed = [await gateway.decision(answer.headers["x-headgate-decision-id"]) for answer in answers]
         await gateway.rest(30)
-        requests = gateway.upstream.seen.requests
-    assert texts(answers) == ["one?", "two?"] and requests == 1
+        usage = [answer.json()["usage"] for answer in answers]
+    assert texts(answers) == (["one?", "two?"] if sent else ["one?", "two?", "four?"])
+    assert gateway.upstream.seen.requests == 1 and left.error == "cancelled" and not gathering.open
+    tokens = {name: sum(one[f"{name}_tokens"] for one in usage) for name in ("prompt", "completion")}
+    whole = (tokens["prompt"] * price.input + tokens["completion"] * price.output + 500_000) // 1_000_000
+    assert (left.cost_nanousd > 0) == sent and [one.failure for one in left.attempts] == ["cancelled"] * sent
+    assert left.cost_nanousd + sum(record.cost_nanousd for record in stayed) == whole
+    assert all(record.attempts[0].ttft_s and record.response_id for record in stayed)
+
+
+async def test_a_group_that_all_have_left_is_not_sent(tmp_path: Path) -> None:
+    """The next question begins a group of its own."""
+    async with live(tmp_path, models=["small"], routes=[route(gather_ms=200)]) as gateway:
+        gathering = gateway.services.driver.gathering
+        leaving = asyncio.create_task(ask(gateway, [chat("one?")]))
+        await until(lambda: gathering.open)
+        leaving.cancel()
+        await until(lambda: not gathering.open)
+        (answer,) = await ask(gateway, [chat("two?")])
+        await gateway.rest()
+        assert texts([answer]) == ["two?"] and gateway.upstream.seen.requests == 1
+
+
+async def test_a_model_may_be_replaced_during_the_call(tmp_path: Path) -> None:
+    """If the call then fails, its questions are still charged and answered."""
+    scripts = {"small": [{"delay_s": 0.5, "status": 503}], "newer": [{"text": "alone"}]}
+    async with live(tmp_path, scripts=scripts, models=["small"], routes=[route()]) as gateway:
+        asking = asyncio.create_task(ask(gateway, [chat("one?"), chat("two?"), chat("three?")]))
+        await until(lambda: gateway.upstream.seen.requests)
+        fleet = gateway.services.fleet
+        fleet.update([msgspec.structs.replace(one.config, upstream_name="newer") for one in fleet.all()])
+        async with asyncio.timeout(20):
+            answers = await asking
+        await gateway.rest()
+    assert texts(answers) == ["alone"] * 3
 
 
 async def test_nobody_waits_for_a_call_that_all_have_left(tmp_path: Path) -> None:
