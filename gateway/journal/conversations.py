@@ -13,6 +13,7 @@ import msgspec
 import sqlalchemy as sa
 
 from gateway.errors import CallerError, NotFound
+from gateway.journal.record import new_id
 from gateway.journal.tables import conversation_items, conversations
 from gateway.journal.upsert import clean
 
@@ -147,15 +148,15 @@ class Conversations:
 
     def forget(self, old_s: float) -> int:
         """Delete conversations that were last used before the Unix time `old_s`, a few per transaction; returns their
-        number.
+        number. One that is used meanwhile stays.
         """
         gone = 0
         old = sa.select(_c.id).where(_c.time_s < old_s).limit(_AT_ONCE)
+        delete = sa.delete(conversations).where(_c.id.in_(old), _c.time_s < old_s).returning(_c.id)
         while True:
             with self.engine.begin() as connection:
-                ids = list(connection.execute(old).scalars())
+                ids = list(connection.execute(delete).scalars())
                 connection.execute(sa.delete(conversation_items).where(_i.conversation.in_(ids)))
-                connection.execute(sa.delete(conversations).where(_c.id.in_(ids)))
             gone += len(ids)
             if len(ids) < _AT_ONCE:
                 return gone
@@ -198,7 +199,7 @@ def _insert(connection: sa.Connection, id: str, place: int, items: Sequence[Item
     taken = set(connection.execute(known).scalars())
     kept = []
     for index, one in enumerate(items):
-        fresh = f"{one.id}_{place + index}" if one.id in taken else one.id
+        fresh = new_id(one.id) if one.id in taken else one.id
         taken.add(fresh)
         kept.append(Item(fresh, one.item, place + index))
     rows = [{"conversation": id, "place": one.place, "id": one.id, "item": _text(one)} for one in kept]

@@ -250,6 +250,12 @@ async def test_a_background_response_is_streamed(tmp_path: Path, kind: str) -> N
             assert deltas == WORDS and events[-1].type == "response.completed"
             last = events[-1].response
             assert last.id == id and last.background is True and last.output_text == WORDS
+            assert {event.response.id for event in events if getattr(event, "response", None)} == {id}
+            (item,) = last.output
+            assert {event.item_id for event in events if hasattr(event, "item_id")} == {item.id}
+        named = [{"type": "item_reference", "id": item.id}, {"role": "user", "content": "and?"}]
+        await there.do("responses.create", model="echo", input=named)
+        assert WORDS in other.upstream.seen.recent[-1]["body"]
         whole = await sdk.do("responses.retrieve", id)
         assert whole.to_dict() == rests[0][-1].response.to_dict()
         number = rests[0][-1].sequence_number

@@ -129,6 +129,8 @@ async def test_what_a_conversation_can_not_be(home: House) -> None:
         ("conversations.create", {"items": [user("x")] * 21}, "items"),
         ("conversations.create", {"items": [{"type": "message", "role": "user"}]}, "items[0]"),
         ("responses.create", {"model": "openai/echo", "input": "x", "conversation": 7}, "conversation"),
+        ("responses.create", {"model": "openai/echo", "input": "x", "conversation": {"name": "x"}}, "conversation"),
+        ("conversations.create", {"items": [{"type": 7}]}, "items[0]"),
         ("responses.create", {"model": "openai/echo", "input": "x", "conversation": made.id,
                               "previous_response_id": "resp_1"}, "conversation"),
     ):  # fmt: skip
@@ -182,6 +184,37 @@ async def test_whichever_worker_is_asked(tmp_path: Path) -> None:
         await asyncio.gather(*asks)
         said = texts((await here.do("conversations.items.list", made.id, order="asc", limit=100)).data)[6:]
         assert len(said) == 16 and said[::2] == said[1::2] and len(set(said)) == 8
+        await here.close()
+        await there.close()
+
+
+async def test_another_worker_continues_a_response_of_a_conversation(tmp_path: Path) -> None:
+    """Its earlier items are those that the conversation had then, also after the conversation is deleted, less those
+    that were deleted; without any of them it can't be continued.
+    """
+    async with live(tmp_path) as one, live(tmp_path) as two:
+        here, there = Sdk("openai", "async", one.url), Sdk("openai", "async", two.url)
+        made = await here.do("conversations.create", items=[user("one"), user("two")])
+        alone = await here.do("conversations.create", items=[user("only")])
+        empty = await here.do("conversations.create")
+        ask: dict[str, Any] = {"model": "echo", "input": "three"}
+        said = await here.do("responses.create", **ask, conversation=made.id)
+        lost = await here.do("responses.create", **ask, conversation=alone.id)
+        first = await here.do("responses.create", **ask, conversation=empty.id)
+        await here.do("responses.create", model="echo", input="later", conversation=made.id)
+        (only, *_) = (await here.do("conversations.items.list", alone.id, order="asc")).data
+        (item, *_) = (await here.do("conversations.items.list", made.id, order="asc")).data
+        for id, conversation in ((only.id, alone.id), (item.id, made.id)):
+            await there.do("conversations.items.delete", id, conversation_id=conversation)
+        await here.do("conversations.delete", made.id)
+        for id, told in ((said.id, ["two", "three"]), (first.id, ["three"])):
+            assert texts((await there.do("responses.input_items.list", id, order="asc")).data) == told
+            await there.do("responses.create", model="echo", input="four", previous_response_id=id)
+            sent = json.loads(two.upstream.seen.recent[-1]["body"])["messages"]
+            assert [turn["content"] for turn in sent if turn["role"] == "user"] == [*told, "four"]
+        with pytest.raises(openai.BadRequestError) as caught:
+            await there.do("responses.create", model="echo", input="four", previous_response_id=lost.id)
+        assert caught.value.code == "conversation_broken"
         await here.close()
         await there.close()
 
@@ -250,4 +283,7 @@ async def test_retention_takes_what_nobody_uses(tmp_path: Path) -> None:
         assert forget_old(store.engine, gateway.services.clock(), 30.0) == 1
         kept = Conversations(store.engine)
         assert len(kept.items(used)) == 3 and not kept.items(old)
+        for id, status in ((used, 200), (old, 404)):
+            async with httpx.AsyncClient(base_url=gateway.url) as client:
+                assert (await client.get(f"/v1/conversations/{id}")).status_code == status
         await sdk.close()

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from gateway.journal.record import DecisionRecord
-from tests.conformance.fixed import Fixed, Json, completion, completion_events, fixed, message
+from tests.conformance.fixed import Fixed, Json, completion, completion_events, fixed, message, message_events
 
 SAID = "rain " * 80
 TOKENS = 100
@@ -79,6 +79,16 @@ async def test_every_choice_is_paid_for_where_a_stream_breaks_off(tmp_path: Path
     async with fixed(tmp_path, "openai", events, PRICES) as home:
         record = await paid(home)
     assert record.attempts[0].failure == "stream_cut" and record.attempts[0].usage["output"] == 3 * TOKENS
+
+
+async def test_a_stream_that_breaks_off_costs_what_arrived(tmp_path: Path) -> None:
+    """Anthropic's streams begin with a count of almost no output, which the text that follows exceeds."""
+    events = message_events(({"type": "text", "text": ""}, [{"type": "text_delta", "text": SAID}]))[:-2]
+    async with fixed(tmp_path, "anthropic", events, PRICES) as home:
+        record = await paid(home, "/v1/messages")
+    (attempt,) = record.attempts
+    assert attempt.failure == "stream_cut" and attempt.estimated
+    assert attempt.usage == {"input": 5, "output": TOKENS} and record.cost_nanousd == 5_000 + TOKENS * 15_000
 
 
 @pytest.mark.parametrize("then", [NOTHING, None, {}])

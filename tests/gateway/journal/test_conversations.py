@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 
 from gateway.errors import CallerError, NotFound
 from gateway.journal.conversations import Conversation, Conversations, Item, Limits
 from gateway.journal.store import Store
+from gateway.journal.tables import conversations
 
 
 def item(name: str) -> Item:
@@ -39,6 +41,13 @@ def test_items_keep_their_order_and_names(store: Store) -> None:
         kept.remove("conv_1", "acme", "b", 5.0)
 
 
+def test_no_name_is_used_twice(store: Store) -> None:
+    """Neither within one addition nor where a name looks like one that was made here."""
+    kept = conversations_with(store, "a_3", "a")
+    assert len({one.id for one in kept.append("conv_1", "acme", [item("b"), item("a"), item("b")], 2.0)}) == 3
+    assert [bytes(one.item) for one in kept.items("conv_1")] == [bytes(item(name).item) for name in ("a_3", *"abab")]
+
+
 def test_a_refused_change_changes_nothing(store: Store) -> None:
     """It exceeds the limits, is another tenant's, or its conversation is deleted."""
     kept = conversations_with(store, "a")
@@ -59,6 +68,18 @@ def test_a_refused_change_changes_nothing(store: Store) -> None:
         kept.append("conv_1", "acme", [item("b")], 9.0)
     assert len(kept.items("conv_1")) == 1
     assert kept.forget(0.5) == 0 and kept.forget(10.0) == 1 and not kept.items("conv_1")
+
+
+def test_what_is_used_meanwhile_is_not_forgotten(store: Store) -> None:
+    """A turn that is added while old conversations are deleted keeps its conversation, with all items."""
+    kept = conversations_with(store, "a")
+    with ThreadPoolExecutor(1) as threads:
+        with store.engine.begin() as connection:
+            connection.execute(sa.update(conversations).values(time_s=20.0))
+            forgetting = threads.submit(kept.forget, 10.0)
+            wait([forgetting], timeout=0.2)
+        assert forgetting.result() == 0
+    assert kept.find("conv_1", "acme").items == len(kept.items("conv_1")) == 1
 
 
 def test_concurrent_additions_are_all_stored(store: Store) -> None:
