@@ -194,8 +194,9 @@ class Sender:
         exchange.response_id = seen.id
         charge(exchange.call.described, attempt, deployment, sent.provider, seen.usage, seen)
         self.fleet.succeeded(
-            deployment, now, attempt.first_byte_s, attempt.first_byte_s, attempt.job, attempt.usage.completion_tokens
-        )
+            deployment, now, attempt.first_byte_s, attempt.first_byte_s, attempt.job, attempt.usage.completion_tokens,
+            exchange.begun_s(attempt),
+        )  # fmt: skip
         strip_logprobs = adds_logprobs(sent.rung, deployment, sent.dialect) and not exchange.call.described.logprobs
         return Opened(attempt, deployment, Kept(attempt, sent.dialect, body, seen, strip_logprobs), body=sent.body)
 
@@ -313,7 +314,8 @@ class Sender:
         if error.upstream_status:
             attempt.status = error.upstream_status
         cause = cause_of(error, attempt.status, provider.pool.endpoint)
-        self.fleet.failed(deployment, error.failure, self.now(), error.retry_after_s, cause)
+        begun_s = exchange.begun_s(attempt)
+        self.fleet.failed(deployment, error.failure, self.now(), error.retry_after_s, cause, begun_s)
         deployment.over(attempt.job)
 
     def cancelled(
@@ -323,7 +325,7 @@ class Sender:
         upstream bills its work so far.
         """
         attempt.failure = "cancelled"
-        deployment.breaker.fail("cancelled", self.now())
+        deployment.breaker.fail("cancelled", self.now(), begun_s=exchange.begun_s(attempt))
         deployment.over(attempt.job)
         seen = flow.part() if flow is not None else NOTHING_SEEN
         charge_partial(exchange.call.described, attempt, deployment, self.providers[deployment.provider], seen)

@@ -68,33 +68,35 @@ class Breaker:
         return not opens_s or (now >= opens_s and now - self._probe_s >= PROBE_S)
 
     def begin(self, now: float) -> None:
-        """Note that a request is sent, which is a probe unless the breaker is closed."""
-        if self.opens_s:
-            self._probe_s = now
+        """Note that a request is sent, which is a probe if the breaker is not closed."""
+        self._probe_s = now
 
     def idle(self) -> None:
         """Note that no request is under way any more, and so no probe."""
         self._probe_s = -inf
 
-    def succeed(self, now: float) -> None:
-        """Count a whole answer. Only a probe's closes the breaker, not that of a request sent before it opened."""
+    def succeed(self, now: float, begun_s: float = inf) -> None:
+        """Count a whole answer to a request that was sent at `begun_s`. Only a probe's closes the breaker, not that of
+        a request sent before it.
+        """
         self._slide(now)
         self._good += 1
         self._in_a_row = 0
-        if self.opens_s and self._probe_s > -inf:
+        if self.opens_s and -inf < self._probe_s <= begun_s:
             self.opens_s = 0.0
             self.reason = ""
             self._failed_probes = 0
             self._probe_s = -inf
             self._good = self._bad = self._last_good = self._last_bad = 0
 
-    def fail(self, failure: str, now: float, retry_after_s: float | None = None) -> None:
-        """Count a failure, one of gateway.errors.FAILURES."""
+    def fail(self, failure: str, now: float, retry_after_s: float | None = None, begun_s: float = inf) -> None:
+        """Count a failure, one of gateway.errors.FAILURES, of a request that was sent at `begun_s`."""
         if failure in OPENS_AT_ONCE:
             stated = retry_after_s if failure == "rate_limited" else None
             self.open(failure, now, stated or self._cool_s(FIRST_COOL_S[failure], now))
         elif failure not in COUNTED:
-            self._probe_s = -inf
+            if self._probe_s <= begun_s:  # an earlier request says nothing about the probe under way
+                self._probe_s = -inf
         else:
             self._count(failure, now, retry_after_s)
 

@@ -314,7 +314,7 @@ class Run:
             charge_partial(request, attempt, deployment, provider, seen)
         sender.fleet.succeeded(
             deployment, sender.now(), attempt.first_byte_s, attempt.latency_s, attempt.job,
-            attempt.usage.completion_tokens,
+            attempt.usage.completion_tokens, exchange.begun_s(attempt),
         )  # fmt: skip
 
     @property

@@ -142,6 +142,10 @@ class Exchange(msgspec.Struct):
             return scope
         return f"{scope}\0\0{knobs.cost_weight}\0{knobs.min_quality}"
 
+    def begun_s(self, attempt: Attempt) -> float:
+        """Monotonic time at which one of the attempts was sent."""
+        return self.call.received_s + attempt.started_s
+
     @property
     def tokens(self) -> int:
         """Tokens that all attempts used."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import exp, isnan, log, nan, sqrt
+from math import exp, inf, isnan, log, nan, sqrt
 from operator import attrgetter
 
 import msgspec
@@ -271,10 +271,11 @@ class Fleet:
         latency_s: float | None = None,
         job: Job | None = None,
         output_tokens: int = 0,
+        begun_s: float = inf,
     ) -> None:
-        """Count an answer that arrived whole, streamed or not."""
+        """Count an answer that arrived whole, streamed or not, to a request that was sent at `begun_s`."""
         failure = deployment.breaker.reason
-        deployment.breaker.succeed(now)
+        deployment.breaker.succeed(now, begun_s)
         if failure and not deployment.breaker.reason:
             _log.log(_LEVELS.get(failure, logging.WARNING), "deployment %s serves again", deployment.id)
         if job is not None and deployment.load is not None:
@@ -289,14 +290,20 @@ class Fleet:
                 deployment.turn.add(latency_s / max(1, deployment.in_flight), now)
 
     def failed(
-        self, deployment: Deployment, failure: str, now: float, retry_after_s: float | None = None, cause: str = ""
+        self,
+        deployment: Deployment,
+        failure: str,
+        now: float,
+        retry_after_s: float | None = None,
+        cause: str = "",
+        begun_s: float = inf,
     ) -> None:
-        """Count a failure, before the answer or inside a stream. `cause`: describes it for the log, without words of
-        the request.
+        """Count a failure, before the answer or inside a stream, of a request that was sent at `begun_s`. `cause`:
+        describes it for the log, without words of the request.
         """
         deployment.failures += 1
         was_open = deployment.breaker.opens_s
-        deployment.breaker.fail(failure, now, retry_after_s)
+        deployment.breaker.fail(failure, now, retry_after_s, begun_s)
         if not was_open and deployment.breaker.opens_s:
             level = _LEVELS.get(failure, logging.WARNING)
             _log.log(level, "deployment %s is left alone after its failures: %s", deployment.id, cause or failure)

@@ -154,9 +154,47 @@ def test_one_probe_at_a_time_closes_or_reopens_for_longer() -> None:
     assert first.breaker.opens_s == 35.0
     assert fleet.pick("m", 0.0, 35.0) is first
     fleet.succeeded(first, 36.0, 0.1)
-    assert first.breaker.state(36.0) == "closed"
+    assert first.breaker.state(36.0) == "closed" and not first.breaker.reason
     break_(fleet, first, 40.0)
     assert first.breaker.opens_s == 45.0
+
+
+def test_failures_before_it_closed_count_no_more() -> None:
+    """The share of failures is counted anew."""
+    fleet, first, _ = two()
+    break_(fleet, first, 0.0)
+    assert fleet.pick("m", 0.0, 5.0) is first
+    fleet.succeeded(first, 5.0)
+    for _ in range(LEAST // 2 - 1):
+        fleet.failed(first, "timeout", 5.0)
+        fleet.succeeded(first, 5.0)
+    assert first.breaker.state(5.0) == "closed"
+
+
+def test_failures_of_requests_under_way_do_not_double_the_wait() -> None:
+    """When a deployment breaks, all requests that it was answering fail, some after its breaker has opened."""
+    fleet, first, _ = two()
+    for _ in range(4):
+        break_(fleet, first, 0.0)
+    assert first.breaker.opens_s == 5.0
+    assert fleet.pick("m", 0.0, 5.0) is first
+    fleet.failed(first, "timeout", 5.0)
+    assert first.breaker.opens_s == 15.0
+
+
+def test_only_the_probe_decides() -> None:
+    """A request from before the probe that is cancelled, refused or answered lets no second one pass."""
+    for outcome in ("cancelled", "rejected", ""):
+        fleet, first, second = two()
+        break_(fleet, first, 0.0)
+        assert fleet.pick("m", 0.0, 5.0) is first
+        for begun_s in (4.0, 5.1):
+            if outcome:
+                fleet.failed(first, outcome, 6.0, begun_s=begun_s)
+            else:
+                fleet.succeeded(first, 6.0, begun_s=begun_s)
+            assert first.breaker.state(6.0) == ("closed" if begun_s > 5.0 and not outcome else "half_open")
+            assert fleet.pick("m", 0.0, 6.0) is (second if begun_s < 5.0 else first), (outcome, begun_s)
 
 
 def test_an_answer_begun_before_the_opening_does_not_close_it() -> None:
