@@ -136,6 +136,8 @@ class Background:
                 await append_durably(self.s.spool, final)
                 self.s.responses.recent.remember(final)
                 self.s.responses.keep_items(final, msgspec.json.decode(final.output)["output"])
+            elif stream is not None and await self.s.journal.response(record.id, record.tenant) is None:
+                await self.s.responses.forget_events(record.id, record.tenant)  # those stored since it was deleted
         except HeadgateError as error:
             log.error("the end of the background response %s is not stored: %s", record.id, error.message)
 

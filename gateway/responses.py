@@ -229,7 +229,7 @@ class Responses:
         record = await self.find(id, tenant)
         if b'"background":true' in record.output:
             with suppress(HeadgateError):  # otherwise its events are deleted with those that are too old
-                await self.kept.ask(lambda kept: kept.remove(id, tenant))
+                await self.forget_events(id, tenant)
         deleted = [id]
         for name in _named(msgspec.json.decode(record.output)["output"], tenant):
             with suppress(NotFound):  # a later response may have an item of the same id, which stays
@@ -237,6 +237,10 @@ class Responses:
         for one in deleted:
             await append_durably(self._spool, ResponseRecord(id=one, time_s=self._clock(), tenant=tenant, deleted=True))
         self.recent.note_deleted()
+
+    async def forget_events(self, id: str, tenant: str) -> None:
+        """Delete the response's events. Raises HeadgateError 503 while the database is away."""
+        await self.kept.ask(lambda kept: kept.remove(id, tenant))
 
     async def keep(self, exchange: Exchange) -> None:
         """Store the answer of a /v1/responses call, unless the request has `store: false`, and add it to its

@@ -16,6 +16,7 @@ import pytest
 
 from gateway.background import LOOK_EVERY_S
 from gateway.background_state import MARK, Worker, as_it_stands
+from gateway.journal.events import Events
 from gateway.journal.record import ResponseRecord
 from gateway.providers.scripted import ScriptedServer
 from tests.conformance.clients import Sdk
@@ -54,7 +55,8 @@ async def test_a_response_in_the_background(tmp_path: Path, kind: str) -> None:
     async with homes(tmp_path) as home:
         sdk = home.sdk("openai")
         body: dict[str, Any] = {"model": f"{kind}/soon", "input": "one", "metadata": {"a": "b"}}
-        made = await sdk.do("responses.create", **body, background=True)
+        waits = {"x-stainless-read-timeout": "0.1"}  # of the client, which is told of the response at once
+        made = await sdk.do("responses.create", **body, background=True, extra_headers=waits)
         assert made.status in UNDER_WAY and made.background is True and made.output == []
         assert home.gateway.services.ledger.outstanding > 0
         response = await ended(sdk, made.id)
@@ -250,7 +252,8 @@ async def test_a_background_response_is_streamed(tmp_path: Path, kind: str) -> N
             assert deltas == WORDS and events[-1].type == "response.completed"
             last = events[-1].response
             assert last.id == id and last.background is True and last.output_text == WORDS
-            assert {event.response.id for event in events if getattr(event, "response", None)} == {id}
+            states = [event.response for event in events if hasattr(event, "response")]
+            assert {(one.id, one.created_at, one.background) for one in states} == {(id, last.created_at, True)}
             (item,) = last.output
             assert {event.item_id for event in events if hasattr(event, "item_id")} == {item.id}
         named = [{"type": "item_reference", "id": item.id}, {"role": "user", "content": "and?"}]
@@ -325,6 +328,33 @@ async def test_a_silent_background_stream_gives_signs(tmp_path: Path, monkeypatc
             made = await anext(aiter(stream))
             await stream.close()
         await home.sdk("openai").do("responses.cancel", made.response.id)
+
+
+async def test_a_deleted_stream_leaves_no_events(tmp_path: Path) -> None:
+    """The worker that makes it stores none after it was deleted at another worker, or deletes them when it notices."""
+    async with house(tmp_path, TOLD, kinds=("openai",)) as home, live(tmp_path) as other:
+        sdk, there = home.sdk("openai"), Sdk("openai", "async", other.url)
+        stream = await sdk.client.responses.create(model="openai/words", input="x", background=True, stream=True)
+        id = (await anext(aiter(stream))).response.id
+        running, stored = home.gateway.services.responses.running, Events(home.gateway.services.journal.store.engine)
+        tenant = running[id].tenant
+        await until(lambda: stored.known(id, tenant)[0])
+        await there.do("responses.delete", id)
+        await until(lambda: not running)
+        assert stored.known(id, tenant) == (0, False)
+        await stream.close()
+        await there.close()
+
+
+async def test_a_worker_makes_only_so_many_at_once(tmp_path: Path) -> None:
+    """As many as it may have requests in flight; the next one is to be tried again elsewhere."""
+    async with homes(tmp_path, server={"max_concurrency": 1}) as home:
+        sdk = home.sdk("openai")
+        made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
+        with pytest.raises(openai.APIStatusError) as caught:
+            await sdk.do("responses.create", model="openai/soon", input="x", background=True)
+        assert caught.value.status_code == 503 and "retry-after" in caught.value.response.headers
+        await sdk.do("responses.cancel", made.id)
 
 
 async def test_no_tenant_hears_anothers_stream(tmp_path: Path) -> None:

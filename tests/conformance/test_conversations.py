@@ -190,7 +190,7 @@ async def test_whichever_worker_is_asked(tmp_path: Path) -> None:
 
 async def test_another_worker_continues_a_response_of_a_conversation(tmp_path: Path) -> None:
     """Its earlier items are those that the conversation had then, also after the conversation is deleted, less those
-    that were deleted; without any of them it can't be continued.
+    that were deleted; without any of them it can't be continued. What continued it before has all of them.
     """
     async with live(tmp_path) as one, live(tmp_path) as two:
         here, there = Sdk("openai", "async", one.url), Sdk("openai", "async", two.url)
@@ -202,6 +202,8 @@ async def test_another_worker_continues_a_response_of_a_conversation(tmp_path: P
         lost = await here.do("responses.create", **ask, conversation=alone.id)
         first = await here.do("responses.create", **ask, conversation=empty.id)
         await here.do("responses.create", model="echo", input="later", conversation=made.id)
+        second = await here.do("responses.create", **ask, conversation=alone.id)
+        aside = await there.do("responses.create", model="echo", input="aside", previous_response_id=second.id)
         (only, *_) = (await here.do("conversations.items.list", alone.id, order="asc")).data
         (item, *_) = (await here.do("conversations.items.list", made.id, order="asc")).data
         for id, conversation in ((only.id, alone.id), (item.id, made.id)):
@@ -215,12 +217,16 @@ async def test_another_worker_continues_a_response_of_a_conversation(tmp_path: P
         with pytest.raises(openai.BadRequestError) as caught:
             await there.do("responses.create", model="echo", input="four", previous_response_id=lost.id)
         assert caught.value.code == "conversation_broken"
+        kept = (await here.do("responses.input_items.list", aside.id, order="asc")).data
+        assert texts(kept) == ["only", *["three"] * 4, "aside"]
         await here.close()
         await there.close()
 
 
 async def test_a_background_response_of_a_conversation(tmp_path: Path) -> None:
-    """It adds its turn under its own ids once it has ended; a cancelled one adds nothing."""
+    """It adds its turn under its own ids once it has ended, and fails if the conversation is gone by then; a cancelled
+    one adds nothing.
+    """
     async with house(tmp_path, SLOW, kinds=("openai",)) as home:
         sdk = home.sdk("openai")
         made = await sdk.do("conversations.create")
@@ -232,6 +238,10 @@ async def test_a_background_response_of_a_conversation(tmp_path: Path) -> None:
         response = await ended(sdk, begun.id)
         items = (await sdk.do("conversations.items.list", made.id, order="asc")).data
         assert texts(items) == ["one", "done"] and items[1].id == response.output[0].id
+        late = await sdk.do("responses.create", model="openai/soon", input="one", **ask)
+        await sdk.do("conversations.delete", made.id)
+        response = await ended(sdk, late.id)
+        assert response.status == "failed" and made.id in response.error.message
 
 
 async def test_what_a_conversation_may_come_to(tmp_path: Path) -> None:
