@@ -114,16 +114,16 @@ class Responses:
         chain = await self._journal.response_chain(id, tenant)
         if not chain:
             raise _not_found(id, param)
-        items: list[msgspec.Raw] = []
+        record, items = chain[0], list[msgspec.Raw]()
         if MARK in (name := chain[-1].previous_response_id):
             items = await self.conversations.items_at(name)
             chain[-1] = msgspec.structs.replace(chain[-1], previous_response_id="")
         for one in reversed(_unbroken(chain, param)[1:]):
             items += [*turn_items(one.input), *msgspec.json.decode(one.output, type=_Output).output]
         before = encode_json(items)
-        if mark_of(chain[0]) is None:  # the worker that makes a response under way tells nobody of its end
-            self.recent.remember(chain[0], before)
-        return as_it_stands(chain[0], self.worker, self._clock()), before
+        if mark_of(record) is None:  # the worker that makes a response under way tells nobody of its end
+            self.recent.remember(record, before)
+        return as_it_stands(record, self.worker, self._clock()), before
 
     async def recalled(self, raw: Raw, tenant: str, known: Callable[[], Items] = dict) -> Raw:
         """The request with each item reference replaced by its item. Raises NotFound for an item that isn't stored.
