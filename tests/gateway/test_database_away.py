@@ -61,6 +61,9 @@ async def test_what_needs_the_database_says_that_it_is_away(
                 answer = await client.request(method, path)
                 assert answer.status_code == 503, (path, answer.text)
                 assert answer.json()["error"]["code"] == "journal_unavailable" and "retry-after" in answer.headers, path
+            turn = {"model": "echo", "input": "x", "previous_response_id": "resp_unknown"}
+            answer = await client.post("/v1/responses", json=turn)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "journal_unavailable")
             answer = await client.post("/v1/chat/completions", json=ASKED)
             assert answer.status_code == 200
             id = answer.headers["x-headgate-decision-id"]

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.journal.chain import ERASED_AFTER_S
+from gateway.journal.events import Events
 from gateway.journal.record import (
     AuditRecord,
     DecisionRecord,
@@ -21,9 +22,10 @@ from gateway.journal.record import (
     ResponseRecord,
 )
 from gateway.journal.retention import forget_old
+from gateway.journal.rollup_tables import sessions
 from gateway.journal.search import DecisionFilter, search
 from gateway.journal.store import RouterVersion, Store, open_store
-from gateway.journal.tables import decisions, job_items, responses
+from gateway.journal.tables import decisions, job_items, responses, spool_offsets
 from gateway.journal.write import write_records
 from gateway.keys import hash_key, revoked
 from tests.gateway.journal.records import KEEP_DAYS, NOON_S, attempt, decision, feedback
@@ -295,6 +297,31 @@ def test_retention_keeps_the_turns_of_a_used_conversation(store: Store) -> None:
     assert forget_old(store.engine, 41 * day_s, KEEP_DAYS) == 1202 - 10
     assert ids_of(store) == {f"resp_{n}" for n in (*range(10), 2000)}
     assert forget_old(store.engine, 71 * day_s, KEEP_DAYS) == 11
+
+
+def test_each_kind_of_row_has_its_time(store: Store) -> None:
+    """Events go with the responses, spools' offsets after a week, sessions as they expire, counters after 400 days."""
+    day_s, events = 86400.0, Events(store.engine)
+    write(store, decision(1, time_s=0.0), decision(2, time_s=20 * day_s))
+    events.add("resp_1", "acme", 0, [b"old"], 0.0, last=True)
+    events.add("resp_2", "acme", 0, [b"new"], 20 * day_s, last=True)
+    session = {"user_name": "u", "role": "admin", "created_s": 0.0}
+    with store.engine.begin() as connection:
+        for id, until_s in (("over", 34.9 * day_s), ("open", 35.1 * day_s)):
+            connection.execute(sa.insert(sessions), {**session, "id": id, "expires_s": until_s})
+        for segment, at_s in (("old", 27.9 * day_s), ("new", 28.1 * day_s)):
+            connection.execute(sa.insert(spool_offsets), {"segment": segment, "shipped_bytes": 1, "time_s": at_s})
+
+    def left() -> list[object]:
+        with store.engine.connect() as connection:
+            columns = sessions.c.id, spool_offsets.c.segment
+            return [*(connection.execute(sa.select(one)).scalar() for one in columns), len(store.stats(0, 9e9))]
+
+    assert forget_old(store.engine, 35 * day_s, KEEP_DAYS) == 1
+    assert [events.known(id, "acme") for id in ("resp_1", "resp_2")] == [(0, False), (1, True)]
+    assert left() == ["open", "new", 2]
+    forget_old(store.engine, 401 * day_s, KEEP_DAYS)
+    assert left() == [None, None, 1]
 
 
 def test_keys_are_stored_hashed_and_changes_audited(store: Store) -> None:
