@@ -225,7 +225,9 @@ class Responses:
         return record
 
     async def delete(self, id: str, tenant: str) -> None:
-        """Delete a response durably, with its events and items. Raises NotFound."""
+        """Delete a response durably, with its events and items; one under way is ended. Raises NotFound."""
+        if (job := self.running.get(id)) is not None and job.tenant == tenant:
+            await job.end()
         record = await self.find(id, tenant)
         if b'"background":true' in record.output:
             with suppress(HeadgateError):  # otherwise its events are deleted with those that are too old

@@ -109,7 +109,9 @@ async def test_what_fails_in_the_background_is_failed(tmp_path: Path) -> None:
 
 
 async def test_a_response_is_cancelled(tmp_path: Path) -> None:
-    """Its upstream is cancelled and its cost settled. Cancelling it again, or after its end, changes nothing."""
+    """Its upstream is cancelled and its cost settled. Cancelling it again, or after its end, changes nothing. Deleting
+    it cancels it as well.
+    """
     async with homes(tmp_path) as home:
         sdk = home.sdk("openai")
         made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
@@ -121,6 +123,11 @@ async def test_a_response_is_cancelled(tmp_path: Path) -> None:
         await until(lambda: home.gateway.upstream.seen.disconnects == 1)
         done = await ended(sdk, (await sdk.do("responses.create", model="openai/soon", input="x", background=True)).id)
         assert (await sdk.do("responses.cancel", done.id)).status == "completed"
+        made = await sdk.do("responses.create", model="openai/slow", input="x", background=True)
+        await sdk.do("responses.delete", made.id)
+        assert not home.gateway.services.responses.running
+        with pytest.raises(openai.NotFoundError):
+            await sdk.do("responses.retrieve", made.id)
 
 
 async def test_another_worker_sees_the_end_of_what_it_read_before(tmp_path: Path) -> None:
