@@ -219,8 +219,7 @@ class AnswerCache:
             async with asyncio.timeout(EMBED_WITHIN_S):
                 vector = await asyncio.wrap_future(embedding)
         except TimeoutError:
-            if not embedding.cancelled():
-                self._late.add(embedding)
+            self._late.add(embedding)
             self._note_embedding(f"a vector takes longer than {EMBED_WITHIN_S * 1e3:.0f} ms")
             return "embedder_late"
         except EmbeddingFailed as error:

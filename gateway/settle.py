@@ -242,7 +242,7 @@ def refusal_to_keep(rules: Rules, seen: Peek, surface: str, answer_bytes: int) -
         refusal = may_store(rules, status=200, complete=True, finish_reason=ending, answer_bytes=answer_bytes)
         if refusal:
             return refusal
-    if seen.tool_names or not has_ends:
+    if not has_ends:
         return None
     return "refusal" if seen.refusal else "empty" if not seen.text else None
 

@@ -242,6 +242,16 @@ async def test_only_a_good_answer_is_given_again(
     assert states == ([f"refused:{why}"] * 2 if why else ["miss", "hit"])
 
 
+async def test_vectors_are_given_again(tmp_path: Path) -> None:
+    """An answer of numbers has no text and no known end, and is cached all the same."""
+    routes = [{"name": "auto", "models": ["echo"], "cache": "exact"}]
+    async with live(tmp_path, routes=routes) as gateway, httpx.AsyncClient() as client:
+        ask = {"model": "auto", "input": "hello"}
+        first, again = [await client.post(f"{gateway.url}/v1/embeddings", json=ask) for _ in "ab"]
+    assert [one.headers["x-headgate-cache"] for one in (first, again)] == ["miss", "hit"]
+    assert again.json() == first.json() and first.json()["data"][0]["embedding"]
+
+
 class Slow:
     """An embedder that is slow, or never returns."""
 
