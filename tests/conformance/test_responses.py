@@ -366,6 +366,18 @@ async def test_tokens_are_counted_before_asking(home: House) -> None:
     assert counted.object == "response.input_tokens" and 20 < counted.input_tokens < 200 and home.requests == 0
 
 
+async def test_tokens_are_counted_for_the_keys_own_models(tmp_path: Path) -> None:
+    """A model that the key may not use does not exist for it, as in a request."""
+    keys = [{"name": "a", "key": "hg-a", "models": ["mine"]}]
+    headers = {"authorization": "Bearer hg-a"}
+    async with live(tmp_path, models=["mine", "other"], auth={"keys": keys}) as gateway, httpx.AsyncClient(
+        base_url=gateway.url, headers=headers
+    ) as client:
+        for model, status in (("mine", 200), ("other", 404)):
+            answer = await client.post("/v1/responses/input_tokens", json={"model": model, "input": "x"})
+            assert answer.status_code == status, answer.text
+
+
 async def test_a_turn_that_adds_nothing(home: House) -> None:
     """A request that continues a turn may omit its input; it is counted and answered."""
     sdk = home.sdk("openai")
