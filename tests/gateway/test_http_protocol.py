@@ -112,7 +112,7 @@ async def test_an_idle_connection_is_closed_so_long_after_its_last_answer(tmp_pa
         assert timer.when() <= asyncio.get_running_loop().time() + 3600
 
         timer.cancel()
-        front.timeout_keep_alive = 0  # type: ignore[assignment]
+        front.timeout_keep_alive = 0
         front.timeout_keep_alive_handler()
         await talker.gone.wait()
         await until(lambda: front.timeout_keep_alive_task is None)

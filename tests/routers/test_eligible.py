@@ -66,7 +66,9 @@ def test_an_excluded_candidate_has_a_reason(
     st.sampled_from([0, 1]),
     st.sampled_from([Knobs(), Knobs(max_cost_usd=0.001)]),
 )
-def test_the_eligible_are_those_without_a_reason(pool, tokens, tools, knobs) -> None:
+def test_the_eligible_are_those_without_a_reason(
+    pool: list[Candidate], tokens: int, tools: int, knobs: Knobs
+) -> None:
     """The short way for a pool in which all may answer agrees with asking for each one's reason."""
     asked = query(input_tokens=tokens, tools=tools, max_output_tokens=5)
     reasons = {one.model: exclusion(asked, one, knobs) for one in pool}
