@@ -16,16 +16,16 @@ from typing import Annotated
 
 import typer
 
-from gateway.config import Config
-from gateway.config_check import is_path
-from gateway.config_idle import idle
-from gateway.config_load import check, file_of, load
+from gateway.config.check import is_path
+from gateway.config.extras import missing_extras
+from gateway.config.idle import idle
+from gateway.config.load import check, file_of, load
+from gateway.config.settings import Settings, read_settings
+from gateway.config.types import Config
 from gateway.errors import ConfigError, HeadgateError
-from gateway.extras import missing_extras
 from gateway.journal.durable import database_said
-from gateway.settings import Settings, read_settings
+from gateway.serve.tls import tls_warnings
 from gateway.start import speak_utf8
-from gateway.tls import tls_warnings
 
 app = typer.Typer(
     name="headgate",
@@ -182,7 +182,7 @@ def problems_at_start(config: Config) -> list[str]:
     """Problems that would stop the workers. They are looked for in a process of its own: what that has to load is freed
     when it ends, while the supervisor lives as long as the gateway.
     """
-    from gateway.aside import forked
+    from gateway.serve.aside import forked
 
     settings, pool = read_settings(config.server.run_dir), forked(1)
     if pool is None:
@@ -198,10 +198,10 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Worker processes, in place of server.workers.", min=1)] = None,
 ) -> None:
     """Run the gateway (workers, control process, local models) until SIGTERM."""
-    from gateway.listen import admin_host, in_url
     from gateway.logs import secrets_of, set_up
-    from gateway.supervise import serve as run
-    from gateway.supervise import unshared_by
+    from gateway.serve.listen import admin_host, in_url
+    from gateway.serve.supervise import serve as run
+    from gateway.serve.supervise import unshared_by
 
     path = file_of(config)
     chosen = load(path, os.environ)
@@ -262,7 +262,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 7,
 ) -> None:
     """Send a real workload to two real local models and show what routing saved."""
-    from gateway.demo import run
+    from gateway.demo.run import run
 
     raise typer.Exit(asyncio.run(run(queries, seed=seed, as_json=json)))
 

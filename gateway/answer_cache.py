@@ -24,7 +24,7 @@ from cache.pair_rule import PairRule
 from cache.rules import Rules, may_cache_semantically
 from cache.semantic import Comparison, Miss, SemanticCache
 from cache.store import Store
-from gateway.config import Config, RouteConfig
+from gateway.config.types import Config, RouteConfig
 from gateway.embedders import EmbeddingFailed
 from gateway.errors import ConfigError
 from gateway.exchange import Exchange

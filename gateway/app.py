@@ -21,9 +21,10 @@ from gateway.api import HANDLERS
 from gateway.asgi import App
 from gateway.attempt import Sender, Timeouts
 from gateway.batch.store import BatchStore
-from gateway.budgets import open_budgets
-from gateway.config import Config, RouteConfig
-from gateway.config_check import is_path
+from gateway.config.check import is_path
+from gateway.config.overlay import overlaid, read_secrets
+from gateway.config.settings import Current, Settings
+from gateway.config.types import Config, RouteConfig
 from gateway.drive import Driver
 from gateway.embedders import open_embedder
 from gateway.engines import Engines, engine_waits
@@ -36,14 +37,13 @@ from gateway.keys import Keyring
 from gateway.learn.online import Online, open_bandit_store
 from gateway.live_streams import LiveStreams
 from gateway.metrics import Metrics
-from gateway.overlay import overlaid, read_secrets
-from gateway.pacing import Purses
+from gateway.money.budgets import open_budgets
+from gateway.money.pacing import Purses
 from gateway.prefixes import Prefixes
 from gateway.providers import Provider, open_provider
-from gateway.responses import Responses
 from gateway.routes import KNOB_NAMES, RouteBook, knobs_of, share_of
 from gateway.services import Chore, Ids, Services
-from gateway.settings import Current, Settings
+from gateway.stored.responses import Responses
 from gateway.tracing import tracing_to
 from routers.canary import Canary
 from routers.features import shipped_featurizer
@@ -141,7 +141,7 @@ def hints_between(config: Config, fleet: Fleet, now: Callable[[], float]) -> lis
     """The chore by which workers share open breakers through Redis; none, and no Redis client, without a Redis."""
     if not config.storage.redis_url:
         return []
-    from gateway.hints import open_hints
+    from gateway.replicas.hints import open_hints
 
     return [open_hints(config, fleet, now).run]
 

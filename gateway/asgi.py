@@ -15,16 +15,16 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from gateway.answer import Answering
-from gateway.background import Background, is_background
 from gateway.call import PATHS, Arrival, read_call, read_passed, read_raw
 from gateway.errors import CallerError, Draining, HeadgateError, NotFound, TooLarge
 from gateway.file_inputs import call_with_files, with_files
 from gateway.headers import refusal_headers, request_ids
 from gateway.http_protocol import FRONT, HttpProtocol
 from gateway.keys import Caller
-from gateway.listen import OUT_OF_FILES
 from gateway.reply import AsgiReply, Headers, Reply, Send, give
+from gateway.serve.listen import OUT_OF_FILES
 from gateway.services import Services
+from gateway.stored.background import Background, is_background
 from gateway.wire.body import encode
 from gateway.wire.errors import render_error, status_of
 from gateway.wire.pass_through import COMPACT, PASSED

@@ -11,12 +11,12 @@ import msgspec
 
 from cascade.types import Evidence, Rung
 from gateway.call import Call
-from gateway.charge import charge, charge_partial, output_chars
 from gateway.errors import CallerError, HeadgateError, PolicyError, UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment, Fleet
-from gateway.ledger import Joined, Ledger
+from gateway.money.charge import charge, charge_partial, output_chars
+from gateway.money.ledger import Joined, Ledger
 from gateway.providers import Provider
 from gateway.reply import JSON
 from gateway.upstream import Endpoint, Response

@@ -24,7 +24,7 @@ from gateway.call import Arrival, Call, read_call
 from gateway.exchange import Exchange
 from gateway.journal.record import FeedbackRecord, new_id
 from gateway.keys import Caller
-from gateway.ledger import Account
+from gateway.money.ledger import Account
 from gateway.reply import Heard, Reply
 from gateway.services import Services
 from gateway.wire.peek import peek

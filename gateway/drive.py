@@ -25,13 +25,13 @@ from gateway.attempt import (
     wants_whole,
 )
 from gateway.breaker import OPENS_AT_ONCE
-from gateway.charge import charge, charge_partial
 from gateway.checker import Checker
 from gateway.errors import CallerError, UpstreamError
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
 from gateway.hedging import Hedging
 from gateway.live_streams import LiveStream, LiveStreams
+from gateway.money.charge import charge, charge_partial
 from gateway.parallel_steps import run_parallel
 from gateway.prefixes import Prefixes
 from gateway.question_batching import QuestionBatcher

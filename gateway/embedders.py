@@ -17,7 +17,7 @@ import numpy as np
 
 from cache.minilm import MiniLM, OnnxEmbedder
 from cache.minilm_native import NativeEmbedder
-from gateway.config import Embedding
+from gateway.config.types import Embedding
 from gateway.errors import ConfigError
 from gateway.upstream.reach import names_inner
 from routers.features import Encoded, Featurizer

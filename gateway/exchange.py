@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from gateway.answer_cache import Similar
     from gateway.call import Call
     from gateway.keys import Caller
-    from gateway.ledger import Hold
-    from gateway.limits import Taken
+    from gateway.money.ledger import Hold
+    from gateway.money.limits import Taken
     from gateway.routes import Route
     from gateway.wire.chunk import Peek
     from gateway.wire.relay import Relay

@@ -16,8 +16,8 @@ import msgspec
 
 from cache.prefix import RecentTokens, warmest
 from gateway.breaker import Breaker, State
-from gateway.config import ModelConfig
-from gateway.prices import Price
+from gateway.config.types import ModelConfig
+from gateway.money.prices import Price
 from gateway.wire.call_ids import style_of
 from routers.replicas import Job, Load, Paces, least_delay
 from routers.types import Candidate

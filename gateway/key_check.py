@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gateway.config import MOST_USD, Config
-from gateway.config_check import unshared
-from gateway.config_shape import unreadable
+from gateway.config.check import unshared
+from gateway.config.shape import unreadable
+from gateway.config.types import MOST_USD, Config
 from gateway.journal.record import KeyRecord
 
 LONGEST_NAME = 200

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from gateway.config import MOST_USD, Auth, KeyConfig, TenantConfig
+from gateway.config.types import MOST_USD, Auth, KeyConfig, TenantConfig
 from gateway.errors import CallerError, PolicyError, Unauthorized
 from gateway.journal.record import EarlierSecret, KeyRecord, new_id
-from gateway.ledger import Account
-from gateway.limits import Limit
 from gateway.loopback import is_loopback
-from gateway.prices import nanousd
+from gateway.money.ledger import Account
+from gateway.money.limits import Limit
+from gateway.money.prices import nanousd
 
 PREFIX = "hg-"
 GRACE_S = 86_400.0

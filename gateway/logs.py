@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from queue import SimpleQueue
 from typing import Any, Literal, TextIO
 
-from gateway.config import Config, Secret
+from gateway.config.types import Config, Secret
 
 log = logging.getLogger("headgate.logs")
 

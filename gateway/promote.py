@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
+from gateway.config.settings import Settings, change_settings
 from gateway.errors import CallerError
 from gateway.journal.store import RouterVersion, Store, VersionConflict
 from gateway.journal.tables import artifacts
-from gateway.settings import Settings, change_settings
 from routers.artifact import load_artifact, write_whole
 from routers.registry import open_router
 

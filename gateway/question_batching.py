@@ -23,12 +23,12 @@ from cascade.batch_prompting import EXTRA_OUTPUT_TOKENS, apart, instruction, may
 from cascade.types import Rung
 from gateway.attempt import Opened, Sender
 from gateway.call import Arrival, read_call
-from gateway.charge import CHARS_PER_TOKEN
 from gateway.errors import UpstreamError
 from gateway.evidence import evidence_of
 from gateway.exchange import Attempt, Exchange, Kept
 from gateway.fleet import Deployment
-from gateway.prices import Price
+from gateway.money.charge import CHARS_PER_TOKEN
+from gateway.money.prices import Price
 from gateway.wire.describe import MOST_OUTPUT_TOKENS
 from gateway.wire.peek import peek
 from gateway.wire.usage import Usage

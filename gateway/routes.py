@@ -11,14 +11,14 @@ from cascade.planner import Planner
 from cascade.promise import Promise
 from cascade.strategies import REPEATING
 from gateway.checker import Checker
-from gateway.config import Config, ModelConfig, RouteConfig
-from gateway.config_check import LEARNED
+from gateway.config.check import LEARNED
+from gateway.config.settings import FloorSetting
+from gateway.config.types import Config, ModelConfig, RouteConfig
 from gateway.errors import CallerError, UnknownModel
 from gateway.fleet import Fleet
-from gateway.ledger import Account
-from gateway.limits import Limit
-from gateway.prices import MOST, MTOK, ONCE, Price, highest, nanousd, usd
-from gateway.settings import FloorSetting
+from gateway.money.ledger import Account
+from gateway.money.limits import Limit
+from gateway.money.prices import MOST, MTOK, ONCE, Price, highest, nanousd, usd
 from gateway.solved import SolvedCases, open_solved
 from gateway.wire.describe import Described
 from routers.registry import bandit_axes

@@ -12,22 +12,22 @@ from pathlib import Path
 
 from gateway.answer_cache import AnswerCache
 from gateway.batch.store import BatchStore
-from gateway.config import Config
+from gateway.config.settings import Current
+from gateway.config.types import Config
 from gateway.drive import Driver
 from gateway.fleet import Fleet
 from gateway.journal.reader import Reader
 from gateway.journal.spool import Spool
 from gateway.keys import ANYONE, Caller, Keyring
 from gateway.learn.online import Online
-from gateway.ledger import Ledger
-from gateway.limits import Limits
 from gateway.loopback import refuse_pages
 from gateway.metrics import Metrics
-from gateway.pacing import Purses
+from gateway.money.ledger import Ledger
+from gateway.money.limits import Limits
+from gateway.money.pacing import Purses
 from gateway.prefixes import Prefixes
-from gateway.responses import Responses
 from gateway.routes import RouteBook
-from gateway.settings import Current
+from gateway.stored.responses import Responses
 from gateway.tracing import Tracing
 from routers.features import Featurizer
 

@@ -10,7 +10,7 @@ import msgspec
 
 from cascade.types import Rung
 from gateway.call import Call
-from gateway.config import ModelConfig
+from gateway.config.types import ModelConfig
 from gateway.errors import UpstreamError
 from gateway.fleet import Deployment
 from gateway.providers import Provider

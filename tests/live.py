@@ -20,12 +20,12 @@ import uvicorn
 
 from gateway.app import build, close
 from gateway.asgi import App
-from gateway.config_load import parse
+from gateway.config.load import parse
 from gateway.journal.record import DecisionRecord
-from gateway.listen import listen
 from gateway.providers.scripted import ScriptedServer
+from gateway.serve.listen import listen
+from gateway.serve.worker import server_config
 from gateway.services import Services
-from gateway.worker import server_config
 from tests.until import until
 
 
@@ -175,6 +175,6 @@ def workers_of(pid: int) -> list[int]:
     workers = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         with suppress(OSError):
-            if b"gateway.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"gateway.serve.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                 workers.append(int(child))
     return workers

@@ -15,7 +15,7 @@ import typer.main
 
 from cascade.plan import DEFAULT_ACCEPT_AT
 from gateway.__main__ import app
-from gateway.config import Config, Secret
+from gateway.config.types import Config, Secret
 from tests.command import mount_once
 
 ROOT = Path(__file__).parent.parent

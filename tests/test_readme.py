@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config_load import parse
+from gateway.config.load import parse
 from tests.live import served
 from tests.ports import free_port
 
@@ -41,7 +41,7 @@ async def test_the_python_blocks_run_against_the_embedded_defaults(tmp_path: Pat
 
 def embedded_as_toml(port: int, folder: Path) -> str:
     """The embedded configuration as a file, on another port and in another folder."""
-    from gateway.config_load import embedded
+    from gateway.config.load import embedded
 
     config = embedded()
     lines = ["[server]", f"port = {port}", f"admin_port = {free_port()}", f'run_dir = "{folder}/run"',

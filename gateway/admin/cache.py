@@ -19,7 +19,7 @@ from gateway.admin.services import AdminServices
 from gateway.admin.shapes.cache import CacheDeleted, CacheEntries, CacheEntry, CacheRoute, CacheSummary, CacheWorker
 from gateway.admin.shapes.common import Interval, Window
 from gateway.admin.worker_sockets import ask_all
-from gateway.config import RouteConfig
+from gateway.config.types import RouteConfig
 from gateway.errors import HeadgateError, NotFound
 from gateway.journal.sums import Sums, sums
 

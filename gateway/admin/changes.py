@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from gateway.admin.actor import Actor
 from gateway.admin.services import AdminServices, overlay_of
 from gateway.admin.shapes.common import Applied, SettingVersion
+from gateway.config.overlay import overlaid, read_secrets
 from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.journal.store import SettingConflict
-from gateway.overlay import overlaid, read_secrets
 
 Value = dict[str, Any]
 

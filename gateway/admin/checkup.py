@@ -12,11 +12,11 @@ from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Interval
 from gateway.admin.shapes.learning import Calibration, CalibrationBin, DriftPoint
 from gateway.app import without_lost
+from gateway.config.settings import Settings
 from gateway.journal.insights import keep_insight
 from gateway.learn.alarms import expected_quality, own_answers, raised
 from gateway.learn.dataset import Log, NothingLogged
 from gateway.learn.loop import learnt_name, trained_until_s
-from gateway.settings import Settings
 from routers.intervals import wilson_interval
 
 KIND = "learning"

@@ -39,7 +39,7 @@ from gateway.journal.search import DecisionFilter
 from gateway.journal.tables import spend
 from gateway.journal.upsert import Row
 from gateway.journal.view import decision_view
-from gateway.prices import Price
+from gateway.money.prices import Price
 
 router = APIRouter(prefix="/admin/decisions", tags=["decisions"])
 FACETS_FRESH_S = 60.0

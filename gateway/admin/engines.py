@@ -11,7 +11,7 @@ import httpx
 
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.models import EngineStats
-from gateway.config import ProviderConfig
+from gateway.config.types import ProviderConfig
 from gateway.providers.managed import managed
 from gateway.upstream.checked import checked
 from gateway.upstream.reach import names_inner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import floor, inf, log10
 
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.journal.outcome import explored_nanousd, kept_attempt
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
 from gateway.journal.view import cases_told, miss_told

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from gateway.admin.guard import Services
 from gateway.exposition import merge, total
 from gateway.metrics import Metrics
-from gateway.worker_counters import REFUSED
+from gateway.serve.worker_counters import REFUSED
 
 router = APIRouter(tags=["health"])
 

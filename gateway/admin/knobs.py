@@ -22,9 +22,9 @@ from gateway.admin.shapes.common import Applied, SettingVersion
 from gateway.admin.shapes.knobs import Frontier, KnobChange, Knobs, Preview, RouteCard, RouteDetail, TrialWanted
 from gateway.admin.tenants import Spending
 from gateway.admin.trials import trial_of
-from gateway.config import RouteConfig
+from gateway.config.types import RouteConfig
 from gateway.errors import CallerError
-from gateway.ledger import period_start
+from gateway.money.ledger import period_start
 
 router = APIRouter(prefix="/admin/routes", tags=["routes"])
 

@@ -18,7 +18,8 @@ from gateway.admin.rounds import route_of
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Interval
 from gateway.admin.shapes.learning import Alarm, CanaryWanted, Gate, RouteLearning, Version, VersionDone
-from gateway.config import RouteConfig
+from gateway.config.settings import CanarySetting
+from gateway.config.types import RouteConfig
 from gateway.errors import CallerError
 from gateway.journal.insights import insights_of
 from gateway.journal.store import RouterVersion
@@ -26,7 +27,6 @@ from gateway.learn.shadow import begin_canary as put_before_traffic
 from gateway.learn.shadow import end_canary as take_back
 from gateway.learn.shadow import mark
 from gateway.promote import Versions
-from gateway.settings import CanarySetting
 
 router = APIRouter(prefix="/admin/learning", tags=["learning"])
 Action = Literal["promote", "canary", "end_canary", "roll_back"]

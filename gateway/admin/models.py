@@ -27,7 +27,7 @@ from gateway.admin.shapes.models import (
     Source,
 )
 from gateway.admin.worker_sockets import ask_all
-from gateway.config import Config, ModelConfig, ProviderConfig
+from gateway.config.types import Config, ModelConfig, ProviderConfig
 from gateway.journal.rollup_tables import TTFT
 from gateway.journal.sums import Sums, merged, quantile_s, sums
 from gateway.providers.managed import managed

@@ -22,11 +22,11 @@ from gateway.admin.savings import against, baseline_of, rate_of
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Applied, Estimate, Interval, Refusal, SettingVersion, Wanted, Window
 from gateway.admin.shapes.overview import Extra, Overview, Point, RandomSaving, Revision, Slice, Totals
+from gateway.config.settings import stamp
 from gateway.errors import CallerError
 from gateway.journal.insights import insights_of
 from gateway.journal.rollup_tables import COUNTS, LATENCY, TTFT
 from gateway.journal.sums import Sums, merged, quantile_s, sums, sums_by_tenant
-from gateway.settings import stamp
 
 router = APIRouter(prefix="/admin", tags=["overview"])
 BASELINE = "baseline"

@@ -14,9 +14,9 @@ from gateway.admin.changes import database
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.common import Applied
 from gateway.admin.shapes.models import Checked, ModelWanted, ProviderWanted
-from gateway.config import ProviderConfig
+from gateway.config.overlay import hide
+from gateway.config.types import ProviderConfig
 from gateway.errors import CallerError, ConfigError, HeadgateError, NotFound, UpstreamError
-from gateway.overlay import hide
 from gateway.providers import Provider, open_provider
 
 CHECK_S = 5.0

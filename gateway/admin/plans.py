@@ -30,10 +30,10 @@ from gateway.batch.files import Files
 from gateway.batch.jobs import Card, Job, Jobs
 from gateway.batch.types import PLAN_FILE, BadJob, Impossible, Point
 from gateway.batch.view import job_view
+from gateway.config.settings import read_settings
 from gateway.errors import CallerError, HeadgateError, NotFound, TooLarge
 from gateway.journal.record import new_id
 from gateway.keys import ANYONE, MASTER
-from gateway.settings import read_settings
 from routers.cores import one_core
 
 log = logging.getLogger("headgate.plans")

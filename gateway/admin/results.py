@@ -16,7 +16,7 @@ from gateway.admin.shapes.batch import BatchAnswer, BatchAnswers
 from gateway.batch.files import Files
 from gateway.batch.jobs import Item, Jobs
 from gateway.errors import NotFound
-from gateway.prices import usd
+from gateway.money.prices import usd
 
 router = APIRouter(prefix="/admin/batches", tags=["batches"])
 What = Literal["answers", "errors"]

@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from gateway.admin.services import AdminServices
-from gateway.config import Config, RouteConfig
+from gateway.config.settings import stamp
+from gateway.config.types import Config, RouteConfig
 from gateway.errors import CallerError, NotFound
 from gateway.journal.recent import latest_scored
 from gateway.learn.dataset import Log, NothingLogged, log_of
 from gateway.learn.policy import route_policy
 from gateway.learn.whatif import Policy
 from gateway.routes import KNOB_NAMES
-from gateway.settings import stamp
 from routers.features import shipped_version
 
 ROUNDS = 2000

@@ -13,9 +13,9 @@ from math import sqrt
 
 from gateway.admin.shapes.common import Interval
 from gateway.admin.shapes.overview import BaselineSaving
-from gateway.config import Config, ModelConfig
+from gateway.config.types import Config, ModelConfig
 from gateway.journal.sums import Sums
-from gateway.prices import Price
+from gateway.money.prices import Price
 from routers.intervals import Z95
 
 BASIS = (

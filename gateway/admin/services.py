@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.config import Config
+from gateway.config.overlay import Overlay, Trial, overlaid, read_secrets
+from gateway.config.settings import Settings, change_settings, read_settings, stamp
+from gateway.config.types import Config
 from gateway.journal.ship import ShipState
 from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
-from gateway.overlay import Overlay, Trial, overlaid, read_secrets
-from gateway.settings import Settings, change_settings, read_settings, stamp
 
 if TYPE_CHECKING:
     from gateway.admin.sessions import LoginGuard
-    from gateway.tls import KeptTls
+    from gateway.serve.tls import KeptTls
 
 log = logging.getLogger("headgate.admin")
 

@@ -13,10 +13,10 @@ from gateway.admin.guard import Admin, Services, Viewer
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.access import Period, RouteLimit, Source, Spent, Tenant, TenantWanted
 from gateway.admin.shapes.common import Applied
-from gateway.config import TenantConfig
+from gateway.config.types import TenantConfig
 from gateway.errors import CallerError
 from gateway.key_check import name_fault
-from gateway.ledger import period_start
+from gateway.money.ledger import period_start
 
 router = APIRouter(prefix="/admin", tags=["tenants"])
 

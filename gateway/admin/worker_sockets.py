@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.control_socket import short
+from gateway.serve.control_socket import short
 
 ANSWER_WITHIN_S = 1.0
 _READ_BYTES = 1 << 18

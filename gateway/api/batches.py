@@ -17,7 +17,7 @@ from gateway.asgi import Answer, Request
 from gateway.batch.duration import seconds_of
 from gateway.batch.origin import ANTHROPIC, OPENAI
 from gateway.call import SURFACES
-from gateway.config import Usd
+from gateway.config.types import Usd
 from gateway.errors import CallerError, NotFound
 from gateway.reply import JSON
 from gateway.wire.chunk import BAD_JSON

@@ -1,4 +1,4 @@
-"""Conversations and their items. gateway/responses.py adds the items of responses that are made in one."""
+"""Conversations and their items. gateway/stored/responses.py adds the items of responses that are made in one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gateway.api.files import page_limit, page_of, query_value
 from gateway.api.responses import shown
 from gateway.asgi import Answer, Request
 from gateway.call import read_raw
-from gateway.conversations import ConversationService, metadata_of
 from gateway.errors import CallerError
 from gateway.reply import JSON
+from gateway.stored.conversations import ConversationService, metadata_of
 from gateway.wire.request import Raw
 
 if TYPE_CHECKING:

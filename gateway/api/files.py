@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from gateway.asgi import Answer, Request
-from gateway.config import Server
+from gateway.config.types import Server
 from gateway.errors import CallerError, NotFound, TooLarge
 from gateway.reply import JSON
 from gateway.wire.multipart import Form

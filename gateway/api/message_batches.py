@@ -16,7 +16,7 @@ from msgspec import Meta
 from gateway.api.files import PIECE_BYTES, content_of, page_limit, query_value
 from gateway.asgi import Answer, Request
 from gateway.batch.origin import ANTHROPIC
-from gateway.config import Usd
+from gateway.config.types import Usd
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import new_id
 from gateway.keys import Caller

@@ -12,9 +12,9 @@ from gateway.api.files import page_limit, page_of, place_of, query_value
 from gateway.asgi import Answer, Request
 from gateway.call import read_model, read_raw
 from gateway.errors import CallerError, UnknownModel
-from gateway.event_streams import with_keepalives
 from gateway.file_inputs import with_files
 from gateway.reply import EVENTS, JSON
+from gateway.stored.event_streams import with_keepalives
 from gateway.wire.replay import replay
 from gateway.wire.request import estimate_tokens
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from gateway.batch.types import Arm, Capacity, Estimates
-from gateway.config import Config, ModelConfig
-from gateway.limits import Limit
+from gateway.config.types import Config, ModelConfig
+from gateway.money.limits import Limit
 from gateway.routes import RouteBook
 
 ENDPOINT_KINDS = frozenset({"openai"})

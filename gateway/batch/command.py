@@ -25,7 +25,7 @@ from gateway.batch.run import Runner
 from gateway.batch.runtime import JobRuntime, job_runtime
 from gateway.batch.types import PLAN_FILE, BadJob, Plan
 from gateway.batch.view import errors_of
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.errors import CallerError, HeadgateError
 from gateway.journal.durable import database_said
 from gateway.journal.record import new_id

@@ -16,7 +16,7 @@ from cache.memory import MemoryStore
 from cache.replicate import Replication
 from cache.semantic import SemanticCache
 from gateway.batch.plan import PlanContext
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.routes import Route, RouteBook
 from routers.features import shipped_featurizer
 

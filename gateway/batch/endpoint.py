@@ -36,10 +36,10 @@ from gateway.batch.prompt_queue import AWAY
 from gateway.batch.run import Runner
 from gateway.batch.types import Arm, Prompt
 from gateway.call import Call
-from gateway.charge import cost_of
 from gateway.errors import HeadgateError, PolicyError, UpstreamError
 from gateway.fleet import Deployment
 from gateway.journal.record import AttemptRecord, DecisionRecord, new_id
+from gateway.money.charge import cost_of
 from gateway.providers.openai import PATHS, RESPONSES, OpenAIProvider
 from gateway.services import Services
 from gateway.settle import buckets

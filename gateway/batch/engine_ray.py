@@ -25,7 +25,7 @@ from gateway.batch.report import progress_of
 from gateway.batch.run import Runner
 from gateway.batch.runtime import JobRuntime
 from gateway.batch.types import UNASSIGNED, Plan, Prompt
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.keys import Caller
 from gateway.ray_cluster import start_ray
 
@@ -164,8 +164,8 @@ class Answerer:
     def __init__(self, config: Config, job: str, caller: dict[str, Any], concurrency: int) -> None:
         from gateway.app import build_services
         from gateway.batch.runtime import open_jobs
+        from gateway.config.settings import Current
         from gateway.journal.ship import Shipper
-        from gateway.settings import Current
 
         self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)

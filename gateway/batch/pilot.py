@@ -24,12 +24,12 @@ from gateway.batch.plan import Pilot, Piloted
 from gateway.batch.types import Estimates, Floats, PilotReport, Prompt
 from gateway.call import Arrival, CallOptions, read_call
 from gateway.checker import Checker
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.errors import HeadgateError
 from gateway.file_inputs import call_with_files
 from gateway.keys import Caller
-from gateway.ledger import Account
-from gateway.prices import nanousd, usd
+from gateway.money.ledger import Account
+from gateway.money.prices import nanousd, usd
 from gateway.reply import Heard
 from gateway.services import Services
 from gateway.wire.peek import peek

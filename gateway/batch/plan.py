@@ -29,9 +29,9 @@ from gateway.batch.read import DEFAULT_ROUTE, LineReader, ReadOptions
 from gateway.batch.scan import Scanner
 from gateway.batch.source import lines_of
 from gateway.batch.types import PROMPTS_FILE, BadJob, Estimates, PilotReport, Plan, Problem
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.errors import CallerError
-from gateway.limits import Limit
+from gateway.money.limits import Limit
 from gateway.routes import Route, RouteBook
 from routers.features import ENCODED, Featurizer, shipped_featurizer
 from routers.select import DEFAULT_COST_WEIGHT, exchange_rate

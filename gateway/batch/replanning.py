@@ -13,7 +13,7 @@ from gateway.batch import forecast
 from gateway.batch.assign import replan
 from gateway.batch.program import Objective
 from gateway.batch.prompt_queue import AWAY, BUSY
-from gateway.prices import usd
+from gateway.money.prices import usd
 
 if TYPE_CHECKING:
     from gateway.batch.run import Runner

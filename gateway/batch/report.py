@@ -11,7 +11,7 @@ from gateway.batch import forecast
 from gateway.batch.jobs import Progress
 from gateway.batch.prompt_queue import AWAY, DONE, FAILED
 from gateway.batch.types import UNASSIGNED
-from gateway.prices import nanousd
+from gateway.money.prices import nanousd
 
 if TYPE_CHECKING:
     from gateway.batch.run import Runner

@@ -20,7 +20,7 @@ import msgspec
 from gateway.batch.ask import error_code
 from gateway.batch.jobs import Item, Jobs
 from gateway.batch.types import Duplicate, Plan, Problem
-from gateway.prices import usd
+from gateway.money.prices import usd
 
 encode = msgspec.json.encode
 UNANSWERED = {

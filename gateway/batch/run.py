@@ -32,8 +32,8 @@ from gateway.batch.replanning import Replanning
 from gateway.batch.report import progress_of
 from gateway.batch.types import UNASSIGNED, Arm, Plan
 from gateway.keys import Caller
-from gateway.ledger import Account
-from gateway.prices import nanousd, usd
+from gateway.money.ledger import Account
+from gateway.money.prices import nanousd, usd
 from gateway.services import Services
 from routers.types import Estimate
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from gateway.app import build, close
 from gateway.batch.execute import shipping
 from gateway.batch.jobs import Jobs
-from gateway.budgets import restore
-from gateway.config import Config
+from gateway.config.extras import missing_extras
+from gateway.config.types import Config
 from gateway.errors import ConfigError, HeadgateError
-from gateway.extras import missing_extras
 from gateway.journal.schema import check_schema, migrate, open_engine
-from gateway.processes import Child, Keeper
+from gateway.money.budgets import restore
 from gateway.providers.managed import is_ready, managed, wait_ready
+from gateway.serve.processes import Child, Keeper
 from gateway.services import Services
 
 log = logging.getLogger("headgate.batch")

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cache.key import Partition
-from gateway.aside import forked
 from gateway.batch.dedupe import Mode, keys_of
 from gateway.batch.estimate import Forecasts, forecasts
 from gateway.batch.read import LineReader, Request
 from gateway.batch.source import Lines
 from gateway.batch.types import Problem, record_of
+from gateway.serve.aside import forked
 from routers.cores import one_core
 from routers.features import Featurizer
 

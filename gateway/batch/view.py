@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.batch.jobs import ENDED, Job
 from gateway.batch.types import Problem
-from gateway.prices import usd
+from gateway.money.prices import usd
 
 MOST_ERRORS = 1000
 """Most errors in the description of a job."""

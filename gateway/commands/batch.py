@@ -25,7 +25,7 @@ from gateway.commands.batch_options import (
     dollars,
 )
 from gateway.commands.options import ConfigPath, Json, drawable, print_json, read_config
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.errors import CallerError
 
 batch = typer.Typer(name="batch", help="Jobs of many prompts, planned before any money is spent.", no_args_is_help=True)
@@ -113,7 +113,7 @@ def context_of(config: Config) -> Any:
     """The routes of the configuration, with the routers that serve them now."""
     from gateway.app import open_book
     from gateway.batch.context import open_context
-    from gateway.settings import read_settings
+    from gateway.config.settings import read_settings
 
     return open_context(config, open_book(config, read_settings(config.server.run_dir)))
 

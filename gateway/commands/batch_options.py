@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gateway.batch.duration import seconds_of
-from gateway.config import MOST_USD
+from gateway.config.types import MOST_USD
 
 
 def seconds(text: str) -> float:

@@ -31,7 +31,7 @@ from gateway.commands.batch_options import (
 )
 from gateway.commands.options import DATABASE, ConfigPath, Json, print_json, read_config
 from gateway.errors import CallerError
-from gateway.prices import dollars
+from gateway.money.prices import dollars
 
 if TYPE_CHECKING:
     from gateway.batch.command import RunOptions

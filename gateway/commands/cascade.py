@@ -183,7 +183,7 @@ def tiny(
     """Measure every strategy (cascade, voting, examples, refining, steps) on the two shipped models, over real HTTP."""
     import asyncio
 
-    from gateway.tiny import measure
+    from gateway.tiny.climbs import measure
 
     _print(asyncio.run(measure(queries, seed=seed, console=Console(stderr=True))), as_json)
 

@@ -23,10 +23,10 @@ from gateway.commands.options import (
     read_config,
     ship,
 )
-from gateway.config import Config, Period
-from gateway.config_check import is_path
+from gateway.config.check import is_path
+from gateway.config.types import Config, Period
 from gateway.errors import CallerError
-from gateway.prices import dollars
+from gateway.money.prices import dollars
 from gateway.progress_bar import progress_bar
 
 _OPTIONS = {
@@ -263,7 +263,7 @@ def _versions(path: Path | None) -> Any:
 
 def _publish(config: Config, store: Any) -> None:
     """Publish the keys to the workers, which read the settings file and not the database."""
-    from gateway.settings import publish_keys
+    from gateway.config.settings import publish_keys
 
     publish_keys(config.server.run_dir, store.keys())
 

@@ -34,7 +34,7 @@ from gateway.errors import CallerError
 from gateway.progress_bar import progress_bar
 
 if TYPE_CHECKING:
-    from gateway.config import Config
+    from gateway.config.types import Config
     from gateway.learn.dataset import Log
     from gateway.learn.whatif import Answer, Figure, Policy
 
@@ -153,7 +153,7 @@ def limits(
 def _in_force(path: Path | None) -> Config:
     """The configuration with the changes that operators made while the gateway ran. Raises ConfigError."""
     from gateway.app import in_force
-    from gateway.settings import read_settings
+    from gateway.config.settings import read_settings
 
     chosen = read_config(path, SHARED)
     return in_force(chosen, read_settings(chosen.server.run_dir))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from gateway.config import Config
-from gateway.config_load import file_of, load
+from gateway.config.load import file_of, load
+from gateway.config.types import Config
 from gateway.errors import CallerError, ConfigError
 
 if TYPE_CHECKING:

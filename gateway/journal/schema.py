@@ -17,8 +17,8 @@ from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from gateway.config.extras import missing_extra
 from gateway.errors import ConfigError
-from gateway.extras import missing_extra
 
 _DESTRUCTIVE = re.compile(
     r"^\s*(drop(?!\s+index\b)|truncate|delete|alter\s+table\s.*\b(drop|rename|type)\b)", re.IGNORECASE | re.DOTALL

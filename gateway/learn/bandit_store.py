@@ -14,7 +14,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from gateway.config import Config
+from gateway.config.types import Config
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import sqlalchemy as sa
 
-from gateway.config import Config, RouteConfig
+from gateway.config.types import Config, RouteConfig
 from gateway.errors import HeadgateError
 from gateway.journal.store import Store
 from gateway.learn.loop import WAITS, Loop, LoopThresholds, StepReport

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.config_check import is_path
+from gateway.config.check import is_path
 from routers import evaluate, frontier, prior
 from routers.cores import one_core
 from routers.estimators.base import Matrix, Rows, observed_mean

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.journal.store import RouterVersion, Store, open_store
 from gateway.learn.alarms import Alarm, raised
 from gateway.learn.dataset import Log, NothingLogged, one_sided, read_log

@@ -17,7 +17,7 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.errors import HeadgateError
 from gateway.journal.reader import Reader
 from gateway.journal.record import ANY_TENANT, DecisionRecord, FeedbackRecord

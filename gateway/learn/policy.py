@@ -7,14 +7,14 @@ from __future__ import annotations
 import msgspec
 
 from gateway.app import open_route_router, without_lost
-from gateway.config import Config, RouteConfig
+from gateway.config.settings import Settings, read_settings
+from gateway.config.types import Config, RouteConfig
 from gateway.errors import CallerError
 from gateway.journal.store import Store
 from gateway.learn.online import recalled
 from gateway.learn.whatif import Policy
 from gateway.promote import Versions
 from gateway.routes import RouteBook
-from gateway.settings import Settings, read_settings
 
 
 def route_config(config: Config, route: str) -> RouteConfig:

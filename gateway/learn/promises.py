@@ -18,12 +18,12 @@ import numpy as np
 import sqlalchemy as sa
 
 from cascade.promise import NEVER, FloorStatus, Measured
-from gateway.config import Config, RouteConfig
+from gateway.config.settings import FloorSetting, Settings, change_settings
+from gateway.config.types import Config, RouteConfig
 from gateway.journal.recent import joined_to_route
 from gateway.journal.record import AttemptRecord, DecisionRecord
 from gateway.journal.store import Store
 from gateway.journal.tables import decisions, feedback
-from gateway.settings import FloorSetting, Settings, change_settings
 from routers.intervals import wilson_interval
 
 LATE_S = 2.0

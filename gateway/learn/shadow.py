@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
+from gateway.config.settings import CanarySetting, Settings, change_settings
 from gateway.journal.store import RouterVersion, Store
 from gateway.learn.dataset import Log
 from gateway.learn.gate import GateVerdict, compared, judge
 from gateway.learn.whatif import Policy, decided
-from gateway.settings import CanarySetting, Settings, change_settings
 from routers.intervals import Interval
 from routers.ope import Array
 

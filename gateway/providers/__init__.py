@@ -6,7 +6,7 @@ breakers or the content of a body.
 
 from __future__ import annotations
 
-from gateway.config import ProviderConfig, Server
+from gateway.config.types import ProviderConfig, Server
 from gateway.providers.anthropic import AnthropicProvider
 from gateway.providers.azure import AzureProvider
 from gateway.providers.managed import ManagedPool, managed_base_url

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.config import ProviderConfig, Server
+from gateway.config.types import ProviderConfig, Server
 from gateway.errors import ConfigError, UpstreamError
 from gateway.upstream import Endpoint, Pool
 from gateway.upstream.endpoint import unix_url

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from gateway.config import ModelConfig, ProviderConfig
+from gateway.config.types import ModelConfig, ProviderConfig
 from gateway.errors import CallerError, ConfigError, UpstreamError
 from gateway.upstream import Endpoint, Pool, Response
 from gateway.upstream.reach import names_inner

@@ -13,7 +13,7 @@ from collections import deque
 from typing import NamedTuple
 
 from gateway.errors import UpstreamError
-from gateway.listen import OUT_OF_FILES, are_files_left
+from gateway.serve.listen import OUT_OF_FILES, are_files_left
 from gateway.upstream.connection import WRITE_SLICE_BYTES, Connection, Response, Stale
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.lookup import Name

@@ -143,7 +143,7 @@ def cost_us(target: Target, case: Case, seconds: float) -> dict[str, float]:
 def part_of(pid: int) -> str:
     """A process by the module it runs; `main` where it runs none of Headgate's parts."""
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return next((word.partition(".")[2] for word in words if word.startswith("gateway.")), "main")
+    return next((word.rpartition(".")[2] for word in words if word.startswith("gateway.")), "main")
 
 
 def load(url: str, key: str, case: Case, connections: int, seconds: float) -> dict[str, float]:

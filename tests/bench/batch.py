@@ -46,10 +46,10 @@ from gateway.batch.assign import assign
 from gateway.batch.frontier import point_of
 from gateway.batch.plan import PlanContext, PlanOptions, plan_job
 from gateway.batch.types import Arm, Estimates
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.settings import Settings
 from gateway.learn.evaluation import TrainTestSplit, rows_of
 from gateway.routes import RouteBook
-from gateway.settings import Settings
 from routers.estimators.base import Rows, folds, row_keys
 from routers.estimators.ensemble import FOLDS, Ensemble
 from routers.features import shipped_featurizer

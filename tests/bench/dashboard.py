@@ -39,7 +39,7 @@ from gateway.admin.rounds import forget
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.knobs import Knobs
 from gateway.admin.upkeep import Seen, check_up
-from gateway.config import Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
+from gateway.config.types import Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
 from gateway.journal.search import DecisionFilter
 from gateway.journal.ship import ShipState
 from gateway.journal.store import open_store

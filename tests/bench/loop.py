@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from openai import AsyncOpenAI
 
-from gateway.config import Config
-from gateway.config_load import load
+from gateway.config.load import load
+from gateway.config.types import Config
 from gateway.journal.record import AttemptRecord, CandidateRecord, DecisionRecord
 from gateway.learn import loop as turns
 from gateway.learn.dataset import log_of, read_log, training_data

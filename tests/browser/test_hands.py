@@ -141,7 +141,8 @@ def test_a_hanging_gateway_is_reported(tmp_path: Path, open_page: OpenPage) -> N
         page = open_page("/decisions", on=stage)
         word = page.locator("[data-live-word]")
         assert stage.process is not None
-        found = subprocess.run(["pgrep", "-P", str(stage.process.pid), "-f", "gateway.control"], capture_output=True)
+        search = ["pgrep", "-P", str(stage.process.pid), "-f", "gateway.serve.control"]
+        found = subprocess.run(search, capture_output=True)
         control = int(found.stdout.split()[0])
         os.kill(control, signal.SIGSTOP)
         try:

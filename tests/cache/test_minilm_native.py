@@ -15,7 +15,7 @@ import pytest
 from cache.evaluate import load_embedder
 from cache.minilm import MiniLM
 from cache.minilm_native import NativeEmbedder, _compile, export, pack
-from gateway.config import Embedding
+from gateway.config.types import Embedding
 from gateway.embedders import open_embedder
 from gateway.errors import ConfigError
 from tests.cache.tiny_minilm import WIDTH, checkpoint, checksum

@@ -116,11 +116,11 @@ async def kill_one(world: World, module: str) -> None:
 
 
 async def kill_worker(world: World) -> None:
-    await kill_one(world, "gateway.worker")
+    await kill_one(world, "gateway.serve.worker")
 
 
 async def kill_control(world: World) -> None:
-    await kill_one(world, "gateway.control")
+    await kill_one(world, "gateway.serve.control")
 
 
 async def kill_everything(world: World) -> None:

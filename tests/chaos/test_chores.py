@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway import control
 from gateway.admin.services import AdminServices
-from gateway.config_load import parse
+from gateway.config.load import parse
 from gateway.journal.schema import migrate, open_engine
 from gateway.journal.ship import ShipState
 from gateway.journal.store import Store
 from gateway.journal.write import write_records
+from gateway.serve import control
 from tests.gateway.journal.records import decision, feedback
 from tests.live import table
 

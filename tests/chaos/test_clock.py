@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gateway.control import not_ahead
+from gateway.serve.control import not_ahead
 
 
 def test_a_clock_that_jumps_ahead_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

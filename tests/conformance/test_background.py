@@ -14,11 +14,11 @@ import httpx
 import openai
 import pytest
 
-from gateway.background import LOOK_EVERY_S
-from gateway.background_state import MARK, Worker, as_it_stands
 from gateway.journal.events import Events
 from gateway.journal.record import ResponseRecord
 from gateway.providers.scripted import ScriptedServer
+from gateway.stored.background import LOOK_EVERY_S
+from gateway.stored.background_state import MARK, Worker, as_it_stands
 from tests.conformance.clients import Sdk
 from tests.conformance.house import House, house
 from tests.conformance.test_surfaces import RESPONSES_TOOLS
@@ -309,7 +309,7 @@ async def test_how_a_background_stream_may_end(tmp_path: Path) -> None:
 
 async def test_a_silent_background_stream_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep-alive comments go to the client that began the stream and to those that resume it, at any worker."""
-    monkeypatch.setattr("gateway.event_streams.STILL_HERE_AFTER_S", 0.02)
+    monkeypatch.setattr("gateway.stored.event_streams.STILL_HERE_AFTER_S", 0.02)
     scripts = {"late": [{"text": "at last", "delay_s": 2.0}], "slow": SLOW["slow"]}
     async with (
         house(tmp_path, scripts, kinds=("openai",)) as home,

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from gateway.api.openapi import document
 from gateway.journal.record import ResponseRecord
 from gateway.journal.ship import Shipper
-from gateway.recent_responses import REMEMBERED_S
+from gateway.stored.recent_responses import REMEMBERED_S
 from gateway.wire.tools import folded
 from tests.conformance.clients import MODES, Sdk
 from tests.conformance.house import House, house

@@ -14,7 +14,7 @@ import msgspec
 import psycopg
 import pytest
 
-from gateway.settings import change_settings
+from gateway.config.settings import change_settings
 from tests.deploy.cluster import (
     ANSWER,
     BUDGET_ANSWERS,

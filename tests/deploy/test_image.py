@@ -18,7 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from deploy.sbom import read_lock
-from gateway.config_load import check
+from gateway.config.load import check
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.config_load import check
+from gateway.config.load import check
 from tests.deploy.test_image import DEPLOY, ENVIRONMENT
 
 FOLDER = DEPLOY / "kubernetes"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from gateway.config_load import load
+from gateway.config.load import load
 
 TEMPLATE = Path(__file__).parents[2] / "deploy" / "ray-serve.yaml"
 

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.worker import METRICS_EVERY_S
+from gateway.serve.worker import METRICS_EVERY_S
 from local_models import shipped_models
 from tests.live import workers_of
 from tests.ports import free_port

@@ -17,13 +17,13 @@ import pytest
 
 from gateway import http_protocol
 from gateway.batch.endpoint_api import client_of
-from gateway.config import Auth, Embedding, KeyConfig, ProviderConfig, Secret, Server
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.types import Auth, Embedding, KeyConfig, ProviderConfig, Secret, Server
 from gateway.embedders import EmbeddingFailed, Endpoint
 from gateway.errors import Unauthorized
 from gateway.keys import Keyring, new_key
 from gateway.providers.openai import OpenAIProvider
-from gateway.tls import tls_problems
+from gateway.serve.tls import tls_problems
 from gateway.upstream.reach import names_inner, refusal
 from tests.live import live
 

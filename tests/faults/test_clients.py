@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import listen
 from gateway.journal.record import DecisionRecord
+from gateway.serve import listen
 from tests.faults.endings import read_stream
 from tests.faults.stage import PRICES, decisions, nothing_left
 from tests.faults.talk import asked, hear, question

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.plan import NAMES
-from gateway.config_check import STEPWISE_ATTEMPTS
+from gateway.config.check import STEPWISE_ATTEMPTS
 from tests.faults.test_climbs import CALM, MODELS, World, run, worlds
 
 STRATEGIES = [name for name in NAMES if name != "none"]

@@ -29,13 +29,13 @@ from schemathesis import GenerationMode
 from gateway.admin.app import make_admin
 from gateway.admin.services import AdminServices
 from gateway.app import build, close
-from gateway.config_load import parse
+from gateway.config.load import parse
 from gateway.journal.schema import migrate, open_engine
 from gateway.journal.ship import Shipper
 from gateway.journal.spool import spool_dir
 from gateway.journal.store import Store
 from gateway.providers.scripted import ScriptedServer
-from gateway.worker import server_config
+from gateway.serve.worker import server_config
 from tests.fuzz.junk import GOOD, bad_json
 from tests.live import table
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from cascade.types import Verdict
 from gateway.call import Arrival, read_call
-from gateway.config import Config, ModelConfig, ProviderConfig, RouteConfig
+from gateway.config.types import Config, ModelConfig, ProviderConfig, RouteConfig
 from gateway.exchange import Attempt, Exchange
 from gateway.keys import ANYONE
-from gateway.ledger import MemoryLedger
-from gateway.limits import NOTHING_TAKEN
+from gateway.money.ledger import MemoryLedger
+from gateway.money.limits import NOTHING_TAKEN
 from gateway.routes import RouteBook
 from gateway.wire.usage import Usage
 from routers.registry import open_router

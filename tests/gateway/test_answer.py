@@ -13,7 +13,7 @@ import pytest
 from gateway.breaker import CONSECUTIVE
 from gateway.journal.record import ANY_TENANT, FeedbackRecord
 from gateway.journal.spool import spool_dir
-from gateway.ledger import MemoryLedger
+from gateway.money.ledger import MemoryLedger
 from tests.gateway.journal.test_spool import records_in
 from tests.live import Live, live
 

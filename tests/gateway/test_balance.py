@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.config import ModelConfig
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.types import ModelConfig
 from gateway.fleet import Fleet
 from routers.replicas import Job
 from tests.live import live, table

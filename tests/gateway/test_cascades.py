@@ -16,8 +16,8 @@ from cascade.routing import RoutedCascade
 from cascade.rows import TrainingSettings
 from cascade.train import PLANS, train_cascade
 from gateway.app import open_cascades
-from gateway.config_check import CASCADES
-from gateway.config_load import parse
+from gateway.config.check import CASCADES
+from gateway.config.load import parse
 from gateway.errors import ConfigError
 from gateway.routes import share_of
 from routers.types import Choice, Estimate, Knobs

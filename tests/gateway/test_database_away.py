@@ -18,7 +18,7 @@ from gateway.journal.schema import migrate
 from gateway.journal.ship import Shipper
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records
-from gateway.worker import restore_spending
+from gateway.serve.worker import restore_spending
 from tests.gateway.journal.records import decision
 from tests.live import Live, live
 from tests.postgres_server import PostgresServer

@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from gateway.metrics import Metrics
-from gateway.worker_counters import publish, snapshot_of
+from gateway.serve.worker_counters import publish, snapshot_of
 from tests.chaos.faults import BALLAST, fill
 from tests.chaos.stage import small_disk
-from tests.gateway.test_serve import CHAT, eventually, write_config
+from tests.gateway.serve.test_serve import CHAT, eventually, write_config
 from tests.live import served
 from tests.until import until
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from gateway.config import Embedding
+from gateway.config.types import Embedding
 from gateway.embedders import EmbeddingFailed, open_embedder
 from gateway.errors import ConfigError
 from gateway.providers.scripted import ScriptedServer

@@ -15,8 +15,8 @@ import pytest
 
 from gateway.admin.engines import engines
 from gateway.admin.services import AdminServices
-from gateway.config import ProviderConfig
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.types import ProviderConfig
 from gateway.engines import Engines, engine_waits
 from gateway.journal.ship import ShipState
 from gateway.journal.store import open_store

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.breaker import CONSECUTIVE, COUNTED, LEAST, Breaker
-from gateway.config import Config, ModelConfig, RouteConfig
+from gateway.config.types import Config, ModelConfig, RouteConfig
 from gateway.errors import FAILURES
 from gateway.fleet import Deployment, EngineReport, Fleet, MeanDelay, TailDelay
 from gateway.routes import RouteBook

@@ -12,8 +12,8 @@ import msgspec
 import openai
 import pytest
 
-from gateway.config import ToolKind
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.types import ToolKind
 from gateway.journal.record import DecisionRecord
 from gateway.routes import RouteBook
 from gateway.wire.describe import describe

@@ -8,12 +8,12 @@ import logging
 import msgspec
 import pytest
 
-from gateway.config import Auth, KeyConfig, Secret, TenantConfig
+from gateway.config.types import Auth, KeyConfig, Secret, TenantConfig
 from gateway.errors import CallerError, PolicyError, Unauthorized
 from gateway.journal.record import KeyRecord
 from gateway.keys import ANYONE, MASTER, Caller, Keyring, hash_key, new_key, rotated
-from gateway.ledger import Account
-from gateway.limits import Limit
+from gateway.money.ledger import Account
+from gateway.money.limits import Limit
 
 NOW = 1_700_000_000.0
 FILE_KEY = KeyConfig(

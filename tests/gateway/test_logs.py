@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import Auth, Config, KeyConfig, ProviderConfig, Secret, Storage
+from gateway.config.types import Auth, Config, KeyConfig, ProviderConfig, Secret, Storage
 from gateway.logs import (
     MAX_CHARS,
     MOST_WAITING,

@@ -17,13 +17,13 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.commands.learn import add_to
+from gateway.config.settings import change_settings, read_settings
 from gateway.errors import CallerError
 from gateway.journal.schema import migrate
 from gateway.journal.store import RouterVersion, open_store
 from gateway.journal.tables import artifacts
 from gateway.learn.shadow import begin_canary
 from gateway.promote import Versions
-from gateway.settings import change_settings, read_settings
 from routers.artifact import load_artifact
 from routers.registry import DEFAULT_ARTIFACT
 from tests.gateway.learn.folders import write_folder

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from gateway.config_load import parse
+from gateway.config.load import parse
 from tests.live import Live, live
 from tests.until import until
 

@@ -29,7 +29,7 @@ from gateway import answer_cache
 from gateway.answer_cache import AnswerCache
 from gateway.embedders import EmbeddingFailed
 from gateway.journal.view import miss_told
-from gateway.ledger import MemoryLedger
+from gateway.money.ledger import MemoryLedger
 from tests.live import Live, listening, live
 
 TOPICS = ("refund", "invoice", "password", "shipping", "warranty", "holiday", "battery", "login", "discount",

@@ -17,7 +17,7 @@ from cache.pair_rule import fit_pair_rule
 from cache.semantic import Miss
 from gateway import shared_answer_cache
 from gateway.answer_cache import Similar, open_cache, open_pair_rules
-from gateway.config import Config, RouteConfig, Secret, Server, Storage
+from gateway.config.types import Config, RouteConfig, Secret, Server, Storage
 from gateway.errors import ConfigError
 from gateway.shared_answer_cache import SharedAnswerCache
 from routers.features import shipped_featurizer

@@ -13,7 +13,7 @@ import pytest
 from gateway.batch.ask import ArmCall, Asker
 from gateway.batch.prompts import Prompt
 from gateway.batch.types import Arm
-from gateway.config_load import parse
+from gateway.config.load import parse
 from gateway.errors import ConfigError
 from gateway.journal.record import DecisionRecord, FeedbackRecord
 from gateway.journal.store import open_store

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from gateway.app import open_book
-from gateway.config_load import parse
-from gateway.settings import Settings
+from gateway.config.load import parse
+from gateway.config.settings import Settings
 from tests.live import Live, live, table
 
 MODELS: tuple[dict[str, Any], ...] = (

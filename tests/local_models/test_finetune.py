@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from gateway.config import Embedding
+from gateway.config.types import Embedding
 from gateway.embedders import open_embedder
 from local_models.finetune import FinetuningSettings, finetuned, read_rows, save_encoder
 from tests.gateway.test_embedders import encoder

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 from httptools import HttpResponseParser
 
-from gateway.recent_responses import REMEMBERED
+from gateway.stored.recent_responses import REMEMBERED
 from routers.embedding import MEMO_STRETCHES
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "messages": "/v1/messages",

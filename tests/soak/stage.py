@@ -82,7 +82,7 @@ async def soaking(folder: Path) -> AsyncIterator[Soaking]:
 def worker_of(pid: int) -> int:
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         with suppress(OSError):
-            if b"gateway.worker" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+            if b"gateway.serve.worker" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
                 return int(child)
     raise RuntimeError("no worker")
 

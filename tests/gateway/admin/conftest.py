@@ -11,7 +11,7 @@ import pytest
 
 from gateway.admin.app import make_admin
 from gateway.admin.services import AdminServices
-from gateway.config import Auth, Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
+from gateway.config.types import Auth, Config, ModelConfig, ProviderConfig, RouteConfig, Secret, Server, Storage
 from gateway.journal.schema import migrate
 from gateway.journal.ship import ShipState
 from gateway.journal.store import open_store

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from gateway.admin import keys
 from gateway.admin.services import AdminServices
-from gateway.config import Auth, KeyConfig, Secret
+from gateway.config.types import Auth, KeyConfig, Secret
 from gateway.dashboard.pages import access
 from gateway.keys import new_key
 from tests.gateway.admin.traffic import recent, write

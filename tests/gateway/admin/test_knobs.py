@@ -14,10 +14,10 @@ from gateway.admin.actor import Actor
 from gateway.admin.changes import Conflict
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.knobs import Kept, KnobChange, Knobs, TrialWanted
+from gateway.config.settings import read_settings
 from gateway.errors import CallerError, HeadgateError, NotFound
 from gateway.journal.record import DecisionRecord, FeedbackRecord
 from gateway.journal.store import Store
-from gateway.settings import read_settings
 from tests.gateway.admin.traffic import explored, write
 
 ANN, BOB = Actor("ann", "operator"), Actor("bob", "operator")

@@ -18,12 +18,12 @@ from gateway.admin.shapes.certificates import CertificateWanted
 from gateway.admin.shapes.labels import LabelWanted
 from gateway.admin.shapes.learning import CanaryWanted
 from gateway.admin.upkeep import Seen
+from gateway.config.settings import read_settings
 from gateway.errors import CallerError, NotFound
 from gateway.journal.record import DecisionRecord, Record
 from gateway.journal.rollup_tables import certificates as certificate_table
 from gateway.journal.store import RouterVersion
 from gateway.promote import Versions
-from gateway.settings import read_settings
 from routers.artifact import Card
 from routers.plugin import PluginRouter
 from routers.registry import open_router, save_router

@@ -16,7 +16,7 @@ from gateway.admin.overview import declare_baseline, overview
 from gateway.admin.savings import against
 from gateway.admin.services import AdminServices
 from gateway.admin.upkeep import Seen, blind_savings, check_up
-from gateway.config import Config, ModelConfig
+from gateway.config.types import Config, ModelConfig
 from gateway.errors import CallerError
 from gateway.journal.record import CandidateRecord, DecisionRecord
 from gateway.journal.rollup import rollup_rows

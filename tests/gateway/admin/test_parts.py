@@ -16,9 +16,9 @@ from gateway.admin.changes import Conflict
 from gateway.admin.services import AdminServices
 from gateway.admin.shapes.access import TenantWanted
 from gateway.admin.shapes.models import ModelWanted, ProviderWanted
-from gateway.config import ModelConfig, ProviderConfig
+from gateway.config.overlay import FILE, read_secrets
+from gateway.config.types import ModelConfig, ProviderConfig
 from gateway.errors import CallerError
-from gateway.overlay import FILE, read_secrets
 from tests.gateway.admin.traffic import recent, write
 
 ADMIN = Actor("ann", "admin")

@@ -8,7 +8,7 @@ from sqlalchemy import event
 from gateway.admin import upkeep
 from gateway.admin.services import AdminServices
 from gateway.admin.upkeep import Seen
-from gateway.config import RouteConfig
+from gateway.config.types import RouteConfig
 from tests.gateway.admin.traffic import explored, write
 
 

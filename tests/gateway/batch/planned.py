@@ -11,10 +11,10 @@ import numpy as np
 from gateway.app import open_cascades, open_routers
 from gateway.batch.plan import PlanContext
 from gateway.batch.types import Arm, Capacity, Estimates
-from gateway.config import Config
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.settings import Settings
+from gateway.config.types import Config
 from gateway.routes import RouteBook
-from gateway.settings import Settings
 
 SMALL, LARGE = "Phi-3-mini-4k-instruct", "gemini-1.5-pro-002"
 """Two models that the shipped router was trained on."""

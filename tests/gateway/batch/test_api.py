@@ -24,12 +24,12 @@ from gateway.app import reload
 from gateway.batch.jobs import Jobs
 from gateway.batch.owner import keep_batches
 from gateway.batch.types import ARRAYS_FILE
+from gateway.config.settings import publish_keys
 from gateway.errors import CallerError
 from gateway.journal.record import KeyRecord
 from gateway.journal.schema import open_engine
 from gateway.keys import new_key
 from gateway.providers.scripted import ScriptedServer
-from gateway.settings import publish_keys
 from gateway.wire.multipart import Form, read_multipart
 from tests.gateway.batch.made import open_jobs
 from tests.gateway.batch.test_kill import configuration

@@ -11,7 +11,7 @@ import pytest
 from gateway.batch.arms import capacities_of, columns, endpoint_of, joined, with_endpoints, with_samples
 from gateway.batch.assign import assign
 from gateway.batch.types import Arm, Capacity
-from gateway.limits import Limit
+from gateway.money.limits import Limit
 from tests.gateway.batch.planned import LARGE, MODELS, SMALL, config, estimates, plan_context
 
 DAY_S = 86_400.0

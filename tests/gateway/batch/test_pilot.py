@@ -18,13 +18,13 @@ from gateway.batch.gather import Gathered, GatherOptions, gather
 from gateway.batch.pilot import Observation, Sample, agrees, asked, chosen_cells, pilot_of, updated
 from gateway.batch.read import LineReader, ReadOptions
 from gateway.batch.scan import Scanner
-from gateway.config import Config
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.settings import Settings
+from gateway.config.types import Config
 from gateway.journal.schema import open_engine
 from gateway.journal.tables import decisions
 from gateway.providers.scripted import ScriptedServer
 from gateway.routes import RouteBook
-from gateway.settings import Settings
 from routers.features import shipped_featurizer
 from tests.gateway.batch.planned import estimates
 from tests.live import table

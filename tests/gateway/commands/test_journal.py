@@ -12,10 +12,10 @@ from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from gateway.commands.journal import add_to
+from gateway.config.settings import read_settings
 from gateway.errors import CallerError, ConfigError
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records
-from gateway.settings import read_settings
 from tests.command import headgate
 from tests.gateway.journal.records import decision, feedback
 

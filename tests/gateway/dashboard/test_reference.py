@@ -8,7 +8,7 @@ from pathlib import Path
 from gateway.admin.app import make_admin
 from gateway.admin.services import AdminServices
 from gateway.api.openapi import document
-from gateway.config import Config
+from gateway.config.types import Config
 from gateway.dashboard.pages.reference import operations_of
 from gateway.journal.schema import open_engine
 from gateway.journal.ship import ShipState

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from gateway.commands.cascade import add_to
-from gateway.config import Config
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.types import Config
 from gateway.journal.record import DecisionRecord, FeedbackRecord
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records

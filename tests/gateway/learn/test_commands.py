@@ -11,12 +11,12 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.commands.loop import add_to
+from gateway.config.overlay import Overlay
+from gateway.config.settings import change_settings
 from gateway.journal.record import FeedbackRecord
 from gateway.journal.store import open_store
 from gateway.journal.write import write_records
-from gateway.overlay import Overlay
 from gateway.promote import Versions
-from gateway.settings import change_settings
 from routers.registry import load_router
 from routers.simple import Weighted
 from tests.gateway.learn.world import PRICE, Town

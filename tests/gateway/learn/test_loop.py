@@ -16,8 +16,9 @@ import msgspec
 import pytest
 
 from gateway.app import open_route_router, reload
-from gateway.config import Config
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.settings import read_settings
+from gateway.config.types import Config
 from gateway.journal.record import FeedbackRecord
 from gateway.journal.ship import Shipper
 from gateway.journal.store import Store, open_store
@@ -27,7 +28,6 @@ from gateway.learn.dataset import log_of, read_log, training_data
 from gateway.learn.gate import GateVerdict, failed
 from gateway.learn.loop import Loop, LoopThresholds, StepReport
 from gateway.learn.shadow import begin_canary, gated, mark
-from gateway.settings import read_settings
 from routers.artifact import Card
 from routers.features import shipped_featurizer
 from routers.fit import fit_learned

@@ -13,13 +13,13 @@ import pytest
 from openai import AsyncOpenAI
 
 from gateway.app import build_services, reload
+from gateway.config.settings import Current, change_settings, read_settings
 from gateway.errors import ConfigError
 from gateway.journal.store import open_store
 from gateway.learn.loop import REFUSED, WAITS
 from gateway.learn.shadow import begin_canary, mark
 from gateway.promote import Versions
 from gateway.providers.scripted import ScriptedServer
-from gateway.settings import Current, change_settings, read_settings
 from routers.registry import DEFAULT_ARTIFACT
 from tests.gateway.batch.test_kill import configuration
 from tests.gateway.learn.test_loop import Street, configured
@@ -42,7 +42,8 @@ async def test_a_restarting_worker_serves_without_the_file(tmp_path: Path) -> No
         async with served(config) as process, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
             assert (await http.get("/readyz")).json()["routers"]["auto"].endswith("no such file")
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            worker = next(pid for pid in children if b"gateway.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+            commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+            worker = next(pid for pid, command in commands.items() if b"gateway.serve.worker" in command)
             os.kill(int(worker), signal.SIGKILL)
             client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=20)
             answer = await client.chat.completions.with_raw_response.create(

@@ -15,15 +15,15 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from gateway.app import reload
-from gateway.config import Config
-from gateway.config_load import parse
+from gateway.config.load import parse
+from gateway.config.settings import read_settings
+from gateway.config.types import Config
 from gateway.journal.record import AttemptRecord, DecisionRecord, EvidenceRecord, FeedbackRecord
 from gateway.journal.ship import Shipper
 from gateway.journal.store import Store, open_store
 from gateway.journal.write import write_records
 from gateway.learn import promises as module
 from gateway.learn.promises import Promises, standings
-from gateway.settings import read_settings
 from tests.live import Live, live, table
 
 module_decode = module._decode

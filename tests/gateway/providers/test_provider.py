@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import ModelConfig, ProviderConfig, Secret, Server
+from gateway.config.types import ModelConfig, ProviderConfig, Secret, Server
 from gateway.errors import CallerError, ConfigError
 from gateway.providers import Provider, open_provider
 from gateway.providers.managed import is_ready, managed, wait_ready

@@ -1,0 +1,1 @@
+"""Money and limits: prices, charges, budgets held and settled, and rate limits."""

@@ -1,0 +1,1 @@
+"""The processes of `headgate serve`: the supervisor, workers and the control process."""

@@ -1,0 +1,1 @@
+"""What the Responses API stores: responses, conversations, and background responses with their event streams."""

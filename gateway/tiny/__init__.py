@@ -1,0 +1,1 @@
+"""`headgate cascade tiny`: measurements on the two shipped models."""
