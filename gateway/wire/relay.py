@@ -23,6 +23,7 @@ from gateway.wire.assemble import assemble_chat, assemble_messages
 from gateway.wire.body import Raw, encode_json
 from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, Peek, to_strict_json
 from gateway.wire.errors import classify_in_stream
+from gateway.wire.event_template import EventTemplate, learn
 from gateway.wire.hosted_tools import Runs
 from gateway.wire.pause import joined
 from gateway.wire.readers import MessagesReader, Reader, reader_of
@@ -38,6 +39,8 @@ Json = dict[str, Any]
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 TYPED = frozenset({"messages", "responses"})
 """Dialects whose events have types, one of which ends the stream."""
+LEARN_AT = frozenset({2, 4, 8, 16})
+"""Numbers of pieces of text after which a template of their events is looked for, until there is one."""
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 
 
@@ -58,7 +61,9 @@ class Relay:
         "_seen",
         "_splitter",
         "_src",
+        "_template",
         "_terminal",
+        "_uncollected",
         "_usage_before",
         "_usage_events",
         "_writer",
@@ -97,6 +102,9 @@ class Relay:
         """Characters of text and of thoughts in those messages."""
         self._splitter = Splitter()
         self._seen = Seen()
+        self._template: EventTemplate | None = None
+        self._uncollected = 0
+        """How many of the latest texts were read by the template and are not in `_collected` yet."""
         self._terminal: list[bytes] = []
         self._usage_events: list[bytes] = []
         self._late = b""
@@ -124,6 +132,13 @@ class Relay:
         return b"".join([self._take(event) for event in events if not self.over])
 
     def _take(self, event: bytes) -> bytes:
+        template = self._template
+        if template is not None and (text := template.text_of(event)) is not None:
+            self._seen.texts.append(text)
+            self._uncollected += 1
+            return template.passed(event)
+        if self._uncollected:
+            self._collect_texts()
         payload = data_of(event)
         if payload is None:
             return event if self._same else b""
@@ -138,9 +153,19 @@ class Relay:
             return self._fail("stream_error", _cause(chunk))
         if self._collected is not None:
             self._collected.append(payload)
-        if self._same:
-            return self._pass(event, payload)
-        return b"" if chunk is None else self._writer.write(chunk)
+        if not self._same:
+            return b"" if chunk is None else self._writer.write(chunk)
+        passed = self._pass(event, payload)
+        if template is None and chunk is not None and self._src != "responses" and len(self._seen.texts) in LEARN_AT:
+            self._template = learn(event, payload, passed)
+        return passed
+
+    def _collect_texts(self) -> None:
+        """Collect the latest texts, whose events fitted the template, as one event."""
+        if self._collected is not None and self._template is not None:
+            texts = self._seen.texts[-self._uncollected :]
+            self._collected.append(data_of(self._template.event("".join(texts))) or b"")
+        self._uncollected = 0
 
     def _pass(self, event: bytes, payload: bytes) -> bytes:
         if isinstance(self._writer, ResponsesWriter) and isinstance(self._reader, ResponsesReader):
@@ -248,6 +273,8 @@ class Relay:
 
     def _assembled(self, assemble: Callable[[list[bytes]], bytes]) -> bytes:
         assert self._collected is not None
+        if self._uncollected:
+            self._collect_texts()
         try:
             return assemble(self._collected)
         except (*BAD_JSON, KeyError, TypeError, AttributeError) as error:
