@@ -36,21 +36,21 @@ class Stale(Exception):
 class Response:
     """An answer whose head has come. Exactly one of `read`, `chunk` or `pour` to the end, or `cancel`, must follow."""
 
-    __slots__ = ("_complete", "_connection", "_error", "_parts", "_take_part", "_waiter", "headers", "status",
+    __slots__ = ("_complete", "_connection", "_error", "_take_part", "_waiter", "headers", "parts", "status",
                  "unread", "whole_limit")  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self._connection: Connection | None = connection
-        self._parts: list[bytes] = []
+        self.parts: list[bytes] = []
         self.unread = 0
         """Bytes of the body that were received and not yet read."""
         self._complete = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._take_part: Callable[[bytes], bool] | None = None
-        """Takes body bytes as they are received, while `pour` waits; None: they are kept in `_parts`."""
+        """Takes body bytes as they are received, while `pour` waits; None: they are kept in `parts`."""
         self.whole_limit = 0
         """Most bytes of a body that is read whole; 0: it is read in parts."""
 
@@ -66,11 +66,11 @@ class Response:
 
     async def chunk(self, stall_s: float) -> bytes:
         """The next bytes of the body, which must come within `stall_s` seconds; b"" once the message is complete."""
-        if not self._parts and not self._complete and self._error is None:
+        if not self.parts and not self._complete and self._error is None:
             deadline = _now() + stall_s
-            while not self._parts and not self._complete and self._error is None:
+            while not self.parts and not self._complete and self._error is None:
                 await self.wait(deadline)
-        if self._parts:
+        if self.parts:
             return self._take()
         if self._error is not None:
             raise self._error
@@ -84,7 +84,7 @@ class Response:
         """
         deadline = _now() + stall_s
         while True:
-            if self._parts:
+            if self.parts:
                 if not take(self._take()):
                     return False
             elif self._error is not None:
@@ -145,17 +145,13 @@ class Response:
             await self.wait(deadline)
 
     def _take(self) -> bytes:
-        parts = self._parts
+        parts = self.parts
         taken = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._parts = []
+        self.parts = []
         self.unread = 0
         if self._connection is not None and self._connection.paused:
             self._connection.resume()
         return taken
-
-    def received(self, body: bytes) -> None:
-        self._parts.append(body)
-        self.unread += len(body)
 
     def end(self) -> None:
         self._complete = True
@@ -167,7 +163,7 @@ class Response:
         if self._waiter is None:
             return
         take = self._take_part
-        if take is not None and self._parts:
+        if take is not None and self.parts:
             if take(self._take()):
                 return
             self._take_part = None
@@ -361,8 +357,10 @@ class Connection(asyncio.Protocol):
         response.status = status
 
     def on_body(self, body: bytes) -> None:
-        if self.response is not None and not self._ended:
-            self.response.received(body)
+        response = self.response
+        if response is not None and not self._ended:
+            response.parts.append(body)
+            response.unread += len(body)
 
     def on_message_complete(self) -> None:
         if self._interim:

@@ -27,7 +27,14 @@ class EventTemplate:
     def text_of(self, event: bytes) -> str | None:
         """The event's text; None if the event doesn't fit, or might not be valid JSON."""
         if event.startswith(self._before) and event.endswith(self._after) and len(event) >= self._least:
-            return plain_text(event[self._text])
+            raw = event[self._text]
+            if b'"' not in raw and b"\\" not in raw:
+                try:
+                    text = raw.decode()
+                except UnicodeDecodeError:
+                    return None
+                if text.isprintable():
+                    return text
         return None
 
     def passed(self, event: bytes) -> bytes:
@@ -42,36 +49,24 @@ class EventTemplate:
         return self._before + text.encode() + self._after
 
 
-def plain_text(raw: bytes) -> str | None:
-    """The text of a JSON string's content in which nothing is escaped, or has to be; None for any other."""
-    if b'"' not in raw and b"\\" not in raw:
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            return None
-        if text.isprintable():
-            return text
-    return None
-
-
 def learn(event: bytes, payload: bytes, passed: bytes) -> EventTemplate | None:
     """The template of a decoded event of a chat or of Anthropic's API; None where the event may have more than text, or
     its text's place in it isn't certain. `passed`: what the client gets of it.
     """
     text = _only_text(msgspec.json.decode(payload))
-    raw = (text or "").encode(errors="replace")
-    if not text or plain_text(raw) != text:
+    if not text:
         return None
-    parts, passed_parts = _around(event, raw), _around(passed, raw)
+    parts, passed_parts = _around(event, text), _around(passed, text)
     if parts is None or passed_parts is None:
         return None
     return EventTemplate(*parts, None if passed == event else passed_parts)
 
 
-def _around(event: bytes, raw: bytes) -> tuple[bytes, bytes] | None:
+def _around(event: bytes, text: str) -> tuple[bytes, bytes] | None:
     """What the event has before and after its text; None where that is not the only string of this content."""
-    before, found, after = event.partition(b'"' + raw + b'"')
-    if not found or b'"' + raw + b'"' in after or not before.rstrip(b" ").endswith(_KEYS):
+    string = b'"' + text.encode(errors="replace") + b'"'
+    before, found, after = event.partition(string)
+    if not found or string in after or not before.rstrip(b" ").endswith(_KEYS):
         return None
     return before + b'"', b'"' + after
 
