@@ -166,6 +166,11 @@ class Chunk(msgspec.Struct):
             return ""
 
 
+def text_chunk(text: str) -> Chunk:
+    """A chunk with nothing but a piece of the first choice's text."""
+    return Chunk([Choice(delta=Delta(text))])
+
+
 class LogprobSummary(msgspec.Struct):
     """Summary of the log-probabilities (natural logarithm) of an answer's tokens; NaN where there are none."""
 

@@ -21,7 +21,7 @@ from gateway.errors import HeadgateError, UpstreamError
 from gateway.wire.answer import translate_answer
 from gateway.wire.assemble import assemble_chat, assemble_messages
 from gateway.wire.body import Raw, encode_json
-from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, Peek, to_strict_json
+from gateway.wire.chunk import BAD_JSON, Choice, Chunk, Delta, Peek, text_chunk, to_strict_json
 from gateway.wire.errors import classify_in_stream
 from gateway.wire.event_template import EventTemplate, learn
 from gateway.wire.hosted_tools import Runs
@@ -136,7 +136,7 @@ class Relay:
         if template is not None and (text := template.text_of(event)) is not None:
             self._seen.texts.append(text)
             self._uncollected += 1
-            return template.passed(event)
+            return template.passed(event) if self._same else self._writer.write(text_chunk(text))
         if self._uncollected:
             self._collect_texts()
         payload = data_of(event)
@@ -153,12 +153,12 @@ class Relay:
             return self._fail("stream_error", _cause(chunk))
         if self._collected is not None:
             self._collected.append(payload)
-        if not self._same:
-            return b"" if chunk is None else self._writer.write(chunk)
-        passed = self._pass(event, payload)
+        passed = self._pass(event, payload) if self._same else event
         if template is None and chunk is not None and self._src != "responses" and len(self._seen.texts) in LEARN_AT:
             self._template = learn(event, payload, passed)
-        return passed
+        if self._same:
+            return passed
+        return b"" if chunk is None else self._writer.write(chunk)
 
     def _collect_texts(self) -> None:
         """Collect the latest texts, whose events fitted the template, as one event."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 from unittest.mock import patch
 
@@ -51,35 +52,38 @@ END = data({"id": "c1", "choices": [{"index": 0, "delta": {}, "finish_reason": "
 END += data({"id": "c1", "choices": [], "usage": USAGE}) + DONE
 
 
-def relayed(src: str, pieces: list[bytes], include_usage: bool) -> tuple[Any, ...]:
+def relayed(src: str, dst: str, pieces: list[bytes], include_usage: bool) -> tuple[Any, ...]:
     """Everything that comes of a stream."""
-    it = Relay(src, src, model="m", request={}, include_usage=include_usage, collect=True)
-    passed = [it.feed(piece) for piece in pieces]
-    fault = it.end()
-    whole = () if fault else (it.tail(), it.answer())
-    return passed, fault, whole, it.peek(), it.started, it.events
+    with patch("uuid.uuid4", return_value=uuid.UUID(int=0)), patch("time.time", return_value=1.0):
+        it = Relay(src, dst, model="m", request={}, include_usage=include_usage, collect=True)
+        passed = [it.feed(piece) for piece in pieces]
+        fault = it.end()
+        whole = () if fault else (it.tail(), it.answer())
+        return passed, fault, whole, it.peek(), it.started, it.events
 
 
-def decoded(src: str, pieces: list[bytes], include_usage: bool) -> tuple[Any, ...]:
+def decoded(src: str, dst: str, pieces: list[bytes], include_usage: bool) -> tuple[Any, ...]:
     """The same where no template is learned."""
     with patch("gateway.wire.relay.LEARN_AT", frozenset[int]()):
-        return relayed(src, pieces, include_usage)
+        return relayed(src, dst, pieces, include_usage)
 
 
+@pytest.mark.parametrize("dst", ["chat", "messages", "responses"])
 @given(st.lists(CHUNK, max_size=12), st.booleans(), st.booleans())
 @example(FIRST[:1], False, True)
-@settings(max_examples=300, deadline=None)
-def test_a_chat_is_as_if_decoded(chunks: list[bytes], at_once: bool, include_usage: bool) -> None:
+@settings(max_examples=150, deadline=None)
+def test_a_chat_is_as_if_decoded(dst: str, chunks: list[bytes], at_once: bool, include_usage: bool) -> None:
     others = [other for one in chunks for other in (one, *FIRST)]
     pieces = [*FIRST, *others, END]
     if at_once:
         pieces = [b"".join(pieces)]
-    assert relayed("chat", pieces, include_usage) == decoded("chat", pieces, include_usage)
+    assert relayed("chat", dst, pieces, include_usage) == decoded("chat", dst, pieces, include_usage)
 
 
+@pytest.mark.parametrize("dst", ["chat", "messages", "responses"])
 @given(st.lists(st.tuples(st.sampled_from(["text", "thinking", "input"]), TEXT), max_size=12), st.integers(0, 1))
-@settings(max_examples=200, deadline=None)
-def test_a_message_is_as_if_decoded(deltas: list[tuple[str, str]], block: int) -> None:
+@settings(max_examples=100, deadline=None)
+def test_a_message_is_as_if_decoded(dst: str, deltas: list[tuple[str, str]], block: int) -> None:
     fields = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking"),
               "input": ("input_json_delta", "partial_json")}  # fmt: skip
     message = {"id": "m1", "type": "message", "role": "assistant", "model": "m", "content": []}
@@ -91,7 +95,7 @@ def test_a_message_is_as_if_decoded(deltas: list[tuple[str, str]], block: int) -
         pieces.append(event("content_block_delta", index=block if text != "c" else 0, delta=delta))
     pieces.append(event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 5}))
     pieces.append(event("message_stop"))
-    assert relayed("messages", pieces, True) == decoded("messages", pieces, True)
+    assert relayed("messages", dst, pieces, True) == decoded("messages", dst, pieces, True)
 
 
 def test_events_that_fit_are_not_decoded() -> None:
