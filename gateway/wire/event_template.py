@@ -6,6 +6,7 @@ decoded. An event that doesn't fit it, or whose text has characters that JSON es
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -16,12 +17,13 @@ _KEYS = (b'"content":', b'"text":')
 class EventTemplate:
     """What events have before and after their text, the quotation marks included."""
 
-    __slots__ = ("_after", "_before", "_least", "_passed", "_text")
+    __slots__ = ("_after", "_before", "_cut", "_least", "_passed", "_text")
 
     def __init__(self, before: bytes, after: bytes, passed: tuple[bytes, bytes] | None) -> None:
         """`passed`: what the client gets before and after the text; None if it gets the event as it is."""
         self._before, self._after, self._passed = before, after, passed
         self._text = slice(len(before), -len(after))
+        self._cut = itemgetter(self._text)
         self._least = len(before) + len(after)
 
     def text_of(self, event: bytes) -> str | None:
@@ -43,6 +45,32 @@ class EventTemplate:
             return event
         before, after = self._passed
         return before + event[self._text] + after
+
+    def take(self, events: list[bytes]) -> tuple[str, bytes] | None:
+        """The text of several events together, and what the client gets of them; None unless all of them fit.
+
+        The cost of a further event is that of copying it, so this is for bursts.
+        """
+        before, after = self._before, self._after
+        if not (events[0].startswith(before) and events[-1].endswith(after)):
+            return None
+        raws = list(map(self._cut, events))
+        whole = b"".join(events)
+        if before + (after + before).join(raws) + after != whole:
+            return None
+        marked = b'"'.join(raws)  # the marks keep apart what is no character by itself
+        if b"\\" in marked or marked.count(b'"') != len(raws) - 1:
+            return None
+        try:
+            text = marked.decode().replace('"', "")
+        except UnicodeDecodeError:
+            return None
+        if not text.isprintable():
+            return None
+        if self._passed is None:
+            return text, whole
+        before, after = self._passed
+        return text, before + (after + before).join(raws) + after
 
     def event(self, text: str) -> bytes:
         """An event with this text, which must consist of texts of events that fit."""

@@ -41,6 +41,8 @@ TYPED = frozenset({"messages", "responses"})
 """Dialects whose events have types, one of which ends the stream."""
 LEARN_AT = frozenset({2, 4, 8, 16})
 """Numbers of pieces of text after which a template of their events is looked for, until there is one."""
+FEWEST_AT_ONCE = 4
+"""So many events, received in one read, may be taken together."""
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 
 
@@ -129,7 +131,19 @@ class Relay:
         self.events += len(events)
         if len(events) == 1:
             return self._take(events[0])
-        return b"".join([self._take(event) for event in events if not self.over])
+        return self._take_several(events)
+
+    def _take_several(self, events: list[bytes]) -> bytes:
+        """Take events together if the template fits all of them, otherwise each half of them by itself."""
+        if not self._same or len(events) < FEWEST_AT_ONCE:
+            return b"".join([self._take(event) for event in events if not self.over])
+        if self._template is not None and not self.over and (taken := self._template.take(events)) is not None:
+            text, passed = taken
+            self._seen.texts.append(text)
+            self._uncollected += 1
+            return passed
+        half = len(events) // 2
+        return self._take_several(events[:half]) + self._take_several(events[half:])
 
     def _take(self, event: bytes) -> bytes:
         template = self._template

@@ -80,6 +80,34 @@ def test_a_chat_is_as_if_decoded(dst: str, chunks: list[bytes], at_once: bool, i
     assert relayed("chat", dst, pieces, include_usage) == decoded("chat", dst, pieces, include_usage)
 
 
+RUN_TEXT = st.sampled_from([b"word", b"word", b" ", b" ", b"\xc3", b"\xa9", b'"', b"\\n", b"\\", b"\t", b""])
+LIKE_FIRST = FIRST[0].partition(b"once")
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), RUN_TEXT), max_size=6), st.booleans(), st.booleans())
+@example([(9, b"\xc3"), (0, b"\xa9"), (9, b" ")], False, False)
+@example([(5, b'"'), (5, b"word")], True, False)
+@settings(max_examples=150, deadline=None)
+def test_a_burst_is_as_if_decoded(runs: list[tuple[int, bytes]], usage_null: bool, include_usage: bool) -> None:
+    """All in one read: plain words, and now and then a text that is not, or not even valid JSON."""
+    before, _, after = LIKE_FIRST
+    after = after.replace(b"}\n\n", b',"usage":null}\n\n') if usage_null else after
+    texts = [text for plain, other in runs for text in (*[b"word"] * plain, other)]
+    pieces = [b"".join([*(before + text + after for text in (b"a", b"b", *texts)), END])]
+    assert relayed("chat", "chat", pieces, include_usage) == decoded("chat", "chat", pieces, include_usage)
+
+
+def test_a_burst_is_taken_at_once() -> None:
+    it = Relay("chat", "chat", model="m", request={}, collect=True)
+    for one in FIRST:
+        it.feed(one)
+    with patch.object(Relay, "_take", side_effect=AssertionError):
+        assert it.feed(b"".join(FIRST * 20)) == b"".join(FIRST * 20)
+    it.feed(END)
+    assert it.end() is None and it.events == 42 + 3 and it.peek().text == "once" * 42
+    assert b"once" * 42 in it.answer()
+
+
 @pytest.mark.parametrize("dst", ["chat", "messages", "responses"])
 @given(st.lists(st.tuples(st.sampled_from(["text", "thinking", "input"]), TEXT), max_size=12), st.integers(0, 1))
 @settings(max_examples=100, deadline=None)
