@@ -91,6 +91,7 @@ class Run:
     error: UpstreamError | None = None
     """The failure of the last step; None where it was answered."""
     tail = b""
+    """The stream's last bytes, which are sent once the request is settled."""
     hedged_before = False
     """True if the request was hedged before the step under way, which else made a second attempt with its hedge."""
     failed: Deployment | None = None
@@ -281,7 +282,7 @@ class Run:
         seen = flow.peek()
         opened.attempt.evidence = evidence_in(exchange.call, seen)
         exchange.response_id = seen.id
-        self.tail = flow.tail()
+        self.tail += flow.tail()
         if wants_whole(exchange):
             exchange.answer_body = whole_of(flow)
 
@@ -327,6 +328,9 @@ class Run:
         Raises UpstreamError for a stream that stalls or ends with a fault.
         """
         sender = self.sender
+        if flow.finished:  # in one read: all of it is sent with its end
+            self.tail = data
+            return
         silence_s = min(sender.timeouts.stall_s, self.exchange.call.timeout_s)
         passing = LiveStream(response, flow, self.reply, sender.now, silence_s, self.ends_s)
         if not self.reply.push(data):

@@ -290,7 +290,8 @@ class FastPath(Reply):
     """One request on the fast path, and its reply."""
 
     __slots__ = (
-        "_chunks", "_front", "_headers", "_size", "_surface", "disconnected", "keep_alive", "response_complete",
+        "_chunks", "_front", "_headers", "_size", "_start", "_surface", "disconnected", "keep_alive",
+        "response_complete",
     )  # fmt: skip
 
     def __init__(self, front: HttpProtocol, surface: str, *, keep_alive: bool) -> None:
@@ -300,6 +301,8 @@ class FastPath(Reply):
         self._headers = dict(front.headers)
         self._chunks: list[bytes] = []
         self._size = 0
+        self._start = b""
+        """The head of a stream that has begun, until it is sent with the first bytes."""
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
@@ -376,12 +379,12 @@ class FastPath(Reply):
 
     async def begin(self, status: int, headers: Headers) -> None:
         self.committed = True
-        if not self.disconnected:
-            self._front.transport.write(self._head(status, headers) + b"transfer-encoding: chunked\r\n\r\n")
+        self._start = self._head(status, headers) + b"transfer-encoding: chunked\r\n\r\n"
 
     def push(self, data: bytes) -> bool:
         if data and not self.disconnected:
-            self._front.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            start, self._start = self._start, b""
+            self._front.transport.write(b"%b%x\r\n%b\r\n" % (start, len(data), data))
         return not self._front.flow.write_paused
 
     def sign(self, data: bytes) -> None:
@@ -389,14 +392,18 @@ class FastPath(Reply):
             self.push(data)
 
     async def room(self) -> None:
+        if self._start and not self.disconnected:
+            start, self._start = self._start, b""
+            self._front.transport.write(start)
         if self._flow.write_paused:
             await self._flow.drain()
 
     async def end(self, data: bytes = b"") -> None:
-        await self.room()
+        if self._flow.write_paused:
+            await self._flow.drain()
         if not self.disconnected:
             last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
-            self._front.transport.write(last)
+            self._front.transport.write(self._start + last)
             self._complete()
 
     @property

@@ -37,7 +37,7 @@ class Reply(ABC):
 
     @abstractmethod
     async def begin(self, status: int, headers: Headers) -> None:
-        """Send status and headers of a stream."""
+        """Start a stream. Its status and headers may wait for its first bytes; `room` sends them at the latest."""
 
     @abstractmethod
     def push(self, data: bytes) -> bool:
@@ -48,7 +48,7 @@ class Reply(ABC):
 
     @abstractmethod
     async def room(self) -> None:
-        """Wait until a slow client has caught up."""
+        """Send what is held back, and wait until a slow client has caught up."""
 
     @abstractmethod
     async def end(self, data: bytes = b"") -> None:
@@ -145,6 +145,7 @@ async def give(reply: Reply, status: int, headers: Headers, answer: bytes | Asyn
         await reply.whole(status, headers, answer)
         return
     await reply.begin(status, headers)
+    await reply.room()
     async for piece in answer:
         if not reply.push(piece):
             await reply.room()

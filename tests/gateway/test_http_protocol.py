@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from gateway.http_protocol import HttpProtocol
@@ -70,6 +73,47 @@ async def test_a_whole_answer_leaves_in_one_write(tmp_path: Path, monkeypatch: p
     assert len(writes) == 1
     head, _, body = writes[0].partition(b"\r\n\r\n")
     assert b"content-length: %d" % len(body) in head and b"hello there" in body
+
+
+CHUNK = b'{"id":"c1","model":"m","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":%b}]}'
+EVENTS = [*(CHUNK % (b"so", b"null"),) * 9, CHUNK % (b"", b'"stop"'), b"[DONE]"]
+BURST = b"".join(b"data: %b\n\n" % one for one in EVENTS)
+BURST_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(BURST)
+
+
+async def burst(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An upstream that sends a whole stream at once."""
+    with suppress(asyncio.IncompleteReadError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+            writer.write(BURST_HEAD + BURST)
+
+
+async def test_a_stream_that_came_at_once_leaves_in_one_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does its replay from the cache. Both times its record has been written before."""
+    writes: list[bytes] = []
+    made = HttpProtocol.connection_made
+    monkeypatch.setattr(HttpProtocol, "connection_made", lambda self, one: made(self, Counted(one, writes)))  # type: ignore[arg-type]
+    server = await asyncio.start_server(burst, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    providers = [{"name": "burst", "kind": "openai", "base_url": url}]
+    routes = [{"name": "auto", "models": ["b"], "router": "cheapest", "cache": "exact"}]
+    models = [{"name": "b", "provider": "burst"}]
+    async with server, live(tmp_path, models=models, routes=routes, providers=providers) as gateway:
+        for cache in ("miss", "hit"):
+            body = BODY.replace(b'"echo"', b'"auto","stream":true')
+            async with httpx.AsyncClient() as client:
+                answer = await client.post(f"{gateway.url}/v1/chat/completions", content=body)
+            assert answer.headers["x-headgate-cache"] == cache
+            said = [json.loads(line[6:]) for line in answer.text.split("\n\n")[:-2]]
+            assert "".join(one["choices"][0]["delta"].get("content", "") for one in said) == "so" * 9
+            assert answer.text.endswith("data: [DONE]\n\n")
+            await gateway.decision(answer.headers["x-headgate-decision-id"])
+        await gateway.rest()
+    assert len(writes) == 2
 
 
 async def test_a_client_that_wants_to_close_gets_its_answer_first(tmp_path: Path) -> None:
