@@ -182,8 +182,8 @@ class Connection(asyncio.Protocol):
     """The asyncio protocol, and the callbacks (`on_...`) of its parser. Holds a slot of its pool until it is closed."""
 
     __slots__ = ("_body_until_eof", "_ended", "_head_bytes", "_headers", "_interim", "_keep_alive", "_parser",
-                 "_received", "_transport", "_unsent", "_whole", "_write_paused", "deadline", "holds_slot",
-                 "idle_since", "loop", "on_body", "paused", "pool", "response", "served")  # fmt: skip
+                 "_transport", "_unsent", "_write_paused", "deadline", "holds_slot", "idle_since", "loop", "paused",
+                 "pool", "response", "served")  # fmt: skip
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self.pool = pool
@@ -194,9 +194,6 @@ class Connection(asyncio.Protocol):
         self.deadline = 0.0
         self.idle_since = 0.0
         self._transport: asyncio.Transport | None = None
-        self._received: list[bytes] = []
-        """Parts of bodies in the data that is being read."""
-        self.on_body = self._received.append  # no call of Python for each part: in a burst every event is one
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self._write_paused = False
         self._reset()
@@ -205,8 +202,6 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._head_bytes = 0
         self._ended = False
-        self._whole = 0
-        """How many of the parts in `_received` were there when the answer ended; what follows isn't the answer's."""
         self._keep_alive = False
         self._interim = False
         self._body_until_eof = False
@@ -287,16 +282,11 @@ class Connection(asyncio.Protocol):
             self.drop()
             return
         self._head_bytes += len(data)
-        broken: Exception | None = None
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            broken = error
-        if self._received:
-            self._hand_over(response)
-        if broken is not None:
             if not self._ended:
-                cause = broken.__context__ or broken
+                cause = error.__context__ or error
                 self._break("bad_response", f"the upstream's answer can't be used: {cause}")
                 return
             self._keep_alive = False
@@ -316,15 +306,6 @@ class Connection(asyncio.Protocol):
             except Exception as error:  # raised by `take` of `pour`: it is raised again in the reader's task
                 self.drop()
                 response.fail(error)
-
-    def _hand_over(self, response: Response) -> None:
-        """Hand the answer what was received of its body."""
-        received = self._received
-        if self._ended:
-            del received[self._whole :]
-        response.parts += received
-        response.unread += sum(map(len, received))
-        received.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
         response, self.response = self.response, None
@@ -375,13 +356,18 @@ class Connection(asyncio.Protocol):
         response.headers = headers
         response.status = status
 
+    def on_body(self, body: bytes) -> None:
+        response = self.response
+        if response is not None and not self._ended:
+            response.parts.append(body)
+            response.unread += len(body)
+
     def on_message_complete(self) -> None:
         if self._interim:
             self._interim = False
             self._headers = {}
         elif not self._ended and self._parser is not None:
             self._ended = True
-            self._whole = len(self._received)
             # Read here because the parser forgets it when this callback has returned.
             self._keep_alive = self._parser.should_keep_alive() and not self._unsent
 
